@@ -1,0 +1,91 @@
+package message
+
+// PayloadType as in RFC 7296 §3.2.
+type PayloadType uint8
+
+const (
+	NoNextPayload PayloadType = 0
+	TypeSA        PayloadType = 33
+	TypeKE        PayloadType = 34
+	TypeIDi       PayloadType = 35
+	TypeIDr       PayloadType = 36
+	TypeCERT      PayloadType = 37
+	TypeCERTREQ   PayloadType = 38
+	TypeAUTH      PayloadType = 39
+	TypeNonce     PayloadType = 40
+	TypeNotify    PayloadType = 41
+	TypeDelete    PayloadType = 42
+	TypeVendorID  PayloadType = 43
+	TypeTSi       PayloadType = 44
+	TypeTSr       PayloadType = 45
+	TypeSK        PayloadType = 46
+	TypeCP        PayloadType = 47
+	TypeEAP       PayloadType = 48
+	TypeSKF       PayloadType = 53
+)
+
+// NotifyType as in RFC 7296 §3.10.1 and its registry; below 16384 are errors.
+type NotifyType uint16
+
+const (
+	UnsupportedCriticalPayload NotifyType = 1
+	InvalidIKESPI              NotifyType = 4
+	InvalidMajorVersion        NotifyType = 5
+	InvalidSyntax              NotifyType = 7
+	InvalidMessageID           NotifyType = 9
+	InvalidSPI                 NotifyType = 11
+	NoProposalChosen           NotifyType = 14
+	InvalidKEPayload           NotifyType = 17
+	AuthenticationFailed       NotifyType = 24
+	SinglePairRequired         NotifyType = 34
+	NoAdditionalSAs            NotifyType = 35
+	InternalAddressFailure     NotifyType = 36
+	FailedCPRequired           NotifyType = 37
+	TSUnacceptable             NotifyType = 38
+	InvalidSelectors           NotifyType = 39
+	TemporaryFailure           NotifyType = 43
+	ChildSANotFound            NotifyType = 44
+
+	InitialContact             NotifyType = 16384
+	SetWindowSize              NotifyType = 16385
+	AdditionalTSPossible       NotifyType = 16386
+	IPCompSupported            NotifyType = 16387
+	NATDetectionSourceIP       NotifyType = 16388
+	NATDetectionDestinationIP  NotifyType = 16389
+	Cookie                     NotifyType = 16390
+	UseTransportMode           NotifyType = 16391
+	HTTPCertLookupSupported    NotifyType = 16392
+	RekeySA                    NotifyType = 16393
+	ESPTFCPaddingNotSupported  NotifyType = 16394
+	NonFirstFragmentsAlso      NotifyType = 16395
+	MessageIDSyncSupported     NotifyType = 16420
+	ReplayCounterSyncSupported NotifyType = 16421
+	MessageIDSync              NotifyType = 16422
+	ReplayCounterSync          NotifyType = 16423
+	FragmentationSupported     NotifyType = 16430
+	SignatureHashAlgorithms    NotifyType = 16431
+)
+
+// IDType as in RFC 7296 §3.5.
+type IDType uint8
+
+const (
+	IDIPv4    IDType = 1
+	IDFQDN    IDType = 2
+	IDRFC822  IDType = 3
+	IDIPv6    IDType = 5
+	IDDERASN1 IDType = 9
+	IDKeyID   IDType = 11
+)
+
+// AuthMethod as in RFC 7296 §3.8.
+type AuthMethod uint8
+
+const (
+	AuthRSA       AuthMethod = 1
+	AuthPSK       AuthMethod = 2
+	AuthECDSA256  AuthMethod = 9
+	AuthECDSA384  AuthMethod = 10
+	AuthECDSA521  AuthMethod = 11
+	AuthSignature AuthMethod = 14
+)
