@@ -1,0 +1,18 @@
+// Package xfrm is the contract between the node and whatever carries packets:
+// SAs, tunnel interfaces, bounds, counters, events. xfrm/userspace implements it
+// over TUN and sockets, xfrm/kernel over netlink; xfrm/xfrmtest is the one
+// conformance suite for both.
+//
+// A data plane knows ceilings, fences and scopes as numbers only:
+//
+//   - An SA belongs to a scope. While the scope is inactive here the SA is silent:
+//     it neither seals nor delivers. Activate flips all SAs of a scope at once.
+//   - Outbound, no packet carries a sequence number above the SA's ceiling.
+//     When a scope becomes active the next sequence number is ceiling+1 of what
+//     was known then, so that it lies above anything an earlier owner sent.
+//   - Inbound, nothing above the fence is delivered: authenticated packets wait in
+//     a bounded queue. When a scope becomes active everything at or below the
+//     fence is rejected as a replay, unless an exact window was imported.
+//   - The data plane asks (BoundWanted) and goes on when SetBounds answers. Asking
+//     for less than the present bound is a withdrawal: it stopped above N before asking.
+package xfrm

@@ -1,0 +1,167 @@
+package xfrm
+
+import (
+	"net/netip"
+	"time"
+
+	"tandem/internal/ipsec"
+)
+
+// Scope is what moves between owners as one.
+type Scope uint16
+
+// Direction of an SA within a Child SA, seen from here.
+type Direction uint8
+
+const (
+	Outbound Direction = iota // bound is a ceiling
+	Inbound                   // bound is a fence
+)
+
+// Bound is a ceiling or a fence of the Child SA that SPIIn names. N is a full
+// sequence number (64 bits with ESN, else at most 2^32-1): the highest that may
+// be sent, or delivered.
+type Bound struct {
+	SPIIn ipsec.ESPSPI
+	Dir   Direction
+	N     uint64
+}
+
+// SA is a Child SA as installed.
+type SA struct {
+	ipsec.ChildSA
+	Scope Scope
+	IV    *ipsec.IVCounter // of KeyID in this process; nil unless the suite is an AEAD
+	// Ceiling and Fence are the bounds that hold at installation.
+	Ceiling, Fence uint64
+	// SoftBytes and HardBytes limit the traffic (either direction); 0: no limit.
+	SoftBytes, HardBytes uint64
+}
+
+// Window is the exact state of an SA pair, carried by a planned handover.
+type Window struct {
+	SPIIn      ipsec.ESPSPI
+	OutSeq     uint64   // last sequence number sent
+	InSeq      uint64   // highest sequence number accepted
+	InAccepted []uint64 // bit i of word j: InSeq-(64*j+i) was accepted
+}
+
+// Tunnel is one tunnel interface; its name is that of the phase 1.
+type Tunnel struct {
+	Name         string
+	MTU          int // of the interface, bytes
+	Scope        Scope
+	DontFragment bool   // outer DF set: packets are never fragmented after encapsulation
+	MaxMSS       [2]int // clamp for TCP SYNs, IPv4 and IPv6; 0: none
+}
+
+// Counters of one Child SA. Times are zero when nothing has happened yet.
+type Counters struct {
+	InPackets, InBytes, OutPackets, OutBytes                    uint64 // inner
+	InErrors, OutErrors                                         uint64
+	InReplayed, InFenced, InAuthFailed, InSelector, OutSelector uint64
+	LastIn, LastOut                                             time.Time
+	OutSeq, InSeq                                               uint64
+	Ceiling, Fence                                              uint64
+	IVUsed                                                      uint64
+}
+
+// TunnelCounters count what no SA accounts for.
+type TunnelCounters struct {
+	NoSA, Inactive, TooBig uint64
+}
+
+// PlaneCounters count what no tunnel accounts for.
+type PlaneCounters struct {
+	UnknownSPI, Malformed uint64
+}
+
+// IKEDatagram is one IKE message on UDP 500 or 4500. NonESP says that it is (or
+// shall be) preceded by the non-ESP marker (RFC 3948 §2.2); Data is without it.
+type IKEDatagram struct {
+	Local, Remote netip.AddrPort
+	NonESP        bool
+	Data          []byte
+}
+
+// Event is what a data plane reports. Concrete types are below.
+type Event interface{ event() }
+
+// BoundWanted asks for a bound, to be answered by SetBounds.
+type BoundWanted struct{ Bound }
+
+// Acquire reports an outbound packet that no SA matched: traffic-triggered
+// negotiation. The packet waits briefly in a bounded queue of the tunnel.
+type Acquire struct {
+	Tunnel   string
+	Protocol uint8
+	Src, Dst netip.AddrPort // inner; ports 0 where the protocol has none
+}
+
+// PeerMoved reports an authenticated packet from another outer source than the SA's.
+type PeerMoved struct {
+	SPIIn ipsec.ESPSPI
+	From  netip.AddrPort
+}
+
+// FirstInbound reports the first authenticated packet of an SA since its
+// installation, or since its scope became active here.
+type FirstInbound struct{ SPIIn ipsec.ESPSPI }
+
+// Expiring reports that an SA must be rekeyed for other reasons than time:
+// SoftBytes reached, or sequence numbers or explicit IVs nearly used up.
+// Hard means that it has stopped.
+type Expiring struct {
+	SPIIn  ipsec.ESPSPI
+	Reason string
+	Hard   bool
+}
+
+func (BoundWanted) event()  {}
+func (Acquire) event()      {}
+func (PeerMoved) event()    {}
+func (FirstInbound) event() {}
+func (Expiring) event()     {}
+
+// Handler receives what comes up from a data plane, from several goroutines at
+// once. It must not block and must not call back into the data plane.
+type Handler struct {
+	IKE    func(IKEDatagram) // Data is the callee's to keep
+	Events func([]Event)     // the slice is the callee's to keep
+}
+
+// DataPlane carries ESP. Its methods are called from one goroutine and return
+// without waiting for packets. Naming an SPI that is not installed is no error:
+// it may just have been removed.
+type DataPlane interface {
+	AddTunnel(Tunnel) error
+	RemoveTunnel(name string) error
+
+	// Install adds both directions of a Child SA. Inbound works at once (if the
+	// scope is active), outbound after SetOutbound.
+	Install(SA) error
+	// SetOutbound makes the pair the one that its selectors send through, or stops it.
+	SetOutbound(spiIn ipsec.ESPSPI, use bool)
+	// SetPeer changes the outer addresses and the encapsulation.
+	SetPeer(spiIn ipsec.ESPSPI, local, remote netip.AddrPort, udpEncap bool)
+	Remove(spiIn ipsec.ESPSPI)
+
+	SetBounds([]Bound)
+	Activate(Scope)
+	// Deactivate silences a scope. When it returns no packet of it is under way
+	// in either direction, and none follows.
+	Deactivate(Scope)
+	// Windows exports the exact state of a scope's SAs, meaningful after Deactivate.
+	Windows(Scope) []Window
+	// SetWindows imports it, before Activate.
+	SetWindows([]Window)
+
+	Counters(ipsec.ESPSPI) (Counters, bool)
+	TunnelCounters(name string) TunnelCounters
+	PlaneCounters() PlaneCounters
+
+	SendIKE(IKEDatagram) error
+	// Keepalive sends one NAT keepalive (RFC 3948 §2.3).
+	Keepalive(local, remote netip.AddrPort) error
+	Close() error
+}
