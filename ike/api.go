@@ -1,0 +1,170 @@
+// Package ike is the IKEv2 engine (RFC 7296): both roles, all exchanges, as a pure
+// state machine. It takes the time and what arrived, and returns effects.
+//
+// Replication is visible in one place only: whatever changes an IKE SA ends in a
+// Persist effect, and everything that rests on it (messages, installed SAs) is
+// held until Committed names its ticket. What a node needs to go on with an IKE
+// SA that another node began is in its Entry, nothing else.
+package ike
+
+import (
+	"io"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+)
+
+// Ticket numbers Persist effects, rising by one.
+type Ticket uint64
+
+// Datagram is one IKE message; NonESP says that it travels on a socket where the
+// non-ESP marker is used (RFC 3948 §2.2). Data is without the marker.
+type Datagram struct {
+	Local, Remote netip.AddrPort
+	NonESP        bool
+	Data          []byte
+}
+
+// Nonces hands out the explicit IVs of AEAD keys (the ranges of sender IDs live
+// behind it). A secret gets its KeyID when it is made, including the secrets of
+// an exchange in flight; keys derived from it inherit the ID.
+type Nonces interface {
+	// New registers a secret that this process just made, with the full range.
+	New() ipsec.KeyID
+	// IV is this process's counter under the key; nil when no range is held.
+	IV(ipsec.KeyID) *ipsec.IVCounter
+	// Small says that the range has become small: rekey early.
+	Small(ipsec.KeyID) bool
+	// Forget says that the key is gone here. Its range stays reserved.
+	Forget(ipsec.KeyID)
+}
+
+// Traffic is when a Child SA last carried authenticated inbound and any outbound
+// packets here; zero times when never.
+type Traffic func(spiIn ipsec.ESPSPI) (lastIn, lastOut time.Time)
+
+// Options are what an Engine needs from outside.
+type Options struct {
+	Config       *config.Config
+	Rand         io.Reader
+	Nonces       Nonces
+	Traffic      Traffic
+	LocalAddr    func(iface string, v6 bool) (netip.Addr, bool) // address of a phase 1's interface
+	CookieSecret ipsec.Key                                      // shared by the cluster; 32 bytes
+	// HalfOpenLimit is the number of half-open IKE SAs from which on cookies are
+	// demanded (RFC 7296 §2.6).
+	HalfOpenLimit int
+	// RetransmitFirst and RetransmitTries shape the back-off (RFC 7296 §2.4):
+	// the first interval, doubled each time; zero values mean 1 s and what
+	// fits into a phase 1's dpd settings.
+	RetransmitFirst time.Duration
+	RetransmitTries int
+}
+
+// Entry is the replicated state of one IKE SA with its Child SAs. Value is nil
+// for an IKE SA that is gone; PeerDeleted then says that the peer authenticated
+// the deletion (DELETE, INITIAL_CONTACT, a completed rekey), which makes a
+// tombstone that beats live records at healing. Ages inside Value are relative
+// to the time of encoding.
+type Entry struct {
+	SPIs        ipsec.IKESPIs
+	Value       []byte
+	PeerDeleted bool
+	KeyIDs      []ipsec.KeyID  // the secrets inside Value
+	ChildSPIs   []ipsec.ESPSPI // its Child SAs by SPIIn
+}
+
+// Record is one event: its entries are applied together or not at all.
+type Record struct{ Entries []Entry }
+
+// Effect is what the engine wants done. Concrete types are below.
+type Effect interface{ effect() }
+
+// Persist asks that the record reach the whole sync set; Committed answers.
+type Persist struct {
+	Ticket Ticket
+	Record Record
+}
+
+// Send sends a message. The engine reuses nothing of Data.
+type Send struct{ Datagram }
+
+// Install installs a Child SA, inbound live at once.
+type Install struct {
+	SA                   ipsec.ChildSA
+	SoftBytes, HardBytes uint64
+}
+
+// SetOutbound makes a Child SA the one to send through, or stops it.
+type SetOutbound struct {
+	SPIIn ipsec.ESPSPI
+	Use   bool
+}
+
+// SetPeer moves a Child SA's outer addresses.
+type SetPeer struct {
+	SPIIn         ipsec.ESPSPI
+	Local, Remote netip.AddrPort
+	UDPEncap      bool
+}
+
+// Remove removes a Child SA.
+type Remove struct{ SPIIn ipsec.ESPSPI }
+
+// SendKeepalive sends a NAT keepalive.
+type SendKeepalive struct{ Local, Remote netip.AddrPort }
+
+// Log is one structured line; Message keeps the vocabulary that people grep for.
+// Attributes always name the tunnel, the peer and the SPIs where they are known.
+type Log struct {
+	Level   slog.Level
+	Message string
+	Attrs   []slog.Attr
+}
+
+// KeyLog names the keys of a new IKE SA, for a debug key log; emitted always,
+// written by nobody unless the operator told the daemon to.
+type KeyLog struct {
+	SPIs           ipsec.IKESPIs
+	Suite          ipsec.Suite
+	Ei, Er, Ai, Ar ipsec.Key
+}
+
+func (Persist) effect()       {}
+func (Send) effect()          {}
+func (Install) effect()       {}
+func (SetOutbound) effect()   {}
+func (SetPeer) effect()       {}
+func (Remove) effect()        {}
+func (SendKeepalive) effect() {}
+func (Log) effect()           {}
+func (KeyLog) effect()        {}
+
+// The engine's methods. An engine is suspended when new: it only applies records.
+//
+//	New(Options) *Engine
+//	HandleDatagram(now, Datagram)                 // when resumed
+//	HandleAcquire(now, tunnel string, ts traffic)  // Acquire of the data plane: negotiate for traffic
+//	HandleFirstInbound(now, spiIn)                // the peer uses this SA; also: authenticated traffic after a takeover
+//	HandlePeerMoved(now, spiIn, from)             // NAT rebinding
+//	HandleExpiring(now, spiIn, hard)              // rekey for other reasons than time
+//	HandleTimeout(now); NextTimeout() (time.Time, bool)
+//	Committed(now, Ticket)                        // in order; all tickets up to it
+//	Poll() (Effect, bool)                         // drained before the next input
+//
+//	Apply(now, Record)                            // standby: take over the state; emits Install/SetOutbound/SetPeer/Remove ungated
+//	BeginCopy(); EndCopy()                        // a full copy: what Apply did not name in between is removed
+//	Snapshot(now) []Entry                         // full copy for a member that enters
+//	Resume(now)                                   // ownership begins: arm timers, retransmit outstanding requests,
+//	                                              // no new exchange on an IKE SA before the peer's authenticated traffic
+//	Suspend(now)                                  // ownership ends: held effects are dropped, nothing leaves any more
+//	Unite(now, []Entry)                           // healing: the other side's entries, by SPI (see architecture, Healing)
+//	RekeyAll(now, reason string)                  // early rekey of everything, paced
+//
+//	Reconfigure(now, *config.Config)              // only what changed: passive-mode enabled → DELETE its SAs, removed → DELETE
+//	Up(now, phase1, phase2 string) error; Down(now, phase1, phase2 string) error
+//	Clear(now, name string) int                   // gateway clear/flush: DELETE, then renegotiate as configured; "" for all
+//	Status(now) []GatewayStatus

@@ -1,0 +1,50 @@
+package ike
+
+import (
+	"net/netip"
+	"time"
+
+	"tandem/internal/ipsec"
+)
+
+// GatewayStatus is one tunnel (phase 1, or instance of a dialup phase 1) as
+// diagnose shows it. Configured static tunnels appear even when down.
+type GatewayStatus struct {
+	Name, Parent                   string // Parent is the dialup phase 1, else empty
+	Index                          int    // dialup index
+	Interface                      string
+	Local, Remote                  netip.AddrPort
+	Created                        time.Time
+	PeerID                         string // as the peer authenticated itself
+	NAT                            bool
+	IKE                            []IKEStatus
+	IKECreated, IKEEstablished     int // since Created
+	ChildCreated, ChildEstablished int
+	IKETime, ChildTime             [3]time.Duration // min, average, max time to establish
+	Children                       []ChildStatus
+	Failure                        string // reason of the last failure
+}
+
+// IKEStatus is one IKE SA.
+type IKEStatus struct {
+	ID               uint64 // running number in this process
+	SPIs             ipsec.IKESPIs
+	Initiator        bool
+	State            string // connecting, established, rekeyed, deleting
+	Established      time.Time
+	Took             time.Duration
+	Suite            ipsec.Suite
+	Lifetime, Rekey  time.Duration // hard lifetime; time left until the soft one
+	SendID, RecvID   uint32        // next request ID we send, next we expect
+	DPDSent, DPDRecv uint32
+	Keys             KeyLog
+}
+
+// ChildStatus is one Child SA.
+type ChildStatus struct {
+	Phase2                string
+	SA                    ipsec.ChildSA
+	Outbound              bool
+	Installed             time.Time
+	Lifetime, Left, Rekey time.Duration // hard lifetime, left of it, left until the soft one
+}
