@@ -1,0 +1,64 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ports lists the far ends (switch and panel ports) of a gateway's cables.
+func ports(node string, only func(dev string) bool) [][2]string {
+	var far [][2]string
+	for _, c := range pairCables {
+		if c.a == node && (only == nil || only(c.aIf)) {
+			far = append(far, [2]string{c.b, c.bIf})
+		}
+	}
+	return far
+}
+
+func isHeartbeat(dev string) bool { return strings.HasPrefix(dev, "hb") }
+
+// CutNode takes away every link of a node at its far end: the node keeps its
+// addresses and sees its carrier go. Heartbeat links go first.
+func (t *Topology) CutNode(node string) error {
+	hb := ports(node, isHeartbeat)
+	rest := ports(node, func(dev string) bool { return !isHeartbeat(dev) })
+	return t.each(append(hb, rest...), t.linkDown)
+}
+
+// RestoreNode gives a node its links back.
+func (t *Topology) RestoreNode(node string) error { return t.each(ports(node, nil), t.linkUp) }
+
+// CutHeartbeats cuts the named heartbeat links (all when none is named) for
+// both gateways; RestoreHeartbeats joins them again.
+func (t *Topology) CutHeartbeats(names ...string) error { return t.heartbeats(names, t.linkDown) }
+
+// RestoreHeartbeats undoes CutHeartbeats.
+func (t *Topology) RestoreHeartbeats(names ...string) error { return t.heartbeats(names, t.linkUp) }
+
+func (t *Topology) heartbeats(names []string, do func(node, dev string) error) error {
+	if len(names) == 0 {
+		names = HBLinks
+	}
+	var far [][2]string
+	for _, n := range names {
+		var found [][2]string
+		for _, gw := range Gateways {
+			found = append(found, ports(gw, func(dev string) bool { return isHeartbeat(dev) && dev == n })...)
+		}
+		if len(found) == 0 {
+			return fmt.Errorf("lab has no heartbeat link %q", n)
+		}
+		far = append(far, found...)
+	}
+	return t.each(far, do)
+}
+
+func (t *Topology) each(far [][2]string, do func(node, dev string) error) error {
+	var errs []error
+	for _, p := range far {
+		errs = append(errs, do(p[0], p[1]))
+	}
+	return errors.Join(errs...)
+}
