@@ -1,0 +1,234 @@
+// Package cluster decides who owns each scope: epochs, election, entitlement,
+// takeover, healing. It knows no tunnel, only scopes and owners.
+//
+// The pair engine (Pair) is pure. The guardian is a small parent process that
+// sends heartbeats, holds the entitlement and fences its daemon; its logic
+// (Guard) is pure too, its sockets and signals are a thin shell around it.
+package cluster
+
+import (
+	"fmt"
+	"time"
+
+	"tandem/internal/config"
+)
+
+// NodeID is a member's number within the cluster, from its certificate: 1–16.
+type NodeID uint32
+
+// Epoch numbers the ownership of a scope: it grows with every change of owner,
+// and no two nodes ever make the same one. Zero: nobody has ever owned it.
+type Epoch struct {
+	Counter uint64
+	Node    NodeID
+}
+
+// Less orders epochs by counter, then node.
+func (e Epoch) Less(o Epoch) bool {
+	return e.Counter < o.Counter || e.Counter == o.Counter && e.Node < o.Node
+}
+
+// Next is the epoch that node makes after e.
+func (e Epoch) Next(node NodeID) Epoch { return Epoch{e.Counter + 1, node} }
+
+func (e Epoch) String() string { return fmt.Sprintf("%d.%d", e.Counter, e.Node) }
+
+// ProcessID is a random number of a daemon process: what is in memory lives as long as it.
+type ProcessID uint64
+
+// Coverage is what a starting node knows about its last life (architecture, Invariants).
+type Coverage uint8
+
+const (
+	CoverageProven Coverage = iota // disk intact, no note: it never went on alone
+	CoverageNote                   // it went on alone: the survivor must rekey early
+	CoverageLost                   // disk lost: the same
+)
+
+// Role of this node for a scope.
+type Role uint8
+
+const (
+	RoleNone    Role = iota // starting, or nothing known
+	RoleStandby             // copies (Synchronised says whether entitled)
+	RoleOwner
+)
+
+// Election is what FGCP's election compares.
+type Election struct {
+	MonitorsUp int
+	Age        time.Duration // since the cluster process or the monitored interfaces last failed
+	Priority   int
+	Override   bool
+	Serial     string
+}
+
+// Peer is what another node's heartbeats say, as the guardian hands it up when it changes.
+type Peer struct {
+	Node       NodeID
+	Name       string
+	Process    ProcessID
+	Running    bool // its daemon lives
+	Role       Role
+	Epoch      Epoch // of the scope as that node knows it
+	Entitled   bool  // its guardian would let it succeed
+	Coverage   Coverage
+	Election   Election
+	Links      []Link // heartbeat devices on which it is heard
+	StreamPort uint16
+}
+
+// Link is a heartbeat device with the peer's address on it.
+type Link struct {
+	Device string
+	Addr   string // IPv6 link-local, without zone
+}
+
+// Loss says how a peer was lost.
+type Loss uint8
+
+const (
+	LossSilence      Loss = iota // nothing on any link for hb-lost-threshold intervals
+	LossDeath                    // its guardian announced the end of its daemon
+	LossUnresponsive             // its guardian could not end its daemon
+)
+
+// PairOptions configure a Pair.
+type PairOptions struct {
+	Self     NodeID
+	Name     string
+	Serial   string
+	HA       config.HA
+	Coverage Coverage
+	Epoch    Epoch // highest that this node's disk knows; zero on a new disk
+}
+
+// The Pair's inputs; every one takes now first and is followed by draining Poll:
+//
+//	NewPair(PairOptions) *Pair
+//	Start(now)
+//	HandlePeer(now, Peer)                                     // heartbeat contents changed, or the peer came (back)
+//	HandleLoss(now, NodeID, Loss, entitled bool, detected time.Duration) // entitled: what OUR guardian held at that moment
+//	HandleRemoved(now, NodeID)                                // the member's guardian gave up its entitlement
+//	HandleEntitled(now, Epoch)                                // our guardian now holds our entitlement
+//	HandleStream(now, NodeID, ProcessID, up bool)             // the stream towards the member
+//	HandleLag(now, NodeID, oldest time.Duration)              // age of the oldest unacknowledged frame; 0: none
+//	HandleCopied(now, Epoch)                                  // as standby: the copy is complete, entry received
+//	HandleEntered(now, NodeID)                                // as owner: the member acknowledged its entry
+//	HandleNote(now, err error)                                // WriteNote done
+//	HandleHandover(now, Epoch)                                // as standby: the owner hands over to us, state complete
+//	HandleHandedOver(now, NodeID, ok bool)                    // as owner: the frames of the handover were acknowledged, or not
+//	HandleMonitors(now, up int)
+//	Failover(now, set bool) error                             // execute ha failover set|unset
+//	Shutdown(now)                                             // SIGTERM: hand over if possible; ends with Effect Stopped
+//	HandleTimeout(now); NextTimeout() (time.Time, bool)
+//	Status(now) HAStatus; Role(); Epoch(); SyncSet() []NodeID
+//	Poll() (Effect, bool)
+
+// Effect is what the pair wants done. Concrete types are below.
+type Effect interface{ effect() }
+
+// Own begins ownership: activate, announce, resume. Covered says that every SA may
+// go on as it is; Trusted=false that the old SAs must not be used at all (this
+// node was not entitled: the last resort).
+type Own struct {
+	Epoch    Epoch
+	Covered  bool
+	Trusted  bool
+	Reason   string        // one line for people: who, why
+	Detected time.Duration // from the last sign of life to the decision
+	Handover bool          // exact windows were imported
+}
+
+// Disown ends ownership at once: silence, remove the shared addresses.
+type Disown struct {
+	To     Epoch // of the new owner, as far as known
+	Reason string
+}
+
+// Announce is what the guardian shall send from now on.
+type Announce struct {
+	Role     Role
+	Epoch    Epoch
+	Election Election
+	Coverage Coverage
+}
+
+// Join starts the copy to a member; Leave takes it out of the sync set: what
+// waits for it alone is committed.
+type Join struct {
+	Node    NodeID
+	Process ProcessID
+}
+type Leave struct{ Node NodeID }
+
+// AskRemoval makes the guardian ask the member's guardian to give up its entitlement.
+type AskRemoval struct{ Node NodeID }
+
+// Entitle makes our guardian hold our entitlement for the epoch (or drop it).
+type Entitle struct {
+	Epoch Epoch
+	On    bool
+}
+
+// WriteNote writes (On) or removes the note "went on alone" and the epoch, with
+// fsync, before anything that depends on it; HandleNote answers.
+type WriteNote struct {
+	On    bool
+	Epoch Epoch
+}
+
+// HandOver begins a planned handover to the member: stop sending and delivering,
+// release addresses, send the exact windows.
+type HandOver struct {
+	Node  NodeID
+	Epoch Epoch // that the successor will own
+}
+
+// Unite sends our whole state to the owner that healing chose; we then copy from it.
+type Unite struct{ Owner NodeID }
+
+// RekeyEarly: what we took over may have been continued elsewhere.
+type RekeyEarly struct{ Reason string }
+
+// Alarm is a condition people must see (alone, not synchronised…); On=false clears it.
+type Alarm struct {
+	Name, Text string
+	On         bool
+}
+
+// Stopped ends a Shutdown.
+type Stopped struct{}
+
+func (Own) effect()        {}
+func (Disown) effect()     {}
+func (Announce) effect()   {}
+func (Join) effect()       {}
+func (Leave) effect()      {}
+func (AskRemoval) effect() {}
+func (Entitle) effect()    {}
+func (WriteNote) effect()  {}
+func (HandOver) effect()   {}
+func (Unite) effect()      {}
+func (RekeyEarly) effect() {}
+func (Alarm) effect()      {}
+func (Stopped) effect()    {}
+
+// HAStatus is what `get system ha status` shows.
+type HAStatus struct {
+	Self, Owner  NodeID
+	Name, Serial string
+	Role         Role
+	Epoch        Epoch
+	Synchronised bool // as owner: the sync set is not empty; as standby: entitled
+	Alone        bool
+	LastChange   time.Time
+	LastReason   string
+	LastCovered  bool
+	LastDetected time.Duration
+	Takeovers    int
+	Peers        []Peer
+	Election     Election
+	Coverage     Coverage
+	Alarms       []Alarm
+}

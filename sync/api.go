@@ -1,0 +1,136 @@
+// Package statesync carries the state of tunnels from its owner to the members of
+// the sync set: the Journal on the owner, the Replica on the standby, the Ledger
+// of nonce ranges in each process. All three are pure; sync/stream holds the
+// gRPC ends.
+//
+// It does not look into records: an entry is a key, bytes, and the KeyIDs of the
+// secrets inside, for which the Journal gives the receiving process ranges.
+package statesync
+
+import (
+	"time"
+
+	"tandem/cluster"
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+)
+
+// Entry is the replicated state of one IKE SA; see ike.Entry for its fields.
+type Entry struct {
+	SPIs        ipsec.IKESPIs
+	Value       []byte
+	PeerDeleted bool
+	KeyIDs      []ipsec.KeyID
+	ChildSPIs   []ipsec.ESPSPI
+}
+
+// Effect is what the Journal or the Replica wants done. Concrete types are below.
+type Effect interface{ effect() }
+
+// The Journal, on the owner of the scope:
+//
+//	NewJournal(self cluster.ProcessID, l *Ledger, limit int) *Journal   // limit: bytes queued for one member
+//	Start(now, cluster.Epoch)                       // ownership begins, sync set empty
+//	Stop()                                          // ownership ends: nothing is committed any more
+//	Append(now, ticket uint64, []Entry)             // one atomic record
+//	SetBounds(now, []xfrm.Bound)                    // raised or withdrawn; in order with records
+//	Join(now, cluster.NodeID, cluster.ProcessID, []Entry, []xfrm.Bound) // full copy, then entry
+//	Leave(now, cluster.NodeID)
+//	HandleAck(now, cluster.NodeID, cluster.ProcessID, seq uint64) // cumulative
+//	Lag(now, cluster.NodeID) time.Duration          // age of the oldest unacknowledged frame
+//	HandOver(now, cluster.NodeID, cluster.Epoch, []xfrm.Window)   // final frames
+//	Unite(now, cluster.NodeID, cluster.ProcessID, []Entry, []xfrm.Bound, tombstones []ipsec.IKESPIs) // healing: our state to the chosen owner
+//	Tombstones() []ipsec.IKESPIs
+//	Poll() (Effect, bool)
+
+// SendFrame goes to a member on every link; the first arrival counts. Frame is a
+// marshalled syncpb.Frame; Seq rises by one per (our process, member process).
+type SendFrame struct {
+	Node    cluster.NodeID
+	Process cluster.ProcessID
+	Seq     uint64
+	Frame   []byte
+}
+
+// Committed: the whole sync set holds the record of this ticket and all before.
+type Committed struct{ Ticket uint64 }
+
+// BoundsEffective: the whole sync set holds these bounds.
+type BoundsEffective struct{ Bounds []xfrm.Bound }
+
+// Entered: the member acknowledged its entry; it counts since the entry was sent.
+type Entered struct{ Node cluster.NodeID }
+
+// HandedOver: the member acknowledged the last frame of a handover.
+type HandedOver struct {
+	Node  cluster.NodeID
+	Epoch cluster.Epoch
+}
+
+// Overflow: the member's queue grew beyond the limit; it must leave and join again.
+type Overflow struct{ Node cluster.NodeID }
+
+// The Replica, on a standby:
+//
+//	NewReplica(self cluster.ProcessID, l *Ledger) *Replica
+//	HandleFrame(now, from cluster.NodeID, process cluster.ProcessID, frame []byte) error // bounded decoder; older epochs refused
+//	Fence(cluster.Epoch)                  // refuse everything of an epoch below this one
+//	ConfirmEntry()                        // the guardian holds our entitlement: acknowledge the entry
+//	Poll() (Effect, bool)
+
+// SendAck acknowledges frames of an owner process up to Seq.
+type SendAck struct {
+	Node    cluster.NodeID
+	Process cluster.ProcessID
+	Seq     uint64
+}
+
+// CopyBegins starts a full copy: what follows replaces everything.
+type CopyBegins struct{ Epoch cluster.Epoch }
+
+// ApplyRecord is one event to take over, whole.
+type ApplyRecord struct{ Entries []Entry }
+
+// ApplyBounds are bounds to hold, last value counts.
+type ApplyBounds struct{ Bounds []xfrm.Bound }
+
+// CopyComplete: the copy is whole and the owner counts us; ask for entitlement, then ConfirmEntry.
+type CopyComplete struct{ Epoch cluster.Epoch }
+
+// HandoverReceived: the owner stopped and hands the scope to us at Epoch.
+type HandoverReceived struct {
+	Epoch   cluster.Epoch
+	Windows []xfrm.Window
+}
+
+// UniteReceived is the other side's state at healing, whole.
+type UniteReceived struct {
+	From       cluster.NodeID
+	Entries    []Entry
+	Bounds     []xfrm.Bound
+	Tombstones []ipsec.IKESPIs
+}
+
+func (SendFrame) effect()        {}
+func (Committed) effect()        {}
+func (BoundsEffective) effect()  {}
+func (Entered) effect()          {}
+func (HandedOver) effect()       {}
+func (Overflow) effect()         {}
+func (SendAck) effect()          {}
+func (CopyBegins) effect()       {}
+func (ApplyRecord) effect()      {}
+func (ApplyBounds) effect()      {}
+func (CopyComplete) effect()     {}
+func (HandoverReceived) effect() {}
+func (UniteReceived) effect()    {}
+
+// The Ledger of nonce ranges (architecture, invariant 1); it implements ike.Nonces:
+//
+//	NewLedger(rand io.Reader) *Ledger
+//	New() ipsec.KeyID; IV(ipsec.KeyID) *ipsec.IVCounter; Small(ipsec.KeyID) bool; Forget(ipsec.KeyID)
+//	Grant(ipsec.KeyID, cluster.ProcessID) (ipsec.SenderRange, bool) // half of ours, once for each process
+//	Adopt(ipsec.KeyID, ipsec.SenderRange)                           // a range we were given; the first one counts
+
+// CopyTimeout: a copy that has not been acknowledged after this long is begun again.
+const CopyTimeout = 5 * time.Second
