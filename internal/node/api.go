@@ -1,0 +1,51 @@
+package node
+
+import (
+	"io"
+	"net/netip"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+)
+
+// Options are what a Node needs from outside. Without Pair it is a standalone
+// gateway: it owns its scope from Start on, and every record commits at once.
+type Options struct {
+	Config        *config.Config
+	Process       cluster.ProcessID
+	Pair          *cluster.PairOptions
+	Rand          io.Reader
+	Traffic       ike.Traffic
+	LocalAddr     func(iface string, v6 bool) (netip.Addr, bool)
+	CookieSecret  ipsec.Key
+	HalfOpenLimit int // 0: 1000
+}
+
+// Status is what diagnose shows.
+type Status struct {
+	HA       *cluster.HAStatus // nil when standalone
+	Owner    bool
+	Gateways []ike.GatewayStatus
+}
+
+// The Node's methods; inputs take now first and are followed by draining Poll:
+//
+//	New(Options) *Node
+//	Start(now)
+//	HandleIKE(now, ike.Datagram)
+//	HandlePlane(now, []xfrm.Event)
+//	HandleWindows(now, []xfrm.Window)
+//	HandleFrame(now, cluster.NodeID, cluster.ProcessID, frame []byte) error
+//	HandleAck(now, cluster.NodeID, cluster.ProcessID, seq uint64)
+//	HandleStream(now, cluster.NodeID, cluster.ProcessID, up bool)
+//	HandlePeer(now, cluster.Peer); HandleLoss(…); HandleRemoved(…); HandleEntitled(…)
+//	HandleNote(now, err error); HandleMonitors(now, up int)
+//	HandleTimeout(now); NextTimeout() (time.Time, bool)
+//	Reload(now, *config.Config)
+//	Up(now, phase1, phase2 string) error; Down(…) error; Clear(now, name string) int
+//	Failover(now, set bool) error
+//	Shutdown(now)                       // ends with cluster.Stopped
+//	Status(now) Status
+//	Poll() (Effect, bool)

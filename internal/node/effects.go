@@ -1,0 +1,61 @@
+package node
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+)
+
+// Effect is one of: ike.Send, ike.SendKeepalive, ike.KeyLog, statesync.SendFrame,
+// statesync.SendAck, cluster.Announce, cluster.Entitle, cluster.AskRemoval,
+// cluster.WriteNote, cluster.Alarm, cluster.Stopped, and the types below.
+type Effect any
+
+// Install adds a Child SA to the data plane.
+type Install struct{ SA xfrm.SA }
+
+// SetOutbound, SetPeer, Remove, SetBounds, Activate, Deactivate and SetWindows
+// are the data plane's methods of the same names.
+type SetOutbound struct {
+	SPIIn ipsec.ESPSPI
+	Use   bool
+}
+type SetPeer struct {
+	SPIIn         ipsec.ESPSPI
+	Local, Remote netip.AddrPort
+	UDPEncap      bool
+}
+type Remove struct{ SPIIn ipsec.ESPSPI }
+type SetBounds struct{ Bounds []xfrm.Bound }
+type Activate struct{ Scope xfrm.Scope }
+type Deactivate struct{ Scope xfrm.Scope }
+type SetWindows struct{ Windows []xfrm.Window }
+
+// TakeWindows asks the data plane for the exact windows of a scope that was just
+// deactivated; HandleWindows answers.
+type TakeWindows struct{ Scope xfrm.Scope }
+
+// Claim puts the shared addresses on this node and announces them (gratuitous
+// ARP, unsolicited NA); Release takes them away.
+type Claim struct{}
+type Release struct{}
+
+// AddRoute and RemoveRoute keep the routes that add-route promises: Prefix
+// through the tunnel interface. Standbys have them too.
+type AddRoute struct {
+	Tunnel string
+	Prefix netip.Prefix
+}
+type RemoveRoute struct {
+	Tunnel string
+	Prefix netip.Prefix
+}
+
+// Log is one structured line.
+type Log struct {
+	Level   slog.Level
+	Message string
+	Attrs   []slog.Attr
+}
