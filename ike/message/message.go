@@ -1,39 +1,24 @@
 // Package message encodes and decodes IKEv2 messages (RFC 7296 §3): one file per
 // payload, bounded decoders, no state and no cryptography of its own.
+//
+// What the decoders return never shares memory with their input. Reserved fields
+// are ignored on receipt and sent as zero; the critical bit of a payload we know
+// is ignored, and we never set it.
 package message
 
-import "tandem/internal/ipsec"
-
-// ExchangeType as in RFC 7296 §3.1.
-type ExchangeType uint8
-
+// Bounds of the decoders; a message beyond one of them is INVALID_SYNTAX.
 const (
-	IKESAInit     ExchangeType = 34
-	IKEAuth       ExchangeType = 35
-	CreateChildSA ExchangeType = 36
-	Informational ExchangeType = 37
+	MaxMessageLen    = 65535 // bytes, header included
+	MaxPayloads      = 64    // in one chain
+	MaxProposals     = 32    // in one SA payload
+	MaxTransforms    = 64    // in one proposal
+	MaxSelectors     = 255   // in one TS payload
+	MaxDeleteSPIs    = 1024  // in one Delete payload
+	MaxCPAttributes  = 255   // in one CP payload
+	MinNonceLen      = 16    // bytes (RFC 7296 §3.9)
+	MaxNonceLen      = 256   // bytes
+	payloadHeaderLen = 4
 )
-
-// HeaderLen is the length in bytes of the IKE header.
-const HeaderLen = 28
-
-// Header is the IKE header (RFC 7296 §3.1). Initiator says that the sender is
-// the original initiator of the IKE SA; Response that this answers a request.
-type Header struct {
-	SPIs         ipsec.IKESPIs
-	NextPayload  PayloadType
-	MajorVersion uint8 // 2
-	MinorVersion uint8 // 0 when we send; ignored on receipt
-	Exchange     ExchangeType
-	Initiator    bool
-	Response     bool
-	Version      bool // the "higher version" flag
-	MessageID    uint32
-	Length       uint32 // filled by the encoder
-}
-
-// Payload is one payload of a message; its concrete types are the structs of this package.
-type Payload interface{ Type() PayloadType }
 
 // Message is a header and its payloads in order. A message that carries SK or
 // SKF has *Encrypted or *EncryptedFragment as its last payload until opened.
@@ -42,37 +27,92 @@ type Message struct {
 	Payloads []Payload
 }
 
-// Sealer protects the SK payload (RFC 7296 §3.14, RFC 5282). keymat provides it.
-type Sealer interface {
-	// IVLen, ICVLen and BlockLen are in bytes; BlockLen is 1 for AEADs.
-	IVLen() int
-	ICVLen() int
-	BlockLen() int
-	// Seal appends IV ‖ ciphertext ‖ ICV to aad and returns the whole. aad is the
-	// message from the IKE header up to and including the SK payload header, with
-	// its lengths already final; plaintext is padded to BlockLen already.
-	Seal(aad, plaintext []byte) ([]byte, error)
+// Parse decodes the header and the clear payloads of one whole datagram. It stops
+// at SK or SKF, which must be the last payload. Its errors are *Error:
+// INVALID_MAJOR_VERSION above version 2, silence below it or when the header is
+// broken, else as ParsePayloads.
+func Parse(b []byte) (*Message, error) {
+	h, err := ParseHeader(b)
+	if err != nil {
+		return nil, err
+	}
+	if h.MajorVersion != majorVersion {
+		e := &Error{Err: errorf("major version %d", h.MajorVersion)}
+		if h.MajorVersion > majorVersion {
+			e.Notify = InvalidMajorVersion
+		}
+		return nil, e
+	}
+	body := append([]byte(nil), b[HeaderLen:]...)
+	ps, err := parseChain(h.NextPayload, body, HeaderLen)
+	if err != nil {
+		return nil, err
+	}
+	return &Message{Header: h, Payloads: ps}, nil
 }
 
-// Opener is the other direction: body is IV ‖ ciphertext ‖ ICV; it returns the
-// padded plaintext. Every failure is the same ErrAuthentication.
-type Opener interface {
-	Open(aad, body []byte) ([]byte, error)
+// Encode returns the unprotected message and fills Length and NextPayload. It
+// returns nil for what cannot be encoded: a field beyond its range (a payload or
+// message above 65,535 bytes, too many proposals) or a payload still encrypted.
+func (m *Message) Encode() []byte {
+	w := writer{b: make([]byte, HeaderLen, 512)}
+	m.NextPayload = w.chain(m.Payloads)
+	if w.err != nil || len(w.b) > MaxMessageLen {
+		return nil
+	}
+	m.Length = uint32(len(w.b))
+	m.Header.put(w.b)
+	return w.b
 }
 
-// The functions of this package, with their contracts:
-//
-//	ParseHeader(b []byte) (Header, error)                 // length checked against len(b), version not judged
-//	Parse(b []byte) (*Message, error)                     // header and clear payloads; stops at SK/SKF
-//	(*Message).Encode() []byte                            // unprotected message, lengths and next-payload chain filled
-//	(*Message).Seal(s Sealer) ([]byte, error)             // all payloads inside one SK payload
-//	(*Message).Open(raw []byte, o Opener) error           // replaces the trailing *Encrypted by its inner payloads
-//	EncodePayloads(ps []Payload) (first PayloadType, body []byte)
-//	ParsePayloads(first PayloadType, body []byte) ([]Payload, error)
-//	Get[T Payload](m *Message) (T, bool)                  // first payload of a type
-//	(*Message).Notify(t NotifyType) (*Notify, bool)       // first notify of a type
-//	(*Message).Notifies() []*Notify
-//
-// Errors: *Error{Notify NotifyType, Data []byte, Err error}: Notify is what the
-// peer may be told (INVALID_SYNTAX, UNSUPPORTED_CRITICAL_PAYLOAD with the type
-// byte, INVALID_MAJOR_VERSION), 0 to stay silent.
+// Get returns the first payload of a type, e.g. Get[*SA](m).
+func Get[T Payload](m *Message) (T, bool) {
+	for _, p := range m.Payloads {
+		if t, ok := p.(T); ok {
+			return t, true
+		}
+	}
+	var none T
+	return none, false
+}
+
+// ID returns the first IDi payload, or IDr if responder.
+func (m *Message) ID(responder bool) (*ID, bool) {
+	for _, p := range m.Payloads {
+		if id, ok := p.(*ID); ok && id.Responder == responder {
+			return id, true
+		}
+	}
+	return nil, false
+}
+
+// TS returns the first TSi payload, or TSr if responder.
+func (m *Message) TS(responder bool) (*TS, bool) {
+	for _, p := range m.Payloads {
+		if ts, ok := p.(*TS); ok && ts.Responder == responder {
+			return ts, true
+		}
+	}
+	return nil, false
+}
+
+// Notify returns the first notification of a type.
+func (m *Message) Notify(t NotifyType) (*Notify, bool) {
+	for _, p := range m.Payloads {
+		if n, ok := p.(*Notify); ok && n.NotifyType == t {
+			return n, true
+		}
+	}
+	return nil, false
+}
+
+// Notifies returns all notifications in order.
+func (m *Message) Notifies() []*Notify {
+	var ns []*Notify
+	for _, p := range m.Payloads {
+		if n, ok := p.(*Notify); ok {
+			ns = append(ns, n)
+		}
+	}
+	return ns
+}

@@ -1,5 +1,15 @@
 package message
 
+// ExchangeType as in RFC 7296 §3.1.
+type ExchangeType uint8
+
+const (
+	IKESAInit     ExchangeType = 34
+	IKEAuth       ExchangeType = 35
+	CreateChildSA ExchangeType = 36
+	Informational ExchangeType = 37
+)
+
 // PayloadType as in RFC 7296 §3.2.
 type PayloadType uint8
 
