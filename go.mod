@@ -24,3 +24,5 @@ require (
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 )
+
+require go4.org/netipx v0.0.0-20260823151212-3075585bcbeb // indirect

@@ -1,0 +1,110 @@
+package node
+
+import (
+	"maps"
+	"slices"
+
+	"go4.org/netipx"
+
+	"tandem/ike"
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+)
+
+func (c *childSA) bound(d xfrm.Direction) *uint64 {
+	if d == xfrm.Outbound {
+		return &c.ceiling
+	}
+	return &c.fence
+}
+
+// install puts a Child SA into the data plane, on an owner as on a standby.
+func (n *Node) install(e ike.Install) {
+	if n.sas[e.SA.SPIIn] != nil {
+		return
+	}
+	c := &childSA{sa: e.SA, ceiling: initialCeiling}
+	n.sas[e.SA.SPIIn] = c
+	sa := xfrm.SA{ChildSA: e.SA, Scope: scope, Ceiling: c.ceiling, Fence: c.fence,
+		SoftBytes: e.SoftBytes, HardBytes: e.HardBytes}
+	if e.SA.Suite.Encr.AEAD() {
+		sa.IV = n.ledger.IV(e.SA.KeyID)
+	}
+	n.emit(Install{sa})
+	for _, r := range n.routesOf(e.SA) {
+		if n.routes[r]++; n.routes[r] == 1 {
+			n.emit(r)
+		}
+	}
+}
+
+func (n *Node) remove(spi ipsec.ESPSPI) {
+	c := n.sas[spi]
+	if c == nil {
+		return
+	}
+	delete(n.sas, spi)
+	n.emit(Remove{spi})
+	for _, r := range n.routesOf(c.sa) {
+		if n.routes[r]--; n.routes[r] == 0 {
+			delete(n.routes, r)
+			n.emit(RemoveRoute(r))
+		}
+	}
+}
+
+// routesOf are the routes that add-route promises: the remote selectors of a dialup client.
+func (n *Node) routesOf(sa ipsec.ChildSA) []AddRoute {
+	var out []AddRoute
+	for i := range n.cfg.Phase1 {
+		p1 := &n.cfg.Phase1[i]
+		if p1.Name != sa.Phase1 || !p1.Dialup() || !p1.AddRoute {
+			continue
+		}
+		for _, ts := range sa.TSRemote {
+			for _, p := range netipx.IPRangeFrom(ts.Start, ts.End).Prefixes() {
+				if p.Bits() > 0 {
+					out = append(out, AddRoute{Tunnel: sa.Phase1, Prefix: p})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// want notes a bound that the data plane asked for; pump hands all to the journal at once.
+func (n *Node) want(b xfrm.Bound) {
+	if c := n.sas[b.SPIIn]; c != nil {
+		*c.bound(b.Dir) = b.N
+		n.wanted = append(n.wanted, b)
+	}
+}
+
+// applyBounds takes over an owner's bounds on a standby.
+func (n *Node) applyBounds(bs []xfrm.Bound) {
+	var known []xfrm.Bound
+	for _, b := range bs {
+		if c := n.sas[b.SPIIn]; c != nil {
+			*c.bound(b.Dir) = b.N
+			known = append(known, b)
+		}
+	}
+	if len(known) > 0 {
+		n.emit(SetBounds{known})
+	}
+}
+
+// bounds are all bounds as last asked for, in the order of their SPIs.
+func (n *Node) bounds() []xfrm.Bound {
+	out := make([]xfrm.Bound, 0, 2*len(n.sas))
+	for _, spi := range sortedSPIs(n.sas) {
+		c := n.sas[spi]
+		out = append(out, xfrm.Bound{SPIIn: spi, Dir: xfrm.Outbound, N: c.ceiling},
+			xfrm.Bound{SPIIn: spi, Dir: xfrm.Inbound, N: c.fence})
+	}
+	return out
+}
+
+func sortedSPIs(m map[ipsec.ESPSPI]*childSA) []ipsec.ESPSPI {
+	return slices.Sorted(maps.Keys(m))
+}

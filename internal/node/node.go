@@ -1,0 +1,313 @@
+package node
+
+import (
+	"log/slog"
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+const (
+	// scope is the one scope of a pair without virtual clusters.
+	scope xfrm.Scope = 0
+	// initialCeiling is where every member lets a new outbound SA begin, so that
+	// its first packets need no acknowledgement.
+	initialCeiling = 32
+	// queueLimit bounds what is queued for one member, in bytes.
+	queueLimit = 64 << 20
+	// lagEvery is how often the age of unacknowledged frames is looked at.
+	lagEvery = 50 * time.Millisecond
+
+	defaultHalfOpenLimit = 1000
+)
+
+// Node is one gateway. It is not safe for concurrent use.
+type Node struct {
+	opt     Options
+	cfg     *config.Config
+	ike     *ike.Engine
+	pair    *cluster.Pair // nil: standalone
+	journal *statesync.Journal
+	replica *statesync.Replica
+	ledger  *statesync.Ledger
+
+	owner   bool
+	epoch   cluster.Epoch
+	peers   map[cluster.NodeID]cluster.ProcessID
+	handing *cluster.HandOver // waiting for the windows
+	windows []xfrm.Window     // received with a handover to us
+	lagging map[cluster.NodeID]bool
+	lagAt   time.Time
+
+	sas    map[ipsec.ESPSPI]*childSA
+	wanted []xfrm.Bound
+	routes map[AddRoute]int
+	out    []Effect
+}
+
+// childSA is what the node knows of an installed Child SA. The bounds are the
+// latest asked for: what a copy must contain.
+type childSA struct {
+	sa             ipsec.ChildSA
+	ceiling, fence uint64
+}
+
+// New makes a node that does nothing before Start.
+func New(o Options) *Node {
+	if o.HalfOpenLimit == 0 {
+		o.HalfOpenLimit = defaultHalfOpenLimit
+	}
+	n := &Node{
+		opt: o, cfg: o.Config,
+		ledger:  statesync.NewLedger(o.Rand),
+		peers:   map[cluster.NodeID]cluster.ProcessID{},
+		lagging: map[cluster.NodeID]bool{},
+		sas:     map[ipsec.ESPSPI]*childSA{},
+		routes:  map[AddRoute]int{},
+	}
+	n.journal = statesync.NewJournal(o.Process, n.ledger, queueLimit)
+	n.replica = statesync.NewReplica(o.Process, n.ledger)
+	n.ike = ike.New(ike.Options{
+		Config: o.Config, Rand: o.Rand, Nonces: n.ledger, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
+		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit,
+	})
+	if o.Pair != nil {
+		n.pair = cluster.NewPair(*o.Pair)
+	}
+	return n
+}
+
+// Start begins: a standalone gateway owns its scope at once, a member of a pair
+// listens for its peer first.
+func (n *Node) Start(now time.Time) {
+	if n.pair == nil {
+		n.own(now, cluster.Own{Epoch: cluster.Epoch{Counter: 1}, Covered: true, Trusted: true, Reason: "standalone"})
+	} else {
+		n.pair.Start(now)
+	}
+	n.pump(now)
+}
+
+// HandleIKE takes one IKE datagram. Only the owner answers.
+func (n *Node) HandleIKE(now time.Time, d ike.Datagram) {
+	if n.owner && n.handing == nil {
+		n.ike.HandleDatagram(now, d)
+		n.pump(now)
+	}
+}
+
+// HandlePlane takes what the data plane reports.
+func (n *Node) HandlePlane(now time.Time, events []xfrm.Event) {
+	if !n.owner {
+		return
+	}
+	for _, e := range events {
+		switch e := e.(type) {
+		case xfrm.BoundWanted:
+			n.want(e.Bound)
+		case xfrm.Acquire:
+			n.ike.HandleAcquire(now, e.Tunnel, ike.Acquire{Protocol: e.Protocol, Src: e.Src, Dst: e.Dst})
+		case xfrm.FirstInbound:
+			n.ike.HandleFirstInbound(now, e.SPIIn)
+		case xfrm.PeerMoved:
+			n.ike.HandlePeerMoved(now, e.SPIIn, e.From)
+		case xfrm.Expiring:
+			n.log(slog.LevelInfo, "Child SA expiring", slog.String("spi", e.SPIIn.String()), slog.String("reason", e.Reason))
+			n.ike.HandleExpiring(now, e.SPIIn, e.Hard)
+		}
+	}
+	n.pump(now)
+}
+
+// HandleWindows answers TakeWindows: the last frames of a handover can go.
+func (n *Node) HandleWindows(now time.Time, ws []xfrm.Window) {
+	if h := n.handing; h != nil {
+		n.journal.HandOver(now, h.Node, h.Epoch, ws)
+		n.pump(now)
+	}
+}
+
+// HandleFrame takes a frame of another node's journal. An error means that the
+// stream must be begun again.
+func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, frame []byte) error {
+	err := n.replica.HandleFrame(now, from, process, frame)
+	n.pump(now)
+	return err
+}
+
+// HandleAck takes a member's cumulative acknowledgement.
+func (n *Node) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, seq uint64) {
+	n.journal.HandleAck(now, from, process, seq)
+	n.pump(now)
+}
+
+// HandleStream says that the stream towards a member came or went.
+func (n *Node) HandleStream(now time.Time, from cluster.NodeID, process cluster.ProcessID, up bool) {
+	if n.pair == nil {
+		return
+	}
+	if up {
+		n.peers[from] = process
+	}
+	n.pair.HandleStream(now, from, process, up)
+	n.pump(now)
+}
+
+// HandlePeer takes what another node's heartbeats say.
+func (n *Node) HandlePeer(now time.Time, p cluster.Peer) {
+	n.pair.HandlePeer(now, p)
+	n.pump(now)
+}
+
+// HandleLoss says that a peer was lost; entitled is what our guardian held then.
+func (n *Node) HandleLoss(now time.Time, id cluster.NodeID, l cluster.Loss, entitled bool, detected time.Duration) {
+	n.pair.HandleLoss(now, id, l, entitled, detected)
+	n.pump(now)
+}
+
+// HandleRemoved says that a member gave up its entitlement.
+func (n *Node) HandleRemoved(now time.Time, id cluster.NodeID) {
+	n.pair.HandleRemoved(now, id)
+	n.pump(now)
+}
+
+// HandleEntitled says that our guardian holds our entitlement: the owner may count on us.
+func (n *Node) HandleEntitled(now time.Time, e cluster.Epoch) {
+	n.pair.HandleEntitled(now, e)
+	n.replica.ConfirmEntry()
+	n.pump(now)
+}
+
+// HandleNote answers WriteNote.
+func (n *Node) HandleNote(now time.Time, err error) {
+	n.pair.HandleNote(now, err)
+	n.pump(now)
+}
+
+// HandleMonitors says how many monitored interfaces work.
+func (n *Node) HandleMonitors(now time.Time, up int) {
+	if n.pair != nil {
+		n.pair.HandleMonitors(now, up)
+		n.pump(now)
+	}
+}
+
+// HandleTimeout runs what is due.
+func (n *Node) HandleTimeout(now time.Time) {
+	n.ike.HandleTimeout(now)
+	if n.pair != nil {
+		n.lag(now)
+		n.pair.HandleTimeout(now)
+	}
+	n.pump(now)
+}
+
+// NextTimeout is when HandleTimeout is due.
+func (n *Node) NextTimeout() (time.Time, bool) {
+	t, ok := n.ike.NextTimeout()
+	if n.pair != nil {
+		t, ok = earlier(t, ok, n.pair.NextTimeout)
+		if n.owner && n.journal.Pending() {
+			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
+		}
+	}
+	return t, ok
+}
+
+func earlier(t time.Time, ok bool, f func() (time.Time, bool)) (time.Time, bool) {
+	if u, uok := f(); uok && (!ok || u.Before(t)) {
+		return u, true
+	}
+	return t, ok
+}
+
+// lag reports how old the oldest unacknowledged frame of each member is.
+func (n *Node) lag(now time.Time) {
+	if !n.owner || now.Before(n.lagAt) {
+		return
+	}
+	n.lagAt = now.Add(lagEvery)
+	for _, id := range n.pair.SyncSet() {
+		old := n.journal.Lag(now, id)
+		if old >= lagEvery || n.lagging[id] {
+			n.lagging[id] = old >= lagEvery
+			n.pair.HandleLag(now, id, old)
+		}
+	}
+}
+
+// Reload takes a new configuration; what did not change is not touched.
+func (n *Node) Reload(now time.Time, c *config.Config) {
+	n.cfg = c
+	n.ike.Reconfigure(now, c)
+	n.pump(now)
+}
+
+// Up negotiates a phase 2; Down deletes it.
+func (n *Node) Up(now time.Time, phase1, phase2 string) error {
+	defer n.pump(now)
+	return n.ike.Up(now, phase1, phase2)
+}
+
+// Down deletes the Child SAs of a phase 2, with DELETE to the peer.
+func (n *Node) Down(now time.Time, phase1, phase2 string) error {
+	defer n.pump(now)
+	return n.ike.Down(now, phase1, phase2)
+}
+
+// Clear deletes the IKE SAs of a tunnel, or of all for an empty name, and returns how many.
+func (n *Node) Clear(now time.Time, name string) int {
+	defer n.pump(now)
+	return n.ike.Clear(now, name)
+}
+
+// Failover asks for (or takes back) a planned handover to the other node.
+func (n *Node) Failover(now time.Time, set bool) error {
+	if n.pair == nil {
+		return errStandalone
+	}
+	defer n.pump(now)
+	return n.pair.Failover(now, set)
+}
+
+// Shutdown hands over if somebody can take over, and ends with cluster.Stopped.
+func (n *Node) Shutdown(now time.Time) {
+	if n.pair == nil {
+		n.emit(cluster.Stopped{})
+		return
+	}
+	n.pair.Shutdown(now)
+	n.pump(now)
+}
+
+// Status is what diagnose shows.
+func (n *Node) Status(now time.Time) Status {
+	s := Status{Owner: n.owner, Gateways: n.ike.Status(now)}
+	if n.pair != nil {
+		ha := n.pair.Status(now)
+		s.HA = &ha
+	}
+	return s
+}
+
+// Poll returns the next effect; drain it before the next input.
+func (n *Node) Poll() (Effect, bool) {
+	if len(n.out) == 0 {
+		n.out = nil
+		return nil, false
+	}
+	e := n.out[0]
+	n.out = n.out[1:]
+	return e, true
+}
+
+func (n *Node) emit(e Effect) { n.out = append(n.out, e) }
+
+func (n *Node) log(l slog.Level, msg string, attrs ...slog.Attr) {
+	n.emit(Log{Level: l, Message: msg, Attrs: attrs})
+}

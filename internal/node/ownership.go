@@ -1,0 +1,75 @@
+package node
+
+import (
+	"log/slog"
+	"time"
+
+	"tandem/cluster"
+)
+
+// own begins ownership. Standby SAs, routes and interfaces are there already, so
+// the way to the first packet is one flip and the addresses; IKE goes on after.
+func (n *Node) own(now time.Time, o cluster.Own) {
+	if !o.Trusted {
+		n.ike.BeginCopy()
+		n.ike.EndCopy()
+		n.drainIKE(now)
+	}
+	n.owner, n.epoch, n.handing = true, o.Epoch, nil
+	n.replica.Fence(o.Epoch)
+	n.journal.Start(now, o.Epoch)
+	if o.Handover && n.windows != nil {
+		n.emit(SetWindows{n.windows})
+	}
+	n.windows = nil
+	n.emit(Activate{scope})
+	n.emit(Claim{})
+	level := slog.LevelInfo
+	if !o.Covered {
+		level = slog.LevelWarn
+	}
+	n.log(slog.LevelInfo, "HA state change detected -> primary", slog.String("epoch", o.Epoch.String()))
+	n.log(level, "takeover", slog.String("epoch", o.Epoch.String()), slog.Bool("covered", o.Covered),
+		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("reason", o.Reason),
+		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
+	n.ike.Resume(now)
+	if !o.Covered && o.Trusted {
+		n.ike.RekeyAll(now, "takeover was not covered")
+	}
+}
+
+// disown ends ownership at once; the state stays as a standby's until a copy replaces it.
+func (n *Node) disown(now time.Time, d cluster.Disown) {
+	wasOwner := n.owner
+	n.emit(Deactivate{scope})
+	n.emit(Release{})
+	n.ike.Suspend(now)
+	n.drainIKE(now)
+	n.owner, n.handing = false, nil
+	n.journal.Stop()
+	if wasOwner {
+		n.log(slog.LevelInfo, "HA state change detected -> secondary",
+			slog.String("epoch", d.To.String()), slog.String("reason", d.Reason))
+	}
+}
+
+// handOver stops this node and asks for the exact windows; the frames follow.
+func (n *Node) handOver(now time.Time, h cluster.HandOver) {
+	n.handing = &h
+	n.ike.Suspend(now)
+	n.drainIKE(now)
+	n.emit(Deactivate{scope})
+	n.emit(Release{})
+	n.emit(TakeWindows{scope})
+}
+
+// drainIKE carries out what the engine has ready, so that it stands before what is emitted next.
+func (n *Node) drainIKE(now time.Time) {
+	for {
+		e, ok := n.ike.Poll()
+		if !ok {
+			return
+		}
+		n.ikeEffect(now, e)
+	}
+}

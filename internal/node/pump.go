@@ -1,0 +1,197 @@
+package node
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/ipsec"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+var errStandalone = errors.New("this gateway is standalone: no cluster is configured (config system ha)")
+
+// pump lets the cores talk to each other until none has anything left to say.
+func (n *Node) pump(now time.Time) {
+	for {
+		if n.pair != nil {
+			if e, ok := n.pair.Poll(); ok {
+				n.pairEffect(now, e)
+				continue
+			}
+		}
+		if e, ok := n.ike.Poll(); ok {
+			n.ikeEffect(now, e)
+			continue
+		}
+		if e, ok := n.replica.Poll(); ok {
+			n.replicaEffect(now, e)
+			continue
+		}
+		if len(n.wanted) > 0 {
+			n.journal.SetBounds(now, n.wanted)
+			n.wanted = nil
+		}
+		if e, ok := n.journal.Poll(); ok {
+			n.journalEffect(now, e)
+			continue
+		}
+		return
+	}
+}
+
+func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
+	switch e := e.(type) {
+	case ike.Persist:
+		entries := make([]statesync.Entry, len(e.Record.Entries))
+		for i, x := range e.Record.Entries {
+			entries[i] = statesync.Entry(x)
+		}
+		n.journal.Append(now, uint64(e.Ticket), entries)
+	case ike.Install:
+		n.install(e)
+	case ike.SetOutbound:
+		n.emit(SetOutbound{e.SPIIn, e.Use})
+	case ike.SetPeer:
+		n.emit(SetPeer{e.SPIIn, e.Local, e.Remote, e.UDPEncap})
+	case ike.Remove:
+		n.remove(e.SPIIn)
+	case ike.Log:
+		n.emit(Log{e.Level, e.Message, e.Attrs})
+	default: // Send, SendKeepalive, KeyLog
+		n.emit(e)
+	}
+}
+
+func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
+	switch e := e.(type) {
+	case statesync.Committed:
+		n.ike.Committed(now, ike.Ticket(e.Ticket))
+	case statesync.BoundsEffective:
+		n.emit(SetBounds{e.Bounds})
+	case statesync.Entered:
+		n.pair.HandleEntered(now, e.Node)
+	case statesync.HandedOver:
+		n.handing = nil
+		n.pair.HandleHandedOver(now, e.Node, true)
+	case statesync.Overflow:
+		n.log(slog.LevelWarn, "HA member too slow, copying anew", slog.Any("node", e.Node))
+		n.pair.HandleLag(now, e.Node, time.Hour)
+	default: // SendFrame
+		n.emit(e)
+	}
+}
+
+func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
+	switch e := e.(type) {
+	case statesync.CopyBegins:
+		n.ike.BeginCopy()
+	case statesync.ApplyRecord:
+		n.ike.Apply(now, ike.Record{Entries: toIKE(e.Entries)})
+	case statesync.ApplyBounds:
+		n.applyBounds(e.Bounds)
+	case statesync.CopyComplete:
+		n.ike.EndCopy()
+		n.pair.HandleCopied(now, e.Epoch)
+	case statesync.HandoverReceived:
+		n.windows = e.Windows
+		n.pair.HandleHandover(now, e.Epoch)
+	case statesync.UniteReceived:
+		n.unite(now, e)
+	default: // SendAck
+		n.emit(e)
+	}
+}
+
+func toIKE(in []statesync.Entry) []ike.Entry {
+	out := make([]ike.Entry, len(in))
+	for i, x := range in {
+		out[i] = ike.Entry(x)
+	}
+	return out
+}
+
+func (n *Node) pairEffect(now time.Time, e cluster.Effect) {
+	switch e := e.(type) {
+	case cluster.Own:
+		n.own(now, e)
+	case cluster.Disown:
+		n.disown(now, e)
+	case cluster.Join:
+		n.journal.Join(now, e.Node, e.Process, n.snapshot(now), n.bounds())
+	case cluster.Leave:
+		delete(n.lagging, e.Node)
+		n.journal.Leave(now, e.Node)
+	case cluster.HandOver:
+		n.handOver(now, e)
+	case cluster.Unite:
+		n.journal.Unite(now, e.Owner, n.peers[e.Owner], n.snapshot(now), n.bounds(), n.journal.Tombstones())
+	case cluster.RekeyEarly:
+		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
+		n.ike.RekeyAll(now, e.Reason)
+	default: // Announce, Entitle, AskRemoval, WriteNote, Alarm, Stopped
+		n.emit(e)
+	}
+}
+
+func (n *Node) snapshot(now time.Time) []statesync.Entry {
+	in := n.ike.Snapshot(now)
+	out := make([]statesync.Entry, len(in))
+	for i, x := range in {
+		out[i] = statesync.Entry(x)
+	}
+	return out
+}
+
+// unite takes over the state of the other side of a split. Bounds start above
+// both sides' maxima, which one silent moment makes true for every SA at once.
+func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
+	dead := map[ipsec.IKESPIs]bool{}
+	for _, s := range n.journal.Tombstones() {
+		dead[s] = true
+	}
+	var entries []ike.Entry
+	for _, x := range u.Entries {
+		if !dead[x.SPIs] {
+			entries = append(entries, ike.Entry(x))
+		}
+	}
+	for _, s := range u.Tombstones {
+		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
+	}
+	n.ike.Unite(now, entries)
+	for {
+		e, ok := n.ike.Poll()
+		if !ok {
+			break
+		}
+		n.ikeEffect(now, e)
+	}
+	if !n.owner {
+		return
+	}
+	var raised []xfrm.Bound
+	for _, b := range u.Bounds {
+		if sa := n.sas[b.SPIIn]; sa != nil {
+			if p := sa.bound(b.Dir); b.N > *p {
+				*p = b.N
+				raised = append(raised, b)
+			}
+		}
+	}
+	n.emit(Deactivate{scope})
+	n.wanted = append(n.wanted, raised...)
+	n.journal.SetBounds(now, n.wanted)
+	n.wanted = nil
+	for {
+		e, ok := n.journal.Poll()
+		if !ok {
+			break
+		}
+		n.journalEffect(now, e)
+	}
+	n.emit(Activate{scope})
+}
