@@ -61,6 +61,14 @@ func (a *aead) Open(aad, body []byte) ([]byte, error) {
 	return plain, nil
 }
 
+// seal returns aad ‖ IV ‖ ciphertext ‖ ICV. An IV must never come twice.
+func (a *aead) seal(iv, aad, plaintext []byte) []byte {
+	out, tail := grow(aad, aeadIVLen+len(plaintext)+a.c.Overhead())
+	copy(tail, iv)
+	a.c.Seal(tail[aeadIVLen:aeadIVLen], a.nonce(iv), plaintext, out[:len(aad)])
+	return out
+}
+
 type aeadSealer struct {
 	*aead
 	iv *ipsec.IVCounter
@@ -77,11 +85,7 @@ func (s *aeadSealer) Seal(aad, plaintext []byte) ([]byte, error) {
 	if err := s.iv.Next(iv[:]); err != nil {
 		return nil, err
 	}
-	out, tail := grow(aad, aeadIVLen+len(plaintext)+s.c.Overhead())
-	copy(tail, iv[:])
-	// The ciphertext goes behind the IV in the same memory, the AAD stands before it.
-	s.c.Seal(tail[aeadIVLen:aeadIVLen], s.nonce(iv[:]), plaintext, out[:len(aad)])
-	return out, nil
+	return s.seal(iv[:], aad, plaintext), nil
 }
 
 // truncatedGCM is AES-GCM with a tag of 8 or 12 bytes (RFC 5282 §3.2), which are
