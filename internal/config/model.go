@@ -22,8 +22,8 @@ type Config struct {
 	Addresses  []Address
 	AddrGroups []AddrGroup
 	Policies   []Policy
-	HasPolicy  bool // a `config firewall policy` block exists, even an empty one
-	Routes     []Route
+	HasPolicy  bool    // a `config firewall policy` block exists, even an empty one
+	Routes     []Route // router static, then router static6
 }
 
 // HA is `config system ha`.
@@ -57,12 +57,13 @@ type HBDev struct {
 
 // VCluster is one virtual cluster.
 type VCluster struct {
-	ID       int // 1–30
-	Priority int
-	Override bool
-	Monitor  []string
-	VDOM     []string
-	Phase1   []string
+	ID               int // 1–30
+	Priority         int // 0–255, default 128
+	Override         bool
+	OverrideWaitTime time.Duration // 0–3600 s
+	Monitor          []string
+	VDOM             []string
+	Phase1           []string
 }
 
 // StandaloneCluster is `config system standalone-cluster` (FGSP).
@@ -82,6 +83,7 @@ type ClusterPeer struct {
 	HBInterval      time.Duration
 	HBLostThreshold int
 	IPsecTunnelSync bool
+	DownIntfs       []string // interfaces kept down until synchronised
 }
 
 // Tandem is `config system tandem`: what FortiOS has no word for.
@@ -104,6 +106,7 @@ type Interface struct {
 	RemoteIP     netip.Prefix   // tunnel interfaces
 	MTU          int            // 0: the device's own
 	VDOM         string
+	Type         string // physical, tunnel, loopback, …; informative
 }
 
 // Phase1 is one `config vpn ipsec phase1-interface` entry.
@@ -112,8 +115,10 @@ type Phase1 struct {
 	Line                int
 	Type                string // static, dynamic, ddns
 	Interface           string
+	IPVersion           int        // 4 or 6, of the outer addresses
 	LocalGW             netip.Addr // invalid: the interface's address
-	RemoteGW            netip.Addr // invalid for dynamic
+	RemoteGW            netip.Addr // invalid for dynamic and ddns
+	RemoteGWDDNS        string     // ddns: the peer's host name
 	KeyLife             time.Duration
 	AuthMethod          string // psk, signature
 	PeerType            string // any, one, peer…
@@ -123,6 +128,7 @@ type Phase1 struct {
 	PSK                 ipsec.Key
 	Certificate         []string
 	Proposals           []ipsec.Suite // KE unset; see DHGroups
+	ESN                 string        // disable, allow, require: for phase 2 entries that do not say
 	DHGroups            []ipsec.TransformID
 	NetDevice           bool
 	PassiveMode         bool
@@ -148,8 +154,23 @@ type Phase1 struct {
 	NetworkID           int
 	ChildlessIKE        bool
 	ModeCfg             bool
+	Pool                Pool // meant when ModeCfg is set
 	LoopbackAsymroute   bool
 	Monitor             []string
+}
+
+// Pool is what mode-cfg hands to clients. Unset addresses are invalid.
+type Pool struct {
+	AssignIP             bool
+	Start4, End4         netip.Addr
+	Netmask4             netip.Addr
+	DNS4                 [3]netip.Addr
+	Start6, End6         netip.Addr
+	Prefix6              int // 1–128
+	DNS6                 [3]netip.Addr
+	Domain               string
+	SplitInclude4        string // name of an address or group
+	SplitInclude4Subnets []ipsec.TrafficSelector
 }
 
 // Dialup says whether clients make instances of it.
@@ -160,7 +181,8 @@ type Phase2 struct {
 	Name          string
 	Line          int
 	Phase1        string
-	Proposals     []ipsec.Suite // KE unset; ESN as offered
+	Proposals     []ipsec.Suite // KE unset; ESN as offered: with esn allow, each suite appears with and without
+	ESN           string        // phase1, disable, allow, require
 	PFS           bool
 	DHGroups      []ipsec.TransformID
 	KeyLifeType   string        // seconds, kbs, both
@@ -170,6 +192,27 @@ type Phase2 struct {
 	AutoNegotiate bool
 	Keepalive     bool                    // implied by AutoNegotiate
 	Src, Dst      []ipsec.TrafficSelector // resolved from subnets, ranges, names; protocol and ports applied
+	RouteOverlap  string                  // use-new, use-old, allow
+	AddRoute      string                  // phase1, enable, disable
+
+	// As written; Src and Dst are what they come to.
+	SrcSpec, DstSpec SelectorSpec
+	Protocol         uint8  // 0: any
+	SrcPort, DstPort uint16 // 0: any
+}
+
+// SelectorSpec is one side of a phase 2 selector as it was written. Only the
+// fields that Type names are meant.
+type SelectorSpec struct {
+	Type    string // subnet, range, ip, name, subnet6, range6, ip6, name6
+	Subnet  netip.Prefix
+	Start   netip.Addr // also of ip
+	End     netip.Addr
+	Name    string
+	Subnet6 netip.Prefix
+	Start6  netip.Addr // also of ip6
+	End6    netip.Addr
+	Name6   string
 }
 
 // Address is a named subnet or range; AddrGroup names several.
@@ -180,6 +223,7 @@ type Address struct {
 type AddrGroup struct {
 	Name    string
 	Members []string
+	V6      bool // of `config firewall addrgrp6`
 }
 
 // Policy is one `config firewall policy` entry.
@@ -187,9 +231,11 @@ type Policy struct {
 	ID               int
 	Name             string
 	SrcIntf, DstIntf []string
-	SrcAddr, DstAddr []string
+	SrcAddr, DstAddr []string // IPv4 names; see Config.Resolve
 	Accept           bool
 	Status           bool
+
+	SrcAddr6, DstAddr6 []string // IPv6 names
 }
 
 // Route is one `config router static` entry.
@@ -198,6 +244,10 @@ type Route struct {
 	Dst     netip.Prefix
 	Device  string
 	Gateway netip.Addr
+
+	Distance  int  // 1–255, default 10; the metric of the kernel's route
+	Blackhole bool // discards instead of forwarding
+	Disabled  bool // status disable
 }
 
 // Fault is one thing wrong with a configuration. Key is empty where a whole
@@ -210,11 +260,3 @@ type Fault struct {
 	Message string // what is wrong and what is allowed
 	Warning bool
 }
-
-// The functions of this package:
-//
-//	Load(file string, text []byte) (*Config, []Fault)   // nil Config when any fault is not a warning
-//	(Fault).Error() string                              // `FILE:14: vpn1: keylife (100) must be between 120 and 172800`
-//	(*Config).Show(w io.Writer, path string, full bool) // FortiOS's `show` / `show full-configuration`; secrets print as `ENC redacted` unless asked
-//	(*Config).Phase2Of(phase1 string) []*Phase2
-//	(*Config).Checksum() …                              // per block, over the canonical show output

@@ -1,0 +1,92 @@
+package config
+
+import (
+	"strings"
+)
+
+// printer writes the language.
+type printer struct {
+	b       strings.Builder
+	indent  int
+	full    bool // defaults too
+	secrets bool
+	shared  bool // without what belongs to this node alone
+	only    string
+}
+
+type printable interface {
+	print(*printer)
+	empty() bool
+}
+
+func (p *printer) line(s string) {
+	p.b.WriteString(strings.Repeat("    ", p.indent))
+	p.b.WriteString(s)
+	p.b.WriteByte('\n')
+}
+
+// optional prints a nested block that has entries.
+func (p *printer) optional(x printable) {
+	if !x.empty() {
+		x.print(p)
+	}
+}
+
+func (o *object[T]) empty() bool { return false }
+
+func (o *object[T]) print(p *printer) {
+	p.line("config " + o.def.path)
+	p.indent++
+	o.body(p)
+	p.indent--
+	p.line("end")
+}
+
+// body prints the keywords: in full form all that are meant, else those that differ from the default.
+func (o *object[T]) body(p *printer) {
+	var zero T
+	def := newObject(o.def, zero, nil)
+	for i := range o.def.rows {
+		r := &o.def.rows[i]
+		if r.omit != nil && r.omit(o.val) || p.shared && r.local {
+			continue
+		}
+		text := r.value.format(r.at(o.val))
+		hidden := !p.full || r.hide != nil && r.hide(o.val)
+		if text == "" || hidden && text == r.value.format(r.at(def.val)) {
+			continue
+		}
+		if _, ok := r.value.(secret); ok && !p.secrets {
+			text = "ENC " + redactedMark
+		}
+		p.line("set " + r.key + " " + text)
+	}
+	for _, c := range o.def.children {
+		if c.show != nil {
+			c.show(o.val, p)
+		}
+	}
+}
+
+func (t *table[T]) empty() bool { return len(t.entries) == 0 && !t.opened }
+
+func (t *table[T]) print(p *printer) {
+	p.line("config " + t.def.path)
+	p.indent++
+	for _, o := range t.entries {
+		if p.only != "" && p.indent == 1 && o.src.name != p.only {
+			continue
+		}
+		name := o.src.name
+		if t.def.label == "" {
+			name = quote(name)
+		}
+		p.line("edit " + name)
+		p.indent++
+		o.body(p)
+		p.indent--
+		p.line("next")
+	}
+	p.indent--
+	p.line("end")
+}
