@@ -211,6 +211,9 @@ func (o *object[T]) unknown(ld *loader, st stmt, key string, words []word) {
 		ld.ignoredKey(st.line, o.src.object, o.def.path, key)
 		return
 	}
+	if ld.cut {
+		return
+	}
 	known := o.def.keys()
 	for _, ig := range o.def.ignored {
 		if !strings.Contains(ig.key, "*") {

@@ -26,7 +26,7 @@ func draftAddress(a Address) addressDraft {
 		d.subnet = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
 	if p, ok := prefixOf(t); ok {
-		d.kind, d.subnet = "ipmask", p
+		d.kind, d.subnet, d.start, d.end = "ipmask", p, netip.Addr{}, netip.Addr{}
 		if d.v6 {
 			d.kind = "ipprefix"
 		}
@@ -112,6 +112,9 @@ var policySpec = &spec[Policy]{
 		{key: "srcintf", value: names{max: 35, what: "interface names, or any"}, at: func(p *Policy) any { return &p.SrcIntf }, help: "where packets come in; required"},
 		{key: "dstintf", value: names{max: 35, what: "interface names, or any"}, at: func(p *Policy) any { return &p.DstIntf }, help: "where they go out; required"},
 		{key: "action", value: policyAction{}, def: "deny", at: func(p *Policy) any { return &p.Accept }, help: "what happens to them"},
+		{key: "service", value: only("ALL", "policies filter by interface and address"), at: nowhere[Policy], help: "ports and protocols are not told apart"},
+		{key: "schedule", value: only("always", "policies hold at all times"), at: nowhere[Policy], help: "policies hold at all times"},
+		{key: "nat", value: only("disable", "addresses are not translated here"), at: nowhere[Policy], help: "addresses are not translated"},
 		{key: "srcaddr", value: names{max: 79, what: "names of addresses and groups"}, at: func(p *Policy) any { return &p.SrcAddr }, help: "IPv4 sources"},
 		{key: "dstaddr", value: names{max: 79, what: "names of addresses and groups"}, at: func(p *Policy) any { return &p.DstAddr }, help: "IPv4 destinations"},
 		{key: "srcaddr6", value: names{max: 79, what: "names of IPv6 addresses and groups"}, at: func(p *Policy) any { return &p.SrcAddr6 }, help: "IPv6 sources"},
@@ -128,9 +131,6 @@ var policySpec = &spec[Policy]{
 		diameter-filter-profile virtual-patch-profile spamfilter-profile webproxy-profile natip natinbound natoutbound inbound outbound
 		tcp-mss-sender tcp-mss-receiver disclaimer redirect-url auth-* ntlm* fsso* identity-based-route decrypted-traffic-mirror tos-mask
 		ztna-tags-match-logic timeout-send-rst vlan-filter logtraffic-app fec`),
-		ignored{key: "service", only: []string{"all", "all_icmp_tcp_udp"}, why: "policies filter by interface and address; write ALL"},
-		ignored{key: "schedule", only: []string{"always"}, why: "policies hold at all times; write always"},
-		ignored{key: "nat", only: []string{"disable"}, why: "addresses are not translated here"},
 		ignored{key: "nat64", only: []string{"disable"}}, ignored{key: "nat46", only: []string{"disable"}},
 		ignored{key: "ippool", only: []string{"disable"}},
 		ignored{key: "utm-status", only: []string{"disable"}, why: "contents are not inspected here"},
@@ -209,7 +209,7 @@ func (ld *loader) buildAddresses(c *Config) {
 			for _, m := range g.Members {
 				k := nameKey{m, g.V6}
 				if !builtin(m) && ix.addr[k] == nil && ix.group[k] == nil {
-					ld.fault(s.at("member"), s.object, "member", fmt.Sprintf("member (%s) names no address or group%s", echo(m), didYouMean(m, c.addressNames(g.V6))))
+					ld.fault(s.at("member"), s.object, "member", fmt.Sprintf("member (%s) names no address or group%s", echo(m), ld.hint(m, c.addressNames(g.V6))))
 				}
 			}
 		}
@@ -298,7 +298,7 @@ func (ld *loader) buildPolicies(c *Config) (out []Policy) {
 				if builtin(n) || ix.addr[k] != nil || ix.group[k] != nil {
 					continue
 				}
-				hint := didYouMean(n, c.addressNames(a.v6))
+				hint := ld.hint(n, c.addressNames(a.v6))
 				if p.Accept {
 					ld.warn(s.at(a.key), s.object, a.key, fmt.Sprintf("%s (%s) names no address or group: it matches no packet%s", a.key, echo(n), hint))
 				} else {
@@ -319,7 +319,7 @@ func (ld *loader) buildPolicies(c *Config) (out []Policy) {
 				case i >= 0:
 					ld.warn(s.at(a.key), s.object, a.key, fmt.Sprintf("%s (%s) is no interface; did you mean %s?", a.key, echo(n), tunnels[i]))
 				case len(known) > 0:
-					ld.warn(s.at(a.key), s.object, a.key, fmt.Sprintf("%s (%s) is neither a phase 1 nor among those of `config system interface`%s", a.key, echo(n), didYouMean(n, slices.Concat(tunnels, known))))
+					ld.warn(s.at(a.key), s.object, a.key, fmt.Sprintf("%s (%s) is neither a phase 1 nor among those of `config system interface`%s", a.key, echo(n), ld.hint(n, slices.Concat(tunnels, known))))
 				}
 			}
 		}

@@ -372,13 +372,13 @@ func (ld *loader) checkReferences(c *Config) {
 			case m == p.Name:
 				ld.fault(s.at("monitor"), s.object, "monitor", fmt.Sprintf("monitor (%s) must be another phase 1", m))
 			case !slices.Contains(known, m):
-				ld.fault(s.at("monitor"), s.object, "monitor", fmt.Sprintf("monitor (%s) names no phase 1%s", echo(m), didYouMean(m, known)))
+				ld.fault(s.at("monitor"), s.object, "monitor", fmt.Sprintf("monitor (%s) names no phase 1%s", echo(m), ld.hint(m, known)))
 			}
 		}
 		if n := p.Pool.SplitInclude4; n != "" {
 			var ok bool
 			if p.Pool.SplitInclude4Subnets, ok = c.Resolve(n, false); !ok {
-				ld.fault(s.at("ipv4-split-include"), s.object, "ipv4-split-include", fmt.Sprintf("ipv4-split-include (%s) names no address or group%s", echo(n), didYouMean(n, c.addressNames(false))))
+				ld.fault(s.at("ipv4-split-include"), s.object, "ipv4-split-include", fmt.Sprintf("ipv4-split-include (%s) names no address or group%s", echo(n), ld.hint(n, c.addressNames(false))))
 			}
 		}
 	}

@@ -76,6 +76,7 @@ func selectorRows(side, whose string, at func(*Phase2) *SelectorSpec) []row[Phas
 }
 
 func (ld *loader) buildPhase2(c *Config) (out []Phase2) {
+	ix := c.index()
 	parents := map[string]*object[phase1Draft]{}
 	var known []string
 	for _, o := range ld.phase1.entries {
@@ -94,7 +95,7 @@ func (ld *loader) buildPhase2(c *Config) (out []Phase2) {
 		case p.Phase1 == "":
 			fault("phase1name", "phase1name is missing: a phase 2 belongs to a phase 1")
 		case parent == nil:
-			fault("phase1name", "phase1name (%s) names no phase 1%s", echo(p.Phase1), didYouMean(p.Phase1, known))
+			fault("phase1name", "phase1name (%s) names no phase 1%s", echo(p.Phase1), ld.hint(p.Phase1, known))
 		default:
 			ld.checkPhase2(&p, s, parent, fault)
 			if p.ESN == "phase1" {
@@ -107,8 +108,8 @@ func (ld *loader) buildPhase2(c *Config) (out []Phase2) {
 		if p.AutoNegotiate {
 			p.Keepalive = true
 		}
-		p.Src = ld.selectors(c, &p.SrcSpec, "src", s, fault)
-		p.Dst = ld.selectors(c, &p.DstSpec, "dst", s, fault)
+		p.Src = ld.selectors(c, ix, &p.SrcSpec, "src", s, fault)
+		p.Dst = ld.selectors(c, ix, &p.DstSpec, "dst", s, fault)
 		if p.Src != nil && p.Dst != nil && !ipVersionsMeet(p.Src, p.Dst) {
 			fault("dst-addr-type", "src (%s) and dst (%s) must share an address family", p.SrcSpec.Type, p.DstSpec.Type)
 		}
@@ -146,7 +147,7 @@ func (ld *loader) checkPhase2(p *Phase2, s *source, parent *object[phase1Draft],
 }
 
 // selectors resolves one side of a phase 2.
-func (ld *loader) selectors(c *Config, d *SelectorSpec, side string, s *source, fault func(key, format string, args ...any)) []ipsec.TrafficSelector {
+func (ld *loader) selectors(c *Config, ix *addressIndex, d *SelectorSpec, side string, s *source, fault func(key, format string, args ...any)) []ipsec.TrafficSelector {
 	switch d.Type {
 	case "subnet":
 		return []ipsec.TrafficSelector{ipsec.SelectorFromPrefix(d.Subnet)}
@@ -161,9 +162,9 @@ func (ld *loader) selectors(c *Config, d *SelectorSpec, side string, s *source, 
 			fault(key, "%s is missing: %s-addr-type %s needs it", key, side, d.Type)
 			return nil
 		}
-		out, ok := c.Resolve(name, v6)
+		out, ok := ix.resolve(name, v6, nil, 0)
 		if !ok {
-			fault(key, "%s (%s) names no address or group%s", key, echo(name), didYouMean(name, c.addressNames(v6)))
+			fault(key, "%s (%s) names no address or group%s", key, echo(name), ld.hint(name, c.addressNames(v6)))
 			return nil
 		}
 		if len(out) == 0 {

@@ -159,9 +159,7 @@ var interfaceSpec = &spec[interfaceDraft]{
 				return &object[interfaceDraft]{def: ipv6Spec, val: i, src: s}
 			},
 			show: func(i *interfaceDraft, p *printer) {
-				if p.full || firstOf.index(firstOf{6}, i.IP) >= 0 {
-					(&object[interfaceDraft]{def: ipv6Spec, val: i}).print(p)
-				}
+				p.optional(&object[interfaceDraft]{def: ipv6Spec, val: i})
 			}},
 		{path: "secondaryip",
 			open: func(i *interfaceDraft, _ *source) scope {
@@ -287,7 +285,7 @@ func (ld *loader) checkInterfaceNames(tunnels map[string]bool) {
 	}
 	for _, o := range ld.phase1.entries {
 		if n := o.val.Interface; n != "" && !slices.Contains(known, n) && !tunnels[n] {
-			ld.warn(o.src.at("interface"), o.src.object, "interface", fmt.Sprintf("interface (%s) is not among those of `config system interface`%s", echo(n), didYouMean(n, known)))
+			ld.warn(o.src.at("interface"), o.src.object, "interface", fmt.Sprintf("interface (%s) is not among those of `config system interface`%s", echo(n), ld.hint(n, known)))
 		}
 	}
 }

@@ -57,7 +57,7 @@ func TestShowRoundTrip(t *testing.T) {
 		want, _ := load(t, f, readFile(t, f))
 		for _, full := range []bool{false, true} {
 			var b strings.Builder
-			if err := want.Show(&b, "", ShowOptions{Full: full, Secrets: true}); err != nil {
+			if err := want.ShowSecrets(&b, "", full); err != nil {
 				t.Fatal(err)
 			}
 			got, warnings := load(t, f+" (shown)", b.String())
@@ -70,7 +70,7 @@ func TestShowRoundTrip(t *testing.T) {
 				t.Errorf("%s: full=%v: loading what was shown gives another configuration (-want +got):\n%s\n%s", f, full, d, b.String())
 			}
 			var again strings.Builder
-			if err := got.Show(&again, "", ShowOptions{Full: full, Secrets: true}); err != nil {
+			if err := got.ShowSecrets(&again, "", full); err != nil {
 				t.Fatal(err)
 			}
 			if again.String() != b.String() {

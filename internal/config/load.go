@@ -106,6 +106,14 @@ func (ld *loader) warn(line int, object, key, msg string) {
 	ld.add(Fault{Line: line, Object: object, Key: key, Message: msg, Warning: true})
 }
 
+// hint is didYouMean while faults are still reported.
+func (ld *loader) hint(got string, known []string) string {
+	if len(ld.faults) >= maxFaults {
+		return ""
+	}
+	return didYouMean(got, known)
+}
+
 // ignoredKey notes a keyword without effect: one warning for each keyword of a
 // block, however many entries carry it.
 func (ld *loader) ignoredKey(line int, object, block, key string) {

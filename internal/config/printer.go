@@ -16,7 +16,7 @@ type printer struct {
 
 type printable interface {
 	print(*printer)
-	empty() bool
+	empty(*printer) bool // nothing to print in this form
 }
 
 func (p *printer) line(s string) {
@@ -27,12 +27,20 @@ func (p *printer) line(s string) {
 
 // optional prints a nested block that has entries.
 func (p *printer) optional(x printable) {
-	if !x.empty() {
+	if !x.empty(p) {
 		x.print(p)
 	}
 }
 
-func (o *object[T]) empty() bool { return false }
+func (o *object[T]) empty(p *printer) bool {
+	if p.full {
+		return false
+	}
+	try := *p
+	try.b = strings.Builder{}
+	o.body(&try)
+	return try.b.Len() == 0
+}
 
 func (o *object[T]) print(p *printer) {
 	p.line("config " + o.def.path)
@@ -68,7 +76,7 @@ func (o *object[T]) body(p *printer) {
 	}
 }
 
-func (t *table[T]) empty() bool { return len(t.entries) == 0 && !t.opened }
+func (t *table[T]) empty(*printer) bool { return len(t.entries) == 0 && !t.opened }
 
 func (t *table[T]) print(p *printer) {
 	p.line("config " + t.def.path)

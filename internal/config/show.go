@@ -10,28 +10,31 @@ import (
 	"strings"
 )
 
-// ShowOptions says how Show prints.
-type ShowOptions struct {
-	Full    bool // defaults too: `show full-configuration`
-	Secrets bool // secrets in plain form; otherwise they print as `ENC redacted`
+// Show prints the configuration in its own language: what differs from the
+// defaults, or with full everything, as `show full-configuration` does. path
+// selects one block ("vpn ipsec phase1-interface"), one family of blocks ("vpn
+// ipsec"), one entry ("vpn ipsec phase1-interface vpn1"), or everything ("").
+// Secrets print as `ENC redacted`. The error says that path names nothing.
+func (c *Config) Show(w io.Writer, path string, full bool) error {
+	return c.show(w, path, &printer{full: full})
 }
 
-// Show prints the configuration in its own language. path selects one block
-// ("vpn ipsec phase1-interface"), one family of blocks ("vpn ipsec"), one entry
-// ("vpn ipsec phase1-interface vpn1"), or everything (""). Loading the text of
-// everything with Secrets gives an equal Config, line numbers apart.
-func (c *Config) Show(w io.Writer, path string, opt ShowOptions) error {
-	p := &printer{full: opt.Full, secrets: opt.Secrets}
+// ShowSecrets is Show with secrets in plain form, for the node's own operator.
+// Loading its text of everything gives an equal Config, line numbers apart.
+func (c *Config) ShowSecrets(w io.Writer, path string, full bool) error {
+	return c.show(w, path, &printer{full: full, secrets: true})
+}
+
+func (c *Config) show(w io.Writer, path string, p *printer) error {
 	found := path == ""
 	for _, b := range blocks {
 		v := b.view(c)
 		switch {
 		case path == "" || strings.HasPrefix(b.path, path+" "):
 			found = true
-			if o, ok := v.(interface{ plain() bool }); v.empty() || !p.full && ok && o.plain() {
-				continue // FortiOS shows no empty table either
+			if !v.empty(p) {
+				v.print(p)
 			}
-			v.print(p)
 		case b.path == path:
 			found = true
 			v.print(p)
@@ -57,13 +60,6 @@ func Paths() (paths []string) {
 		paths = append(paths, b.path)
 	}
 	return paths
-}
-
-// plain says that an object prints no keyword in short form.
-func (o *object[T]) plain() bool {
-	p := &printer{secrets: true}
-	o.body(p)
-	return p.b.Len() == 0
 }
 
 func (t *table[T]) has(name string) bool {

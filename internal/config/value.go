@@ -101,6 +101,25 @@ func (e enum) parse(words []word, into any) string {
 }
 func (e enum) format(from any) string { return *from.(*string) }
 
+// fixed is a keyword with one possible value, which means what happens anyway.
+type fixed struct{ word, why string }
+
+func only(word, why string) fixed { return fixed{word, why} }
+
+func (f fixed) allowed() string { return f.word }
+func (f fixed) parse(words []word, _ any) string {
+	for _, w := range words {
+		if !strings.EqualFold(w.text, f.word) {
+			return fmt.Sprintf("(%s) must be %s: %s", echo(w.text), f.word, f.why)
+		}
+	}
+	return ""
+}
+func (fixed) format(any) string { return "" }
+
+// nowhere is where a fixed value is kept.
+func nowhere[T any](*T) any { return new(struct{}) }
+
 // number is between min and max, in an int, uint64, uint8 or uint16; with a
 // unit, in a time.Duration.
 type number struct {
