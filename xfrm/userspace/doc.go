@@ -1,0 +1,2 @@
+// Package userspace carries ESP over TUN interfaces, UDP and raw sockets.
+package userspace

@@ -1,0 +1,253 @@
+package userspace
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"tandem/xfrm"
+	"tandem/xfrm/esp"
+)
+
+const (
+	datagramLen = 1 << 16
+	movedGap    = time.Second // between two PeerMoved of an SA
+)
+
+// receive reads one socket until it is closed.
+func (p *Plane) receive(s *sock, e *epoch) {
+	bufs := make([]byte, batchLen*datagramLen) // pages are touched only as far as datagrams reach
+	v := new(vector)
+	for i := range batchLen {
+		v.prepareReceive(i, bufs[i*datagramLen:(i+1)*datagramLen])
+	}
+	n := 0
+	read := func(fd uintptr) bool {
+		for {
+			r, errno := recvmmsg(int(fd), v, batchLen)
+			switch {
+			case errno == 0:
+				n = r
+				return true
+			case errno.Temporary() && !errno.Timeout(): // EINTR
+				continue
+			case errno.Timeout(): // EAGAIN
+				return false
+			default:
+				n = 0 // a pending ICMP error, reported once
+				return true
+			}
+		}
+	}
+	for {
+		if err := s.rc.Read(read); err != nil {
+			return // closed
+		}
+		e.enter()
+		now := p.clock()
+		for i := range n {
+			p.datagram(s, v, i, bufs[i*datagramLen:][:min(int(v.hdrs[i].n), datagramLen)], now)
+		}
+		e.leave()
+		v.rearm(n)
+		p.evs.flush()
+	}
+}
+
+func (p *Plane) datagram(s *sock, v *vector, i int, b []byte, now time.Time) {
+	from := v.source(i)
+	if s.kind == sockESP && !s.v6 {
+		// A raw IPv4 socket delivers the header, too; the kernel has reassembled.
+		h, ok := outerHeader(b)
+		if !ok {
+			p.malformed.Add(1)
+			return
+		}
+		p.espIn(b[h:], netip.AddrPortFrom(from.Addr(), 0), b[1], false, now)
+		return
+	}
+	local, tos := v.control(i)
+	switch s.kind {
+	case sockESP:
+		p.espIn(b, netip.AddrPortFrom(from.Addr(), 0), tos, false, now)
+	case sockIKE:
+		p.ike(xfrm.IKEDatagram{Local: netip.AddrPortFrom(local, p.o.PortIKE), Remote: from}, b)
+	case sockNATT:
+		switch class, body := classify(b); class {
+		case isESP:
+			p.espIn(body, from, tos, true, now)
+		case isIKE:
+			p.ike(xfrm.IKEDatagram{Local: netip.AddrPortFrom(local, p.o.PortNATT), Remote: from, NonESP: true}, body)
+		case isMalformed:
+			p.malformed.Add(1)
+		}
+	}
+}
+
+func (p *Plane) ike(d xfrm.IKEDatagram, b []byte) {
+	if len(b) < 28 { // shorter than an IKE header (RFC 7296 §3.1)
+		p.malformed.Add(1)
+		return
+	}
+	d.Data = bytes.Clone(b)
+	p.o.Handler.IKE(d)
+}
+
+type class uint8
+
+const (
+	isMalformed class = iota
+	isKeepalive
+	isIKE
+	isESP
+)
+
+// classify tells what a datagram on port 4500 is (RFC 3948 §2).
+func classify(b []byte) (class, []byte) {
+	switch {
+	case len(b) == 1 && b[0] == 0xff:
+		return isKeepalive, nil
+	case len(b) < 8:
+		return isMalformed, nil
+	case [4]byte(b) == nonESPMarker:
+		return isIKE, b[4:]
+	}
+	return isESP, b
+}
+
+// outerHeader is the length of the IPv4 header in front of ESP.
+func outerHeader(b []byte) (int, bool) {
+	if len(b) < 20 || b[0]>>4 != 4 {
+		return 0, false
+	}
+	h := int(b[0]&15) * 4
+	return h, h >= 20 && h <= len(b)
+}
+
+// espIn opens one ESP packet and delivers it, or makes it wait for the fence.
+func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now time.Time) {
+	spi, ok := esp.SPI(pkt)
+	if !ok {
+		p.malformed.Add(1)
+		return
+	}
+	s := p.sas.get(spi)
+	if s == nil {
+		p.unknownSPI.Add(1)
+		return
+	}
+	l := &s.in
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gen, active := s.scope.active()
+	if !active || l.gone {
+		s.tun.inactive.Add(1)
+		return
+	}
+	l.resume(gen)
+	if l.open == nil {
+		var err error
+		if l.open, err = esp.NewInbound(&s.ChildSA); err != nil {
+			l.errors++
+			l.expiring(p, err.Error(), true)
+			return
+		}
+	}
+	if s.hard > 0 && l.bytes >= s.hard {
+		l.errors++
+		l.expiring(p, "bytes", true)
+		return
+	}
+	payload, next, seq, err := l.open.Open(&l.win, pkt)
+	switch {
+	case errors.Is(err, esp.ErrReplayed):
+		l.replayed++
+		return
+	case err != nil:
+		l.authFailed++
+		return
+	}
+	l.last = now
+	if !l.seen {
+		l.seen = true
+		p.evs.add(xfrm.FirstInbound{SPIIn: s.SPIIn})
+	}
+	if pr := s.peer.Load(); pr.movedTo(from, udp) && now.Sub(l.moved) >= movedGap {
+		l.moved = now
+		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: from})
+	}
+	if next == protoNone {
+		return
+	}
+	in, payload, ok := parseInner(payload)
+	if !ok || (next == protoIPv6) != in.v6 || !in.v6 && next != protoIPv4 || !combineECN(payload, &in, tos) {
+		l.errors++
+		return
+	}
+	if !in.matchAny(s.TSRemote, in.src, in.sport) || !in.matchAny(s.TSLocal, in.dst, in.dport) {
+		l.selector++
+		return
+	}
+	fam := 0
+	if in.v6 {
+		fam = 1
+	}
+	clampMSS(payload, &in, s.tun.MaxMSS[fam])
+	if l.win.Size() == 0 {
+		// Without replay detection sequence numbers prove nothing, and no fence holds.
+		l.deliver(payload, now)
+		return
+	}
+	pass, n, ask := l.lease.Offer(now, seq)
+	if ask {
+		p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: n}})
+	}
+	l.look(p)
+	switch {
+	case pass:
+		l.deliver(payload, now)
+	case len(l.queue) < maxWaiting:
+		l.fenced++
+		w := hold(payload)
+		w.seq = seq
+		at := len(l.queue)
+		for at > 0 && l.queue[at-1].seq > seq {
+			at--
+		}
+		l.queue = slices.Insert(l.queue, at, w)
+	default:
+		l.fenced++
+		l.errors++
+	}
+	if s.soft > 0 && l.bytes >= s.soft {
+		l.expiring(p, "bytes", false)
+	}
+}
+
+// movedTo says whether an authenticated packet came from elsewhere. Whether it
+// came in UDP is no sign by itself: RFC 7296 §2.23 has us accept both.
+func (p *peer) movedTo(from netip.AddrPort, udp bool) bool {
+	return p.remote.Addr() != from.Addr() || udp && p.udp && p.remote.Port() != from.Port()
+}
+
+func (l *inLane) deliver(pkt []byte, now time.Time) {
+	if !l.sa.tun.write(pkt) {
+		l.errors++
+		return
+	}
+	l.packets++
+	l.bytes += uint64(len(pkt))
+}
+
+func (l *inLane) expiring(p *Plane, reason string, hard bool) {
+	i := 0
+	if hard {
+		i = 1
+	}
+	if !l.warned[i] {
+		l.warned[i] = true
+		p.evs.add(xfrm.Expiring{SPIIn: l.sa.SPIIn, Reason: reason, Hard: hard})
+	}
+}

@@ -1,0 +1,379 @@
+package userspace
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+	"tandem/xfrm/esp"
+)
+
+// sa is a Child SA. Its two directions have a lock each, which in the ordinary
+// case only one goroutine takes.
+type sa struct {
+	ipsec.ChildSA
+	tun        *tunnel
+	scope      *scope
+	iv         *ipsec.IVCounter
+	layout     esp.Layout
+	soft, hard uint64
+	peer       atomic.Pointer[peer]
+	sendErrors atomic.Uint64
+
+	order uint64 // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
+
+	out outLane
+	in  inLane
+}
+
+// peer is the outer end of an SA; it is replaced as a whole.
+type peer struct {
+	local, remote netip.AddrPort
+	udp           bool
+	mtu           atomic.Int32 // of the path, bytes; 0: unknown
+	mtuAt         atomic.Int64 // when it was asked for, Unix nanoseconds
+}
+
+func (p *peer) v6() bool { return p.remote.Addr().Is6() }
+
+type outLane struct {
+	mu     sync.Mutex
+	sa     *sa
+	gone   bool
+	listed bool   // the ticker knows this lane
+	exact  bool   // seq was imported and holds for the next activation
+	gen    uint64 // activation that seq and lease belong to
+	seq    uint64 // last sent
+	lease  esp.Lease
+	seal   *esp.Outbound // nil until the first packet
+	queue  []waitingPacket
+	warned [2]bool // Expiring soft and hard were reported
+
+	packets, bytes, errors, selector uint64
+	last                             time.Time
+}
+
+type inLane struct {
+	mu     sync.Mutex
+	sa     *sa
+	gone   bool
+	listed bool
+	exact  bool
+	seen   bool // FirstInbound was reported
+	gen    uint64
+	win    esp.Window
+	lease  esp.Lease
+	open   *esp.Inbound
+	queue  []waitingPacket
+	warned [2]bool
+	moved  time.Time // last PeerMoved
+
+	packets, bytes, errors, replayed, fenced, authFailed, selector uint64
+	last                                                           time.Time
+}
+
+// Install adds a Child SA. Into an active scope it comes as new: its numbers
+// begin at 1. Into an inactive scope it comes as known from elsewhere: on
+// activation it goes on above the ceiling and rejects up to the fence.
+func (p *Plane) Install(x xfrm.SA) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return errClosed
+	}
+	tn := p.tunnels[x.Phase1]
+	if tn == nil {
+		return fmt.Errorf("userspace: SA %v: no tunnel %s", x.SPIIn, x.Phase1)
+	}
+	if p.sas.get(x.SPIIn) != nil {
+		return fmt.Errorf("userspace: SA %v is installed already", x.SPIIn)
+	}
+	l, err := esp.LayoutOf(x.Suite)
+	if err != nil {
+		return err
+	}
+	if x.Suite.Encr.AEAD() && x.IV == nil {
+		return fmt.Errorf("userspace: SA %v has no IV counter", x.SPIIn)
+	}
+	s := &sa{ChildSA: x.ChildSA, tun: tn, scope: p.scope(x.Scope), iv: x.IV, layout: l, soft: x.SoftBytes, hard: x.HardBytes}
+	if err := s.setPeer(x.Local, x.Remote, x.UDPEncap); err != nil {
+		return err
+	}
+	gen, _ := s.scope.active()
+	last := esp.MaxSequence(x.Suite.ESN)
+	s.out = outLane{sa: s, gen: gen, lease: esp.NewCeiling(x.Ceiling, 0, last)}
+	s.in = inLane{sa: s, gen: gen, lease: esp.NewFence(x.Fence, 0, last), win: esp.NewWindow(x.ReplayWindow)}
+	p.sas.put(s)
+	return nil
+}
+
+func (s *sa) setPeer(local, remote netip.AddrPort, udp bool) error {
+	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
+	if !remote.IsValid() || local.Addr().IsValid() && local.Addr().Is4() != remote.Addr().Is4() {
+		return fmt.Errorf("userspace: SA %v: outer addresses %v and %v", s.SPIIn, local, remote)
+	}
+	if !local.Addr().IsValid() {
+		any := netip.IPv6Unspecified()
+		if remote.Addr().Is4() {
+			any = netip.IPv4Unspecified()
+		}
+		local = netip.AddrPortFrom(any, local.Port())
+	}
+	s.peer.Store(&peer{local: local, remote: remote, udp: udp})
+	return nil
+}
+
+// SetPeer changes the outer addresses.
+func (p *Plane) SetPeer(spi ipsec.ESPSPI, local, remote netip.AddrPort, udp bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.sas.get(spi); s != nil {
+		if err := s.setPeer(local, remote, udp); err != nil {
+			p.log.Warn("outer addresses not changed", "spi", spi, "err", err)
+		}
+	}
+}
+
+// SetOutbound makes a pair the newest one for its selectors, or stops it.
+func (p *Plane) SetOutbound(spi ipsec.ESPSPI, use bool) {
+	p.mu.Lock()
+	s := p.sas.get(spi)
+	if s == nil {
+		p.mu.Unlock()
+		return
+	}
+	if s.order != 0 {
+		s.tun.routes.remove(s)
+		s.order = 0
+	}
+	if use {
+		p.order++
+		s.order = p.order
+		s.tun.routes.add(s)
+		p.releaseAcquires(s.tun, p.clock())
+	}
+	p.mu.Unlock()
+	p.evs.flush()
+}
+
+// Remove deletes a pair.
+func (p *Plane) Remove(spi ipsec.ESPSPI) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.sas.get(spi); s != nil {
+		p.remove(s)
+	}
+}
+
+func (p *Plane) remove(s *sa) {
+	p.sas.remove(s.SPIIn)
+	if s.order != 0 {
+		s.tun.routes.remove(s)
+		s.order = 0
+	}
+	s.out.mu.Lock()
+	s.out.gone, s.out.queue, s.out.seal = true, nil, nil
+	s.out.mu.Unlock()
+	s.in.mu.Lock()
+	s.in.gone, s.in.queue, s.in.open = true, nil, nil
+	s.in.mu.Unlock()
+}
+
+// resume brings the lane to a new activation; the lock is held.
+func (l *outLane) resume(gen uint64) {
+	if l.gen == gen {
+		return
+	}
+	bound := l.lease.Bound()
+	if !l.exact && bound != esp.Unbounded {
+		l.seq = max(l.seq, bound)
+	}
+	l.gen, l.exact = gen, false
+	l.lease = esp.NewCeiling(bound, l.seq, esp.MaxSequence(l.sa.Suite.ESN))
+	freeWaiting(l.queue)
+	l.queue = nil
+	l.warned = [2]bool{}
+}
+
+func (l *inLane) resume(gen uint64) {
+	if l.gen == gen {
+		return
+	}
+	bound := l.lease.Bound()
+	if !l.exact && bound != esp.Unbounded {
+		l.win.Reject(bound)
+	}
+	l.gen, l.exact, l.seen = gen, false, false
+	used := l.win.Top()
+	l.lease = esp.NewFence(bound, used, esp.MaxSequence(l.sa.Suite.ESN))
+	freeWaiting(l.queue)
+	l.queue = nil
+	l.warned = [2]bool{}
+}
+
+// export is the exact state; it resumes first, since an SA without a packet in
+// this activation has not yet taken notice of it.
+func (s *sa) export() xfrm.Window {
+	gen := s.scope.state.Load() >> 1
+	w := xfrm.Window{SPIIn: s.SPIIn}
+	s.out.mu.Lock()
+	s.out.resume(gen)
+	w.OutSeq = s.out.seq
+	s.out.mu.Unlock()
+	s.in.mu.Lock()
+	s.in.resume(gen)
+	for _, q := range s.in.queue {
+		s.in.win.Forget(q.seq) // authentic, but never delivered
+	}
+	freeWaiting(s.in.queue)
+	s.in.queue = nil
+	w.InSeq, w.InAccepted = s.in.win.Export()
+	s.in.mu.Unlock()
+	return w
+}
+
+func (s *sa) importWindow(w xfrm.Window) {
+	s.out.mu.Lock()
+	s.out.seq, s.out.exact = w.OutSeq, true
+	s.out.mu.Unlock()
+	s.in.mu.Lock()
+	s.in.win.Import(w.InSeq, w.InAccepted)
+	s.in.exact = true
+	s.in.mu.Unlock()
+}
+
+func (s *sa) counters() (c xfrm.Counters) {
+	s.out.mu.Lock()
+	o := &s.out
+	c.OutPackets, c.OutBytes, c.OutErrors, c.OutSelector = o.packets, o.bytes, o.errors+s.sendErrors.Load(), o.selector
+	c.LastOut, c.OutSeq, c.Ceiling = o.last, o.seq, o.lease.Bound()
+	s.out.mu.Unlock()
+	s.in.mu.Lock()
+	i := &s.in
+	c.InPackets, c.InBytes, c.InErrors = i.packets, i.bytes, i.errors
+	c.InReplayed, c.InFenced, c.InAuthFailed, c.InSelector = i.replayed, i.fenced, i.authFailed, i.selector
+	c.LastIn, c.InSeq, c.Fence = i.last, i.win.Top(), i.lease.Bound()
+	s.in.mu.Unlock()
+	if s.iv != nil {
+		c.IVUsed = s.iv.Used()
+	}
+	return c
+}
+
+// SetBounds answers questions, or on a standby records what the owner may use.
+func (p *Plane) SetBounds(bs []xfrm.Bound) {
+	p.mu.Lock()
+	now := p.clock()
+	for _, b := range bs {
+		s := p.sas.get(b.SPIIn)
+		if s == nil {
+			continue
+		}
+		if b.Dir == xfrm.Outbound {
+			p.setCeiling(s, b.N, now)
+		} else {
+			p.setFence(s, b.N, now)
+		}
+	}
+	p.socks.flush(&p.out.outbox)
+	p.mu.Unlock()
+	p.evs.flush()
+}
+
+func (p *Plane) setCeiling(s *sa, n uint64, now time.Time) {
+	l := &s.out
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gen, active := s.scope.active()
+	if !active {
+		if n > l.lease.Bound() {
+			l.exact = false
+		}
+		l.lease = esp.NewCeiling(n, l.seq, esp.MaxSequence(s.Suite.ESN))
+		return
+	}
+	l.resume(gen)
+	l.lease.Grant(n)
+	for len(l.queue) > 0 && p.sealWaiting(l, now) {
+	}
+	l.look(p)
+}
+
+func (p *Plane) setFence(s *sa, n uint64, now time.Time) {
+	l := &s.in
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gen, active := s.scope.active()
+	if !active {
+		if n > l.lease.Bound() {
+			l.exact = false
+		}
+		l.lease = esp.NewFence(n, l.win.Top(), esp.MaxSequence(s.Suite.ESN))
+		return
+	}
+	l.resume(gen)
+	l.lease.Grant(n)
+	kept := l.queue[:0]
+	for i, q := range l.queue {
+		pass, question, ask := l.lease.Retry(now, q.seq)
+		if ask {
+			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: question}})
+		}
+		if pass {
+			l.deliver(q.packet(), now)
+			freeWaiting(l.queue[i : i+1])
+		} else {
+			kept = append(kept, q)
+		}
+	}
+	l.queue = kept
+	l.look(p)
+}
+
+// look enlists the lane with the ticker while its lease may have to shrink.
+func (l *outLane) look(p *Plane) {
+	if !l.listed && !l.lease.Settled() {
+		l.listed = true
+		p.ticks.add(l)
+	}
+}
+
+func (l *inLane) look(p *Plane) {
+	if !l.listed && !l.lease.Settled() {
+		l.listed = true
+		p.ticks.add(l)
+	}
+}
+
+func (l *outLane) tick(p *Plane, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if gen, ok := l.sa.scope.active(); ok && gen == l.gen && !l.gone {
+		if n, ask := l.lease.Tick(now); ask {
+			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Outbound, N: n}})
+		}
+		l.listed = !l.lease.Settled()
+	} else {
+		l.listed = false
+	}
+	return !l.listed
+}
+
+func (l *inLane) tick(p *Plane, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if gen, ok := l.sa.scope.active(); ok && gen == l.gen && !l.gone {
+		if n, ask := l.lease.Tick(now); ask {
+			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Inbound, N: n}})
+		}
+		l.listed = !l.lease.Settled()
+	} else {
+		l.listed = false
+	}
+	return !l.listed
+}

@@ -1,0 +1,108 @@
+package userspace
+
+import (
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"tandem/xfrm"
+)
+
+// scope is read once per packet: bit 0 says active, the rest counts activations.
+// An SA whose own generation differs resumes with its first packet.
+type scope struct{ state atomic.Uint64 }
+
+func (s *scope) active() (generation uint64, ok bool) {
+	v := s.state.Load()
+	return v >> 1, v&1 == 1
+}
+
+// epoch is odd while its goroutine works on a batch, and so may still act on what
+// it read before. One writer; padded so that writers share no cache line.
+type epoch struct {
+	n atomic.Uint64
+	_ [56]byte
+}
+
+func (e *epoch) enter() { e.n.Add(1) }
+func (e *epoch) leave() { e.n.Add(1) }
+
+func (p *Plane) newEpoch() *epoch {
+	e := &epoch{}
+	p.epochs = append(p.epochs, e)
+	return e
+}
+
+// quiesce returns when every batch that was under way has ended.
+func (p *Plane) quiesce() {
+	for _, e := range p.epochs {
+		was := e.n.Load()
+		for i := 0; was&1 == 1 && e.n.Load() == was; i++ {
+			if i < 1000 {
+				runtime.Gosched()
+			} else {
+				time.Sleep(20 * time.Microsecond)
+			}
+		}
+	}
+}
+
+// scope finds or makes a scope; p.mu is held.
+func (p *Plane) scope(id xfrm.Scope) *scope {
+	s := p.scopes[id]
+	if s == nil {
+		s = &scope{}
+		p.scopes[id] = s
+	}
+	return s
+}
+
+// Activate flips all SAs of a scope with one store. Activating an active scope
+// changes nothing.
+func (p *Plane) Activate(id xfrm.Scope) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.scope(id)
+	if v := s.state.Load(); v&1 == 0 {
+		s.state.Store(v + 3) // next generation, active
+	}
+}
+
+// Deactivate silences a scope and waits for the packets under way, that is for
+// the end of at most one batch per goroutine. Packets that waited for a bound are
+// dropped when the SA resumes.
+func (p *Plane) Deactivate(id xfrm.Scope) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.scope(id)
+	if v := s.state.Load(); v&1 == 1 {
+		s.state.Store(v &^ 1)
+	}
+	p.quiesce()
+}
+
+// Windows exports the SAs of a scope.
+func (p *Plane) Windows(id xfrm.Scope) []xfrm.Window {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sc := p.scope(id)
+	var ws []xfrm.Window
+	for _, s := range p.sas.list() {
+		if s.scope == sc {
+			ws = append(ws, s.export())
+		}
+	}
+	return ws
+}
+
+// SetWindows imports exact windows. One holds for the next activation, unless a
+// higher bound is recorded before that: then somebody has gone on meanwhile.
+func (p *Plane) SetWindows(ws []xfrm.Window) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range ws {
+		if s := p.sas.get(w.SPIIn); s != nil {
+			s.importWindow(w)
+		}
+	}
+}
