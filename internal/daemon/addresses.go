@@ -1,0 +1,273 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tandem/internal/config"
+)
+
+// sharedAddr is an address that moves with the ownership.
+type sharedAddr struct {
+	dev    string
+	prefix netip.Prefix
+}
+
+// addresses puts the shared addresses on this node, announces them, and takes
+// them away. Its methods are called by the event loop; the repetitions of the
+// announcement run beside it.
+type addresses struct {
+	log      *slog.Logger
+	sock     int // AF_PACKET, sends only
+	shared   []sharedAddr
+	arps     int
+	interval time.Duration
+	foreign  map[sharedAddr]bool // were there before us: a standalone gateway leaves them
+	held     bool
+	stop     chan struct{}
+	wg       sync.WaitGroup
+}
+
+func newAddresses(log *slog.Logger) (*addresses, error) {
+	// Protocol 0: the socket receives nothing.
+	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("packet socket for address announcements: %w", err)
+	}
+	return &addresses{log: log, sock: s, foreign: map[sharedAddr]bool{}}, nil
+}
+
+// sharedOf lists the addresses of the configuration that move: those of every
+// interface that is not a tunnel.
+func sharedOf(c *config.Config) []sharedAddr {
+	tunnels := map[string]bool{}
+	for i := range c.Phase1 {
+		tunnels[c.Phase1[i].Name] = true
+	}
+	var out []sharedAddr
+	for i := range c.Interfaces {
+		if in := &c.Interfaces[i]; !tunnels[in.Name] {
+			for _, p := range in.IP {
+				out = append(out, sharedAddr{in.Name, p})
+			}
+		}
+	}
+	return out
+}
+
+// configure takes the addresses of a configuration. A member of a pair removes
+// what an earlier life left behind; a standalone gateway leaves alone what it finds.
+func (a *addresses) configure(c *config.Config) {
+	next := sharedOf(c)
+	for _, old := range a.shared {
+		if !containsAddr(next, old) {
+			a.remove(old)
+		}
+	}
+	for _, s := range next {
+		if containsAddr(a.shared, s) {
+			continue
+		}
+		present := hasAddr(s)
+		if c.HA.Mode == "a-p" {
+			if present && !a.held {
+				a.remove(s)
+			}
+		} else if present {
+			a.foreign[s] = true
+		}
+	}
+	a.shared, a.arps, a.interval = next, c.HA.ARPs, c.HA.ARPsInterval
+	if a.held {
+		a.claim()
+	}
+}
+
+func containsAddr(all []sharedAddr, s sharedAddr) bool {
+	for _, x := range all {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+func hasAddr(s sharedAddr) bool {
+	link, err := netlink.LinkByName(s.dev)
+	if err != nil {
+		return false
+	}
+	all, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return false
+	}
+	for _, x := range all {
+		if ip, ok := netip.AddrFromSlice(x.IP); ok && ip.Unmap() == s.prefix.Addr() {
+			return true
+		}
+	}
+	return false
+}
+
+func nlAddr(p netip.Prefix) *netlink.Addr {
+	addr, _ := netlink.ParseAddr(p.String()) // a valid prefix always parses
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD // usable at once: the old owner is silent or gone
+	}
+	return addr
+}
+
+// claim puts every shared address on its interface and announces it at once; the
+// repetitions follow. Called again it repairs what the kernel dropped.
+func (a *addresses) claim() {
+	a.held = true
+	for _, s := range a.shared {
+		link, err := netlink.LinkByName(s.dev)
+		if err != nil {
+			a.log.Error("shared address: no such interface", "interface", s.dev, "address", s.prefix.String(), "error", err)
+			continue
+		}
+		if err := netlink.AddrReplace(link, nlAddr(s.prefix)); err != nil {
+			a.log.Error("shared address not added", "interface", s.dev, "address", s.prefix.String(), "error", err)
+		}
+		a.announce(link, s.prefix.Addr())
+	}
+	a.repeat()
+}
+
+// release takes the shared addresses away.
+func (a *addresses) release() {
+	a.quiet()
+	a.held = false
+	for _, s := range a.shared {
+		if !a.foreign[s] {
+			a.remove(s)
+		}
+	}
+}
+
+func (a *addresses) remove(s sharedAddr) {
+	link, err := netlink.LinkByName(s.dev)
+	if err != nil {
+		return // the interface is gone, and the address with it
+	}
+	if err := netlink.AddrDel(link, nlAddr(s.prefix)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		a.log.Error("shared address not removed", "interface", s.dev, "address", s.prefix.String(), "error", err)
+	}
+}
+
+// repeat announces again, arps-1 times every arps-interval, until quiet.
+func (a *addresses) repeat() {
+	a.quiet()
+	stop := make(chan struct{})
+	a.stop = stop
+	shared, n, every := append([]sharedAddr(nil), a.shared...), a.arps-1, a.interval
+	if n <= 0 || every <= 0 {
+		return
+	}
+	a.wg.Go(func() {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for ; n > 0; n-- {
+			select {
+			case <-stop:
+				return
+			case <-t.C:
+			}
+			for _, s := range shared {
+				if link, err := netlink.LinkByName(s.dev); err == nil {
+					a.announce(link, s.prefix.Addr())
+				}
+			}
+		}
+	})
+}
+
+// quiet ends the repetitions; none leaves after it returns.
+func (a *addresses) quiet() {
+	if a.stop != nil {
+		close(a.stop)
+		a.stop = nil
+		a.wg.Wait()
+	}
+}
+
+func (a *addresses) close() {
+	a.quiet()
+	_ = unix.Close(a.sock)
+}
+
+// announce sends what makes neighbours update their caches: for IPv4 a
+// gratuitous ARP request and reply (RFC 5227 §3; some stacks heed only one of
+// them), for IPv6 an unsolicited neighbour advertisement (RFC 4861 §7.2.6).
+func (a *addresses) announce(link netlink.Link, ip netip.Addr) {
+	mac := link.Attrs().HardwareAddr
+	if len(mac) != 6 {
+		return // nobody to announce to
+	}
+	frames := [][]byte{neighbourAdvertisement([6]byte(mac), ip)}
+	if ip.Is4() {
+		frames = [][]byte{gratuitousARP([6]byte(mac), ip, 1), gratuitousARP([6]byte(mac), ip, 2)}
+	}
+	for _, f := range frames {
+		to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Halen: 6}
+		copy(to.Addr[:], f[:6])
+		to.Protocol = uint16(f[12]) | uint16(f[13])<<8 // network byte order
+		if err := unix.Sendto(a.sock, f, 0, to); err != nil {
+			a.log.Warn("announcement not sent", "interface", link.Attrs().Name, "address", ip.String(), "error", err)
+		}
+	}
+}
+
+// gratuitousARP is an Ethernet frame; op is 1 (request) or 2 (reply).
+func gratuitousARP(mac [6]byte, ip netip.Addr, op byte) []byte {
+	f := make([]byte, 0, 60)
+	f = append(f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+	f = append(f, mac[:]...)
+	f = append(f, 0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, op)
+	f = append(f, mac[:]...)
+	f = append(f, ip.AsSlice()...)
+	if op == 1 {
+		f = append(f, 0, 0, 0, 0, 0, 0)
+	} else {
+		f = append(f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+	}
+	f = append(f, ip.AsSlice()...)
+	return append(f, make([]byte, 60-len(f))...) // shortest Ethernet frame
+}
+
+// neighbourAdvertisement is an Ethernet frame to all nodes: override set,
+// solicited not, router set, with the target link-layer address option.
+func neighbourAdvertisement(mac [6]byte, ip netip.Addr) []byte {
+	if !ip.Is6() {
+		return nil
+	}
+	icmp := []byte{136, 0, 0, 0, 0xa0, 0, 0, 0}
+	icmp = append(icmp, ip.AsSlice()...)
+	icmp = append(icmp, 2, 1)
+	icmp = append(icmp, mac[:]...)
+	all := netip.MustParseAddr("ff02::1").AsSlice()
+	sum := uint32(len(icmp)) + 58
+	for _, b := range [][]byte{ip.AsSlice(), all, icmp} {
+		for i := 0; i < len(b); i += 2 {
+			sum += uint32(b[i])<<8 | uint32(b[i+1])
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	icmp[2], icmp[3] = byte(^sum>>8), byte(^sum)
+	f := []byte{0x33, 0x33, 0, 0, 0, 1}
+	f = append(f, mac[:]...)
+	f = append(f, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(icmp)), 58, 255)
+	f = append(f, ip.AsSlice()...)
+	f = append(f, all...)
+	return append(f, icmp...)
+}

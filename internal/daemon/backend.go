@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+)
+
+func (d *Daemon) loopContext() context.Context { return context.Background() }
+
+func (d *Daemon) logs() *logHub { return d.hub }
+
+// view takes one moment of the daemon, on the loop.
+func (d *Daemon) view(ctx context.Context) (*view, error) {
+	var v *view
+	err := d.loop.call(ctx, func(now time.Time) { v = d.look(now) })
+	return v, err
+}
+
+func (d *Daemon) look(now time.Time) *view {
+	v := &view{
+		Now: now, Started: d.started, Hostname: d.hostname(), DaemonPID: os.Getpid(), GuardianPID: guardianPID(),
+		Config: d.cfg, Node: d.loop.node.Status(now), Counters: map[ipsec.ESPSPI]xfrm.Counters{},
+		Tunnels: d.tunnels.views(), Plane: d.plane.PlaneCounters(), IfIndex: d.links.indexes(),
+		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),
+	}
+	for i := range v.Node.Gateways {
+		for k := range v.Node.Gateways[i].Children {
+			spi := v.Node.Gateways[i].Children[k].SA.SPIIn
+			v.Counters[spi], _ = d.plane.Counters(spi)
+		}
+	}
+	return v
+}
+
+func (d *Daemon) up(ctx context.Context, phase1, phase2 string) (err error) {
+	if cerr := d.loop.call(ctx, func(now time.Time) { err = d.loop.node.Up(now, phase1, phase2) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+func (d *Daemon) down(ctx context.Context, phase1, phase2 string) (err error) {
+	if cerr := d.loop.call(ctx, func(now time.Time) { err = d.loop.node.Down(now, phase1, phase2) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+func (d *Daemon) clear(ctx context.Context, name string) (n int, err error) {
+	err = d.loop.call(ctx, func(now time.Time) { n = d.loop.node.Clear(now, name) })
+	return n, err
+}
+
+func (d *Daemon) failover(ctx context.Context, set bool) (err error) {
+	if cerr := d.loop.call(ctx, func(now time.Time) { err = d.loop.node.Failover(now, set) }); cerr != nil {
+		return cerr
+	}
+	return err
+}

@@ -1,0 +1,355 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"tandem/cluster"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+	"tandem/internal/node"
+	"tandem/xfrm"
+)
+
+// Options say how a daemon runs.
+type Options struct {
+	ConfigFile string
+	LogFormat  string // text or json
+	LogOutput  io.Writer
+}
+
+// Daemon is one running daemon. Fields without a lock are owned by the event loop.
+type Daemon struct {
+	o       Options
+	hub     *logHub
+	log     *slog.Logger
+	started time.Time
+
+	cfg       *config.Config
+	process   cluster.ProcessID
+	loop      *loop
+	plane     xfrm.DataPlane
+	tunnels   *tunnels
+	addresses *addresses
+	routes    *routes
+	keys      *keyLog
+	noise     noise
+	cluster   *clusterEnds // nil: standalone
+	links     *links
+	takeover  *node.Log // to be written once the addresses are claimed
+	alarms    map[string]string
+	breaks    breakpoint
+
+	progress   atomic.Uint64
+	lastReload error
+}
+
+// shutdownLimit bounds a graceful end: handing over, deleting, closing.
+const shutdownLimit = 5 * time.Second
+
+// LoadConfig reads a configuration file. The error joins every fault, one line each.
+func LoadConfig(path string) (*config.Config, []config.Fault, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, faults := config.Load(path, text)
+	if c == nil {
+		var lines []string
+		for _, f := range faults {
+			if !f.Warning {
+				lines = append(lines, f.Error())
+			}
+		}
+		return nil, faults, fmt.Errorf("%s", strings.Join(lines, "\n"))
+	}
+	return c, faults, nil
+}
+
+// Run is a daemon's whole life. It returns when the daemon was told to stop
+// (SIGTERM, SIGINT, or ctx) and has done so, or could not start.
+func Run(ctx context.Context, o Options) error {
+	if o.LogOutput == nil {
+		o.LogOutput = os.Stderr
+	}
+	cfg, faults, err := LoadConfig(o.ConfigFile)
+	if err != nil {
+		return err
+	}
+	hub, err := newLogHub(o.LogOutput, o.LogFormat, cfg.Tandem.LogLevel)
+	if err != nil {
+		return err
+	}
+	d := &Daemon{o: o, hub: hub, log: slog.New(hub), started: time.Now(), cfg: cfg, alarms: map[string]string{}}
+	d.process = newProcessID()
+	d.sayWarnings(faults)
+	if err := d.breaks.arm(os.Getenv("TANDEM_BREAK")); err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+func newProcessID() cluster.ProcessID {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return cluster.ProcessID(binary.BigEndian.Uint64(b[:]))
+}
+
+func (d *Daemon) sayWarnings(faults []config.Fault) {
+	for _, f := range faults {
+		if f.Warning {
+			d.log.Warn("configuration", "warning", f.Error())
+		}
+	}
+}
+
+func (d *Daemon) run(ctx context.Context) (err error) {
+	var closers []func()
+	defer func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			closers[i]()
+		}
+	}()
+	d.loop = newLoop(d.carry, d.afterEffects, func() { d.turn() })
+	if d.addresses, err = newAddresses(d.log); err != nil {
+		return err
+	}
+	closers = append(closers, d.addresses.close)
+	if d.plane, err = newPlane(d.cfg, xfrm.Handler{IKE: d.loop.offerIKE, Events: d.loop.offerEvents}, d.log); err != nil {
+		return err
+	}
+	closers = append(closers, func() { _ = d.plane.Close() })
+	if d.cfg.Tandem.KeyLog != "" {
+		if d.keys, err = openKeyLog(d.cfg.Tandem.KeyLog); err != nil {
+			return err
+		}
+		closers = append(closers, func() { _ = d.keys.close() })
+		d.log.Warn("keys are written to a file because the configuration says so", "file", d.cfg.Tandem.KeyLog)
+	}
+	d.links = newLinks()
+	d.routes = newRoutes(d.log)
+	d.routes.clean()
+	closers = append(closers, d.routes.clean)
+	d.tunnels = newTunnels(d.log, d.plane)
+	if err := d.configure(d.cfg); err != nil {
+		return err
+	}
+	closers = append(closers, func() {
+		if err := removeFirewall(); err != nil && d.cfg.HasPolicy {
+			d.log.Error("firewall not removed", "error", err)
+		}
+	})
+	closers = append(closers, d.addresses.release)
+
+	options := node.Options{
+		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr,
+		CookieSecret: randomKey(32),
+	}
+	if d.cfg.HA.Mode == "a-p" {
+		if d.cluster, err = d.openCluster(&options); err != nil {
+			return err
+		}
+		closers = append(closers, d.cluster.close)
+	}
+	d.loop.node = newGateway(options)
+	stopLinks, err := d.watchLinks()
+	if err != nil {
+		return err
+	}
+	closers = append(closers, stopLinks)
+	stopAdmin, err := serveAdmin(d.cfg.Tandem.AdminSocket, d)
+	if err != nil {
+		return err
+	}
+	stopMetrics, err := serveMetrics(d.cfg.Tandem.MetricsAddr, d)
+	if err != nil {
+		stopAdmin()
+		return err
+	}
+	if err := d.loop.post(func(now time.Time) { d.loop.node.Start(now); d.monitors(now) }); err != nil {
+		return err
+	}
+	if d.cluster != nil {
+		if err := d.cluster.start(d); err != nil {
+			stopAdmin()
+			stopMetrics()
+			return err
+		}
+	}
+	d.log.Info("tandem started", "hostname", d.hostname(), "mode", d.cfg.HA.Mode, "data_plane", dataPlaneName, "pid", os.Getpid())
+	stopSignals := d.signals(ctx)
+	d.loop.run()
+	stopSignals()
+	stopMetrics()
+	stopAdmin()
+	d.log.Info("tandem stopped", "pid", os.Getpid())
+	return nil
+}
+
+// signals hands SIGTERM, SIGINT and SIGHUP to the loop; the end of ctx counts as SIGTERM.
+func (d *Daemon) signals(ctx context.Context) (stop func()) {
+	ch := make(chan os.Signal, 4)
+	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	ended := make(chan struct{})
+	go func() {
+		stopping := false
+		shutdown := func(why string) {
+			if stopping {
+				return
+			}
+			stopping = true
+			d.log.Info("stopping", "reason", why)
+			_ = d.loop.post(func(now time.Time) { d.loop.node.Shutdown(now) })
+			time.AfterFunc(shutdownLimit, func() {
+				_ = d.loop.post(func(time.Time) {
+					d.log.Warn("graceful end took too long")
+					d.loop.over = true
+				})
+			})
+		}
+		done := ctx.Done()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-done:
+				done = nil
+				shutdown("asked to")
+			case s := <-ch:
+				if s == syscall.SIGHUP {
+					if err := d.reload(ctx); err != nil {
+						d.log.Error("configuration not loaded, the old one stays", "error", err)
+					}
+					continue
+				}
+				shutdown(s.String())
+			}
+		}
+	}()
+	return func() { signal.Stop(ch); close(ended) }
+}
+
+// configure renders a configuration onto the machine; the node is told apart.
+func (d *Daemon) configure(c *config.Config) error {
+	rules, err := firewallRules(c)
+	if err != nil {
+		return err
+	}
+	if err := d.tunnels.configure(c); err != nil {
+		return err
+	}
+	if err := applyFirewall(rules); err != nil {
+		if c.HasPolicy {
+			return err
+		}
+		d.log.Debug("no firewall", "reason", err)
+	}
+	d.addresses.configure(c)
+	d.links.configure(c, d.log)
+	d.routes.setStatic(c.Routes)
+	return d.hub.setLevel(c.Tandem.LogLevel)
+}
+
+// reload reads the configuration file again. A faulty one changes nothing.
+func (d *Daemon) reload(ctx context.Context) error {
+	next, faults, err := LoadConfig(d.o.ConfigFile)
+	if err != nil {
+		return err
+	}
+	result := error(nil)
+	err = d.loop.call(ctx, func(now time.Time) {
+		if why := needsRestart(d.cfg, next); why != "" {
+			result = fmt.Errorf("%s cannot change while running: restart tandem; nothing was changed", why)
+			return
+		}
+		d.sayWarnings(faults)
+		if result = d.configure(next); result != nil {
+			if err := d.configure(d.cfg); err != nil {
+				d.log.Error("the old configuration could not be restored", "error", err)
+			}
+			return
+		}
+		d.cfg = next
+		d.loop.node.Reload(now, next)
+		d.monitors(now)
+		d.log.Info("configuration loaded", "file", d.o.ConfigFile)
+	})
+	if err != nil {
+		return err
+	}
+	return result
+}
+
+// needsRestart names what a running daemon cannot change.
+func needsRestart(old, next *config.Config) string {
+	switch {
+	case old.HA.Mode != next.HA.Mode:
+		return "system ha: mode"
+	case old.HA.GroupID != next.HA.GroupID:
+		return "system ha: group-id"
+	case fmt.Sprint(old.HA.HBDev, old.HA.HBInterval, old.HA.HBLostThreshold) != fmt.Sprint(next.HA.HBDev, next.HA.HBInterval, next.HA.HBLostThreshold):
+		return "system ha: heartbeats"
+	case old.Tandem.AdminSocket != next.Tandem.AdminSocket:
+		return "system tandem: admin-socket"
+	case old.Tandem.MetricsAddr != next.Tandem.MetricsAddr:
+		return "system tandem: metrics-address"
+	case old.Tandem.KeyLog != next.Tandem.KeyLog:
+		return "system tandem: key-log"
+	case old.Tandem.ClusterDir != next.Tandem.ClusterDir, old.Tandem.StateDir != next.Tandem.StateDir:
+		return "system tandem: folders"
+	}
+	return ""
+}
+
+func randomKey(n int) ipsec.Key {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails since Go 1.24
+	return ipsec.NewKey(b)
+}
+
+func (d *Daemon) hostname() string {
+	if d.cfg.Hostname != "" {
+		return d.cfg.Hostname
+	}
+	name, _ := os.Hostname()
+	return name
+}
+
+// traffic is ike.Traffic; the engine calls it on the loop.
+func (d *Daemon) traffic(spi ipsec.ESPSPI) (lastIn, lastOut time.Time) {
+	c, _ := d.plane.Counters(spi)
+	return c.LastIn, c.LastOut
+}
+
+// localAddr is the address of a phase 1's interface: the shared one where there
+// is one (also while another node holds it), else the device's own.
+func (d *Daemon) localAddr(dev string, v6 bool) (netip.Addr, bool) {
+	if in := interfaceOf(d.cfg, dev); in != nil {
+		for _, p := range in.IP {
+			if p.Addr().Is6() == v6 {
+				return p.Addr(), true
+			}
+		}
+	}
+	return d.links.addr(dev, v6)
+}
+
+// turn is called once for each turn of the loop: nothing else may move the
+// counter that the guardian watches.
+func (d *Daemon) turn() {
+	d.progress.Add(1)
+	if d.cluster != nil {
+		d.cluster.progress()
+	}
+}

@@ -1,0 +1,182 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"tandem/internal/config"
+)
+
+// links remembers what the kernel says about interfaces. Owned by the event loop.
+type links struct {
+	index map[string]int
+	up    map[string]bool
+	addrs map[string][]netip.Addr
+}
+
+func newLinks() *links {
+	l := &links{}
+	l.refresh()
+	return l
+}
+
+// refresh asks the kernel again and returns the interfaces that came up since.
+func (l *links) refresh() (cameUp []string) {
+	was := l.up
+	l.index, l.up, l.addrs = map[string]int{}, map[string]bool{}, map[string][]netip.Addr{}
+	all, err := netlink.LinkList()
+	if err != nil {
+		return nil
+	}
+	names := map[int]string{}
+	for _, link := range all {
+		a := link.Attrs()
+		names[a.Index] = a.Name
+		l.index[a.Name] = a.Index
+		l.up[a.Name] = a.Flags&net.FlagUp != 0 && (a.OperState == netlink.OperUp || a.OperState == netlink.OperUnknown) && a.RawFlags&0x40 != 0 // IFF_RUNNING
+		if l.up[a.Name] && was != nil && !was[a.Name] {
+			cameUp = append(cameUp, a.Name)
+		}
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return cameUp
+	}
+	for i := range addrs {
+		if ip, ok := netip.AddrFromSlice(addrs[i].IP); ok {
+			name := names[addrs[i].LinkIndex]
+			l.addrs[name] = append(l.addrs[name], ip.Unmap())
+		}
+	}
+	return cameUp
+}
+
+// addr is an interface's own address of a family, a global one rather than a
+// link-local one.
+func (l *links) addr(dev string, v6 bool) (netip.Addr, bool) {
+	var local netip.Addr
+	for _, a := range l.addrs[dev] {
+		if a.Is6() != v6 {
+			continue
+		}
+		if !a.IsLinkLocalUnicast() {
+			return a, true
+		}
+		local = a
+	}
+	return local, local.IsValid()
+}
+
+func (l *links) indexes() map[string]int {
+	out := make(map[string]int, len(l.index))
+	for k, v := range l.index {
+		out[k] = v
+	}
+	return out
+}
+
+// configure puts the addresses that stay on this node on their interfaces.
+func (l *links) configure(c *config.Config, log *slog.Logger) {
+	for i := range c.Interfaces {
+		in := &c.Interfaces[i]
+		for _, p := range in.ManagementIP {
+			link, err := netlink.LinkByName(in.Name)
+			if err == nil {
+				err = netlink.AddrReplace(link, nlAddr(p))
+			}
+			if err != nil {
+				log.Error("management address not added", "interface", in.Name, "address", p.String(), "error", err)
+			}
+		}
+	}
+	l.refresh()
+}
+
+// monitorsUp counts the monitored interfaces that work.
+func (l *links) monitorsUp(c *config.Config) (n int) {
+	for _, m := range c.HA.Monitor {
+		if l.up[m] {
+			n++
+		}
+	}
+	return n
+}
+
+// monitors tells the node how many monitored interfaces work.
+func (d *Daemon) monitors(now time.Time) {
+	if d.cluster != nil {
+		d.loop.node.HandleMonitors(now, d.links.monitorsUp(d.cfg))
+	}
+}
+
+// watchLinks follows links and addresses. A burst of changes is looked at once.
+func (d *Daemon) watchLinks() (stop func(), err error) {
+	done := make(chan struct{})
+	linkCh, addrCh := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
+	broken := func(err error) {
+		select {
+		case <-done:
+		default:
+			d.log.Warn("interface monitor", "error", err)
+		}
+	}
+	if err := errors.Join(
+		netlink.LinkSubscribeWithOptions(linkCh, done, netlink.LinkSubscribeOptions{ErrorCallback: broken}),
+		netlink.AddrSubscribeWithOptions(addrCh, done, netlink.AddrSubscribeOptions{ErrorCallback: broken}),
+	); err != nil {
+		close(done)
+		return nil, fmt.Errorf("interface monitor: %w", err)
+	}
+	go func() {
+		for linkCh != nil && addrCh != nil {
+			select {
+			case _, ok := <-linkCh:
+				if !ok {
+					linkCh = nil
+				}
+			case _, ok := <-addrCh:
+				if !ok {
+					addrCh = nil
+				}
+			}
+			for len(linkCh) > 0 {
+				<-linkCh
+			}
+			for len(addrCh) > 0 {
+				<-addrCh
+			}
+			if d.loop.call(d.loopContext(), d.linksChanged) != nil {
+				return
+			}
+		}
+	}()
+	return func() { close(done) }, nil
+}
+
+// linksChanged runs on the loop. An interface that comes back has lost its IPv6
+// addresses and the routes over it; an owner puts them back and announces again.
+func (d *Daemon) linksChanged(now time.Time) {
+	cameUp := d.links.refresh()
+	d.monitors(now)
+	if len(cameUp) == 0 {
+		return
+	}
+	if d.addresses.held {
+		for _, s := range d.addresses.shared {
+			for _, dev := range cameUp {
+				if s.dev == dev {
+					d.addresses.claim()
+					d.routes.apply()
+					return
+				}
+			}
+		}
+	}
+	d.routes.apply()
+}

@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/config"
+	"tandem/internal/node"
+	"tandem/xfrm"
+)
+
+// gateway is the node as the loop sees it; *node.Node is one.
+type gateway interface {
+	Start(time.Time)
+	HandleIKE(time.Time, ike.Datagram)
+	HandlePlane(time.Time, []xfrm.Event)
+	HandleWindows(time.Time, []xfrm.Window)
+	HandleFrame(time.Time, cluster.NodeID, cluster.ProcessID, []byte) error
+	HandleAck(time.Time, cluster.NodeID, cluster.ProcessID, uint64)
+	HandleStream(time.Time, cluster.NodeID, cluster.ProcessID, bool)
+	HandlePeer(time.Time, cluster.Peer)
+	HandleLoss(time.Time, cluster.NodeID, cluster.Loss, bool, time.Duration)
+	HandleRemoved(time.Time, cluster.NodeID)
+	HandleEntitled(time.Time, cluster.Epoch)
+	HandleNote(time.Time, error)
+	HandleMonitors(time.Time, int)
+	HandleTimeout(time.Time)
+	NextTimeout() (time.Time, bool)
+	Reload(time.Time, *config.Config)
+	Up(time.Time, string, string) error
+	Down(time.Time, string, string) error
+	Clear(time.Time, string) int
+	Failover(time.Time, bool) error
+	Shutdown(time.Time)
+	Status(time.Time) node.Status
+	Poll() (node.Effect, bool)
+}
+
+// Bounds of the queues.
+const (
+	ikeQueue    = 4096 // datagrams; what exceeds it is dropped and counted, as UDP may
+	callQueue   = 1024 // calls; who is beyond waits
+	acquireKeep = 1024 // acquires that a merged event queue keeps
+	eventsKeep  = 8192 // events from which on the queue is merged
+	// idleTick is how often the loop turns when nothing happens: the guardian
+	// must see it live.
+	idleTick = 10 * time.Millisecond
+)
+
+// errStopped answers calls after the loop has ended.
+var errStopped = errors.New("the daemon is stopping")
+
+// loop is the event loop. Everything below the queues is owned by its goroutine.
+type loop struct {
+	calls chan func(now time.Time)
+	ikeIn chan ike.Datagram
+	wake  chan struct{} // events wait
+	done  chan struct{} // closed when run has ended
+
+	mu     sync.Mutex
+	events []xfrm.Event
+
+	ikeReceived, ikeDropped atomic.Uint64
+
+	node  gateway
+	carry func(now time.Time, e node.Effect) // carries out one effect
+	after func(now time.Time)                // after each input's effects
+	tick  func()                             // the guardian's progress counter
+	stats loopStats
+	over  bool // set by the effect that ends the loop
+}
+
+func newLoop(carry func(time.Time, node.Effect), after func(time.Time), tick func()) *loop {
+	return &loop{
+		calls: make(chan func(time.Time), callQueue), ikeIn: make(chan ike.Datagram, ikeQueue),
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		carry: carry, after: after, tick: tick,
+	}
+}
+
+// offerIKE queues a datagram and never blocks; it is the data plane's callback.
+func (l *loop) offerIKE(d xfrm.IKEDatagram) {
+	l.ikeReceived.Add(1)
+	select {
+	case l.ikeIn <- ike.Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data}:
+	default:
+		l.ikeDropped.Add(1)
+	}
+}
+
+// offerEvents queues events and never blocks; it is the data plane's callback.
+func (l *loop) offerEvents(events []xfrm.Event) {
+	l.mu.Lock()
+	l.events = append(l.events, events...)
+	if len(l.events) > eventsKeep {
+		l.events = mergeEvents(l.events)
+	}
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// mergeEvents keeps of each kind and SA the last event, in order, so that the
+// queue is bounded by the number of SAs and nothing that matters is lost.
+func mergeEvents(in []xfrm.Event) []xfrm.Event {
+	type flow struct {
+		tunnel   string
+		proto    uint8
+		src, dst netip.AddrPort
+	}
+	type key struct {
+		kind int
+		spi  uint32
+		dir  xfrm.Direction
+		hard bool
+		flow flow
+	}
+	keyOf := func(e xfrm.Event) (k key) {
+		switch e := e.(type) {
+		case xfrm.BoundWanted:
+			k = key{kind: 1, spi: uint32(e.SPIIn), dir: e.Dir}
+		case xfrm.Acquire:
+			k = key{kind: 2, flow: flow{e.Tunnel, e.Protocol, e.Src, e.Dst}}
+		case xfrm.PeerMoved:
+			k = key{kind: 3, spi: uint32(e.SPIIn)}
+		case xfrm.FirstInbound:
+			k = key{kind: 4, spi: uint32(e.SPIIn)}
+		case xfrm.Expiring:
+			k = key{kind: 5, spi: uint32(e.SPIIn), hard: e.Hard}
+		}
+		return k
+	}
+	last := make(map[key]int, len(in))
+	for i, e := range in {
+		last[keyOf(e)] = i
+	}
+	var out []xfrm.Event
+	acquires := 0
+	for i, e := range in {
+		k := keyOf(e)
+		if last[k] != i {
+			continue
+		}
+		if k.kind == 2 {
+			if acquires++; acquires > acquireKeep {
+				continue // whoever still wants to send will ask again
+			}
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// post queues a call without waiting for it to run.
+func (l *loop) post(f func(now time.Time)) error {
+	select {
+	case <-l.done:
+		return errStopped
+	case l.calls <- f:
+		return nil
+	}
+}
+
+// call runs f on the loop and waits until its effects are carried out.
+func (l *loop) call(ctx context.Context, f func(now time.Time)) error {
+	ran := make(chan struct{})
+	select {
+	case <-l.done:
+		return errStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	case l.calls <- func(now time.Time) { f(now); l.drain(now); close(ran) }:
+	}
+	select {
+	case <-ran:
+		return nil
+	case <-l.done:
+		select {
+		case <-ran:
+			return nil
+		default:
+			return errStopped
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run is the loop; it ends when an effect has set over.
+func (l *loop) run() {
+	defer close(l.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for !l.over {
+		l.arm(timer)
+		select {
+		case f := <-l.calls:
+			now := time.Now()
+			f(now)
+			l.drain(now)
+		case d := <-l.ikeIn:
+			now := time.Now()
+			l.node.HandleIKE(now, d)
+			l.drain(now)
+		case <-l.wake:
+			l.mu.Lock()
+			events := l.events
+			l.events = nil
+			l.mu.Unlock()
+			if len(events) > 0 {
+				now := time.Now()
+				l.stats.Events += uint64(len(events))
+				l.node.HandlePlane(now, events)
+				l.drain(now)
+			}
+		case now := <-timer.C:
+			l.due(now)
+		}
+		l.tick()
+	}
+}
+
+// arm sets the one timer: to what the node waits for, at most idleTick away.
+func (l *loop) arm(timer *time.Timer) {
+	wait := idleTick
+	if at, ok := l.node.NextTimeout(); ok {
+		wait = max(0, min(wait, time.Until(at)))
+	}
+	timer.Reset(wait)
+}
+
+func (l *loop) due(now time.Time) {
+	if at, ok := l.node.NextTimeout(); ok && !now.Before(at) {
+		l.stats.Timeouts++
+		l.node.HandleTimeout(now)
+		l.drain(now)
+	}
+}
+
+// drain carries out what the node wants, in order.
+func (l *loop) drain(now time.Time) {
+	any := false
+	for {
+		e, ok := l.node.Poll()
+		if !ok {
+			break
+		}
+		any = true
+		l.stats.Effects++
+		l.carry(now, e)
+	}
+	if any {
+		l.after(now)
+	}
+}
+
+// snapshot is the loop's own figures, with those of the queues.
+func (l *loop) snapshot() loopStats {
+	s := l.stats
+	s.IKEReceived, s.IKEDropped = l.ikeReceived.Load(), l.ikeDropped.Load()
+	return s
+}

@@ -1,0 +1,168 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// viewTimeout bounds how long a scrape or a health check waits for the loop; a
+// loop that does not answer is not healthy.
+const viewTimeout = 2 * time.Second
+
+// serveMetrics answers /metrics, /healthz and /readyz at addr, an empty one: nowhere.
+func serveMetrics(addr string, d backend) (stop func(), err error) {
+	if addr == "" {
+		return func() {}, nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("metrics-address: %w", err)
+	}
+	s := &http.Server{Handler: metricsHandler(d), ReadHeaderTimeout: 5 * time.Second}
+	go func() { _ = s.Serve(l) }()
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = s.Shutdown(ctx)
+	}, nil
+}
+
+func metricsHandler(d backend) http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(&collector{d: d}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { answerHealth(w, r, d, false) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answerHealth(w, r, d, true) })
+	return mux
+}
+
+// healthJSON is the body of /healthz and /readyz: the figures of
+// `get system ha status` and `diagnose vpn ike stats`.
+type healthJSON struct {
+	Healthy bool      `json:"healthy"`
+	Ready   bool      `json:"ready"`
+	Reason  string    `json:"reason,omitempty"`
+	HA      haJSON    `json:"ha"`
+	Stats   statsJSON `json:"stats"`
+}
+
+// answerHealth: healthy means that the event loop answers; ready means that this
+// node carries traffic, or could take it over with everything it needs.
+func answerHealth(w http.ResponseWriter, r *http.Request, d backend, ready bool) {
+	ctx, cancel := context.WithTimeout(r.Context(), viewTimeout)
+	defer cancel()
+	v, err := d.view(ctx)
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = errors.New("the event loop does not answer")
+		}
+		writeHealth(w, http.StatusServiceUnavailable, healthJSON{Reason: err.Error()})
+		return
+	}
+	h := healthJSON{Healthy: true, HA: v.haJSON(), Stats: v.statsJSON()}
+	h.Ready = v.owner() || h.HA.Synchronised
+	code := http.StatusOK
+	if !h.Ready {
+		h.Reason = "standby without a complete copy"
+		if ready {
+			code = http.StatusServiceUnavailable
+		}
+	}
+	writeHealth(w, code, h)
+}
+
+func writeHealth(w http.ResponseWriter, code int, h healthJSON) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(h)
+}
+
+// collector turns a view into metrics at each scrape.
+type collector struct{ d backend }
+
+type metric struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*view) float64
+}
+
+func boolValue(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+var metrics = []metric{
+	{"tandem_ike_sas", "IKE SAs held, live or as a copy.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.statsJSON().IKESAs) }},
+	{"tandem_child_sas", "Child SAs held, live or as a copy.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.statsJSON().ChildSAs) }},
+	{"tandem_owner", "1 while this node owns its scope.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.owner()) }},
+	{"tandem_synchronised", "1 while a loss of the owner would be covered.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.haJSON().Synchronised) }},
+	{"tandem_alone", "1 while the owner has no entitled standby.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.haJSON().Alone) }},
+	{"tandem_epoch", "Counter of the epoch that this node has accepted.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.haJSON().Epoch) }},
+	{"tandem_takeovers_total", "Changes of owner to this node.", prometheus.CounterValue, func(v *view) float64 { return float64(v.haJSON().Takeovers) }},
+	{"tandem_alarms", "Alarms that stand.", prometheus.GaugeValue, func(v *view) float64 { return float64(len(v.haJSON().Alarms)) }},
+	{"tandem_ike_datagrams_total", "IKE datagrams received.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Loop.IKEReceived) }},
+	{"tandem_ike_datagrams_dropped_total", "IKE datagrams dropped because the queue was full.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Loop.IKEDropped) }},
+	{"tandem_unknown_spi_packets_total", "ESP packets of an unknown SPI.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Plane.UnknownSPI) }},
+	{"tandem_malformed_packets_total", "Outer packets that are no ESP and no IKE.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Plane.Malformed) }},
+}
+
+// tunnelMetrics have a label tunnel; they sum over the Child SAs that stand, so
+// they may fall when an SA ends.
+var tunnelMetrics = []struct {
+	name, help string
+	value      func(*tunnelJSON) float64
+}{
+	{"tandem_tunnel_in_packets", "Inner packets received.", func(t *tunnelJSON) float64 { return float64(t.InPackets) }},
+	{"tandem_tunnel_in_bytes", "Inner bytes received.", func(t *tunnelJSON) float64 { return float64(t.InBytes) }},
+	{"tandem_tunnel_in_errors", "Packets rejected: replayed, below the fence, not authentic, outside the selectors.", func(t *tunnelJSON) float64 { return float64(t.InErrors) }},
+	{"tandem_tunnel_out_packets", "Inner packets sent.", func(t *tunnelJSON) float64 { return float64(t.OutPackets) }},
+	{"tandem_tunnel_out_bytes", "Inner bytes sent.", func(t *tunnelJSON) float64 { return float64(t.OutBytes) }},
+	{"tandem_tunnel_out_errors", "Packets that could not be sent.", func(t *tunnelJSON) float64 { return float64(t.OutErrors) }},
+	{"tandem_tunnel_child_sas", "Child SAs.", func(t *tunnelJSON) float64 {
+		n := 0
+		for i := range t.Selectors {
+			n += len(t.Selectors[i].SAs)
+		}
+		return float64(n)
+	}},
+}
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range metrics {
+		ch <- prometheus.NewDesc(m.name, m.help, nil, nil)
+	}
+	for _, m := range tunnelMetrics {
+		ch <- prometheus.NewDesc(m.name, m.help, []string{"tunnel"}, nil)
+	}
+}
+
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), viewTimeout)
+	defer cancel()
+	v, err := c.d.view(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(prometheus.NewInvalidDesc(err), err)
+		return
+	}
+	for _, m := range metrics {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(m.name, m.help, nil, nil), m.kind, m.value(v))
+	}
+	for i := range v.Node.Gateways {
+		t := v.tunnelJSON(&v.Node.Gateways[i], false)
+		for _, m := range tunnelMetrics {
+			ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(m.name, m.help, []string{"tunnel"}, nil), prometheus.GaugeValue, m.value(&t), t.Name)
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tandem/internal/config"
+)
+
+// routeProtocol marks our routes in the kernel's tables, so that what an earlier
+// life left behind is recognised. It is in nobody's use (rtnetlink.h, FRR, bird).
+const routeProtocol = 211
+
+// routes keeps the kernel's routes: those of `config router static` and those
+// that add-route promises. Called by the event loop only.
+type routes struct {
+	log     *slog.Logger
+	static  []config.Route
+	pending map[config.Route]bool // static routes that the kernel would not take yet
+	dynamic map[dynamicRoute]bool
+}
+
+type dynamicRoute struct {
+	dev    string
+	prefix netip.Prefix
+}
+
+func newRoutes(log *slog.Logger) *routes {
+	return &routes{log: log, pending: map[config.Route]bool{}, dynamic: map[dynamicRoute]bool{}}
+}
+
+// clean removes the routes of an earlier life.
+func (r *routes) clean() {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		old, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			r.log.Warn("old routes not listed", "error", err)
+			continue
+		}
+		for i := range old {
+			if err := netlink.RouteDel(&old[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+				r.log.Warn("old route not removed", "route", old[i].String(), "error", err)
+			}
+		}
+	}
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	p = p.Masked()
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func nlRoute(dev string, prefix netip.Prefix, gateway netip.Addr) (*netlink.Route, error) {
+	route := &netlink.Route{Dst: ipNet(prefix), Protocol: routeProtocol, Scope: netlink.SCOPE_LINK}
+	if dev != "" {
+		link, err := netlink.LinkByName(dev)
+		if err != nil {
+			return nil, err
+		}
+		route.LinkIndex = link.Attrs().Index
+	}
+	if gateway.IsValid() && !gateway.IsUnspecified() {
+		route.Gw, route.Scope = gateway.AsSlice(), netlink.SCOPE_UNIVERSE
+	}
+	return route, nil
+}
+
+// staticRoute is a configured route; its distance is the kernel's metric.
+func staticRoute(s config.Route) (*netlink.Route, error) {
+	if s.Blackhole {
+		return &netlink.Route{Dst: ipNet(s.Dst), Protocol: routeProtocol, Type: unix.RTN_BLACKHOLE, Priority: s.Distance}, nil
+	}
+	route, err := nlRoute(s.Device, s.Dst, s.Gateway)
+	if err == nil {
+		route.Priority = s.Distance
+	}
+	return route, err
+}
+
+// setStatic takes the static routes of a configuration.
+func (r *routes) setStatic(next []config.Route) {
+	for _, old := range r.static {
+		keep := false
+		for _, n := range next {
+			keep = keep || n == old
+		}
+		if !keep {
+			if route, err := staticRoute(old); err == nil {
+				_ = netlink.RouteDel(route)
+			}
+		}
+	}
+	r.static = next
+	clear(r.pending)
+	r.apply()
+}
+
+// apply installs every static route again. A route whose gateway cannot be
+// reached yet (the shared address is elsewhere, the link is down) stays pending
+// without noise: apply is called again whenever links or addresses change.
+func (r *routes) apply() {
+	for _, s := range r.static {
+		if s.Disabled {
+			continue
+		}
+		route, err := staticRoute(s)
+		if err == nil {
+			err = netlink.RouteReplace(route)
+		}
+		switch {
+		case err == nil && r.pending[s]:
+			delete(r.pending, s)
+			r.log.Info("static route installed", "id", s.ID, "dst", s.Dst.String())
+		case err != nil && !r.pending[s]:
+			r.pending[s] = true
+			r.log.Info("static route pending", "id", s.ID, "dst", s.Dst.String(), "device", s.Device, "reason", err)
+		}
+	}
+	for d := range r.dynamic {
+		r.install(d)
+	}
+}
+
+func (r *routes) install(d dynamicRoute) {
+	route, err := nlRoute(d.dev, d.prefix, netip.Addr{})
+	if err == nil {
+		err = netlink.RouteReplace(route)
+	}
+	if err != nil {
+		r.log.Warn("route not added", "dst", d.prefix.String(), "device", d.dev, "error", err)
+	}
+}
+
+// add and remove keep one route of add-route.
+func (r *routes) add(dev string, p netip.Prefix) {
+	d := dynamicRoute{dev, p}
+	r.dynamic[d] = true
+	r.install(d)
+}
+
+func (r *routes) remove(dev string, p netip.Prefix) {
+	delete(r.dynamic, dynamicRoute{dev, p})
+	route, err := nlRoute(dev, p, netip.Addr{})
+	if err != nil {
+		return // the interface is gone, and the route with it
+	}
+	if err := netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+		r.log.Warn("route not removed", "dst", p.String(), "device", dev, "error", err)
+	}
+}

@@ -1,0 +1,252 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"tandem/ike"
+	"tandem/internal/ipsec"
+)
+
+// gatewayJSON is one tunnel in `diagnose vpn ike gateway list --json`.
+type gatewayJSON struct {
+	Name             string     `json:"name"`
+	Parent           string     `json:"parent,omitempty"`
+	Index            int        `json:"index"`
+	Version          int        `json:"version"`
+	Interface        string     `json:"interface"`
+	InterfaceIndex   int        `json:"interface_index"`
+	Local            string     `json:"local"`
+	Remote           string     `json:"remote"`
+	TunID            string     `json:"tun_id"`
+	TunID6           string     `json:"tun_id6"`
+	NetworkID        int        `json:"network_id"`
+	VirtualLocal     string     `json:"virtual_interface_addr_local,omitempty"`
+	VirtualRemote    string     `json:"virtual_interface_addr_remote,omitempty"`
+	PeerID           string     `json:"peer_id,omitempty"`
+	NAT              bool       `json:"nat"`
+	Created          int64      `json:"created_s"`
+	IKECreated       int        `json:"ike_created"`
+	IKEEstablished   int        `json:"ike_established"`
+	IKETime          [3]float64 `json:"ike_time_ms"` // min, average, max
+	ChildCreated     int        `json:"ipsec_created"`
+	ChildEstablished int        `json:"ipsec_established"`
+	ChildTime        [3]float64 `json:"ipsec_time_ms"`
+	Failure          string     `json:"last_failure,omitempty"`
+	SAs              []ikeJSON  `json:"ike_sas"`
+}
+
+// ikeJSON is one IKE SA.
+type ikeJSON struct {
+	ID          uint64  `json:"id"`
+	SPIi        string  `json:"spi_i"`
+	SPIr        string  `json:"spi_r"`
+	Direction   string  `json:"direction"`
+	Status      string  `json:"status"`
+	Established int64   `json:"established_s"`
+	Took        float64 `json:"took_ms"`
+	Proposal    string  `json:"proposal"`
+	SKei        string  `json:"sk_ei,omitempty"`
+	SKer        string  `json:"sk_er,omitempty"`
+	SKai        string  `json:"sk_ai,omitempty"`
+	SKar        string  `json:"sk_ar,omitempty"`
+	SendID      uint32  `json:"message_id_sent"`
+	RecvID      uint32  `json:"message_id_recv"`
+	Lifetime    int64   `json:"lifetime_s"`
+	Rekey       int64   `json:"rekey_s"`
+	DPDSent     uint32  `json:"dpd_sent"`
+	DPDRecv     uint32  `json:"dpd_recv"`
+}
+
+func msTriple(d [3]time.Duration) (ms [3]float64) {
+	for i := range d {
+		ms[i] = milliseconds(d[i])
+	}
+	return ms
+}
+
+// tunIDs are the peer's address as tunnel ID in both families, as FortiOS prints
+// them: an IPv4 peer's IPv6 ID has the address in its last four bytes.
+func tunIDs(remote netip.Addr) (v4, v6 string) {
+	v4, v6 = "0.0.0.0", "::"
+	switch {
+	case remote.Is4():
+		v4, v6 = remote.String(), "::"+remote.String()
+	case remote.IsValid():
+		v6 = remote.String()
+	}
+	return v4, v6
+}
+
+// addrPortText prints an address without what is not known of it.
+func addrPortText(a netip.AddrPort) string {
+	if !a.Addr().IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
+	j := gatewayJSON{
+		Name: g.Name, Parent: g.Parent, Index: g.Index, Version: 2,
+		Interface: g.Interface, InterfaceIndex: v.IfIndex[g.Interface],
+		Local: addrPortText(g.Local), Remote: addrPortText(g.Remote),
+		PeerID: g.PeerID, NAT: g.NAT, Created: v.since(g.Created),
+		IKECreated: g.IKECreated, IKEEstablished: g.IKEEstablished, IKETime: msTriple(g.IKETime),
+		ChildCreated: g.ChildCreated, ChildEstablished: g.ChildEstablished, ChildTime: msTriple(g.ChildTime),
+		Failure: g.Failure, SAs: []ikeJSON{},
+	}
+	j.TunID, j.TunID6 = tunIDs(g.Remote.Addr())
+	if p := v.phase1(phase1Of(g)); p != nil {
+		j.NetworkID = p.NetworkID
+	}
+	if t, ok := v.Tunnels[phase1Of(g)]; ok && t.IP.IsValid() {
+		j.VirtualLocal, j.VirtualRemote = t.IP.Addr().String(), "0.0.0.0"
+		if t.IP.Addr().Is6() {
+			j.VirtualRemote = "::"
+		}
+		if t.RemoteIP.IsValid() {
+			j.VirtualRemote = t.RemoteIP.String()
+		}
+	}
+	for _, s := range g.IKE {
+		d := ikeJSON{
+			ID: s.ID, SPIi: s.SPIs.I.String(), SPIr: s.SPIs.R.String(), Direction: "responder",
+			Status: s.State, Established: v.since(s.Established), Took: milliseconds(s.Took),
+			SKei: keyText(s.Keys.Ei, showKeys), SKer: keyText(s.Keys.Er, showKeys),
+			SKai: keyText(s.Keys.Ai, showKeys), SKar: keyText(s.Keys.Ar, showKeys),
+			SendID: s.SendID, RecvID: s.RecvID, Lifetime: seconds(s.Lifetime), Rekey: seconds(s.Rekey),
+			DPDSent: s.DPDSent, DPDRecv: s.DPDRecv,
+		}
+		if s.Initiator {
+			d.Direction = "initiator"
+		}
+		if s.Suite != (ipsec.Suite{}) {
+			d.Proposal = s.Suite.String()
+		}
+		j.SAs = append(j.SAs, d)
+	}
+	return j
+}
+
+// showGateways is `get vpn ike gateway [NAME]`.
+func showGateways(s *session, args []string) error {
+	if len(args) > 1 {
+		return usagef("expected: [NAME]")
+	}
+	return listGateways(s, args)
+}
+
+// listGateways is `diagnose vpn ike gateway list [name NAME]`.
+func listGateways(s *session, args []string) error {
+	name, err := nameArg(args)
+	if err != nil {
+		return err
+	}
+	v, err := s.d.view(s.ctx)
+	if err != nil {
+		return err
+	}
+	all := []gatewayJSON{}
+	var gateways []ike.GatewayStatus
+	for _, g := range v.gateways(name) {
+		if p := v.phase1(g.Name); p == nil || !p.Dialup() { // a dialup phase 1 is no gateway, its instances are
+			gateways = append(gateways, g)
+		}
+	}
+	for i := range gateways {
+		all = append(all, v.gatewayJSON(&gateways[i], s.showKeys))
+	}
+	if s.json {
+		return s.printJSON(all)
+	}
+	for i := range all {
+		s.printGateway(&all[i], &gateways[i])
+	}
+	return nil
+}
+
+func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus) {
+	p := s.printf
+	p("\nvd: root/0\nname: %s\nversion: %d\ninterface: %s %d\n", j.Name, j.Version, j.Interface, j.InterfaceIndex)
+	p("addr: %s -> %s\n", j.Local, j.Remote)
+	p("tun_id: %s/%s\nremote_location: 0.0.0.0\nnetwork-id: %d\n", j.TunID, j.TunID6, j.NetworkID)
+	if j.VirtualLocal != "" {
+		p("virtual-interface-addr: %s -> %s\n", j.VirtualLocal, j.VirtualRemote)
+	}
+	p("created: %ds ago\n", j.Created)
+	if j.PeerID != "" {
+		p("peer-id: %s\npeer-id-auth: yes\n", j.PeerID)
+	}
+	if j.NAT {
+		p("nat: peer\n")
+	}
+	p("PPK: no\n")
+	live := 0
+	for i := range j.SAs {
+		if j.SAs[i].Status != "connecting" {
+			live++
+		}
+	}
+	// Pairs are "now/ever", as FortiOS counts.
+	counts := func(what string, now, ever, nowUp, everUp int, t [3]float64) {
+		p("%s: created %d/%d", what, now, ever)
+		if ever > 0 {
+			p(" established %d/%d time %.0f/%.0f/%.0f ms", nowUp, everUp, t[0], t[1], t[2])
+		}
+		p("\n")
+	}
+	counts("IKE SA", len(j.SAs), j.IKECreated, live, j.IKEEstablished, j.IKETime)
+	counts("IPsec SA", len(g.Children), j.ChildCreated, len(g.Children), j.ChildEstablished, j.ChildTime)
+	if j.Failure != "" {
+		p("last-failure: %s\n", j.Failure)
+	}
+	for i := range j.SAs {
+		a, keys := &j.SAs[i], g.IKE[i].Keys
+		p("\nid/spi: %d %s/%s\ndirection: %s\n", a.ID, a.SPIi, a.SPIr, a.Direction)
+		if a.Status == "connecting" {
+			p("status: connecting\n")
+		} else {
+			started := a.Established + seconds(g.IKE[i].Took)
+			p("status: %s %d-%ds ago = %.0fms\n", a.Status, started, a.Established, a.Took)
+		}
+		p("proposal: %s\nchild: no\n", a.Proposal)
+		for _, k := range []struct {
+			name string
+			key  ipsec.Key
+		}{{"SK_ei", keys.Ei}, {"SK_er", keys.Er}, {"SK_ai", keys.Ai}, {"SK_ar", keys.Ar}} {
+			text := groupedKey(k.key, s.showKeys)
+			if text != "" {
+				text = " " + text
+			}
+			p("%s:%s\n", k.name, text)
+		}
+		p("PPK: no\nmessage-id sent/recv: %d/%d\n", a.SendID, a.RecvID)
+		p("lifetime/rekey: %d/%d\n", a.Lifetime, a.Rekey)
+		p("DPD sent/recv: %08x/%08x\n", a.DPDSent, a.DPDRecv)
+	}
+}
+
+// clearGateways is `diagnose vpn ike gateway clear|flush [name NAME]` and
+// `diagnose vpn tunnel flush [NAME]`.
+func clearGateways(s *session, args []string) error {
+	name, err := nameArg(args)
+	if err != nil {
+		return err
+	}
+	n, err := s.d.clear(s.ctx, name)
+	if err != nil {
+		return err
+	}
+	if s.json {
+		return s.printJSON(struct {
+			Cleared int `json:"cleared"`
+		}{n})
+	}
+	if n == 0 && name != "" {
+		return fmt.Errorf("no IKE SA of %q stands here", name)
+	}
+	s.printf("%d IKE SA cleared\n", n)
+	return nil
+}

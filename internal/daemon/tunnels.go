@@ -1,0 +1,153 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+
+	"tandem/internal/config"
+	"tandem/xfrm"
+)
+
+const defaultMTU = 1500
+
+// tunnels keeps one tunnel interface for each phase 1. Called by the event loop only.
+type tunnels struct {
+	log   *slog.Logger
+	plane xfrm.DataPlane
+	have  map[string]xfrm.Tunnel
+	view  map[string]tunnelView
+}
+
+func newTunnels(log *slog.Logger, plane xfrm.DataPlane) *tunnels {
+	return &tunnels{log: log, plane: plane, have: map[string]xfrm.Tunnel{}, view: map[string]tunnelView{}}
+}
+
+// tunnelOf is how a phase 1's interface shall be, above a link of outer bytes.
+// After encapsulation the outer packet may be fragmented, so the inner MTU stays
+// 1500 and TCP is kept smaller by the MSS; before it, the interface itself tells
+// senders what fits.
+func tunnelOf(c *config.Config, p *config.Phase1, outer int) xfrm.Tunnel {
+	v6 := p.RemoteGW.Is6() || p.LocalGW.Is6()
+	inner := tunnelInnerMTU(c, p, outer, v6)
+	t := xfrm.Tunnel{Name: p.Name, MTU: defaultMTU, MaxMSS: [2]int{inner - 40, inner - 60}}
+	if p.IPFragmentation == "pre-encapsulation" {
+		t.MTU, t.DontFragment = inner, true
+	}
+	if in := interfaceOf(c, p.Name); in != nil && in.MTU > 0 {
+		t.MTU = in.MTU
+	}
+	return t
+}
+
+func interfaceOf(c *config.Config, name string) *config.Interface {
+	for i := range c.Interfaces {
+		if c.Interfaces[i].Name == name {
+			return &c.Interfaces[i]
+		}
+	}
+	return nil
+}
+
+func outerMTU(dev string) int {
+	if link, err := netlink.LinkByName(dev); err == nil {
+		return link.Attrs().MTU
+	}
+	return defaultMTU
+}
+
+// configure makes the interfaces of a configuration, and removes those that it
+// no longer names. What a live interface cannot change is said, not done: its
+// SAs are worth more.
+func (t *tunnels) configure(c *config.Config) error {
+	wanted := map[string]bool{}
+	for i := range c.Phase1 {
+		p := &c.Phase1[i]
+		wanted[p.Name] = true
+		outer := outerMTU(p.Interface)
+		next := tunnelOf(c, p, outer)
+		if old, ok := t.have[p.Name]; ok {
+			if old != next {
+				t.log.Warn("tunnel interface keeps its old MTU settings until the next start", "tunnel", p.Name)
+			}
+		} else {
+			if err := t.plane.AddTunnel(next); err != nil {
+				return fmt.Errorf("tunnel interface %s: %w", p.Name, err)
+			}
+			t.have[p.Name] = next
+		}
+		v, err := t.dress(p.Name, interfaceOf(c, p.Name))
+		if err != nil {
+			return fmt.Errorf("tunnel interface %s: %w", p.Name, err)
+		}
+		v.OuterMTU = outer
+		t.view[p.Name] = v
+	}
+	for name := range t.have {
+		if !wanted[name] {
+			if err := t.plane.RemoveTunnel(name); err != nil {
+				t.log.Error("tunnel interface not removed", "tunnel", name, "error", err)
+			}
+			delete(t.have, name)
+			delete(t.view, name)
+		}
+	}
+	return nil
+}
+
+// dress gives an interface its addresses and brings it up.
+func (t *tunnels) dress(name string, in *config.Interface) (tunnelView, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return tunnelView{}, err
+	}
+	v := tunnelView{Index: link.Attrs().Index, MTU: link.Attrs().MTU}
+	// No link-local address of its own: the kernel's chatter about it (router
+	// solicitations, MLD) would count as traffic that asks for a negotiation.
+	if err := netlink.LinkSetIP6AddrGenMode(link, 1); err != nil {
+		t.log.Debug("IPv6 address generation not switched off", "tunnel", name, "error", err)
+	}
+	keep := map[netip.Addr]bool{}
+	if in != nil {
+		for _, p := range in.IP {
+			a := nlAddr(p)
+			if in.RemoteIP.IsValid() && in.RemoteIP.Addr().Is4() == p.Addr().Is4() {
+				a.Peer = &net.IPNet{IP: in.RemoteIP.Addr().AsSlice(), Mask: net.CIDRMask(in.RemoteIP.Bits(), in.RemoteIP.Addr().BitLen())}
+				a.IPNet.Mask = net.CIDRMask(p.Addr().BitLen(), p.Addr().BitLen())
+			}
+			if err := netlink.AddrReplace(link, a); err != nil {
+				return v, fmt.Errorf("address %s: %w", p, err)
+			}
+			keep[p.Addr()] = true
+			if !v.IP.IsValid() {
+				v.IP = p
+			}
+		}
+		v.RemoteIP = in.RemoteIP.Addr()
+	}
+	old, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return v, err
+	}
+	for i := range old {
+		if ip, ok := netip.AddrFromSlice(old[i].IP); ok && !keep[ip.Unmap()] {
+			if err := netlink.AddrDel(link, &old[i]); err != nil {
+				t.log.Warn("old tunnel address not removed", "tunnel", name, "address", old[i].IPNet.String(), "error", err)
+			}
+		}
+	}
+	return v, netlink.LinkSetUp(link)
+}
+
+// views are the interfaces as commands show them.
+func (t *tunnels) views() map[string]tunnelView {
+	out := make(map[string]tunnelView, len(t.view))
+	for name, v := range t.view {
+		v.Counters = t.plane.TunnelCounters(name)
+		out[name] = v
+	}
+	return out
+}
