@@ -130,6 +130,13 @@ func (r *row[T]) reset(v *T) {
 
 func (o *object[T]) name() string { return o.def.path }
 
+// from notes where a block without entries begins first.
+func (o *object[T]) from(line int) {
+	if o.src.line == 0 {
+		o.src.line = line
+	}
+}
+
 func (o *object[T]) row(key string) *row[T] {
 	i := slices.IndexFunc(o.def.rows, func(r row[T]) bool { return r.key == key })
 	if i < 0 {
@@ -140,7 +147,7 @@ func (o *object[T]) row(key string) *row[T] {
 
 func (o *object[T]) statement(ld *loader, st stmt) {
 	if len(st.words) == 0 {
-		ld.fault(st.line, o.src.object, "", st.verb+" needs a keyword"+"; `"+o.def.path+"` knows "+strings.Join(o.def.keys(), ", "))
+		ld.fault(st.line, o.src.object, "", st.verb+" needs a keyword; `config "+o.def.path+"` knows "+strings.Join(o.def.keys(), ", "))
 		return
 	}
 	key, words := st.words[0].text, st.words[1:]
@@ -152,9 +159,6 @@ func (o *object[T]) statement(ld *loader, st stmt) {
 	if r == nil {
 		o.unknown(ld, st, key, words)
 		return
-	}
-	if o.src.line == 0 {
-		o.src.line = st.line
 	}
 	p := r.at(o.val)
 	switch st.verb {

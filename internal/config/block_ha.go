@@ -74,8 +74,8 @@ var haSpec = &spec[haDraft]{
 			},
 			show: func(h *haDraft, p *printer) { p.optional(h.vclusters) }},
 		{path: "secondary-vcluster",
-			open: func(h *haDraft, s *source) scope {
-				o := &object[VCluster]{def: secondarySpec, val: &h.second, src: newSource("system ha: secondary-vcluster", "", s.line)}
+			open: func(h *haDraft, _ *source) scope {
+				o := &object[VCluster]{def: secondarySpec, val: &h.second, src: newSource("system ha: secondary-vcluster", "", 0)}
 				if h.wroteOld == nil {
 					o = newObject(secondarySpec, VCluster{ID: 2}, o.src)
 					h.second = *o.val

@@ -194,7 +194,11 @@ func (ld *loader) read(text string) {
 				}
 				continue
 			}
-			if !push(top.scope.config(ld, st, path), false, "config "+echo(path)) {
+			opened := top.scope.config(ld, st, path)
+			if o, ok := opened.(interface{ from(line int) }); ok {
+				o.from(st.line)
+			}
+			if !push(opened, false, "config "+echoPath(path)) {
 				return
 			}
 		case "edit":
@@ -254,6 +258,14 @@ func (ld *loader) read(text string) {
 	}
 }
 
+// echoPath prints the name of a block as it was written, short and printable.
+func echoPath(path string) string {
+	if len(path) > 64 || !isPrintable(path) {
+		return echo(path)
+	}
+	return path
+}
+
 // root is the level of the file itself.
 type root struct{}
 
@@ -281,7 +293,7 @@ func (root) config(ld *loader, st stmt, path string) scope {
 		ld.ignoredKey(st.line, "", "", "config "+path)
 		return skip{}
 	}
-	msg := fmt.Sprintf("unknown block `config %s`", strings.Trim(echo(path), `"`))
+	msg := fmt.Sprintf("unknown block `config %s`", echoPath(path))
 	if n := nearest(path, known); n != "" {
 		msg += "; did you mean `config " + n + "`?"
 	} else {

@@ -11,7 +11,7 @@ func nearest(got string, known []string) string {
 	if len(got) > 64 {
 		return ""
 	}
-	best, bestDist := "", max(2, len(got)/3)+1
+	best, bestDist := "", min(max(2, len(got)/3)+1, len(got))
 	for _, k := range known {
 		if strings.EqualFold(k, got) {
 			return k
