@@ -63,6 +63,7 @@ var pairNodes = []string{NodeHost, NodeClient, NodeWAN, NodeGW1, NodeGW2, NodePa
 type cable struct {
 	a, aIf, b, bIf string
 	addrs          []string
+	mtu            int // 0: 1500
 }
 
 var pairCables = []cable{
@@ -110,6 +111,11 @@ func NewID() string {
 // BuildPair makes the network of the pair. On failure nothing is left. It needs
 // root. An empty id asks for a new one.
 func BuildPair(id string) (*Topology, error) {
+	return newTopology(id, pairNodes, (*Topology).buildPair)
+}
+
+// newTopology registers a lab and lets make build its network, or leaves nothing.
+func newTopology(id string, nodes []string, make func(*Topology) error) (*Topology, error) {
 	if id == "" {
 		id = NewID()
 	}
@@ -134,10 +140,17 @@ func BuildPair(id string) (*Topology, error) {
 		ns:    map[string]netns.NsHandle{}, nl: map[string]*netlink.Handle{},
 	}
 	t.state.Dir = t.Dir
-	for _, n := range pairNodes {
+	for _, n := range nodes {
 		t.state.Namespaces = append(t.state.Namespaces, t.Netns(n))
 	}
-	if err := t.build(); err != nil {
+	err = t.state.save()
+	if err == nil {
+		err = os.MkdirAll(t.Dir, 0o700)
+	}
+	if err == nil {
+		err = make(t)
+	}
+	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
@@ -178,28 +191,30 @@ func (t *Topology) Close() error {
 	return err
 }
 
-func (t *Topology) build() error {
-	if err := t.state.save(); err != nil {
+// addNode makes one namespace with its loopback up. A switch has no stack of its
+// own that could speak on the wire.
+func (t *Topology) addNode(n string, forward, isSwitch bool) error {
+	h, err := newNetns(t.Netns(n))
+	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(t.Dir, 0o700); err != nil {
-		return err
+	t.ns[n] = h
+	if err := t.In(n, func() error { return nodeSysctls(forward, isSwitch) }); err != nil {
+		return fmt.Errorf("%s: %w", n, err)
 	}
+	nl, err := netlink.NewHandleAt(h)
+	if err != nil {
+		return fmt.Errorf("%s: netlink: %w", n, err)
+	}
+	t.nl[n] = nl
+	return t.linkUp(n, "lo")
+}
+
+func (t *Topology) buildPair() error {
 	for _, n := range pairNodes {
-		h, err := newNetns(t.Netns(n))
-		if err != nil {
-			return err
-		}
-		t.ns[n] = h
-		if err := t.In(n, func() error { return nodeSysctls(n) }); err != nil {
-			return fmt.Errorf("%s: %w", n, err)
-		}
-		nl, err := netlink.NewHandleAt(h)
-		if err != nil {
-			return fmt.Errorf("%s: netlink: %w", n, err)
-		}
-		t.nl[n] = nl
-		if err := t.linkUp(n, "lo"); err != nil {
+		forward := n == NodeGW1 || n == NodeGW2 || n == NodeClient
+		isSwitch := n == NodeWAN || n == NodeLAN || n == NodePanel
+		if err := t.addNode(n, forward, isSwitch); err != nil {
 			return err
 		}
 	}
@@ -230,7 +245,7 @@ func (t *Topology) build() error {
 }
 
 // nodeSysctls runs inside the node's namespace, before it has any link.
-func nodeSysctls(node string) error {
+func nodeSysctls(forward, isSwitch bool) error {
 	set := [][2]string{
 		// Duplicate address detection would hold back heartbeats and shared
 		// addresses for a second.
@@ -241,12 +256,11 @@ func nodeSysctls(node string) error {
 		{"ipv4/conf/all/send_redirects", "0"}, {"ipv4/conf/default/send_redirects", "0"},
 		{"ipv4/conf/all/accept_redirects", "0"}, {"ipv4/conf/default/accept_redirects", "0"},
 	}
-	switch node {
-	case NodeGW1, NodeGW2, NodeClient:
+	if forward {
 		set = append(set, [2]string{"ipv4/ip_forward", "1"},
 			[2]string{"ipv6/conf/all/forwarding", "1"}, [2]string{"ipv6/conf/default/forwarding", "1"})
-	case NodeWAN, NodeLAN, NodePanel:
-		// A switch has no stack of its own that could speak on the wire.
+	}
+	if isSwitch {
 		set = append(set, [2]string{"ipv6/conf/all/disable_ipv6", "1"}, [2]string{"ipv6/conf/default/disable_ipv6", "1"})
 	}
 	for _, s := range set {
@@ -258,13 +272,16 @@ func nodeSysctls(node string) error {
 }
 
 func (t *Topology) lay(c cable) error {
+	if c.mtu == 0 {
+		c.mtu = 1500
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = c.aIf
-	attrs.MTU = 1500
+	attrs.MTU = c.mtu
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName = c.bIf
 	veth.PeerNamespace = netlink.NsFd(t.ns[c.b])
-	veth.PeerMTU = 1500
+	veth.PeerMTU = uint32(c.mtu)
 	if err := t.nl[c.a].LinkAdd(veth); err != nil {
 		return fmt.Errorf("cable %s/%s to %s/%s: %w", c.a, c.aIf, c.b, c.bIf, err)
 	}

@@ -171,6 +171,12 @@ func (m viciMessage) text(path ...string) string {
 	return ""
 }
 
+// list returns the list of a key, empty if there is none.
+func (m viciMessage) list(key string) []string {
+	l, _ := m[key].([]string)
+	return l
+}
+
 // walk calls f for each string value under m with the name of its section.
 func (m viciMessage) walk(section string, f func(section, key, value string)) {
 	for k, v := range m {
