@@ -12,7 +12,10 @@ type refBlock struct {
 	ignored           []ignored
 }
 
-type refRow struct{ key, def, allowed, help string }
+type refRow struct {
+	key, def, allowed, help string
+	local                   bool
+}
 
 func refsOf[T any](d *spec[T]) []refBlock {
 	b := refBlock{path: d.path, entry: d.entry, help: d.help, ignored: d.ignored}
@@ -21,7 +24,7 @@ func refsOf[T any](d *spec[T]) []refBlock {
 		if def == "" {
 			def = "—"
 		}
-		b.rows = append(b.rows, refRow{r.key, def, r.value.allowed(), r.help})
+		b.rows = append(b.rows, refRow{r.key, def, r.value.allowed(), r.help, r.local})
 	}
 	return []refBlock{b}
 }
@@ -39,6 +42,9 @@ func Reference() string {
 			if len(r.rows) > 0 {
 				b.WriteString("| keyword | default | allowed | meaning |\n|---|---|---|---|\n")
 				for _, row := range r.rows {
+					if row.local {
+						row.help += " (*node*)"
+					}
 					fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", row.key, cell(row.def), cell(row.allowed), cell(row.help))
 				}
 				b.WriteByte('\n')
