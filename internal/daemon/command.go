@@ -270,3 +270,9 @@ func nameArg(args []string) (string, error) {
 	}
 	return "", usagef("expected: [name NAME], got %q", strings.Join(args, " "))
 }
+
+// Help is what "?" and --help say about words, without a running daemon.
+func Help(words []string) (string, error) {
+	_, _, help, err := resolve(allCommands(), append(append([]string(nil), words...), "?"))
+	return help, err
+}

@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.11
 // 	protoc        v3.21.12
-// source: proto/adminpb/admin.proto
+// source: adminpb/admin.proto
 
 // The admin API: what `tandem get|diagnose|execute|show` speaks to a running
 // daemon over its unix socket (mode 0600: root only). One call carries one
@@ -39,7 +39,7 @@ type ExecuteRequest struct {
 
 func (x *ExecuteRequest) Reset() {
 	*x = ExecuteRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[0]
+	mi := &file_adminpb_admin_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -51,7 +51,7 @@ func (x *ExecuteRequest) String() string {
 func (*ExecuteRequest) ProtoMessage() {}
 
 func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[0]
+	mi := &file_adminpb_admin_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -64,7 +64,7 @@ func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{0}
+	return file_adminpb_admin_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ExecuteRequest) GetWords() []string {
@@ -101,7 +101,7 @@ type ExecuteOutput struct {
 
 func (x *ExecuteOutput) Reset() {
 	*x = ExecuteOutput{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[1]
+	mi := &file_adminpb_admin_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -113,7 +113,7 @@ func (x *ExecuteOutput) String() string {
 func (*ExecuteOutput) ProtoMessage() {}
 
 func (x *ExecuteOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[1]
+	mi := &file_adminpb_admin_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -126,7 +126,7 @@ func (x *ExecuteOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteOutput.ProtoReflect.Descriptor instead.
 func (*ExecuteOutput) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{1}
+	return file_adminpb_admin_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *ExecuteOutput) GetStdout() []byte {
@@ -157,11 +157,11 @@ func (x *ExecuteOutput) GetExitCode() int32 {
 	return 0
 }
 
-var File_proto_adminpb_admin_proto protoreflect.FileDescriptor
+var File_adminpb_admin_proto protoreflect.FileDescriptor
 
-const file_proto_adminpb_admin_proto_rawDesc = "" +
+const file_adminpb_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x19proto/adminpb/admin.proto\x12\ftandem.admin\"W\n" +
+	"\x13adminpb/admin.proto\x12\ftandem.admin\"W\n" +
 	"\x0eExecuteRequest\x12\x14\n" +
 	"\x05words\x18\x01 \x03(\tR\x05words\x12\x12\n" +
 	"\x04json\x18\x02 \x01(\bR\x04json\x12\x1b\n" +
@@ -175,23 +175,23 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\aExecute\x12\x1c.tandem.admin.ExecuteRequest\x1a\x1b.tandem.admin.ExecuteOutput0\x01B\x16Z\x14tandem/proto/adminpbb\x06proto3"
 
 var (
-	file_proto_adminpb_admin_proto_rawDescOnce sync.Once
-	file_proto_adminpb_admin_proto_rawDescData []byte
+	file_adminpb_admin_proto_rawDescOnce sync.Once
+	file_adminpb_admin_proto_rawDescData []byte
 )
 
-func file_proto_adminpb_admin_proto_rawDescGZIP() []byte {
-	file_proto_adminpb_admin_proto_rawDescOnce.Do(func() {
-		file_proto_adminpb_admin_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_proto_adminpb_admin_proto_rawDesc), len(file_proto_adminpb_admin_proto_rawDesc)))
+func file_adminpb_admin_proto_rawDescGZIP() []byte {
+	file_adminpb_admin_proto_rawDescOnce.Do(func() {
+		file_adminpb_admin_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_adminpb_admin_proto_rawDesc), len(file_adminpb_admin_proto_rawDesc)))
 	})
-	return file_proto_adminpb_admin_proto_rawDescData
+	return file_adminpb_admin_proto_rawDescData
 }
 
-var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
-var file_proto_adminpb_admin_proto_goTypes = []any{
+var file_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_adminpb_admin_proto_goTypes = []any{
 	(*ExecuteRequest)(nil), // 0: tandem.admin.ExecuteRequest
 	(*ExecuteOutput)(nil),  // 1: tandem.admin.ExecuteOutput
 }
-var file_proto_adminpb_admin_proto_depIdxs = []int32{
+var file_adminpb_admin_proto_depIdxs = []int32{
 	0, // 0: tandem.admin.Admin.Execute:input_type -> tandem.admin.ExecuteRequest
 	1, // 1: tandem.admin.Admin.Execute:output_type -> tandem.admin.ExecuteOutput
 	1, // [1:2] is the sub-list for method output_type
@@ -201,26 +201,26 @@ var file_proto_adminpb_admin_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for field type_name
 }
 
-func init() { file_proto_adminpb_admin_proto_init() }
-func file_proto_adminpb_admin_proto_init() {
-	if File_proto_adminpb_admin_proto != nil {
+func init() { file_adminpb_admin_proto_init() }
+func file_adminpb_admin_proto_init() {
+	if File_adminpb_admin_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_adminpb_admin_proto_rawDesc), len(file_proto_adminpb_admin_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_adminpb_admin_proto_rawDesc), len(file_adminpb_admin_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_proto_adminpb_admin_proto_goTypes,
-		DependencyIndexes: file_proto_adminpb_admin_proto_depIdxs,
-		MessageInfos:      file_proto_adminpb_admin_proto_msgTypes,
+		GoTypes:           file_adminpb_admin_proto_goTypes,
+		DependencyIndexes: file_adminpb_admin_proto_depIdxs,
+		MessageInfos:      file_adminpb_admin_proto_msgTypes,
 	}.Build()
-	File_proto_adminpb_admin_proto = out.File
-	file_proto_adminpb_admin_proto_goTypes = nil
-	file_proto_adminpb_admin_proto_depIdxs = nil
+	File_adminpb_admin_proto = out.File
+	file_adminpb_admin_proto_goTypes = nil
+	file_adminpb_admin_proto_depIdxs = nil
 }

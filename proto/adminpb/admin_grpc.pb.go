@@ -2,7 +2,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             v3.21.12
-// source: proto/adminpb/admin.proto
+// source: adminpb/admin.proto
 
 // The admin API: what `tandem get|diagnose|execute|show` speaks to a running
 // daemon over its unix socket (mode 0600: root only). One call carries one
@@ -131,5 +131,5 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
-	Metadata: "proto/adminpb/admin.proto",
+	Metadata: "adminpb/admin.proto",
 }

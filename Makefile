@@ -1,0 +1,58 @@
+# make demo      installs what is needed, then kills a pair's active gateway ten times under traffic
+# make test      what CI runs: unit tests, fuzz seeds, integration in short form
+# make acceptance  every scenario at full length, with its figures
+
+GO ?= go
+FUZZTIME ?= 1m
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PROTOC_GEN_GO = google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
+PROTOC_GEN_GO_GRPC = google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+
+# Scenarios time real processes: one at a time, and apart from the unit tests.
+UNIT = $(shell $(GO) list ./... | grep -v '/integration')
+
+.PHONY: all build deps test acceptance race lint fuzz demo bench proto clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/tandem ./cmd/tandem
+
+deps:
+	scripts/deps.sh
+
+test: build
+	$(GO) vet ./...
+	$(GO) test -short -timeout 10m $(UNIT)
+	$(GO) test -short -timeout 20m -p 1 -count 1 ./integration/...
+
+acceptance: build
+	$(GO) test -timeout 60m $(UNIT)
+	$(GO) test -timeout 120m -p 1 -count 1 -v ./integration/...
+
+race:
+	$(GO) test -race -short -timeout 20m $(UNIT)
+
+lint:
+	@files="$$(gofmt -l $$(git ls-files '*.go'))"; test -z "$$files" || { echo "gofmt: $$files"; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags breakpoints ./internal/daemon ./cmd/tandem
+	$(GO) run $(STATICCHECK) ./...
+
+# Every fuzz target for FUZZTIME each.
+fuzz:
+	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
+
+demo: deps build
+	bin/tandem lab run examples/pair
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
+
+proto:
+	GOBIN=$(CURDIR)/bin/gen $(GO) install $(PROTOC_GEN_GO)
+	GOBIN=$(CURDIR)/bin/gen $(GO) install $(PROTOC_GEN_GO_GRPC)
+	PATH="$(CURDIR)/bin/gen:$$PATH" protoc -I proto --go_out=. --go_opt=module=tandem --go-grpc_out=. --go-grpc_opt=module=tandem proto/*/*.proto
+
+clean:
+	rm -rf bin
