@@ -1,0 +1,291 @@
+package ike
+
+import (
+	"crypto/hmac"
+	"crypto/subtle"
+	"log/slog"
+	"slices"
+
+	"tandem/ike/keymat"
+	"tandem/ike/message"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+)
+
+// authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2).
+func (e *Engine) authStart(sa *ikeSA, phase2 string) {
+	sa.state = stateAuthSent
+	sa.nextSend = 1
+	sa.ownID = ownIdentity(sa.p1, sa.local.Addr())
+	e.debug(sa, "initiator preparing AUTH msg")
+	id := sa.ownID.payload(false)
+	ps := []message.Payload{id}
+	if e.firstToPeer(sa) {
+		e.debug(sa, "sending INITIAL-CONTACT")
+		ps = append(ps, notify(message.InitialContact, nil))
+	}
+	auth := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
+	ps = append(ps, &message.Auth{Method: message.AuthPSK, Data: auth})
+	x := &exchange{kind: kindAuth, phase2: phase2}
+	if p2 := e.phase2(sa.phase1, phase2); p2 != nil {
+		x.spiIn = e.newESPSPI()
+		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
+		ps = append(ps, childOffer(x, nil)...)
+	}
+	if !e.start(sa, x, ps) {
+		e.remove(sa, false, "cannot begin IKE_AUTH")
+	}
+}
+
+// firstToPeer says that we hold no other established IKE SA with the peer.
+func (e *Engine) firstToPeer(sa *ikeSA) bool {
+	return sa.tunnel != nil && !slices.ContainsFunc(sa.tunnel.sas, func(x *ikeSA) bool {
+		return x != sa && (x.state == stateEstablished || x.state == stateRekeyed)
+	})
+}
+
+// authRequest authenticates the initiator and makes the first Child SA.
+func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
+	e.debug(sa, "responder received AUTH msg")
+	idi, ok := ev.m.ID(false)
+	auth, ok2 := message.Get[*message.Auth](ev.m)
+	if !ok || !ok2 {
+		return nil, refuse(message.InvalidSyntax, "IKE_AUTH without IDi or AUTH")
+	}
+	peer := identity{idi.IDType, string(idi.Data)}
+	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idi.IDType.String()))
+	p1, err := e.authenticate(sa, idi, peer, auth)
+	if err != nil {
+		e.counters.AuthRefused++
+		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
+		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
+	}
+	_, initial := ev.m.Notify(message.InitialContact)
+	sa.p1, sa.phase1, sa.peerID = p1, p1.Name, peer
+	if p1.Dialup() {
+		sa.tunnel = e.dialupTunnel(p1, peer, initial)
+	} else {
+		sa.tunnel = e.staticTunnel(p1)
+	}
+	sa.tunnel.sas = append(sa.tunnel.sas, sa)
+	sa.tunnel.ikeCreated++
+	e.debug(sa, "auth verify done")
+	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
+	e.noteSyncSupport(sa, ev.m)
+
+	e.debug(sa, "responder preparing AUTH msg")
+	sa.ownID = ownIdentity(p1, sa.local.Addr())
+	id := sa.ownID.payload(true)
+	ps := []message.Payload{id, &message.Auth{Method: message.AuthPSK,
+		Data: keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())}}
+	ni, nr := sa.nonceI, sa.nonceR
+	e.establish(sa)
+	if initial {
+		e.initialContact(sa)
+	}
+	if _, ok := message.Get[*message.SA](ev.m); ok {
+		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
+		if err != nil {
+			// The IKE SA stands without it (RFC 7296 §2.21.2).
+			n := err.(*NotifyError)
+			e.warn(sa, "negotiation failure", slog.String("notify", n.Type.String()), slog.String("reason", n.Err.Error()))
+			sa.tunnel.failure = n.Error()
+			reply = []message.Payload{n.payload()}
+		}
+		ps = append(ps, reply...)
+	}
+	ev.after = append(ev.after, func() { e.duplicates(sa) })
+	return ps, nil
+}
+
+// authenticate finds the phase 1 entry whose identity and key the peer proves
+// (RFC 7296 §2.15). Entries that name the identity come before those that take any.
+func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, auth *message.Auth) (*config.Phase1, error) {
+	if auth.Method != message.AuthPSK {
+		return nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
+	}
+	known := false
+	for _, named := range []bool{true, false} {
+		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
+			if isNamed(p1) != named || !idMatches(p1, peer) || p1.AuthMethod == "signature" || !suits(p1, sa.suite) {
+				continue
+			}
+			known = true
+			want := keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), idi.Body())
+			if hmac.Equal(want, auth.Data) {
+				return p1, nil
+			}
+		}
+	}
+	if !known {
+		return nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s", peer)
+	}
+	return nil, refuse(message.AuthenticationFailed, "pre-shared key mismatch")
+}
+
+func isNamed(p1 *config.Phase1) bool { return p1.PeerType != "" && p1.PeerType != "any" }
+
+// suits says whether a phase 1 entry would have chosen the suite.
+func suits(p1 *config.Phase1, s ipsec.Suite) bool {
+	if !slices.Contains(p1.DHGroups, s.KE) {
+		return false
+	}
+	s.KE = ipsec.KENone
+	return slices.ContainsFunc(ikeSuites(p1), func(x ipsec.Suite) bool {
+		x.KE, x.ESN = ipsec.KENone, s.ESN
+		return x == s
+	})
+}
+
+// authResponse authenticates the responder and takes the first Child SA.
+func (e *Engine) authResponse(sa *ikeSA, ev *event) {
+	e.debug(sa, "initiator received AUTH msg")
+	x := e.finish(sa)
+	if sa.p1 == nil {
+		e.remove(sa, false, "phase 1 is not configured any more")
+		return
+	}
+	idr, ok1 := ev.m.ID(true)
+	auth, ok2 := message.Get[*message.Auth](ev.m)
+	if !ok1 || !ok2 {
+		reason := "AUTH response without IDr or AUTH"
+		for _, n := range ev.m.Notifies() {
+			if n.NotifyType.IsError() {
+				reason = n.NotifyType.String() + " in AUTH response"
+			}
+		}
+		e.authGaveUp(sa, x, reason, false)
+		return
+	}
+	peer := identity{idr.IDType, string(idr.Data)}
+	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idr.IDType.String()))
+	want := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), idr.Body())
+	switch {
+	case auth.Method != message.AuthPSK:
+		e.authGaveUp(sa, x, "authentication method "+auth.Method.String()+" is not accepted", true)
+		return
+	case subtle.ConstantTimeCompare(want, auth.Data) != 1:
+		e.authGaveUp(sa, x, "pre-shared key mismatch", true)
+		return
+	case !idMatches(sa.p1, peer):
+		e.authGaveUp(sa, x, "peer identifier "+peer.String()+" is not accepted", true)
+		return
+	}
+	sa.peerID = peer
+	e.debug(sa, "auth verify done")
+	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
+	e.noteSyncSupport(sa, ev.m)
+	ni, nr := sa.nonceI, sa.nonceR
+	e.establish(sa)
+	if _, ok := ev.m.Notify(message.InitialContact); ok {
+		e.initialContact(sa)
+	}
+	if x.spiIn != 0 {
+		p := childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID}
+		if _, err := e.childAccept(sa, ev.m, x, p); err != nil {
+			e.warn(sa, "negotiation failure", slog.String("phase2", x.phase2), slog.String("reason", err.Error()))
+			sa.tunnel.failure = err.Error()
+			e.createFailed(sa, x.phase2)
+		}
+	}
+	e.drop(x)
+	e.duplicates(sa)
+	if sa.lives() {
+		e.negotiate(sa.tunnel)
+	}
+}
+
+// authGaveUp ends a negotiation that failed in IKE_AUTH. tell: the responder
+// believes that it succeeded, so it learns of it once, without a retry
+// (RFC 7296 §2.21.2).
+func (e *Engine) authGaveUp(sa *ikeSA, x *exchange, reason string, tell bool) {
+	e.counters.AuthRefused++
+	e.warn(sa, "authentication failed", slog.String("reason", reason))
+	e.fail(sa, reason)
+	if tell {
+		b, err := e.seal(sa, message.Informational, false, sa.nextSend,
+			[]message.Payload{notify(message.AuthenticationFailed, nil)})
+		if err == nil {
+			e.hold(sa, Send{sa.datagram(b)})
+		}
+	}
+	e.drop(x)
+	e.remove(sa, false, reason)
+}
+
+func (e *Engine) noteSyncSupport(sa *ikeSA, m *message.Message) {
+	for _, t := range []message.NotifyType{message.MessageIDSyncSupported, message.ReplayCounterSyncSupported} {
+		if _, ok := m.Notify(t); ok {
+			e.debug(sa, "processing notify type "+t.String())
+		}
+	}
+}
+
+// establish makes an authenticated IKE SA live.
+func (e *Engine) establish(sa *ikeSA) {
+	e.touch(sa)
+	e.closeHalfOpen(sa)
+	sa.state = stateEstablished
+	sa.established = e.now
+	sa.took = e.now.Sub(sa.created)
+	sa.soft, sa.hard = e.ikeLifetimes(sa)
+	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
+	t := sa.tunnel
+	t.ikeEstablished++
+	t.statsIKE.add(sa.took)
+	t.failure = ""
+	e.info(sa, "established IKE SA "+sa.spis.String(), slog.String("proposal", sa.suite.String()),
+		slog.String("peer_id", sa.peerID.String()))
+	e.tunnelChanged(t, "established")
+}
+
+// initialContact ends the other IKE SAs of an identity that says it has none (RFC 7296 §2.4).
+func (e *Engine) initialContact(sa *ikeSA) {
+	e.info(sa, "processing INITIAL-CONTACT")
+	for _, old := range e.sorted() {
+		if old == sa || old.phase1 != sa.phase1 || old.peerID != sa.peerID ||
+			old.state != stateEstablished && old.state != stateRekeyed {
+			continue
+		}
+		e.remove(old, true, "INITIAL-CONTACT")
+	}
+	e.debug(sa, "processed INITIAL-CONTACT")
+}
+
+// duplicates resolves two IKE SAs with the same peer for one tunnel. An older one
+// was left behind by the peer and goes; if both were negotiated at the same time,
+// the one with the lowest nonce goes, ended by its initiator, as among rekeyed SAs
+// (RFC 7296 §2.8.2 by analogy).
+func (e *Engine) duplicates(sa *ikeSA) {
+	if sa.tunnel == nil || !sa.lives() {
+		return
+	}
+	for _, old := range slices.Clone(sa.tunnel.sas) {
+		if old == sa || !old.lives() || old.peerID != sa.peerID {
+			continue
+		}
+		loser := old
+		if !old.established.Before(sa.created) {
+			if string(sa.lowestNonce) < string(old.lowestNonce) {
+				loser = sa
+			}
+			if !loser.initiator {
+				continue // the peer ends it
+			}
+		}
+		keeper := old
+		if loser == old {
+			keeper = sa
+		}
+		if len(keeper.children) == 0 && len(loser.children) > 0 {
+			continue // it still carries the traffic
+		}
+		e.info(loser, "IKE SA is a duplicate of "+keeper.spis.String())
+		e.info(loser, "schedule delete of IKE SA "+loser.spis.String())
+		e.close(loser, "duplicate")
+		e.proceed(loser)
+		if loser == sa {
+			return
+		}
+	}
+}

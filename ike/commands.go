@@ -1,0 +1,118 @@
+package ike
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Down deletes the Child SAs of a phase 2 entry, or all of a tunnel when phase2 is
+// empty. phase1 may name a dialup instance. What auto-negotiate wants comes back.
+func (e *Engine) Down(now time.Time, phase1, phase2 string) error {
+	defer e.begin(now)()
+	if !e.active {
+		return errNotActive
+	}
+	found := false
+	for _, t := range e.sortedTunnels() {
+		if t.name != phase1 && t.phase1 != phase1 {
+			continue
+		}
+		found = true
+		for _, sa := range slices.Clone(t.sas) {
+			for _, c := range slices.Clone(sa.children) {
+				if phase2 == "" || c.Phase2 == phase2 {
+					e.endChild(c)
+				}
+			}
+			e.proceed(sa)
+			e.arm(sa)
+		}
+	}
+	if !found && e.phase1(phase1) == nil {
+		return fmt.Errorf("tunnel %s is not configured", phase1)
+	}
+	return nil
+}
+
+// Clear deletes the IKE SAs of a tunnel, of all instances of a dialup phase 1, or
+// all when name is empty; they are negotiated again as configured. It returns how many.
+func (e *Engine) Clear(now time.Time, name string) int {
+	defer e.begin(now)()
+	if !e.active {
+		return 0
+	}
+	n := 0
+	for _, sa := range e.sorted() {
+		if name != "" && sa.name() != name && sa.phase1 != name {
+			continue
+		}
+		n++
+		e.close(sa, "cleared")
+		e.proceed(sa)
+		e.arm(sa)
+	}
+	return n
+}
+
+// Status lists the tunnels: configured static ones, then whatever else has an
+// IKE SA, in the order of their making.
+func (e *Engine) Status(now time.Time) []GatewayStatus {
+	defer e.begin(now)()
+	var out []GatewayStatus
+	for i := range e.cfg.Phase1 {
+		if p1 := &e.cfg.Phase1[i]; !p1.Dialup() {
+			e.staticTunnel(p1)
+		}
+	}
+	for _, t := range e.sortedTunnels() {
+		out = append(out, e.tunnelStatus(now, t))
+	}
+	return out
+}
+
+func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
+	g := GatewayStatus{Name: t.name, Index: t.index, Created: t.created, Failure: t.failure,
+		IKECreated: t.ikeCreated, IKEEstablished: t.ikeEstablished,
+		ChildCreated: t.childCreated, ChildEstablished: t.childEstablished,
+		IKETime: t.statsIKE.all(), ChildTime: t.statsCh.all()}
+	if t.dialup {
+		g.Parent = t.phase1
+	}
+	if p1 := t.p1; p1 != nil {
+		g.Interface = p1.Interface
+		if a, ok := e.localAddr(p1, p1.RemoteGW.Is6()); ok {
+			g.Local = addrPort(a, ikePort)
+		}
+		if p1.RemoteGW.IsValid() {
+			g.Remote = addrPort(p1.RemoteGW, ikePort)
+		}
+	}
+	for _, sa := range t.sas {
+		g.Local, g.Remote, g.NAT = sa.local, sa.remote, sa.natHere || sa.natThere
+		if sa.peerID.kind != 0 {
+			g.PeerID = sa.peerID.String()
+		}
+		s := IKEStatus{ID: sa.seq, SPIs: sa.spis, Initiator: sa.initiator, State: sa.state.String(),
+			Established: sa.established, Took: sa.took, Suite: sa.suite, Lifetime: sa.hard,
+			SendID: sa.nextSend, RecvID: sa.nextRecv, DPDSent: sa.dpdSent, DPDRecv: sa.dpdRecv, Keys: sa.keyLog()}
+		if sa.closing && sa.state == stateEstablished {
+			s.State = "deleting"
+		}
+		if sa.soft > 0 {
+			s.Rekey = sa.established.Add(sa.soft).Sub(now)
+		}
+		g.IKE = append(g.IKE, s)
+		for _, c := range sa.children {
+			x := ChildStatus{Phase2: c.Phase2, SA: c.ChildSA, Outbound: c.outbound, Installed: c.installed, Lifetime: c.hard}
+			if c.hard > 0 {
+				x.Left, x.Rekey = c.installed.Add(c.hard).Sub(now), c.installed.Add(c.soft).Sub(now)
+			}
+			g.Children = append(g.Children, x)
+		}
+	}
+	return g
+}
+
+func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }

@@ -1,0 +1,77 @@
+package ike
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"log/slog"
+
+	"tandem/ike/message"
+	"tandem/internal/ipsec"
+)
+
+// Limits of half-open IKE SAs beyond Options.HalfOpenLimit: so many for one
+// source address, and in all (as a multiple of the limit).
+const (
+	halfOpenPerSource = 64
+	halfOpenCeiling   = 8
+)
+
+// cookieLen is the length in bytes of our cookies.
+const cookieLen = 16
+
+// cookie is what an initiator must bring back before it costs us state (RFC 7296
+// §2.6). Its secret is the cluster's, so any member can check it.
+func (e *Engine) cookie(nonce []byte, d Datagram, spi ipsec.IKESPI) []byte {
+	h := hmac.New(sha256.New, e.o.CookieSecret.Bytes())
+	h.Write(nonce)
+	addr := d.Remote.Addr().As16()
+	h.Write(addr[:])
+	h.Write(binary.BigEndian.AppendUint16(nil, d.Remote.Port()))
+	h.Write(binary.BigEndian.AppendUint64(nil, uint64(spi)))
+	return h.Sum(nil)[:cookieLen]
+}
+
+// admit decides whether an IKE_SA_INIT request may cost us state: below the
+// threshold, or with a valid cookie. Else it answers with a cookie or not at all.
+func (e *Engine) admit(d Datagram, m *message.Message, nonce []byte) bool {
+	if e.halfOpen >= e.o.HalfOpenLimit {
+		want := e.cookie(nonce, d, m.SPIs.I)
+		got, ok := m.Notify(message.Cookie)
+		// The cookie must be the first payload; RFC 7296 §2.6 says so, and a
+		// cookie anywhere costs no more to check.
+		if !ok || !hmac.Equal(got.Data, want) {
+			e.counters.CookiesSent++
+			e.log(slog.LevelDebug, "half-open threshold reached, sending cookie",
+				slog.String("remote", d.Remote.String()), slog.String("spi", m.SPIs.String()))
+			e.unprotected(d, m.Header, notify(message.Cookie, want))
+			return false
+		}
+	}
+	if e.halfOpen >= e.o.HalfOpenLimit*halfOpenCeiling || e.perSource[d.Remote.Addr()] >= max(halfOpenPerSource, e.o.HalfOpenLimit) {
+		e.counters.HalfOpenDenied++
+		return false
+	}
+	return true
+}
+
+// unprotected answers a request outside of any IKE SA. It rests on no record.
+func (e *Engine) unprotected(d Datagram, h message.Header, ps ...message.Payload) {
+	m := &message.Message{Header: message.Header{SPIs: h.SPIs, MajorVersion: 2, Exchange: h.Exchange,
+		Initiator: !h.Initiator, Response: true, MessageID: h.MessageID}, Payloads: ps}
+	if b := m.Encode(); b != nil {
+		e.free(Send{reply(d, b)})
+	}
+}
+
+// complain is unprotected for errors, within a rate (RFC 7296 §2.21.4).
+func (e *Engine) complain(d Datagram, h message.Header, ps ...message.Payload) {
+	if h.Response {
+		return
+	}
+	if !e.unauth.allow(e.now) {
+		e.counters.RateLimited++
+		return
+	}
+	e.unprotected(d, h, ps...)
+}

@@ -1,0 +1,318 @@
+package ike
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"tandem/ike/message"
+	"tandem/internal/ipsec"
+)
+
+// HandleDatagram takes one IKE message of whatever origin.
+func (e *Engine) HandleDatagram(now time.Time, d Datagram) {
+	defer e.begin(now)()
+	if !e.active {
+		return
+	}
+	h, err := message.ParseHeader(d.Data)
+	if err != nil {
+		e.counters.Malformed++
+		return
+	}
+	if h.MajorVersion != 2 {
+		e.counters.Malformed++
+		if h.MajorVersion > 2 {
+			e.complain(d, h, notify(message.InvalidMajorVersion, nil))
+		}
+		return
+	}
+	if h.Exchange == message.IKESAInit && !h.Response {
+		if !h.Initiator || h.SPIs.I == 0 || h.SPIs.R != 0 || h.MessageID != 0 {
+			e.counters.Malformed++
+			return
+		}
+		e.initRequest(d)
+		return
+	}
+	sa := e.find(h)
+	if sa == nil {
+		e.counters.UnknownSPI++
+		e.log(slog.LevelDebug, "invalid IKE request SPI "+h.SPIs.String(), slog.String("remote", d.Remote.String()))
+		if h.Exchange != message.IKESAInit {
+			e.complain(d, h, notify(message.InvalidIKESPI, nil))
+		}
+		return
+	}
+	switch {
+	case h.Exchange == message.IKESAInit:
+		e.initResponse(sa, d)
+	case sa.state == stateInitSent:
+		e.counters.Malformed++
+	case h.Response:
+		e.response(sa, d, h)
+	default:
+		e.request(sa, d, h)
+	}
+	e.arm(sa)
+}
+
+// find looks an IKE SA up by both SPIs of a header.
+func (e *Engine) find(h message.Header) *ikeSA {
+	own, peer := h.SPIs.I, h.SPIs.R
+	if h.Initiator {
+		own, peer = peer, own
+	}
+	sa := e.sas[own]
+	if sa == nil || sa.initiator == h.Initiator {
+		return nil
+	}
+	known := sa.spis.R
+	if !sa.initiator {
+		known = sa.spis.I
+	}
+	if known != peer && sa.state != stateInitSent {
+		return nil
+	}
+	return sa
+}
+
+// event is one protected message under way through its row.
+type event struct {
+	d     Datagram
+	m     *message.Message
+	after []func() // once the response is sealed
+}
+
+// row is one exchange that we answer: where it is allowed, what it must carry, who does it.
+type row struct {
+	exch message.ExchangeType
+	from []state
+	when func(*message.Message) bool
+	need []message.PayloadType
+	do   func(*Engine, *ikeSA, *event) ([]message.Payload, error)
+}
+
+var requestRows = []row{
+	{exch: message.IKEAuth, from: []state{stateHalfOpen},
+		need: []message.PayloadType{message.TypeIDi, message.TypeAUTH},
+		do:   (*Engine).authRequest},
+	{exch: message.CreateChildSA, from: []state{stateEstablished, stateRekeyed}, when: rekeysIKE,
+		need: []message.PayloadType{message.TypeSA, message.TypeNonce, message.TypeKE},
+		do:   (*Engine).rekeyIKERequest},
+	{exch: message.CreateChildSA, from: []state{stateEstablished, stateRekeyed}, when: rekeysChild,
+		need: []message.PayloadType{message.TypeSA, message.TypeNonce, message.TypeTSi, message.TypeTSr},
+		do:   (*Engine).rekeyChildRequest},
+	{exch: message.CreateChildSA, from: []state{stateEstablished, stateRekeyed},
+		need: []message.PayloadType{message.TypeSA, message.TypeNonce, message.TypeTSi, message.TypeTSr},
+		do:   (*Engine).createChildRequest},
+	{exch: message.Informational, from: []state{stateEstablished, stateRekeyed},
+		do: (*Engine).informationalRequest},
+}
+
+func rekeysIKE(m *message.Message) bool {
+	sa, ok := message.Get[*message.SA](m)
+	return ok && len(sa.Proposals) > 0 && sa.Proposals[0].Protocol == ipsec.ProtocolIKE
+}
+
+func rekeysChild(m *message.Message) bool {
+	_, ok := m.Notify(message.RekeySA)
+	return ok
+}
+
+func deletesIKE(m *message.Message) bool {
+	d, ok := message.Get[*message.Delete](m)
+	return ok && d.Protocol == ipsec.ProtocolIKE
+}
+
+// responseRows say what the answer to each of our exchanges means.
+var responseRows = map[kind]func(*Engine, *ikeSA, *event){
+	kindAuth:        (*Engine).authResponse,
+	kindCreateChild: (*Engine).createChildResponse,
+	kindRekeyChild:  (*Engine).createChildResponse,
+	kindRekeyIKE:    (*Engine).rekeyIKEResponse,
+	kindDeleteChild: (*Engine).deleteChildResponse,
+	kindDeleteIKE:   (*Engine).deleteIKEResponse,
+	kindDPD:         (*Engine).dpdResponse,
+}
+
+// open decrypts a message; ok is false when nobody authenticated it. A broken
+// inside of an authenticated message is reported in err.
+func (e *Engine) open(sa *ikeSA, d Datagram) (m *message.Message, ok bool, err error) {
+	m, err = message.Parse(d.Data)
+	if err != nil || len(m.Payloads) == 0 {
+		e.counters.Malformed++
+		return nil, false, nil
+	}
+	if _, sk := m.Payloads[len(m.Payloads)-1].(*message.Encrypted); !sk {
+		// Nothing unprotected may change or answer for an IKE SA (RFC 7296 §2.21.4).
+		e.counters.Malformed++
+		return nil, false, nil
+	}
+	if err := e.ciphers(sa); err != nil {
+		e.warn(sa, "cannot use IKE SA", slog.String("error", err.Error()))
+		return nil, false, nil
+	}
+	if err = m.Open(d.Data, sa.opener); errors.Is(err, message.ErrAuthentication) {
+		e.counters.AuthFailed++
+		return nil, false, nil
+	}
+	return m, true, err
+}
+
+// heard says that the peer's authenticated traffic arrived.
+func (e *Engine) heard(sa *ikeSA) {
+	sa.lastIn = e.now
+	sa.dpdAt = time.Time{}
+	if sa.quiet {
+		sa.quiet, sa.probe = false, probe{}
+		e.debug(sa, "peer is there, exchanges may begin")
+		e.rivals(sa)
+	}
+}
+
+func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
+	if sa.nextRecv > 0 && h.MessageID == sa.nextRecv-1 {
+		e.repeat(sa, d)
+		return
+	}
+	if h.MessageID != sa.nextRecv {
+		e.counters.OutsideWindow++
+		e.debug(sa, "request outside the window", slog.Uint64("message_id", uint64(h.MessageID)),
+			slog.Uint64("expected", uint64(sa.nextRecv)))
+		return
+	}
+	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth {
+		e.counters.Malformed++
+		return
+	}
+	m, ok, err := e.open(sa, d)
+	if !ok {
+		return
+	}
+	half := sa.state == stateHalfOpen
+	e.moved(sa, d)
+	e.heard(sa)
+	ev := &event{d: d, m: m}
+	var ps []message.Payload
+	if err == nil {
+		ps, err = e.serve(sa, ev)
+	} else {
+		err = codecRefusal(err)
+	}
+	var refusal *NotifyError
+	if errors.As(err, &refusal) {
+		e.warn(sa, "refusing "+h.Exchange.String()+" request", slog.String("notify", refusal.Type.String()),
+			slog.String("reason", refusal.Err.Error()))
+		ps = []message.Payload{refusal.payload()}
+		fatal := refusal.Type == message.InvalidSyntax || refusal.Type == message.AuthenticationFailed
+		if fatal || half {
+			// RFC 7296 §2.21.2, §2.21.3: both sides drop the IKE SA without a DELETE.
+			ev.after = append(ev.after, func() {
+				e.fail(sa, refusal.Error())
+				e.remove(sa, true, refusal.Error())
+			})
+		}
+	}
+	e.respond(sa, d, h, ps)
+	for _, f := range ev.after {
+		f()
+	}
+	e.proceed(sa)
+}
+
+// serve finds the row of a request and runs it.
+func (e *Engine) serve(sa *ikeSA, ev *event) ([]message.Payload, error) {
+	for _, r := range requestRows {
+		if r.exch != ev.m.Exchange || !slices.Contains(r.from, sa.state) || r.when != nil && !r.when(ev.m) {
+			continue
+		}
+		for _, t := range r.need {
+			if !slices.ContainsFunc(ev.m.Payloads, func(p message.Payload) bool { return p.Type() == t }) {
+				return nil, refuse(message.InvalidSyntax, "%s request without %s", ev.m.Exchange, t)
+			}
+		}
+		if sa.awaitsDelete && sa.state == stateEstablished && !deletesIKE(ev.m) {
+			e.chosen(sa)
+		}
+		return r.do(e, sa, ev)
+	}
+	return nil, refuse(message.InvalidSyntax, "%s request is not expected", ev.m.Exchange)
+}
+
+// codecRefusal is what the peer is told of a message that does not decode.
+func codecRefusal(err error) error {
+	var x *message.Error
+	if errors.As(err, &x) && x.Notify != 0 {
+		return &NotifyError{Type: x.Notify, Data: x.Data, Err: err}
+	}
+	return &NotifyError{Type: message.InvalidSyntax, Err: err}
+}
+
+// respond seals and keeps the response of the expected request.
+func (e *Engine) respond(sa *ikeSA, d Datagram, h message.Header, ps []message.Payload) {
+	e.touch(sa)
+	b, err := e.seal(sa, h.Exchange, true, h.MessageID, ps)
+	if err != nil {
+		e.warn(sa, "cannot protect IKE message", slog.String("error", err.Error()))
+		return
+	}
+	sa.nextRecv = h.MessageID + 1
+	sa.lastResponse = b
+	e.logSent(sa, h.Exchange.String()+"_RESPONSE", h.MessageID, len(b))
+	e.hold(sa, Send{reply(d, b)})
+}
+
+// repeat answers a retransmitted request from the cache, to the bit (RFC 7296 §2.1).
+func (e *Engine) repeat(sa *ikeSA, d Datagram) {
+	if _, ok, _ := e.open(sa, d); !ok {
+		return
+	}
+	e.heard(sa)
+	if sa.dirty || sa.ticket > e.done || sa.lastResponse == nil {
+		return // the response is still waiting for its record
+	}
+	e.counters.Duplicates++
+	e.free(Send{reply(d, sa.lastResponse)})
+	e.proceed(sa)
+}
+
+func (e *Engine) response(sa *ikeSA, d Datagram, h message.Header) {
+	if sa.req == nil && sa.nextSend > 0 && h.MessageID == sa.nextSend-1 {
+		// The answer to a probe after a takeover: our last request once more.
+		if _, ok, _ := e.open(sa, d); ok {
+			e.heard(sa)
+			e.proceed(sa)
+		}
+		return
+	}
+	if sa.req == nil || h.MessageID != sa.req.id || h.Exchange != sa.req.kind.exchangeType() {
+		e.counters.OutsideWindow++
+		return
+	}
+	if sa.state == stateHalfOpen {
+		e.counters.Malformed++
+		return
+	}
+	m, ok, err := e.open(sa, d)
+	if !ok {
+		return
+	}
+	e.heard(sa)
+	if err != nil {
+		// RFC 7296 §2.21: no error goes back for a response; the state is cleaned up.
+		e.warn(sa, "response does not decode", slog.String("error", err.Error()))
+		e.drop(e.finish(sa))
+		if sa.state == stateAuthSent {
+			e.fail(sa, err.Error())
+			e.remove(sa, false, err.Error())
+			return
+		}
+		e.close(sa, "response does not decode")
+		e.proceed(sa)
+		return
+	}
+	responseRows[sa.req.kind](e, sa, &event{d: d, m: m})
+	e.proceed(sa)
+}

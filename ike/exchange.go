@@ -1,0 +1,209 @@
+package ike
+
+import (
+	"log/slog"
+	"time"
+
+	"tandem/ike/keymat"
+	"tandem/ike/message"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+)
+
+// kind of an exchange that we begin. The numbers are in records: append only.
+type kind uint8
+
+const (
+	kindInit        kind = 1
+	kindAuth        kind = 2
+	kindCreateChild kind = 3
+	kindRekeyChild  kind = 4
+	kindRekeyIKE    kind = 5
+	kindDeleteChild kind = 6
+	kindDeleteIKE   kind = 7
+	kindDPD         kind = 8
+)
+
+func (k kind) String() string {
+	switch k {
+	case kindInit:
+		return "SA_INIT"
+	case kindAuth:
+		return "AUTH"
+	case kindCreateChild, kindRekeyChild, kindRekeyIKE:
+		return "CREATE_CHILD"
+	}
+	return "INFORMATIONAL"
+}
+
+func (k kind) exchangeType() message.ExchangeType {
+	switch k {
+	case kindInit:
+		return message.IKESAInit
+	case kindAuth:
+		return message.IKEAuth
+	case kindCreateChild, kindRekeyChild, kindRekeyIKE:
+		return message.CreateChildSA
+	}
+	return message.Informational
+}
+
+// exchange is a request of ours that waits for its response, with the secrets
+// made for it. All but the fields marked so is in the record of its IKE SA.
+type exchange struct {
+	kind     kind
+	id       uint32
+	data     []byte // as sent
+	attempts int
+	first    time.Time // of the first transmission
+
+	nonce   []byte
+	ke      keymat.KeyExchange
+	keyID   ipsec.KeyID
+	offered []ipsec.Suite
+	groups  []ipsec.TransformID
+	phase2  string
+	spiIn   ipsec.ESPSPI // chosen for the new Child SA
+	rekeyed ipsec.ESPSPI // inbound SPI of the Child SA that is rekeyed
+	newSPI  ipsec.IKESPI
+	tsL     []ipsec.TrafficSelector
+	tsR     []ipsec.TrafficSelector
+	deletes []ipsec.ESPSPI
+	retries int // after INVALID_KE_PAYLOAD
+	cookies int
+	cookie  []byte
+
+	// The peer rekeys the same SA at the same time (RFC 7296 §2.8.1, §2.8.2).
+	collided       bool
+	collidedNonce  []byte // the lower nonce of the peer's exchange
+	collidedChild  ipsec.ESPSPI
+	collidedIKE    ipsec.IKESPIs
+	deletedOutward []ipsec.ESPSPI
+
+	// What follows is this process's own.
+	ticket Ticket
+	sent   bool // its record is committed, so it is on its way
+	next   time.Time
+	wait   time.Duration
+}
+
+func (x *exchange) wipe() {
+	if x.ke != nil {
+		x.ke.Private().Wipe()
+	}
+}
+
+// started begins the schedule of retransmissions.
+func (x *exchange) started(now time.Time) {
+	x.sent = true
+	x.attempts++
+	x.first = now
+	x.next = now.Add(x.wait)
+}
+
+// start sends a request: it becomes the outstanding one and leaves when its
+// record is committed.
+func (e *Engine) start(sa *ikeSA, x *exchange, ps []message.Payload) bool {
+	data, err := e.seal(sa, x.kind.exchangeType(), false, sa.nextSend, ps)
+	if err != nil {
+		e.warn(sa, "cannot protect IKE message", slog.String("error", err.Error()))
+		sa.stalled = e.now.Add(stallWait)
+		return false
+	}
+	e.launch(sa, x, data)
+	return true
+}
+
+// stallWait is how long an IKE SA rests when it cannot begin an exchange.
+const stallWait = time.Second
+
+// launch is start for bytes that are final.
+func (e *Engine) launch(sa *ikeSA, x *exchange, data []byte) {
+	e.touch(sa)
+	x.id, x.data = sa.nextSend, data
+	x.first = e.now
+	x.wait = e.firstWait(sa, x)
+	if x.keyID != 0 {
+		e.refKey(x.keyID)
+	}
+	sa.nextSend++
+	sa.req, sa.lastRequest = x, data
+	e.logSent(sa, x.kind.String(), x.id, len(data))
+	e.hold(sa, Send{sa.datagram(data)})
+	e.expectCommit(sa)
+}
+
+// finish takes the outstanding exchange off the IKE SA.
+func (e *Engine) finish(sa *ikeSA) *exchange {
+	x := sa.req
+	e.touch(sa)
+	sa.req = nil
+	return x
+}
+
+// drop forgets the secrets of an exchange that came to nothing or has served.
+func (e *Engine) drop(x *exchange) {
+	x.wipe()
+	e.unrefKey(x.keyID)
+	x.keyID = 0
+}
+
+// expectCommit stops the timer of retransmissions until the record is committed.
+func (e *Engine) expectCommit(sa *ikeSA) {
+	if sa.req != nil {
+		sa.req.ticket, sa.req.sent = 0, false
+	}
+}
+
+func (e *Engine) logSent(sa *ikeSA, what string, id uint32, n int) {
+	e.debug(sa, "sent IKE msg ("+what+")", slog.Uint64("message_id", uint64(id)), slog.Int("len", n))
+}
+
+// childSA is one Child SA. All but the fields marked so is in the record of its IKE SA.
+type childSA struct {
+	ipsec.ChildSA
+	state       childState
+	outbound    bool
+	initiator   bool         // of the exchange that made it
+	replaces    ipsec.ESPSPI // inbound SPI of its predecessor
+	lowestNonce []byte
+	installed   time.Time
+	soft, hard  time.Duration // since installed; 0: none
+	softBytes   uint64
+	hardBytes   uint64
+	seq         uint32
+
+	// What follows is this process's own.
+	ike      *ikeSA
+	p2       *config.Phase2 // nil when not configured any more
+	rekeyNow bool
+	rekeyAt  time.Time // earliest next look at whether to rekey
+	expired  bool      // hard limit of traffic reached
+}
+
+// childState says who ends a Child SA. The numbers are in records: append only.
+type childState uint8
+
+const (
+	childInstalled childState = 1
+	childReplaced  childState = 2 // rekeyed by the peer, which will delete it
+	childOwed      childState = 3 // we delete it: rekeyed by us, or redundant
+)
+
+func (s childState) String() string {
+	switch s {
+	case childInstalled:
+		return "installed"
+	case childReplaced:
+		return "rekeyed"
+	}
+	return "deleting"
+}
+
+func (c *childSA) attrs(more ...slog.Attr) []slog.Attr {
+	return append([]slog.Attr{
+		slog.String("phase2", c.Phase2),
+		slog.String("spi_in", c.SPIIn.String()),
+		slog.String("spi_out", c.SPIOut.String()),
+	}, more...)
+}

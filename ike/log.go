@@ -1,0 +1,72 @@
+package ike
+
+import (
+	"bytes"
+	"log/slog"
+	"strconv"
+
+	"tandem/ike/message"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// ownVendorID says that this is Tandem; it promises nothing.
+var ownVendorID = []byte{0x54, 0x61, 0x6e, 0x64, 0x65, 0x6d, 0x20, 0x49, 0x4b, 0x45, 0x76, 0x32, 0x9d, 0x31, 0xc4, 0x07}
+
+// vendors are the vendor IDs that we can name, by prefix.
+var vendors = []struct {
+	name   string
+	prefix []byte
+}{
+	{"Tandem", ownVendorID},
+	{"FortiGate", []byte{0x82, 0x99, 0x03, 0x17, 0x57, 0xa3, 0x60, 0x82, 0xc6, 0xa6, 0x21, 0xde}},
+	{"FortiGate", []byte{0x1d, 0x6e, 0x17, 0x8f, 0x6c, 0x2c, 0x0b, 0xe2, 0x84, 0x98, 0x54, 0x65, 0x45, 0x0f, 0xe9, 0xd4}},
+	{"strongSwan", []byte{0x88, 0x2f, 0xe5, 0x6d, 0x6f, 0xd2, 0x0d, 0xbc, 0x22, 0x51, 0x61, 0x3b, 0x2e, 0xbe, 0x5b, 0xeb}},
+}
+
+// maxVendorIDs bounds what a record keeps of the peer's.
+const maxVendorIDs = 8
+
+func (sa *ikeSA) noteVendorIDs(m *message.Message) {
+	for _, p := range m.Payloads {
+		if v, ok := p.(*message.VendorID); ok && len(sa.vendorIDs) < maxVendorIDs && len(v.Data) <= 64 {
+			sa.vendorIDs = append(sa.vendorIDs, v.Data)
+		}
+	}
+}
+
+func (e *Engine) logVendorIDs(sa *ikeSA) {
+	for _, id := range sa.vendorIDs {
+		name := "unknown"
+		for _, v := range vendors {
+			if bytes.HasPrefix(id, v.prefix) {
+				name = v.name
+			}
+		}
+		e.debug(sa, "peer vendor ID", slog.String("vendor", name))
+	}
+}
+
+// keyLog names the keys of a new IKE SA.
+func (e *Engine) keyLog(sa *ikeSA) {
+	e.hold(sa, sa.keyLog())
+}
+
+func (sa *ikeSA) keyLog() KeyLog {
+	return KeyLog{SPIs: sa.spis, Suite: sa.suite, Ei: sa.keys.Ei, Er: sa.keys.Er, Ai: sa.keys.Ai, Ar: sa.keys.Ar}
+}
+
+// fail notes why a negotiation came to nothing, for diagnose.
+func (e *Engine) fail(sa *ikeSA, reason string) {
+	if sa.tunnel != nil {
+		sa.tunnel.failure = reason
+		return
+	}
+	e.failName(sa.phase1, reason)
+}
+
+func (e *Engine) failName(phase1, reason string) {
+	if p1 := e.phase1(phase1); p1 != nil && !p1.Dialup() {
+		e.staticTunnel(p1).failure = reason
+	}
+}

@@ -1,0 +1,192 @@
+package ike
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"tandem/ike/message"
+	"tandem/internal/ipsec"
+)
+
+// rekeyChildRequest makes the successor of a Child SA at the peer's request
+// (RFC 7296 §1.3.3, collisions §2.8.1 and §2.25.1).
+func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
+	e.debug(sa, "responder received CREATE_CHILD exchange")
+	n, _ := ev.m.Notify(message.RekeySA)
+	e.debug(sa, "processing notify type REKEY_SA")
+	if n.Protocol != ipsec.ProtocolESP || len(n.SPI) != 4 {
+		return nil, refuse(message.InvalidSyntax, "REKEY_SA with protocol %d and SPI of %d bytes", n.Protocol, len(n.SPI))
+	}
+	if err := e.childrenBlocked(sa); err != nil {
+		return nil, err
+	}
+	old := sa.childOut(espSPI(n.SPI))
+	if old == nil {
+		return nil, &NotifyError{Type: message.ChildSANotFound, Protocol: ipsec.ProtocolESP, SPI: n.SPI,
+			Err: errors.New("no Child SA with SPI " + espSPI(n.SPI).String())}
+	}
+	if old.state == childOwed {
+		return nil, refuse(message.TemporaryFailure, "Child SA %s is being deleted", old.SPIIn)
+	}
+	e.debugChild(old, "rekeying child SA SPI "+old.SPIOut.String())
+	ni, _ := message.Get[*message.Nonce](ev.m)
+	ps, err := e.childExchange(sa, ev, old)
+	if err != nil {
+		return nil, err
+	}
+	fresh := sa.children[len(sa.children)-1]
+	old.state = childReplaced
+	if x := sa.req; x != nil && x.kind == kindRekeyChild && x.rekeyed == old.SPIIn {
+		// Both sides rekey it at once: which successor stays is known when our
+		// own response is here.
+		x.collided, x.collidedChild = true, fresh.SPIIn
+		x.collidedNonce = lower(ni.Data, fresh.lowestNonce)
+		e.debugChild(old, "simultaneous rekey")
+	}
+	return ps, nil
+}
+
+// rekeyedChild follows a successful CREATE_CHILD_SA exchange of ours.
+func (e *Engine) rekeyedChild(sa *ikeSA, x *exchange, old, child *childSA) {
+	if child.state == childOwed {
+		return // lost a collision: the peer deletes the old SA
+	}
+	if old == nil {
+		return
+	}
+	// We initiated the surviving rekey, so we delete the replaced SA (RFC 7296 §2.8).
+	e.touch(old.ike)
+	old.state = childOwed
+	sa.owe(old.SPIIn)
+	e.debugChild(old, "scheduling rekeyed SPI "+old.SPIIn.String()+" for deletion")
+	if o := e.children[x.collidedChild]; x.collided && o != nil {
+		o.state = childReplaced // the peer, who lost, deletes it
+		if o.outbound {
+			o.outbound = false
+			e.hold(sa, SetOutbound{SPIIn: o.SPIIn, Use: false})
+		}
+	}
+}
+
+// childRefused follows a CREATE_CHILD_SA exchange of ours that made nothing.
+func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
+	var peer *peerRefusal
+	errors.As(err, &peer)
+	switch {
+	case peer != nil && peer.notify == message.InvalidKEPayload:
+		e.childGroupDemanded(sa, x, old, peer.data)
+		return
+	case peer != nil && peer.notify == message.ChildSANotFound && old != nil && !x.collided && old.state == childInstalled:
+		// RFC 7296 §2.25: the peer lost it; drop it silently and begin afresh.
+		phase2 := old.Phase2
+		e.removeChild(old)
+		sa.want(phase2)
+		sa.wantsAt = time.Time{}
+		return
+	case peer != nil && peer.notify == message.TemporaryFailure:
+		sa.temporaryFailures++
+		if sa.temporaryFailures >= maxTemporaryFailures {
+			e.close(sa, "TEMPORARY_FAILURE again and again")
+			return
+		}
+	}
+	if old != nil {
+		// The peer's own rekey may have replaced it; then there is nothing to repeat.
+		old.rekeyAt = e.now.Add(temporaryWait + e.randomSpan(temporaryWait/2))
+		return
+	}
+	if x.kind == kindCreateChild {
+		e.createFailed(sa, x.phase2)
+	}
+}
+
+// createFailed tries a Child SA again later if it must stand by itself; whatever
+// else asked for it will ask again.
+func (e *Engine) createFailed(sa *ikeSA, phase2 string) {
+	t := sa.tunnel
+	if t == nil {
+		return
+	}
+	t.wants = slices.DeleteFunc(t.wants, func(n string) bool { return n == phase2 })
+	if slices.Contains(e.autoWants(t), phase2) {
+		sa.wantsAt = e.now.Add(negotiateInterval)
+		sa.want(phase2)
+	}
+}
+
+const (
+	// temporaryWait is how long after TEMPORARY_FAILURE a rekey is tried again.
+	temporaryWait = 2 * time.Second
+	// maxTemporaryFailures in a row mean that both sides disagree on the state
+	// (RFC 7296 §2.25).
+	maxTemporaryFailures = 60
+)
+
+// childGroupDemanded repeats a request with the group of INVALID_KE_PAYLOAD, once.
+func (e *Engine) childGroupDemanded(sa *ikeSA, x *exchange, old *childSA, data []byte) {
+	var used ipsec.TransformID
+	if x.ke != nil {
+		used = x.ke.Group()
+	}
+	g, ok := demandedGroup(data, x.groups, used)
+	if ok && x.retries < maxKERetries && (x.rekeyed == 0 || old != nil && old.state == childInstalled) && sa.lives() {
+		e.info(sa, "peer wants another DH group", slog.Int("group", int(g)))
+		again := &exchange{kind: x.kind, phase2: x.phase2, nonce: e.random(nonceLen), keyID: e.newKeyID(),
+			spiIn: x.spiIn, rekeyed: x.rekeyed, offered: x.offered, groups: x.groups, tsL: x.tsL, tsR: x.tsR,
+			retries: x.retries + 1}
+		if e.sendCreateChild(sa, again, g) {
+			return
+		}
+	}
+	if old != nil {
+		old.rekeyAt = e.now.Add(temporaryWait)
+	} else if x.kind == kindCreateChild {
+		e.createFailed(sa, x.phase2)
+	}
+}
+
+// HandleFirstInbound says that the peer uses a Child SA: its first authenticated
+// packet since installation, or since this node became the owner.
+func (e *Engine) HandleFirstInbound(now time.Time, spiIn ipsec.ESPSPI) {
+	defer e.begin(now)()
+	c := e.children[spiIn]
+	if !e.active || c == nil {
+		return
+	}
+	sa := c.ike
+	e.heard(sa)
+	// The peer sends on the successor: it can receive there, too (RFC 7296 §2.8).
+	if !c.outbound && c.state == childInstalled && c.replaces != 0 && c.successorOf() == nil {
+		e.useOutbound(c)
+	}
+	e.proceed(sa)
+	e.arm(sa)
+}
+
+// childDeleted follows a DELETE by the peer.
+func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
+	if n := c.successorOf(); n != nil && n.state == childInstalled {
+		e.useOutbound(n) // RFC 7296 §2.8: the peer is ready for the new one
+	}
+	if c.replaces != 0 && c.state == childInstalled {
+		// The peer withdrew the successor: the replaced one lives on.
+		if old := e.children[c.replaces]; old != nil && old.state == childReplaced && c.successorOf() == nil {
+			e.touch(old.ike)
+			old.state = childInstalled
+			if !old.outbound && c.outbound {
+				old.outbound = true
+				e.hold(sa, SetOutbound{SPIIn: old.SPIIn, Use: true})
+			}
+		}
+	}
+	sa.deletedChildren = append(sa.deletedChildren, c.SPIIn)
+	if n := len(sa.deletedChildren); n > maxDeletedChildren {
+		sa.deletedChildren = slices.Clone(sa.deletedChildren[n-maxDeletedChildren:])
+	}
+	e.removeChild(c)
+}
+
+// maxDeletedChildren is how many ended Child SAs a record remembers, for healing.
+const maxDeletedChildren = 32

@@ -1,0 +1,268 @@
+package ike
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"tandem/ike/keymat"
+	"tandem/ike/message"
+	"tandem/internal/ipsec"
+)
+
+// rekeyIKE requests the successor of an IKE SA (RFC 7296 §1.3.2).
+func (e *Engine) rekeyIKE(sa *ikeSA) bool {
+	x := &exchange{kind: kindRekeyIKE, nonce: e.random(nonceLen), keyID: e.newKeyID(), newSPI: e.newIKESPI(),
+		offered: ikeSuites(sa.p1), groups: sa.p1.DHGroups}
+	if len(x.groups) == 0 {
+		return false
+	}
+	group := x.groups[0]
+	if slices.Contains(x.groups, sa.suite.KE) {
+		group = sa.suite.KE
+	}
+	e.info(sa, "initiating rekey of IKE SA "+sa.spis.String())
+	return e.sendRekeyIKE(sa, x, group)
+}
+
+func (e *Engine) sendRekeyIKE(sa *ikeSA, x *exchange, group ipsec.TransformID) bool {
+	kx, err := keymat.NewKeyExchange(group, e.o.Rand)
+	if err != nil {
+		e.warn(sa, "cannot offer DH group", slog.Int("group", int(group)), slog.String("error", err.Error()))
+		return false
+	}
+	x.ke = kx
+	return e.start(sa, x, []message.Payload{
+		&message.SA{Proposals: ikeProposals(x.offered, x.groups, ikeSPIBytes(x.newSPI))},
+		&message.Nonce{Data: x.nonce},
+		&message.KE{Group: group, Data: kx.Public()},
+	})
+}
+
+func ikeSPIBytes(s ipsec.IKESPI) []byte { return binary.BigEndian.AppendUint64(nil, uint64(s)) }
+
+// rekeyIKERequest makes the successor at the peer's request (RFC 7296 §1.3.2,
+// collisions §2.8.2 and §2.25.2).
+func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
+	e.debug(sa, "responder received rekey of IKE SA")
+	switch x := sa.req; {
+	case !sa.lives() || sa.awaitsDelete:
+		return nil, refuse(message.TemporaryFailure, "the IKE SA is being closed")
+	case x != nil && (x.kind == kindCreateChild || x.kind == kindRekeyChild || x.kind == kindDeleteChild):
+		return nil, refuse(message.TemporaryFailure, "a Child SA is being created, rekeyed or closed")
+	case x != nil && x.kind == kindRekeyIKE && x.collided:
+		return nil, refuse(message.TemporaryFailure, "the IKE SA has been rekeyed already")
+	case sa.p1 == nil:
+		return nil, refuse(message.NoProposalChosen, "phase 1 is not configured any more")
+	}
+	offer, _ := message.Get[*message.SA](ev.m)
+	ke, _ := message.Get[*message.KE](ev.m)
+	ni, _ := message.Get[*message.Nonce](ev.m)
+	c, ok := selectIKE(offer.Proposals, ikeSuites(sa.p1), sa.p1.DHGroups, ke.Group)
+	if !ok {
+		return nil, refuse(message.NoProposalChosen, "no IKE proposal is offered that phase 1 allows")
+	}
+	if len(c.peerSPI) != 8 || binary.BigEndian.Uint64(c.peerSPI) == 0 {
+		return nil, refuse(message.InvalidSyntax, "rekey of the IKE SA without a new SPI")
+	}
+	if ke.Group != c.suite.KE {
+		n := refuse(message.InvalidKEPayload, "DH group %d instead of %d", ke.Group, c.suite.KE)
+		n.Data = binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))
+		return nil, n
+	}
+	kx, err := keymat.NewKeyExchange(c.suite.KE, e.o.Rand)
+	if err != nil {
+		return nil, refuse(message.NoProposalChosen, "DH group %d: %w", c.suite.KE, err)
+	}
+	shared, err := kx.Shared(ke.Data)
+	kx.Private().Wipe()
+	if err != nil {
+		return nil, refuse(message.InvalidSyntax, "DH group %d: %w", c.suite.KE, err)
+	}
+	spis := ipsec.IKESPIs{I: ipsec.IKESPI(binary.BigEndian.Uint64(c.peerSPI)), R: e.newIKESPI()}
+	nr := e.random(nonceLen)
+	n, err := e.succeed(sa, c.suite, spis, false, ni.Data, nr, shared, e.newKeyID())
+	shared.Wipe()
+	if err != nil {
+		return nil, refuse(message.NoProposalChosen, "%w", err)
+	}
+	if x := sa.req; x != nil && x.kind == kindRekeyIKE {
+		// Both sides at once: which of the two inherits is known with our response.
+		e.debug(sa, "simultaneous rekey of the IKE SA")
+		x.collided, x.collidedIKE, x.collidedNonce = true, n.spis, n.lowestNonce
+		n.awaitsDelete = true // until it is chosen
+	} else {
+		e.inherit(sa, n)
+	}
+	c.accepted.SPI = ikeSPIBytes(spis.R)
+	return []message.Payload{
+		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
+		&message.Nonce{Data: nr},
+		&message.KE{Group: kx.Group(), Data: kx.Public()},
+	}, nil
+}
+
+// succeed makes the new IKE SA of a rekey, established at once, still without
+// Child SAs. initiator is our role in the exchange and so in the new IKE SA.
+func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator bool, ni, nr []byte, shared ipsec.Key, id ipsec.KeyID) (*ikeSA, error) {
+	keys, err := keymat.DeriveIKERekey(sa.suite.PRF, sa.keys.D, s, ni, nr, shared, spis)
+	if err != nil {
+		return nil, err
+	}
+	n := &ikeSA{
+		spis: spis, initiator: initiator, state: stateEstablished, p1: sa.p1, phase1: sa.phase1, tunnel: sa.tunnel,
+		suite: s, keys: keys, keyID: id, ownID: sa.ownID, peerID: sa.peerID,
+		local: sa.local, remote: sa.remote, nonESP: sa.nonESP, natHere: sa.natHere, natThere: sa.natThere,
+		udpEncap: sa.udpEncap, vendorIDs: sa.vendorIDs,
+		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
+	}
+	n.soft, n.hard = e.ikeLifetimes(n)
+	e.insert(n)
+	e.touch(n)
+	e.keyLog(n)
+	if t := n.tunnel; t != nil {
+		t.ikeCreated++
+		t.ikeEstablished++
+	}
+	e.info(n, "established IKE SA "+spis.String(), slog.String("rekeyed", sa.spis.String()),
+		slog.String("proposal", s.String()))
+	return n, nil
+}
+
+// inherit gives the Child SAs of an IKE SA to its successor. The old one waits
+// for the DELETE of whoever initiated the rekey.
+func (e *Engine) inherit(old, n *ikeSA) {
+	e.touch(old)
+	e.touch(n)
+	n.awaitsDelete, n.deleteBy = false, time.Time{}
+	e.adopt(old, n)
+	old.state, old.successor = stateRekeyed, n.spis
+	old.rekeyNow = false
+	if !n.initiator {
+		old.awaitsDelete, old.deleteBy = true, e.now.Add(deleteWait)
+	}
+	e.debug(old, "children inherited by "+n.spis.String(), slog.Int("children", len(n.children)))
+	e.proceed(n)
+	e.arm(n)
+}
+
+// chosen follows a request of the peer on an IKE SA whose rivalry is not decided
+// here yet: the peer uses it, so it is the one that inherits.
+func (e *Engine) chosen(n *ikeSA) {
+	for _, old := range e.sorted() {
+		if x := old.req; x != nil && x.kind == kindRekeyIKE && x.collided && x.collidedIKE == n.spis && old.lives() {
+			x.collided = false
+			e.inherit(old, n)
+			return
+		}
+	}
+}
+
+// deleteWait is how long the peer may take to delete what is its to delete.
+const deleteWait = 30 * time.Second
+
+// rekeyIKEResponse takes the answer to our request to rekey the IKE SA.
+func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
+	x := e.finish(sa)
+	defer e.drop(x)
+	var rival *ikeSA
+	if x.collided {
+		if n := e.sas[ownOf(x.collidedIKE, false)]; n != nil && n.state == stateEstablished {
+			rival = n
+		}
+	}
+	n, err := e.acceptRekeyIKE(sa, ev, x)
+	if err != nil {
+		e.warn(sa, "rekey of the IKE SA failed", slog.String("reason", err.Error()))
+		e.rekeyIKERefused(sa, x, rival, err)
+		return
+	}
+	sa.temporaryFailures = 0
+	if sa.state == stateRekeyed {
+		// The peer went on with its own rekey before this response reached us.
+		n.state, n.successor = stateRekeyed, sa.successor
+		e.close(n, "redundant")
+		e.proceed(n)
+		e.arm(n)
+		return
+	}
+	if rival != nil && string(n.lowestNonce) < string(rival.lowestNonce) {
+		// Ours has the lowest nonce: the rival inherits, the peer deletes the old
+		// IKE SA, and we our redundant one (RFC 7296 §2.8.2).
+		e.debug(sa, "lost the simultaneous rekey")
+		e.inherit(sa, rival)
+		n.state = stateRekeyed
+		n.successor = rival.spis
+		e.close(n, "redundant")
+		e.proceed(n)
+		e.arm(n)
+		return
+	}
+	if rival != nil {
+		rival.awaitsDelete, rival.deleteBy = true, e.now.Add(deleteWait)
+		rival.state, rival.successor = stateRekeyed, n.spis
+		e.touch(rival)
+		e.arm(rival)
+	}
+	e.inherit(sa, n)
+	e.close(sa, "rekeyed")
+}
+
+func (e *Engine) acceptRekeyIKE(sa *ikeSA, ev *event, x *exchange) (*ikeSA, error) {
+	for _, n := range ev.m.Notifies() {
+		if n.NotifyType.IsError() {
+			return nil, &peerRefusal{n.NotifyType, n.Data}
+		}
+	}
+	offer, ok1 := message.Get[*message.SA](ev.m)
+	ke, ok2 := message.Get[*message.KE](ev.m)
+	nr, ok3 := message.Get[*message.Nonce](ev.m)
+	if !ok1 || !ok2 || !ok3 {
+		return nil, errors.New("response without SA, KE or nonce")
+	}
+	c, ok := acceptedIKE(offer, x.offered, x.ke.Group())
+	if !ok || ke.Group != x.ke.Group() || len(c.peerSPI) != 8 || binary.BigEndian.Uint64(c.peerSPI) == 0 {
+		return nil, errors.New("the peer chose what was not offered")
+	}
+	shared, err := x.ke.Shared(ke.Data)
+	if err != nil {
+		return nil, err
+	}
+	defer shared.Wipe()
+	spis := ipsec.IKESPIs{I: x.newSPI, R: ipsec.IKESPI(binary.BigEndian.Uint64(c.peerSPI))}
+	return e.succeed(sa, c.suite, spis, true, x.nonce, nr.Data, shared, x.keyID)
+}
+
+// rekeyIKERefused follows a rekey of ours that made no IKE SA.
+func (e *Engine) rekeyIKERefused(sa *ikeSA, x *exchange, rival *ikeSA, err error) {
+	if sa.state == stateRekeyed {
+		return
+	}
+	if rival != nil {
+		// The peer had finished its own rekey: that one counts.
+		e.inherit(sa, rival)
+		return
+	}
+	var peer *peerRefusal
+	if errors.As(err, &peer) {
+		switch peer.notify {
+		case message.InvalidKEPayload:
+			if g, ok := demandedGroup(peer.data, x.groups, x.ke.Group()); ok && x.retries < maxKERetries && sa.lives() {
+				again := &exchange{kind: kindRekeyIKE, nonce: e.random(nonceLen), keyID: e.newKeyID(), newSPI: x.newSPI,
+					offered: x.offered, groups: x.groups, retries: x.retries + 1}
+				if e.sendRekeyIKE(sa, again, g) {
+					return
+				}
+			}
+		case message.TemporaryFailure:
+			sa.temporaryFailures++
+			if sa.temporaryFailures >= maxTemporaryFailures {
+				e.close(sa, "TEMPORARY_FAILURE again and again")
+				return
+			}
+		}
+	}
+	sa.rekeyAt = e.now.Add(temporaryWait + e.randomSpan(temporaryWait/2))
+}

@@ -1,0 +1,151 @@
+package ike
+
+import (
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// Unite takes the other side's state after a split into ours, on the side that
+// owns the tunnels from now on (architecture, "Healing"). An entry without Value
+// is a tombstone: what the peer ended there ends here. Of an IKE SA that both
+// sides went on with, the side that the peer talked to more recently (by message
+// IDs) is believed, and Child SAs that only one side knows are kept unless the
+// peer ended them. IKE SAs that only the other side has are adopted; if that
+// makes rivals for one tunnel, the peer's next authenticated message chooses.
+func (e *Engine) Unite(now time.Time, entries []Entry) {
+	defer e.begin(now)()
+	for _, x := range entries {
+		if x.Value == nil {
+			e.bury(x)
+			continue
+		}
+		theirs, err := e.decode(x.Value)
+		if err != nil || theirs.spis != x.SPIs {
+			e.log(slog.LevelError, "record does not decode", slog.String("spi", x.SPIs.String()), slog.Any("error", err))
+			continue
+		}
+		ours := e.sas[theirs.ownSPI()]
+		switch {
+		case ours == nil:
+			e.take(theirs, nil)
+		case ours.spis == theirs.spis:
+			e.merge(ours, theirs)
+		case ours.spis.R == 0:
+			// Ours is still half open; theirs went on.
+			e.take(theirs, ours)
+		}
+	}
+	for _, t := range e.sortedTunnels() {
+		e.scheduleNegotiation(t)
+	}
+}
+
+// bury ends what the peer ended on the other side.
+func (e *Engine) bury(x Entry) {
+	if !x.PeerDeleted {
+		return
+	}
+	for _, sa := range e.sorted() {
+		if sa.spis == x.SPIs {
+			e.remove(sa, true, "the peer ended it on the other side of the split")
+		}
+	}
+}
+
+// take makes an IKE SA of the other side ours, in place of what we had of it.
+func (e *Engine) take(sa, old *ikeSA) {
+	d := &childDiff{}
+	e.replace(sa, d)
+	if old != nil && old.spis != sa.spis {
+		e.tx.gone = append(e.tx.gone, Entry{SPIs: old.spis})
+	}
+	e.touch(sa)
+	if !e.active {
+		d.emit(e)
+		return
+	}
+	// As the owner, everything rests on the record.
+	before := len(e.tx.free)
+	d.emit(e)
+	for _, x := range e.tx.free[before:] {
+		e.hold(sa, x)
+	}
+	e.tx.free = e.tx.free[:before]
+	sa.quiet, sa.rival = true, old == nil
+	sa.lastIn, sa.dpdAt = e.now, time.Time{}
+	if sa.req != nil {
+		sa.req.ticket, sa.req.sent, sa.req.attempts = 0, false, 0
+		sa.req.wait = e.firstWait(sa, sa.req)
+		e.hold(sa, Send{sa.datagram(sa.req.data)})
+	}
+	if sa.tunnel != nil {
+		e.tunnelChanged(sa.tunnel, "united")
+	}
+	e.arm(sa)
+}
+
+// merge unites two states of one IKE SA.
+func (e *Engine) merge(ours, theirs *ikeSA) {
+	newer := theirs.nextRecv > ours.nextRecv ||
+		theirs.nextRecv == ours.nextRecv && theirs.nextSend > ours.nextSend
+	keep, other := ours, theirs
+	if newer {
+		keep, other = theirs, ours
+	}
+	var extra []*childSA
+	for _, c := range other.children {
+		known := slices.ContainsFunc(keep.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn })
+		if !known && !slices.Contains(keep.deletedChildren, c.SPIIn) {
+			extra = append(extra, c)
+		}
+	}
+	if !newer && len(extra) == 0 && ours.nextSend >= theirs.nextSend {
+		return
+	}
+	merged := theirs
+	if !newer {
+		merged = e.clone(ours)
+	}
+	for _, c := range extra {
+		k := *c
+		k.ike = merged
+		merged.children = append(merged.children, &k)
+	}
+	merged.children = slices.DeleteFunc(merged.children, func(c *childSA) bool {
+		return slices.Contains(ours.deletedChildren, c.SPIIn) || slices.Contains(theirs.deletedChildren, c.SPIIn)
+	})
+	merged.deletedChildren = slices.Concat(ours.deletedChildren, theirs.deletedChildren)
+	if n := len(merged.deletedChildren); n > maxDeletedChildren {
+		merged.deletedChildren = merged.deletedChildren[n-maxDeletedChildren:]
+	}
+	// No message ID is used twice: the higher one counts in both directions.
+	if other.nextSend > merged.nextSend {
+		merged.nextSend, merged.lastRequest, merged.req = other.nextSend, other.lastRequest, other.req
+	}
+	e.take(merged, ours)
+}
+
+// clone copies an IKE SA through its record.
+func (e *Engine) clone(sa *ikeSA) *ikeSA {
+	c, err := e.decode(e.entry(sa).Value)
+	if err != nil {
+		panic("ike: own record does not decode: " + err.Error())
+	}
+	return c
+}
+
+// rivals lets the peer's authenticated message choose among IKE SAs that a split
+// has left side by side: the one that it uses stays.
+func (e *Engine) rivals(sa *ikeSA) {
+	if sa.tunnel == nil || !sa.lives() || len(sa.children) == 0 {
+		return
+	}
+	for _, r := range slices.Clone(sa.tunnel.sas) {
+		if r != sa && r.quiet && (r.rival || sa.rival) && r.lives() && r.peerID == sa.peerID {
+			e.info(r, "the peer uses another IKE SA")
+			e.remove(r, false, "rival of "+sa.spis.String())
+		}
+	}
+	sa.rival = false
+}
