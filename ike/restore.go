@@ -242,10 +242,19 @@ func (e *Engine) startTunnel(t *tunnel) {
 	e.scheduleNegotiation(t)
 }
 
-// Suspend ends ownership: held effects are dropped, and nothing leaves any more.
+// Suspend ends ownership: held messages are dropped, and nothing leaves any more.
+// What was held for the data plane happens, as it would on a standby: the SAs
+// installed and the SAs of the engine stay the same set.
 func (e *Engine) Suspend(now time.Time) {
 	defer e.begin(now)()
 	e.active = false
+	for _, b := range e.held {
+		for _, h := range b.effects {
+			if h.sa == nil || h.sa.goneAt <= b.ticket {
+				e.push(h.Effect)
+			}
+		}
+	}
 	e.held = nil
 	e.done = e.last
 	e.out, e.outAt = slices.DeleteFunc(slices.Clone(e.out[e.outAt:]), leaves), 0
