@@ -144,3 +144,14 @@ func poll(ctx context.Context, within, every time.Duration, f func() error) erro
 		}
 	}
 }
+
+// Wait waits for the process to end by itself and returns how it ended: nil for
+// exit status 0.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %s (pid %d) still runs: %w", p.Node, p.Name, p.PID, ctx.Err())
+	}
+}
