@@ -18,7 +18,6 @@ type phase1Draft struct {
 	authMethodRemote string
 	idleTimeout      bool
 	idleInterval     time.Duration
-	exchange6        netip.Addr
 }
 
 func draftPhase1(p Phase1) phase1Draft {

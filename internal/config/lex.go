@@ -40,7 +40,6 @@ type lexer struct {
 // next returns the next statement; ok is false at the end of the text.
 func (l *lexer) next() (st stmt, ok bool) {
 	for l.pos < len(l.text) {
-		var words []word
 		start := l.line
 		words, bad := l.statement()
 		if bad || len(words) == 0 {

@@ -81,7 +81,9 @@ func (p proposals) suite(s string) (ipsec.Suite, string) {
 			return ipsec.Suite{}, "is refused: " + why
 		}
 	}
-	unknown := fmt.Sprintf("is no phase %d suite; allowed: %s", p.phase, p.allowed()) + didYouMean(s, p.all())
+	unknown := func() (ipsec.Suite, string) {
+		return ipsec.Suite{}, fmt.Sprintf("is no phase %d suite; allowed: %s", p.phase, p.allowed()) + didYouMean(s, p.all())
+	}
 	i := slices.IndexFunc(ciphers, func(c struct {
 		name string
 		id   ipsec.TransformID
@@ -90,7 +92,7 @@ func (p proposals) suite(s string) (ipsec.Suite, string) {
 		return c.name == enc
 	})
 	if i < 0 {
-		return ipsec.Suite{}, unknown
+		return unknown()
 	}
 	suite := ipsec.Suite{Encr: ciphers[i].id, KeyBits: ciphers[i].bits}
 	if suite.Encr == ipsec.ENCRNULL && p.phase == 1 {
@@ -117,7 +119,7 @@ func (p proposals) suite(s string) (ipsec.Suite, string) {
 	case rest == "null":
 		return ipsec.Suite{}, "is refused: encryption without integrity gives no protection (RFC 8221 §4)"
 	case j < 0 || !dash || aead != hasPRF:
-		return ipsec.Suite{}, unknown
+		return unknown()
 	}
 	if p.phase == 1 {
 		suite.PRF = hashes[j].prf
