@@ -1,6 +1,7 @@
 package xfrm
 
 import (
+	"math"
 	"net/netip"
 	"time"
 
@@ -26,6 +27,10 @@ type Bound struct {
 	Dir   Direction
 	N     uint64
 }
+
+// Unbounded as N means that nobody has to be asked: the data plane never asks
+// about this bound, and never withdraws it.
+const Unbounded = math.MaxUint64
 
 // SA is a Child SA as installed.
 type SA struct {

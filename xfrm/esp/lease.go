@@ -116,7 +116,11 @@ func (l *Lease) ahead(now time.Time) (uint64, bool) {
 	if lead == 0 || l.bound-min(l.used, l.bound) > lead/2 {
 		return 0, false
 	}
-	return l.ask(now, l.used), true
+	if l.ask(now, l.used); l.asked <= l.bound {
+		l.asked = 0 // the lead became shorter than what is left
+		return 0, false
+	}
+	return l.asked, true
 }
 
 // ask settles the lead and the question; at least n will be asked for.

@@ -136,6 +136,12 @@ func (in *inner) matchAny(tss []ipsec.TrafficSelector, a netip.Addr, port uint16
 	return false
 }
 
+// linkLocal says that a packet concerns the link itself, as a kernel sends them on
+// every interface without being asked: such ones call for no negotiation.
+func (in *inner) linkLocal() bool {
+	return in.src.IsUnspecified() || in.src.IsLinkLocalUnicast() || in.dst.IsLinkLocalMulticast() || in.dst.IsInterfaceLocalMulticast()
+}
+
 const (
 	ecnMask   = 3
 	ecnNotECT = 0

@@ -16,15 +16,18 @@ const mtuLife = time.Minute // of what is known about a path, RFC 1191 §6.3 ask
 
 // outbound seals and sends one batch from a tunnel's interface.
 func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
-	if _, ok := t.scope.active(); !ok {
-		t.inactive.Add(uint64(b.n))
-		return
-	}
+	_, active := t.scope.active()
 	for i := range b.n {
 		slot := b.slots[i][:]
 		in, pkt, ok := parseInner(slot[slotRoom : slotRoom+b.lens[i]])
 		if !ok {
 			p.malformed.Add(1)
+			continue
+		}
+		if !active {
+			if !in.linkLocal() {
+				t.inactive.Add(1)
+			}
 			continue
 		}
 		fam := 0
@@ -34,7 +37,9 @@ func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
 		clampMSS(pkt, &in, t.MaxMSS[fam])
 		s := t.routes.lookup(&in)
 		if s == nil {
-			p.noRoute(t, &in, pkt, now)
+			if !in.linkLocal() {
+				p.noRoute(t, &in, pkt, now)
+			}
 			continue
 		}
 		if t.DontFragment && !p.fits(t, s, b, pkt, &in, now) {

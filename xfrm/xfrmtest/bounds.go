@@ -25,7 +25,7 @@ func highest(fs []espFrame, spi ipsec.ESPSPI) (seq uint32, n int) {
 }
 
 func testCeiling(t *testing.T, make Factory) {
-	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("A", bounds(5, 1<<20)))
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("A", bounds(5, xfrm.Unbounded)))
 	tp := p.b.tap()
 	for i := range uint32(20) {
 		ha.send(hb, i, 64)
@@ -58,7 +58,7 @@ func testCeiling(t *testing.T, make Factory) {
 
 // Once its rate is known an SA never waits for its ceiling, and idle ones ask nothing.
 func testCeilingPaces(t *testing.T, make Factory) {
-	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("A", bounds(0, 1<<20)))
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("A", bounds(0, xfrm.Unbounded)))
 	p.a.agree()
 	for i := range uint32(3000) {
 		ha.send(hb, i, 64)
@@ -81,7 +81,7 @@ func testCeilingPaces(t *testing.T, make Factory) {
 }
 
 func testFence(t *testing.T, make Factory) {
-	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("B", bounds(1<<20, 3)))
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("B", bounds(xfrm.Unbounded, 3)))
 	for i := uint32(1); i <= 8; i++ {
 		ha.send(hb, i, 64)
 	}
@@ -116,7 +116,7 @@ func testFence(t *testing.T, make Factory) {
 }
 
 func testFenceWithdrawn(t *testing.T, make Factory) {
-	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("B", bounds(1<<20, 0)))
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("B", bounds(xfrm.Unbounded, 0)))
 	p.b.agree()
 	// A burst earns a lead; when it ends the lead goes.
 	n := uint32(0)
@@ -199,7 +199,7 @@ func testTakeover(t *testing.T, make Factory) {
 }
 
 func testHandover(t *testing.T, make Factory) {
-	p, ha, hb := standard(t, make, xfrm.Tunnel{}, bounds(1<<20, 1<<20))
+	p, ha, hb := standard(t, make, xfrm.Tunnel{})
 	// Packets 1 to 5 reach B, but 3 only later.
 	in, out := p.b.tap(), p.a.tap()
 	for i := uint32(1); i <= 2; i++ {
@@ -246,7 +246,7 @@ func windows(s *site) (w []xfrm.Window) {
 
 // A window whose owner went on after all must not be believed.
 func testStaleHandover(t *testing.T, make Factory) {
-	p, ha, hb := standard(t, make, xfrm.Tunnel{}, bounds(100, 1<<20))
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, bounds(100, xfrm.Unbounded))
 	hb.send(ha, 1, 64)
 	ha.want(1)
 	p.b.deactivate()

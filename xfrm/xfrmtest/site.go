@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"tandem/internal/ipsec"
 	"tandem/xfrm"
 )
 
@@ -33,6 +35,7 @@ type site struct {
 	ended chan struct{}
 	fd    int // of the namespace
 
+	pair       *pair
 	plane      xfrm.DataPlane
 	wan4, wan6 netip.Addr
 	lan4, lan6 netip.Addr
@@ -127,6 +130,7 @@ func newPair(t testing.TB, make Factory) *pair {
 		}
 		return nil
 	})
+	p.a.pair, p.b.pair = p, p
 	for _, s := range []*site{p.a, p.b} {
 		s.must("addresses", func() error {
 			if err := up("lo"); err != nil {
@@ -314,6 +318,29 @@ func waitEvent[E xfrm.Event](s *site, what string, ok func(E) bool) (e E) {
 		return found
 	})
 	return e
+}
+
+// dump says where the packets went, for a failed test.
+func (p *pair) dump() string {
+	var b strings.Builder
+	for _, s := range []*site{p.a, p.b} {
+		for g := range ipsec.ESPSPI(8) {
+			for _, spi := range []ipsec.ESPSPI{spiA + g, spiB + g} {
+				s.do(func() {
+					if c, ok := s.plane.Counters(spi); ok {
+						fmt.Fprintf(&b, "site %s, SA %v: %+v\n", s.name, spi, c)
+					}
+				})
+			}
+		}
+		s.do(func() {
+			fmt.Fprintf(&b, "site %s: %+v %+v\n", s.name, s.plane.TunnelCounters("vpn1"), s.plane.PlaneCounters())
+		})
+		s.mu.Lock()
+		fmt.Fprintf(&b, "site %s, last events: %+v\n", s.name, s.events[max(0, len(s.events)-10):])
+		s.mu.Unlock()
+	}
+	return b.String()
 }
 
 // forget drops the events so far.

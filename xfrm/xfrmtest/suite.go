@@ -99,7 +99,7 @@ func key(label byte, spi ipsec.ESPSPI, n int) ipsec.Key {
 // sa describes the pair as one site sees it.
 func (p *pair) sa(s *site, opts ...option) xfrm.SA {
 	far := p.other(s)
-	x := xfrm.SA{Scope: scope, Ceiling: 1 << 20, Fence: 1 << 20}
+	x := xfrm.SA{Scope: scope, Ceiling: xfrm.Unbounded, Fence: xfrm.Unbounded}
 	x.Tunnel, x.Phase1, x.Phase2 = "vpn1", "vpn1", "vpn1"
 	x.SPIIn, x.SPIOut = spiA, spiB
 	if s == p.b {

@@ -92,7 +92,7 @@ func (h *host) want(ns ...uint32) {
 	h.t.Helper()
 	for _, n := range ns {
 		if got, err := h.recv(); err != nil || got != n {
-			h.t.Fatalf("datagram %d, %v; want %d", got, err, n)
+			h.t.Fatalf("datagram %d, %v; want %d\n%s", got, err, n, h.s.pair.dump())
 		}
 	}
 }
