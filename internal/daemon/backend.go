@@ -55,6 +55,11 @@ func (d *Daemon) clear(ctx context.Context, name string) (n int, err error) {
 	return n, err
 }
 
+func (d *Daemon) rekey(ctx context.Context, name string, ike bool) (n int, err error) {
+	err = d.loop.call(ctx, func(now time.Time) { n = d.loop.node.Rekey(now, name, ike) })
+	return n, err
+}
+
 func (d *Daemon) failover(ctx context.Context, set bool) (err error) {
 	if cerr := d.loop.call(ctx, func(now time.Time) { err = d.loop.node.Failover(now, set) }); cerr != nil {
 		return cerr

@@ -41,6 +41,7 @@ type backend interface {
 	up(ctx context.Context, phase1, phase2 string) error
 	down(ctx context.Context, phase1, phase2 string) error
 	clear(ctx context.Context, name string) (int, error)
+	rekey(ctx context.Context, name string, ike bool) (int, error)
 	failover(ctx context.Context, set bool) error
 	reload(ctx context.Context) error
 	logs() *logHub

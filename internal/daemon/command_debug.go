@@ -135,6 +135,17 @@ type statsJSON struct {
 	Malformed      uint64 `json:"malformed_packets"`
 	Progress       uint64 `json:"progress"`
 	Uptime         int64  `json:"uptime_s"`
+
+	IKEMalformed      uint64 `json:"ike_malformed"`
+	IKEUnknownSPI     uint64 `json:"ike_unknown_spi"`
+	IKEAuthFailed     uint64 `json:"ike_integrity_failed"` // SK payloads that did not open
+	IKEOutsideWindow  uint64 `json:"ike_outside_window"`
+	IKEDuplicates     uint64 `json:"ike_duplicates"` // answered from the cache
+	IKERetransmitted  uint64 `json:"ike_retransmitted"`
+	IKEAuthRefused    uint64 `json:"ike_authentication_refused"`
+	IKECookies        uint64 `json:"ike_cookies_sent"`
+	IKEHalfOpenDenied uint64 `json:"ike_half_open_denied"`
+	IKERateLimited    uint64 `json:"ike_errors_suppressed"`
 }
 
 func (v *view) statsJSON() statsJSON {
@@ -142,6 +153,10 @@ func (v *view) statsJSON() statsJSON {
 		IKEReceived: v.Loop.IKEReceived, IKEDropped: v.Loop.IKEDropped, PlaneEvents: v.Loop.Events,
 		Frames: v.Loop.Frames, Effects: v.Loop.Effects, Timeouts: v.Loop.Timeouts,
 		UnknownSPI: v.Plane.UnknownSPI, Malformed: v.Plane.Malformed, Progress: v.Progress, Uptime: v.since(v.Started)}
+	c := v.Node.IKE
+	j.IKEMalformed, j.IKEUnknownSPI, j.IKEAuthFailed, j.IKEOutsideWindow = c.Malformed, c.UnknownSPI, c.AuthFailed, c.OutsideWindow
+	j.IKEDuplicates, j.IKERetransmitted, j.IKEAuthRefused = c.Duplicates, c.Retransmitted, c.AuthRefused
+	j.IKECookies, j.IKEHalfOpenDenied, j.IKERateLimited = c.CookiesSent, c.HalfOpenDenied, c.RateLimited
 	for i := range v.Node.Gateways {
 		g := &v.Node.Gateways[i]
 		j.IKESAs += len(g.IKE)
@@ -170,5 +185,11 @@ func showStats(s *session, _ []string) error {
 	s.printf("ike datagrams: %d dropped %d\nplane events: %d\nframes: %d\neffects: %d\ntimeouts: %d\nprogress: %d\n",
 		j.IKEReceived, j.IKEDropped, j.PlaneEvents, j.Frames, j.Effects, j.Timeouts, j.Progress)
 	s.printf("unknown SPI: %d\nmalformed: %d\n", j.UnknownSPI, j.Malformed)
+	s.printf("ike malformed: %d\nike unknown SPI: %d\nike integrity failed: %d\nike outside window: %d\n",
+		j.IKEMalformed, j.IKEUnknownSPI, j.IKEAuthFailed, j.IKEOutsideWindow)
+	s.printf("ike duplicates: %d\nike retransmitted: %d\nike authentication refused: %d\n",
+		j.IKEDuplicates, j.IKERetransmitted, j.IKEAuthRefused)
+	s.printf("ike cookies sent: %d\nike half-open denied: %d\nike errors suppressed: %d\n",
+		j.IKECookies, j.IKEHalfOpenDenied, j.IKERateLimited)
 	return nil
 }

@@ -14,6 +14,7 @@ func allCommands() []command {
 		{"diagnose vpn ike gateway list", "[name NAME]", "IKE SAs", listGateways},
 		{"diagnose vpn ike gateway clear", "[name NAME]", "delete IKE SAs (DELETE is sent) and negotiate again as configured", clearGateways},
 		{"diagnose vpn ike gateway flush", "[name NAME]", "the same", clearGateways},
+		{"diagnose vpn ike rekey", "child|ike [name NAME]", "rekey Child SAs, or IKE SAs, now", rekeyNow},
 		{"diagnose vpn ike config list", "[summary]", "phase 1 and phase 2 as configured, with their state", listConfig},
 		{"diagnose vpn ike stats", "", "counters of IKE and of the data plane", showStats},
 		{"diagnose vpn ike log filter", "[list | clear | name NAME | dst-addr4 A | dst-addr6 A]", "which lines the live log shows", logFilter},

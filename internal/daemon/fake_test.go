@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +34,9 @@ func (f *fakeBackend) up(_ context.Context, p1, p2 string) error   { return f.as
 func (f *fakeBackend) down(_ context.Context, p1, p2 string) error { return f.ask("down", p1, p2) }
 func (f *fakeBackend) clear(_ context.Context, name string) (int, error) {
 	return len(f.v.gateways(name)), f.ask("clear", name)
+}
+func (f *fakeBackend) rekey(_ context.Context, name string, ike bool) (int, error) {
+	return 1, f.ask("rekey", name, strconv.FormatBool(ike))
 }
 func (f *fakeBackend) failover(_ context.Context, set bool) error {
 	if f.v.Node.HA == nil {

@@ -36,6 +36,7 @@ type gateway interface {
 	Up(time.Time, string, string) error
 	Down(time.Time, string, string) error
 	Clear(time.Time, string) int
+	Rekey(time.Time, string, bool) int
 	Failover(time.Time, bool) error
 	Shutdown(time.Time)
 	Status(time.Time) node.Status

@@ -250,3 +250,32 @@ func clearGateways(s *session, args []string) error {
 	s.printf("%d IKE SA cleared\n", n)
 	return nil
 }
+
+// rekeyNow is `diagnose vpn ike rekey child|ike [name NAME]`.
+func rekeyNow(s *session, args []string) error {
+	if len(args) == 0 {
+		return usagef("expected: child or ike, then [name NAME]")
+	}
+	what, _, ok := pick(args[0], []string{"child", "ike"})
+	if !ok {
+		return usagef("expected child or ike, got %q", args[0])
+	}
+	name, err := nameArg(args[1:])
+	if err != nil {
+		return err
+	}
+	n, err := s.d.rekey(s.ctx, name, what == "ike")
+	if err != nil {
+		return err
+	}
+	if s.json {
+		return s.printJSON(struct {
+			Rekeying int `json:"rekeying"`
+		}{n})
+	}
+	if n == 0 {
+		return fmt.Errorf("no SA stands here that could be rekeyed")
+	}
+	s.printf("%d SA being rekeyed\n", n)
+	return nil
+}

@@ -28,6 +28,7 @@ type Status struct {
 	HA       *cluster.HAStatus // nil when standalone
 	Owner    bool
 	Gateways []ike.GatewayStatus
+	IKE      ike.Counters // since this process began
 }
 
 // The Node's methods; inputs take now first and are followed by draining Poll:

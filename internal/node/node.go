@@ -266,6 +266,12 @@ func (n *Node) Clear(now time.Time, name string) int {
 	return n.ike.Clear(now, name)
 }
 
+// Rekey rekeys the Child SAs of a tunnel now, or its IKE SAs if ike, and returns how many.
+func (n *Node) Rekey(now time.Time, name string, ike bool) int {
+	defer n.pump(now)
+	return n.ike.Rekey(now, name, ike)
+}
+
 // Failover asks for (or takes back) a planned handover to the other node.
 func (n *Node) Failover(now time.Time, set bool) error {
 	if n.pair == nil {
@@ -287,7 +293,7 @@ func (n *Node) Shutdown(now time.Time) {
 
 // Status is what diagnose shows.
 func (n *Node) Status(now time.Time) Status {
-	s := Status{Owner: n.owner, Gateways: n.ike.Status(now)}
+	s := Status{Owner: n.owner, Gateways: n.ike.Status(now), IKE: n.ike.Counters()}
 	if n.pair != nil {
 		ha := n.pair.Status(now)
 		s.HA = &ha
