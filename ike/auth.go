@@ -190,9 +190,6 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	}
 	e.drop(x)
 	e.duplicates(sa)
-	if sa.lives() {
-		e.negotiate(sa.tunnel)
-	}
 }
 
 // authGaveUp ends a negotiation that failed in IKE_AUTH. tell: the responder
@@ -285,7 +282,8 @@ func (e *Engine) duplicates(sa *ikeSA) {
 		e.close(loser, "duplicate")
 		e.proceed(loser)
 		if loser == sa {
-			return
+			break
 		}
 	}
+	e.negotiate(sa.tunnel)
 }

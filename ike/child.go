@@ -94,7 +94,15 @@ func (e *Engine) createChildRequest(sa *ikeSA, ev *event) ([]message.Payload, er
 	if err := e.childrenBlocked(sa); err != nil {
 		return nil, err
 	}
-	return e.childExchange(sa, ev, nil)
+	ps, err := e.childExchange(sa, ev, nil)
+	if err != nil {
+		return nil, err
+	}
+	if x, fresh := sa.req, sa.children[len(sa.children)-1]; x != nil && x.kind == kindCreateChild && x.phase2 == fresh.Phase2 {
+		// Both sides create it at once: as with rekeys, the lowest nonce loses.
+		x.collided, x.collidedChild, x.collidedNonce = true, fresh.SPIIn, fresh.lowestNonce
+	}
+	return ps, nil
 }
 
 // childrenBlocked says why no Child SA is made or rekeyed now (RFC 7296 §2.25.2).

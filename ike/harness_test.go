@@ -220,7 +220,7 @@ func (w *world) deliver(d Datagram) {
 		return
 	}
 	for _, s := range w.sides {
-		if s.addr == d.Remote.Addr() && !s.dead {
+		if s.addr == d.Remote.Addr() && !s.dead && s.e.active {
 			s.receive(flip(d))
 			return
 		}
@@ -446,4 +446,53 @@ func up(t *testing.T, change func(a, b *config.Config)) (*world, *side, *side) {
 	w.settle()
 	agree(t, a, b, 1, len(a.e.cfg.Phase2))
 	return w, a, b
+}
+
+// standby makes a second process of a gateway that takes over its records.
+func (w *world) standby(of *side, seed uint64) *side {
+	s := w.side(of.name+"'", of.addr.String(), seed, of.e.cfg, func(o *Options) {
+		o.RetransmitFirst, o.RetransmitTries = of.e.o.RetransmitFirst, of.e.o.RetransmitTries
+	})
+	s.ledger.adopted = true
+	of.onRecord = func(r Record) {
+		s.e.Apply(w.now, r)
+		s.drain()
+	}
+	return s
+}
+
+// begin runs f as one event of the engine.
+func (s *side) event(f func(e *Engine)) {
+	end := s.e.begin(s.w.now)
+	f(s.e)
+	end()
+	s.drain()
+}
+
+func (s *side) rekeyIKE() {
+	sa := s.established()[0]
+	s.event(func(e *Engine) {
+		sa.rekeyNow, sa.rekeyAt = true, time.Time{}
+		e.proceed(sa)
+		e.arm(sa)
+	})
+}
+
+func (s *side) rekeyChild() {
+	s.e.HandleExpiring(s.w.now, s.order[len(s.order)-1], false)
+	s.drain()
+}
+
+func (s *side) up(phase2 string) {
+	if err := s.e.Up(s.w.now, s.e.cfg.Phase1[0].Name, phase2); err != nil {
+		s.t.Error(err)
+	}
+	s.drain()
+}
+
+func (s *side) down(phase2 string) {
+	if err := s.e.Down(s.w.now, s.e.cfg.Phase1[0].Name, phase2); err != nil {
+		s.t.Error(err)
+	}
+	s.drain()
 }

@@ -136,6 +136,10 @@ func (e *Engine) expire(sa *ikeSA) {
 		}
 	}
 	if !sa.deleteBy.IsZero() && !e.now.Before(sa.deleteBy) && !sa.closing {
+		if sa.quiet {
+			e.remove(sa, false, "peer did not delete it")
+			return
+		}
 		e.close(sa, "peer did not delete it")
 	}
 	for i := 0; i < len(sa.children); i++ {

@@ -31,7 +31,6 @@ func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, err
 		return nil, refuse(message.TemporaryFailure, "Child SA %s is being deleted", old.SPIIn)
 	}
 	e.debugChild(old, "rekeying child SA SPI "+old.SPIOut.String())
-	ni, _ := message.Get[*message.Nonce](ev.m)
 	ps, err := e.childExchange(sa, ev, old)
 	if err != nil {
 		return nil, err
@@ -42,7 +41,7 @@ func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, err
 		// Both sides rekey it at once: which successor stays is known when our
 		// own response is here.
 		x.collided, x.collidedChild = true, fresh.SPIIn
-		x.collidedNonce = lower(ni.Data, fresh.lowestNonce)
+		x.collidedNonce = fresh.lowestNonce
 		e.debugChild(old, "simultaneous rekey")
 	}
 	return ps, nil

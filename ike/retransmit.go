@@ -233,7 +233,9 @@ func (e *Engine) spanLeft(sa *ikeSA, x *exchange) time.Duration {
 
 // dead ends an IKE SA whose peer answers no more.
 func (e *Engine) dead(sa *ikeSA, reason string) {
-	e.fail(sa, reason)
+	if sa.state != stateRekeyed && !sa.closing {
+		e.fail(sa, reason)
+	}
 	if x := sa.req; x != nil && x.kind == kindRekeyIKE && x.collided {
 		// The peer answers no more on the old one; its new IKE SA may yet live.
 		if n := e.sas[ownOf(x.collidedIKE, false)]; n != nil && n.state == stateEstablished {

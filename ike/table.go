@@ -78,11 +78,11 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 	}
 	e.touch(sa)
 	wasUp := sa.state == stateEstablished || sa.state == stateRekeyed
+	sa.state, sa.peerDeleted = stateGone, peer
 	for _, c := range slices.Clone(sa.children) {
 		e.removeChild(c)
 	}
 	e.closeHalfOpen(sa)
-	sa.state, sa.peerDeleted = stateGone, peer
 	if e.sas[sa.ownSPI()] == sa {
 		delete(e.sas, sa.ownSPI())
 	}
@@ -142,9 +142,27 @@ func (e *Engine) removeChild(c *childSA) {
 	e.unrefKey(c.KeyID)
 	e.infoChild(c, "deleted IPsec SA with SPI "+c.SPIOut.String(), slog.Int("sa_count", len(sa.children)))
 	e.tx.held = append(e.tx.held, Remove{SPIIn: c.SPIIn})
-	if sa.tunnel != nil {
-		e.childGone(sa.tunnel, c)
+	if t := sa.tunnel; t != nil && e.tunnels[t.name] == t {
+		if twin := t.twin(c); c.outbound && twin != nil {
+			e.useOutbound(twin)
+		}
+		e.scheduleNegotiation(t)
 	}
+}
+
+// twin is the newest other Child SA that can carry c's traffic.
+func (t *tunnel) twin(c *childSA) *childSA {
+	for _, sa := range slices.Backward(t.sas) {
+		if !sa.lives() {
+			continue
+		}
+		for _, o := range slices.Backward(sa.children) {
+			if o != c && o.state == childInstalled && sameSelectors(o, c) {
+				return o
+			}
+		}
+	}
+	return nil
 }
 
 // useOutbound switches outbound traffic to a Child SA.

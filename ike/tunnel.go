@@ -165,13 +165,6 @@ func (e *Engine) tunnelChanged(t *tunnel, reason string) {
 	e.scheduleNegotiation(t)
 }
 
-// childGone follows the end of a Child SA.
-func (e *Engine) childGone(t *tunnel, c *childSA) {
-	if e.tunnels[t.name] == t {
-		e.scheduleNegotiation(t)
-	}
-}
-
 // localAddr is the address from which a phase 1 speaks.
 func (e *Engine) localAddr(p1 *config.Phase1, v6 bool) (netip.Addr, bool) {
 	if p1.LocalGW.IsValid() && !p1.LocalGW.IsUnspecified() {
