@@ -121,7 +121,7 @@ func (v *view) totals(g *ike.GatewayStatus) (t xfrm.Counters) {
 		t.InBytes += n.InBytes
 		t.OutPackets += n.OutPackets
 		t.OutBytes += n.OutBytes
-		t.InErrors += n.InErrors + n.InAuthFailed + n.InReplayed + n.InFenced + n.InSelector
+		t.InErrors += n.InErrors + n.InAuthFailed + n.InReplayed + n.InSelector
 		t.OutErrors += n.OutErrors + n.OutSelector
 		if n.LastIn.After(t.LastIn) {
 			t.LastIn = n.LastIn
