@@ -27,28 +27,16 @@ type Entry struct {
 // Effect is what the Journal or the Replica wants done. Concrete types are below.
 type Effect interface{ effect() }
 
-// The Journal, on the owner of the scope:
-//
-//	NewJournal(self cluster.ProcessID, l *Ledger, limit int) *Journal   // limit: bytes queued for one member
-//	Start(now, cluster.Epoch)                       // ownership begins, sync set empty
-//	Stop()                                          // ownership ends: nothing is committed any more
-//	Append(now, ticket uint64, []Entry)             // one atomic record
-//	SetBounds(now, []xfrm.Bound)                    // raised or withdrawn; in order with records
-//	Join(now, cluster.NodeID, cluster.ProcessID, []Entry, []xfrm.Bound) // full copy, then entry
-//	Leave(now, cluster.NodeID)
-//	HandleAck(now, cluster.NodeID, cluster.ProcessID, seq uint64) // cumulative
-//	Lag(now, cluster.NodeID) time.Duration          // age of the oldest unacknowledged frame
-//	HandOver(now, cluster.NodeID, cluster.Epoch, []xfrm.Window)   // final frames
-//	Unite(now, cluster.NodeID, cluster.ProcessID, []Entry, []xfrm.Bound, tombstones []ipsec.IKESPIs) // healing: our state to the chosen owner
-//	Tombstones() []ipsec.IKESPIs
-//	Poll() (Effect, bool)
+// Effects of the Journal.
 
 // SendFrame goes to a member on every link; the first arrival counts. Frame is a
 // marshalled syncpb.Frame; Seq rises by one per (our process, member process).
+// Restart: earlier frames to this process need not be delivered any more.
 type SendFrame struct {
 	Node    cluster.NodeID
 	Process cluster.ProcessID
 	Seq     uint64
+	Restart bool
 	Frame   []byte
 }
 
@@ -70,13 +58,13 @@ type HandedOver struct {
 // Overflow: the member's queue grew beyond the limit; it must leave and join again.
 type Overflow struct{ Node cluster.NodeID }
 
-// The Replica, on a standby:
-//
-//	NewReplica(self cluster.ProcessID, l *Ledger) *Replica
-//	HandleFrame(now, from cluster.NodeID, process cluster.ProcessID, frame []byte) error // bounded decoder; older epochs refused
-//	Fence(cluster.Epoch)                  // refuse everything of an epoch below this one
-//	ConfirmEntry()                        // the guardian holds our entitlement: acknowledge the entry
-//	Poll() (Effect, bool)
+// CopyStalled: no part of the copy was acknowledged for CopyTimeout; Join it again.
+type CopyStalled struct {
+	Node    cluster.NodeID
+	Process cluster.ProcessID
+}
+
+// Effects of the Replica.
 
 // SendAck acknowledges frames of an owner process up to Seq.
 type SendAck struct {
@@ -117,6 +105,7 @@ func (BoundsEffective) effect()  {}
 func (Entered) effect()          {}
 func (HandedOver) effect()       {}
 func (Overflow) effect()         {}
+func (CopyStalled) effect()      {}
 func (SendAck) effect()          {}
 func (CopyBegins) effect()       {}
 func (ApplyRecord) effect()      {}
@@ -125,12 +114,5 @@ func (CopyComplete) effect()     {}
 func (HandoverReceived) effect() {}
 func (UniteReceived) effect()    {}
 
-// The Ledger of nonce ranges (architecture, invariant 1); it implements ike.Nonces:
-//
-//	NewLedger(rand io.Reader) *Ledger
-//	New() ipsec.KeyID; IV(ipsec.KeyID) *ipsec.IVCounter; Small(ipsec.KeyID) bool; Forget(ipsec.KeyID)
-//	Grant(ipsec.KeyID, cluster.ProcessID) (ipsec.SenderRange, bool) // half of ours, once for each process
-//	Adopt(ipsec.KeyID, ipsec.SenderRange)                           // a range we were given; the first one counts
-
-// CopyTimeout: a copy that has not been acknowledged after this long is begun again.
+// CopyTimeout: a copy of which nothing more was acknowledged for this long is begun again.
 const CopyTimeout = 5 * time.Second

@@ -1,0 +1,441 @@
+package statesync
+
+import (
+	"slices"
+	"time"
+
+	"tandem/cluster"
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+)
+
+const (
+	// TombstoneAge: after this long no record of the IKE SA can be alive anywhere,
+	// for it is the longest configurable lifetime.
+	TombstoneAge = 172_800 * time.Second
+	// MaxTombstones are kept; the oldest go first.
+	MaxTombstones = 65_536
+
+	copyWindow = 1 << 20   // bytes of a copy that may be unacknowledged
+	hopeless   = time.Hour // the lag of a member whose queue overflowed
+)
+
+// Journal carries the state of the owner to the members of the sync set. What it
+// is given it puts in one order; a ticket or a bound is done when every member that
+// counts has acknowledged everything up to it, at once when none counts.
+//
+// A member goes through a copy (sent in parts, a window at a time, followed by what
+// was appended meanwhile), then the entry. From the moment the entry is sent it
+// counts, until Leave. All methods are called from one goroutine; after each, Poll
+// until it has nothing more.
+type Journal struct {
+	self  cluster.ProcessID
+	led   *Ledger
+	limit int
+
+	owner bool
+	epoch cluster.Epoch
+	now   time.Time // of the last input
+	peers []*peer   // by node
+
+	pos       uint64 // of the last thing put in order
+	committed uint64
+	waiting   fifo[waiting]
+	tombs     fifo[tombstone]
+	effects   fifo[Effect]
+}
+
+// waiting is a ticket, or bounds, that some member has not acknowledged.
+type waiting struct {
+	pos    uint64
+	ticket uint64
+	bounds []xfrm.Bound // nil: a ticket
+}
+
+type tombstone struct {
+	spis ipsec.IKESPIs
+	at   time.Time
+}
+
+// mode of a peer.
+type mode uint8
+
+const (
+	modeIdle    mode = iota // not of the sync set; only its numbering is kept
+	modeCopying             // the entry has not been sent (again)
+	modeEntered             // the entry was sent; acknowledged when seq reached entrySeq
+	modeUniting             // it receives our state at healing
+)
+
+// peer is another node's process, as far as frames to it are concerned.
+type peer struct {
+	node    cluster.NodeID
+	process cluster.ProcessID
+	mode    mode
+	gates   bool // commits wait for it
+	over    bool // its queue overflowed: nothing more is queued until it leaves
+
+	seq, acked uint64        // of frames: last made, highest acknowledged
+	ackedPos   uint64        // everything up to here is acknowledged, or did not wait for it
+	queue      fifo[item]    // not yet in a frame
+	sent       fifo[sent]    // in frames, not acknowledged
+	live       int           // bytes queued and unacknowledged, the copy apart
+	flying     int           // bytes unacknowledged
+	copySeq    uint64        // last frame with a part of the copy
+	entrySeq   uint64        // frame with the entry
+	entered    bool          // Entered was told
+	handSeq    uint64        // last frame of a handover
+	handEpoch  cluster.Epoch // that it hands over
+	progress   time.Time     // when the copy was begun or last acknowledged further
+}
+
+// sent is a frame that is not acknowledged.
+type sent struct {
+	seq, pos    uint64
+	live, bytes int
+	at          time.Time
+}
+
+// NewJournal makes the journal of a process that owns nothing yet. limit bounds the
+// bytes queued for one member, its copy not counted.
+func NewJournal(self cluster.ProcessID, l *Ledger, limit int) *Journal {
+	return &Journal{self: self, led: l, limit: limit}
+}
+
+// Start begins ownership at the epoch, with an empty sync set.
+func (j *Journal) Start(now time.Time, e cluster.Epoch) {
+	j.tick(now)
+	j.reset(func(*peer) bool { return true })
+	j.owner, j.epoch = true, e
+}
+
+// Stop ends ownership: what has not been committed never will be. A Unite goes on.
+func (j *Journal) Stop() {
+	j.reset(func(p *peer) bool { return p.mode != modeUniting })
+	j.owner = false
+}
+
+func (j *Journal) reset(which func(*peer) bool) {
+	for _, p := range j.peers {
+		if which(p) {
+			p.clear()
+		}
+	}
+	j.waiting.clear()
+	j.committed = j.pos
+	old := j.effects
+	j.effects = fifo[Effect]{}
+	for old.len() > 0 {
+		e := old.pop()
+		if f, ok := e.(SendFrame); ok && j.find(f.Node).mode == modeUniting {
+			j.effects.push(e)
+		}
+	}
+}
+
+// Append puts one atomic record in order; Committed answers its ticket. Tickets rise.
+// The entries are kept until they are sent and must not be changed.
+func (j *Journal) Append(now time.Time, ticket uint64, entries []Entry) {
+	j.tick(now)
+	if !j.owner {
+		return
+	}
+	for _, e := range entries {
+		if len(e.Value) == 0 && e.PeerDeleted {
+			j.bury(e.SPIs)
+		}
+	}
+	j.pos++
+	j.broadcast(recordItem(entries, j.pos))
+	j.waiting.push(waiting{pos: j.pos, ticket: ticket})
+	j.commit()
+}
+
+// SetBounds raises or withdraws bounds, in order with the records; BoundsEffective
+// answers.
+func (j *Journal) SetBounds(now time.Time, bounds []xfrm.Bound) {
+	j.tick(now)
+	if !j.owner || len(bounds) == 0 {
+		return
+	}
+	j.pos++
+	for rest := bounds; len(rest) > 0; {
+		n := min(len(rest), boundsPerItem)
+		it := boundsItem(rest[:n], 0)
+		if rest = rest[n:]; len(rest) == 0 {
+			it.pos = j.pos // the last part completes the whole
+		}
+		j.broadcast(it)
+	}
+	j.waiting.push(waiting{pos: j.pos, bounds: bounds})
+	j.commit()
+}
+
+// broadcast queues for everybody who is being copied to or counts.
+func (j *Journal) broadcast(it item) {
+	it.live = true
+	for _, p := range j.peers {
+		if p.mode != modeCopying && p.mode != modeEntered || p.over {
+			continue
+		}
+		p.live += it.size
+		if p.live > j.limit || !it.fits() {
+			j.overflow(p)
+			continue
+		}
+		p.queue.push(it)
+	}
+}
+
+// overflow: nothing more can reach the member. It still counts until it leaves,
+// because it may be entitled.
+func (j *Journal) overflow(p *peer) {
+	p.over = true
+	p.queue.clear()
+	j.effects.push(Overflow{p.node})
+}
+
+// Join begins a full copy to a member's process, or begins it again. A member that
+// counts already goes on counting. What is appended from now on follows the copy.
+func (j *Journal) Join(now time.Time, node cluster.NodeID, process cluster.ProcessID, entries []Entry, bounds []xfrm.Bound) {
+	j.tick(now)
+	if !j.owner || process == j.self {
+		return
+	}
+	p := j.peer(node, process)
+	gates, ackedPos := p.gates, p.ackedPos
+	p.clear()
+	p.gates, p.ackedPos = gates, ackedPos
+	p.mode, p.progress = modeCopying, now
+	p.queue.push(item{kind: kindCopyBegin, size: itemCost, messages: 2})
+	ok := copyItems(entries, bounds, func(it item) { p.queue.push(it) })
+	// Who has the whole copy has everything appended before it.
+	p.queue.last().pos = j.pos
+	if !ok {
+		j.overflow(p)
+	}
+}
+
+// Leave takes a member out: what waits for it alone is committed.
+func (j *Journal) Leave(now time.Time, node cluster.NodeID) {
+	j.tick(now)
+	if p := j.find(node); p != nil && p.mode != modeUniting {
+		p.clear()
+		j.commit()
+	}
+}
+
+// HandleAck takes a member's acknowledgement of every frame up to seq. Those of
+// another process, or of frames never sent, are ignored.
+func (j *Journal) HandleAck(now time.Time, node cluster.NodeID, process cluster.ProcessID, seq uint64) {
+	j.tick(now)
+	p := j.find(node)
+	if p == nil || p.process != process || seq > p.seq || seq <= p.acked {
+		return
+	}
+	p.acked, p.progress = seq, now
+	for p.sent.len() > 0 && p.sent.first().seq <= seq {
+		s := p.sent.pop()
+		p.live -= s.live
+		p.flying -= s.bytes
+		p.ackedPos = max(p.ackedPos, s.pos)
+	}
+	if p.mode == modeEntered && !p.entered && seq >= p.entrySeq {
+		p.entered = true
+		j.effects.push(Entered{node})
+	}
+	j.commit()
+	if p.handSeq != 0 && seq >= p.handSeq {
+		p.handSeq = 0
+		j.effects.push(HandedOver{node, p.handEpoch})
+	}
+}
+
+// commit tells what every member that counts has acknowledged.
+func (j *Journal) commit() {
+	pos := j.pos
+	for _, p := range j.peers {
+		if p.gates {
+			pos = min(pos, p.ackedPos)
+		}
+	}
+	j.committed = max(j.committed, pos)
+	for j.waiting.len() > 0 && j.waiting.first().pos <= j.committed {
+		w := j.waiting.pop()
+		if w.bounds != nil {
+			j.effects.push(BoundsEffective{w.bounds})
+		} else {
+			j.effects.push(Committed{w.ticket})
+		}
+	}
+}
+
+// Lag is the age of the oldest frame that a member which counts has not
+// acknowledged; 0 when there is none, an hour once its queue overflowed.
+func (j *Journal) Lag(now time.Time, node cluster.NodeID) time.Duration {
+	p := j.find(node)
+	switch {
+	case p == nil || !p.gates:
+		return 0
+	case p.over:
+		return hopeless
+	case p.sent.len() == 0:
+		return 0
+	}
+	return max(now.Sub(p.sent.first().at), 0)
+}
+
+// Pending says whether a member that counts has unacknowledged frames.
+func (j *Journal) Pending() bool {
+	return slices.ContainsFunc(j.peers, func(p *peer) bool { return p.gates && (p.over || p.sent.len() > 0) })
+}
+
+// SyncSet lists the members that count.
+func (j *Journal) SyncSet() (nodes []cluster.NodeID) {
+	for _, p := range j.peers {
+		if p.gates {
+			nodes = append(nodes, p.node)
+		}
+	}
+	return nodes
+}
+
+// HandOver sends a member the exact windows and the epoch at which it shall own the
+// scope, after everything before; HandedOver tells its acknowledgement. A node that
+// is no member is ignored.
+func (j *Journal) HandOver(now time.Time, node cluster.NodeID, e cluster.Epoch, windows []xfrm.Window) {
+	j.tick(now)
+	p := j.find(node)
+	if !j.owner || p == nil || p.mode != modeEntered || p.over {
+		return
+	}
+	handoverItems(e, windows, func(it item) { p.queue.push(it) })
+}
+
+// Unite sends our whole state to the owner that healing chose, under the last epoch
+// we owned. It needs no ownership, and takes the place of whatever was under way to
+// that node.
+func (j *Journal) Unite(now time.Time, node cluster.NodeID, process cluster.ProcessID, entries []Entry, bounds []xfrm.Bound, tombstones []ipsec.IKESPIs) {
+	j.tick(now)
+	if process == j.self {
+		return
+	}
+	p := j.peer(node, process)
+	p.clear()
+	p.mode = modeUniting
+	if !uniteItems(entries, bounds, tombstones, func(it item) { p.queue.push(it) }) {
+		j.overflow(p)
+	}
+	j.commit()
+}
+
+// Tombstones are the IKE SAs whose deletion the peer authenticated, oldest first.
+func (j *Journal) Tombstones() []ipsec.IKESPIs {
+	out := make([]ipsec.IKESPIs, 0, j.tombs.len())
+	for _, t := range j.tombs.items[j.tombs.head:] {
+		out = append(out, t.spis)
+	}
+	return out
+}
+
+func (j *Journal) bury(s ipsec.IKESPIs) {
+	if j.tombs.len() == MaxTombstones {
+		j.tombs.pop()
+	}
+	j.tombs.push(tombstone{s, j.now})
+}
+
+// HandleTimeout tells of copies that have not moved for CopyTimeout.
+func (j *Journal) HandleTimeout(now time.Time) {
+	j.tick(now)
+	for _, p := range j.peers {
+		if p.mode == modeCopying && now.Sub(p.progress) >= CopyTimeout {
+			p.progress = now
+			j.effects.push(CopyStalled{p.node, p.process})
+		}
+	}
+}
+
+// NextTimeout is when HandleTimeout is due.
+func (j *Journal) NextTimeout() (t time.Time, ok bool) {
+	for _, p := range j.peers {
+		if p.mode == modeCopying {
+			if d := p.progress.Add(CopyTimeout); !ok || d.Before(t) {
+				t, ok = d, true
+			}
+		}
+	}
+	return t, ok
+}
+
+// Poll returns the next effect; everything that is ready goes into frames first.
+func (j *Journal) Poll() (Effect, bool) {
+	if j.effects.len() == 0 {
+		for _, p := range j.peers {
+			j.flush(p)
+		}
+	}
+	if j.effects.len() == 0 {
+		return nil, false
+	}
+	return j.effects.pop(), true
+}
+
+// flush puts what is queued for a peer into frames, as many items into one as fit.
+func (j *Journal) flush(p *peer) {
+	for p.queue.len() > 0 {
+		if (p.mode == modeCopying || p.mode == modeUniting) && p.flying >= copyWindow {
+			return
+		}
+		j.frame(p)
+	}
+	if p.mode != modeCopying || p.over || p.acked < p.copySeq {
+		return
+	}
+	// The copy is acknowledged and everything since is on its way.
+	p.mode = modeEntered
+	p.queue.push(item{kind: kindEntry, size: itemCost, messages: 2})
+	j.frame(p)
+	p.entrySeq, p.entered = p.seq, false
+	if !p.gates {
+		p.gates, p.ackedPos = true, j.pos
+	}
+}
+
+func (j *Journal) tick(now time.Time) {
+	j.now = now
+	j.led.Expire(now)
+	for j.tombs.len() > 0 && now.Sub(j.tombs.first().at) >= TombstoneAge {
+		j.tombs.pop()
+	}
+}
+
+func (j *Journal) find(node cluster.NodeID) *peer {
+	for _, p := range j.peers {
+		if p.node == node {
+			return p
+		}
+	}
+	return nil
+}
+
+// peer finds or makes the peer. Another process begins at number 1 and knows nothing.
+func (j *Journal) peer(node cluster.NodeID, process cluster.ProcessID) *peer {
+	p := j.find(node)
+	if p == nil {
+		p = &peer{node: node, process: process}
+		j.peers = append(j.peers, p)
+		slices.SortFunc(j.peers, func(a, b *peer) int { return int(a.node) - int(b.node) })
+	}
+	if p.process != process {
+		// A member that counts goes on counting until it leaves, whatever its
+		// process: its guardian was not asked yet.
+		*p = peer{node: node, process: process, gates: p.gates, ackedPos: p.ackedPos}
+	}
+	return p
+}
+
+// clear forgets everything but the numbering. What was sent need not arrive any more.
+func (p *peer) clear() {
+	*p = peer{node: p.node, process: p.process, seq: p.seq, acked: p.acked}
+}
