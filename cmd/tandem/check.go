@@ -48,11 +48,7 @@ func checkCommand() *cobra.Command {
 				}
 			} else {
 				for _, f := range faults {
-					kind := ""
-					if f.Warning {
-						kind = "warning: "
-					}
-					fmt.Fprintln(out, kind+f.Error())
+					fmt.Fprintln(out, f.Error())
 				}
 				if cfg != nil {
 					fmt.Fprintf(out, "%s: ok, %d phase 1 and %d phase 2 entries\n", args[0], len(cfg.Phase1), len(cfg.Phase2))
