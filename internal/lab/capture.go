@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -22,6 +23,9 @@ type Capture struct {
 	done       chan error
 	stop       chan struct{}
 	flushReq   chan chan error
+	once       sync.Once
+	drops      int
+	err        error
 }
 
 // StartCapture opens a capture on a switch's port towards a node, writing
@@ -133,13 +137,16 @@ func (c *Capture) Flush() error {
 // Stop reads what is queued, closes the file and returns how many frames the
 // kernel dropped: more than none means that the capture proves nothing.
 func (c *Capture) Stop() (drops int, err error) {
-	close(c.stop)
-	err = <-c.done
-	st, serr := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-	if serr == nil {
-		drops = int(st.Drops)
-	}
-	return drops, errors.Join(err, serr, unix.Close(c.fd), c.w.close())
+	c.once.Do(func() {
+		close(c.stop)
+		err := <-c.done
+		st, serr := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+		if serr == nil {
+			c.drops = int(st.Drops)
+		}
+		c.err = errors.Join(err, serr, unix.Close(c.fd), c.w.close())
+	})
+	return c.drops, c.err
 }
 
 // kernelStamp finds the receive time in control messages; now if there is none.

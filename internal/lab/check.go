@@ -32,6 +32,7 @@ type CheckReport struct {
 	SeqRegressions          int            // outside the tolerated times
 	SeqRegressionsTolerated int            // inside them
 	IKE                     map[string]int // distinct messages by exchange
+	IKESAs                  int            // distinct SPI pairs beyond IKE_SA_INIT
 	SAInitAfterUp           int            // distinct messages
 	AuthAfterUp             int
 	CreateChildAnswered     int // exchanges
@@ -98,9 +99,11 @@ type Checker struct {
 	seed     maphash.Seed
 	rep      CheckReport
 	sas      map[saKey]*saSeen
+	ikeSAs   map[[2]uint64]bool
 	messages map[uint64]bool // hashes of IKE messages counted
 	children map[exchangeKey]*exchangeSeen
-	sent     []espPoint
+	sent     []espPoint // by gateways
+	reached  []espPoint // gateways
 }
 
 // NewChecker returns a checker that has seen nothing.
@@ -111,7 +114,7 @@ func NewChecker(opts CheckOptions) *Checker {
 	return &Checker{
 		opts: opts, seed: maphash.MakeSeed(),
 		rep: CheckReport{IKE: map[string]int{}},
-		sas: map[saKey]*saSeen{}, messages: map[uint64]bool{}, children: map[exchangeKey]*exchangeSeen{},
+		sas: map[saKey]*saSeen{}, ikeSAs: map[[2]uint64]bool{}, messages: map[uint64]bool{}, children: map[exchangeKey]*exchangeSeen{},
 	}
 }
 
@@ -155,6 +158,8 @@ func (c *Checker) addESP(f Frame, o outer) {
 		c.checkOrder(f, o, sa, sum)
 	case f.Port != c.opts.Client && f.FromNode:
 		c.sent = append(c.sent, espPoint{at: f.Time, port: f.Port, sa: key, seq: o.seq})
+	case f.Port != c.opts.Client:
+		c.reached = append(c.reached, espPoint{at: f.Time, port: f.Port, sa: key, seq: o.seq})
 	}
 }
 
@@ -218,6 +223,9 @@ func (c *Checker) addIKE(f Frame, o outer) {
 			}
 		}
 	}
+	if o.exchange != exchangeSAInit {
+		c.ikeSAs[[2]uint64{o.spiI, o.spiR}] = true
+	}
 	if o.exchange != exchangeCreateChildSA {
 		return
 	}
@@ -273,6 +281,7 @@ func (c *Checker) Report() CheckReport {
 			r.CreateChildUnanswered++
 		}
 	}
+	r.IKESAs = len(c.ikeSAs)
 	r.SPIs = nil
 	for _, sa := range c.sas {
 		r.SPIs = append(r.SPIs, sa.flow)

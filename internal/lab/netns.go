@@ -127,3 +127,12 @@ func emptyNetns(name string) error {
 func sysctl(path, value string) error {
 	return os.WriteFile(filepath.Join("/proc/sys/net", path), []byte(value), 0o644)
 }
+
+// openNetns opens a named namespace.
+func openNetns(name string) (netns.NsHandle, error) {
+	h, err := netns.GetFromPath(filepath.Join(netnsDir, name))
+	if err != nil {
+		return netns.None(), fmt.Errorf("namespace %s: %w", name, err)
+	}
+	return h, nil
+}

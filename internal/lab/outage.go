@@ -48,6 +48,28 @@ func lostAndDoubled(sent uint64, arrivals []Arrival) (lost, doubled int) {
 	return int(sent) - len(seen), doubled
 }
 
+// lostAround counts the probes that never came and whose last forerunner came
+// within [from, until).
+func lostAround(s Stream, from, until time.Time) int {
+	came := make(map[uint64]time.Time, len(s.Arrivals))
+	for _, a := range s.Arrivals {
+		if _, ok := came[a.Seq]; !ok {
+			came[a.Seq] = a.At
+		}
+	}
+	lost := 0
+	var last time.Time
+	for n := range s.Sent {
+		at, ok := came[n]
+		if ok {
+			last = at
+		} else if !last.Before(from) && last.Before(until) {
+			lost++
+		}
+	}
+	return lost
+}
+
 // quantile is the nearest-rank quantile (0 < q ≤ 1) of values; 0 without any.
 // The median of an even number of values is the mean of the middle two.
 func quantile(values []float64, q float64) float64 {

@@ -58,3 +58,19 @@ func (c *Checker) SentBy(port string, from, to time.Time) int {
 	}
 	return n
 }
+
+// ReachedBy counts the distinct ESP packets that came to a gateway's port within
+// [from, to).
+func (c *Checker) ReachedBy(port string, from, to time.Time) int {
+	type number struct {
+		sa  saKey
+		seq uint32
+	}
+	seen := map[number]bool{}
+	for _, p := range c.reached {
+		if p.port == port && !p.at.Before(from) && p.at.Before(to) {
+			seen[number{p.sa, p.seq}] = true
+		}
+	}
+	return len(seen)
+}

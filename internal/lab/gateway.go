@@ -1,0 +1,164 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Gateway is a node under test.
+type Gateway struct {
+	Name   string
+	Config string // path of its configuration
+	Socket string // admin socket
+	proc   *Process
+	lost   bool // its links are cut and its processes killed
+}
+
+// daemonSet is how the lab runs and asks the programs of its nodes.
+type daemonSet struct {
+	bin    string
+	status StatusFunc
+	// argv starts a node; the default is BIN run --config FILE.
+	argv func(node, config string) []string
+	// single: the node has no guardian; its one process is the daemon.
+	single bool
+}
+
+func (t *Topology) socketOf(node string) string { return filepath.Join(t.Dir, node, "admin.sock") }
+
+// prepareGateways writes their configurations from the example's, with @DIR@
+// filled in, and makes the cluster's certificates.
+func (t *Topology) prepareGateways(ctx context.Context, d *daemonSet, example string) (map[string]*Gateway, error) {
+	all := map[string]*Gateway{}
+	for _, n := range Gateways {
+		text, err := os.ReadFile(filepath.Join(example, n+".conf"))
+		if err != nil {
+			return nil, err
+		}
+		g := &Gateway{Name: n, Config: filepath.Join(t.Dir, n+".conf"), Socket: t.socketOf(n)}
+		if err := os.MkdirAll(filepath.Join(t.Dir, n), 0o700); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(g.Config, []byte(t.fill(string(text))), 0o600); err != nil {
+			return nil, err
+		}
+		all[n] = g
+	}
+	if d.bin != "" {
+		args := append([]string{"cluster", "init", "--dir", filepath.Join(t.Dir, "cluster")}, Gateways...)
+		if out, err := exec.CommandContext(ctx, d.bin, args...).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("tandem %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+		}
+	}
+	return all, nil
+}
+
+func (t *Topology) fill(text string, more ...string) string {
+	return strings.NewReplacer(append([]string{"@DIR@", t.Dir}, more...)...).Replace(text)
+}
+
+// startGateway starts a node's guardian.
+func (t *Topology) startGateway(d *daemonSet, g *Gateway) error {
+	argv := []string{d.bin, "run", "--config", g.Config}
+	if d.argv != nil {
+		argv = d.argv(g.Name, g.Config)
+	}
+	p, err := t.Start(g.Name, g.Name, argv, nil)
+	if err != nil {
+		return err
+	}
+	g.proc = p
+	return nil
+}
+
+// pids are the guardian's and the daemon's.
+func (g *Gateway) pids(d *daemonSet) (guardian, daemon int, err error) {
+	daemon, err = g.proc.Daemon(d.single)
+	return g.proc.PID, daemon, err
+}
+
+// signalled is a process with its start time, so that a signal sent later never
+// meets another process of the same number.
+type signalled struct {
+	pid   int
+	start uint64
+}
+
+func identify(pid int) (signalled, error) {
+	s, err := processStart(pid)
+	return signalled{pid, s}, err
+}
+
+// send sends a signal; false if the process is gone.
+func (s signalled) send(sig syscall.Signal) bool {
+	now, err := processStart(s.pid)
+	return err == nil && now == s.start && syscall.Kill(s.pid, sig) == nil
+}
+
+// lose takes a whole host away: its processes stand still at once, so that
+// nobody says goodbye; then its links are cut and the processes end.
+func (t *Topology) lose(d *daemonSet, g *Gateway) (at time.Time, err error) {
+	guardian, daemon, err := g.pids(d)
+	if err != nil {
+		return time.Time{}, err
+	}
+	at = timeNow()
+	_ = syscall.Kill(daemon, syscall.SIGSTOP)
+	_ = syscall.Kill(guardian, syscall.SIGSTOP)
+	err = t.CutNode(g.Name)
+	_ = syscall.Kill(daemon, syscall.SIGKILL)
+	kill := g.proc.Kill()
+	g.lost = true
+	if err == nil {
+		err = kill
+	}
+	return at, err
+}
+
+// restore brings a lost host, or one whose guardian has ended, back.
+func (t *Topology) restore(d *daemonSet, g *Gateway) error {
+	if g.lost {
+		// Whatever the daemon left on the host's interfaces dies with a real
+		// host: addresses that it put there go before the links come up.
+		if err := t.clearAddresses(g.Name); err != nil {
+			return err
+		}
+		if err := t.RestoreNode(g.Name); err != nil {
+			return err
+		}
+		g.lost = false
+	}
+	if g.proc.Running() {
+		return nil
+	}
+	return t.startGateway(d, g)
+}
+
+// clearAddresses removes global addresses from a gateway's own interfaces.
+func (t *Topology) clearAddresses(node string) error {
+	for _, dev := range []string{"wan0", "lan0"} {
+		link, err := t.link(node, dev)
+		if err != nil {
+			return err
+		}
+		addrs, err := t.nl[node].AddrList(link, syscall.AF_UNSPEC)
+		if err != nil {
+			return err
+		}
+		for i := range addrs {
+			if addrs[i].IP.IsLinkLocalUnicast() {
+				continue
+			}
+			if err := t.nl[node].AddrDel(link, &addrs[i]); err != nil {
+				return fmt.Errorf("%s/%s: %w", node, dev, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,200 @@
+package lab
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Scenario is a file of steps and bounds; examples/pair/README.md describes the
+// language.
+type Scenario struct {
+	Name, About string
+
+	// What the client does by itself; 0: it never rekeys.
+	ClientChildRekey, ClientIKERekey time.Duration
+	// What the lab tells the active gateway to do; 0: nothing.
+	GatewayChildRekey, GatewayIKERekey time.Duration
+
+	Probe time.Duration // interval of the probes
+	TCP   int           // rate of the transfer, bytes a second
+
+	Steps  []Step
+	Bounds []Bound
+}
+
+// Step is one line of a scenario's steps; repeat has a body.
+type Step struct {
+	Line int
+	Verb string
+	Args []string
+	Body []Step
+}
+
+// LoadScenario reads dir/scenarios/NAME.lab.
+func LoadScenario(dir, name string) (*Scenario, error) {
+	path := filepath.Join(dir, "scenarios", name+".lab")
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		names, _ := ScenarioNames(dir)
+		return nil, fmt.Errorf("%s has no scenario %q; it has: %s", dir, name, strings.Join(names, ", "))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ParseScenario(name, path, string(text))
+}
+
+// ScenarioNames lists an example's scenarios.
+func ScenarioNames(dir string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "scenarios", "*.lab"))
+	var names []string
+	for _, f := range files {
+		names = append(names, strings.TrimSuffix(filepath.Base(f), ".lab"))
+	}
+	sort.Strings(names)
+	return names, err
+}
+
+type scenarioParser struct {
+	file string
+	s    *Scenario
+	errs []error
+}
+
+func (p *scenarioParser) fault(line int, format string, args ...any) {
+	p.errs = append(p.errs, fmt.Errorf("%s:%d: %s", p.file, line, fmt.Sprintf(format, args...)))
+}
+
+// ParseScenario returns all faults of the text at once.
+func ParseScenario(name, file, text string) (*Scenario, error) {
+	p := &scenarioParser{file: file, s: &Scenario{Name: name, Probe: 5 * time.Millisecond, TCP: 250_000}}
+	var steps [][]Step // open blocks, outermost first
+	var opened []int
+	sc := bufio.NewScanner(strings.NewReader(text))
+	for n := 1; sc.Scan(); n++ {
+		line, _, _ := strings.Cut(sc.Text(), "#")
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		switch {
+		case f[0] == "end":
+			if len(steps) == 0 || len(f) > 1 {
+				p.fault(n, "end closes steps or repeat and stands alone")
+				continue
+			}
+			body := steps[len(steps)-1]
+			steps, opened = steps[:len(steps)-1], opened[:len(opened)-1]
+			if len(steps) == 0 {
+				p.s.Steps = append(p.s.Steps, body...)
+				continue
+			}
+			outer := steps[len(steps)-1]
+			outer[len(outer)-1].Body = body
+		case len(steps) > 0:
+			if len(steps) > 4 {
+				p.fault(n, "repeat is nested too deeply")
+				continue
+			}
+			p.step(n, f)
+			last := len(steps) - 1
+			steps[last] = append(steps[last], Step{Line: n, Verb: f[0], Args: f[1:]})
+			if f[0] == "repeat" {
+				steps, opened = append(steps, nil), append(opened, n)
+			}
+		case f[0] == "steps":
+			steps, opened = append(steps, nil), append(opened, n)
+		default:
+			p.head(n, f, strings.TrimSpace(line))
+		}
+	}
+	for _, n := range opened {
+		p.fault(n, "this block has no end")
+	}
+	if len(p.s.Steps) == 0 && len(p.errs) == 0 {
+		p.fault(1, "there are no steps")
+	}
+	return p.s, errors.Join(p.errs...)
+}
+
+// step checks a step's words, so that a long run does not fail at its last line.
+func (p *scenarioParser) step(n int, f []string) {
+	v, ok := verbs[f[0]]
+	if !ok {
+		known := make([]string, 0, len(verbs))
+		for k := range verbs {
+			known = append(known, k)
+		}
+		sort.Strings(known)
+		p.fault(n, "unknown step %q; known are %s", f[0], strings.Join(known, ", "))
+		return
+	}
+	if err := v.check(f[1:]); err != nil {
+		p.fault(n, "%s: %v (expected: %s %s)", f[0], err, f[0], v.usage)
+	}
+}
+
+func (p *scenarioParser) head(n int, f []string, line string) {
+	switch f[0] {
+	case "about":
+		p.s.About = strings.TrimSpace(strings.TrimPrefix(line, "about"))
+	case "client", "gateway", "traffic":
+		for _, w := range f[1:] {
+			key, value, _ := strings.Cut(w, "=")
+			if err := p.set(f[0]+" "+key, value); err != nil {
+				p.fault(n, "%s: %v", w, err)
+			}
+		}
+	case "bound":
+		b, err := parseBound(f[1:])
+		if err != nil {
+			p.fault(n, "%v", err)
+			return
+		}
+		p.s.Bounds = append(p.s.Bounds, b)
+	default:
+		p.fault(n, "unknown word %q; known are about, client, gateway, traffic, steps, bound", f[0])
+	}
+}
+
+func (p *scenarioParser) set(key, value string) error {
+	durations := map[string]*time.Duration{
+		"client child-rekey": &p.s.ClientChildRekey, "client ike-rekey": &p.s.ClientIKERekey,
+		"gateway child-rekey": &p.s.GatewayChildRekey, "gateway ike-rekey": &p.s.GatewayIKERekey,
+		"traffic probe": &p.s.Probe,
+	}
+	if d, ok := durations[key]; ok {
+		if value == "never" && key != "traffic probe" {
+			*d = 0
+			return nil
+		}
+		v, err := positive(value)
+		*d = v
+		return err
+	}
+	if key == "traffic tcp" {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 0 || n > 100_000_000 {
+			return errors.New("expected bytes a second, 0 to 100000000")
+		}
+		p.s.TCP = n
+		return nil
+	}
+	return errors.New("unknown setting")
+}
+
+// positive is a duration above zero, up to an hour.
+func positive(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 || d > time.Hour {
+		return 0, fmt.Errorf("%q is no duration between 1ns and 1h", s)
+	}
+	return d, nil
+}
