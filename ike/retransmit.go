@@ -38,7 +38,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			x.add(c.installed.Add(c.hard))
 		}
 	}
-	if sa.req != nil || sa.quiet && (sa.lastRequest == nil || !sa.probe.next.IsZero()) {
+	if sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
 		return x.t, x.ok // nothing new can begin
 	}
 	var begin earliest
@@ -125,7 +125,10 @@ func (e *Engine) proceed(sa *ikeSA) {
 	if sa.quiet {
 		// After a takeover only the last request may be sent, once more: its
 		// answer shows that the peer is there (architecture, "IKE in detail").
-		if sa.lastRequest != nil && sa.probe.next.IsZero() {
+		// Where this side never sent one, an empty one asks.
+		if sa.lastRequest == nil {
+			e.sendDPD(sa)
+		} else if sa.probe.next.IsZero() {
 			e.startProbe(sa)
 		}
 		return

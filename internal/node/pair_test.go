@@ -233,6 +233,12 @@ func (s scenario) play(t *testing.T, seed int64, crash int) []string {
 	w.mark()
 	w.crash, w.counting = crash, true
 	s.start(w)
+	if crash >= 0 {
+		w.run(s.within, "a survivor", func() bool { return w.crashed && w.owner() != nil })
+		if !slices.Contains(w.effects, "statesync.SendFrame") {
+			s.start(w) // nothing had begun: what asked for the exchange died with the owner, and asks again
+		}
+	}
 	w.run(s.within, "the exchange complete", func() bool {
 		return s.done(w) && (crash < 0 || w.crashed)
 	})

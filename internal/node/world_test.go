@@ -3,8 +3,10 @@ package node
 import (
 	"container/heap"
 	"fmt"
+	"maps"
 	"math/rand"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -249,6 +251,16 @@ func (m *member) carryOut(e Effect) {
 		delete(m.outbound, e.SPIIn)
 	case Activate:
 		m.active = true
+		// The client's traffic goes on, and is the first that the survivor hears of it.
+		later(5*time.Millisecond, func(n *Node) {
+			var es []xfrm.Event
+			for _, spi := range sortedKeys(w.client.outbound) {
+				if sa, ok := w.client.sas[spi]; ok {
+					es = append(es, xfrm.FirstInbound{SPIIn: sa.SPIOut})
+				}
+			}
+			n.HandlePlane(w.now, es)
+		})
 	case Deactivate:
 		m.active = false
 	case TakeWindows:
@@ -431,6 +443,8 @@ func (w *world) agree(children int) bool {
 	}
 	return true
 }
+
+func sortedKeys(m map[ipsec.ESPSPI]bool) []ipsec.ESPSPI { return slices.Sorted(maps.Keys(m)) }
 
 func (w *world) count(kind string) int {
 	n := 0
