@@ -52,7 +52,6 @@ type Daemon struct {
 	breaks    breakpoint
 
 	progress   atomic.Uint64
-	lastReload error
 }
 
 // shutdownLimit bounds a graceful end: handing over, deleting, closing.
