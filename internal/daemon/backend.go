@@ -14,13 +14,13 @@ func (d *Daemon) loopContext() context.Context { return context.Background() }
 func (d *Daemon) logs() *logHub { return d.hub }
 
 // view takes one moment of the daemon, on the loop.
-func (d *Daemon) view(ctx context.Context) (*view, error) {
+func (d *Daemon) view(ctx context.Context, counters bool) (*view, error) {
 	var v *view
-	err := d.loop.call(ctx, func(now time.Time) { v = d.look(now) })
+	err := d.loop.call(ctx, func(now time.Time) { v = d.look(now, counters) })
 	return v, err
 }
 
-func (d *Daemon) look(now time.Time) *view {
+func (d *Daemon) look(now time.Time, counters bool) *view {
 	v := &view{
 		Now: now, Started: d.started, Hostname: d.hostname(), DaemonPID: os.Getpid(), GuardianPID: guardianPID(),
 		Config: d.cfg, Node: d.loop.node.Status(now), Counters: map[ipsec.ESPSPI]xfrm.Counters{},
@@ -28,6 +28,9 @@ func (d *Daemon) look(now time.Time) *view {
 		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),
 	}
 	for i := range v.Node.Gateways {
+		if !counters {
+			break
+		}
 		for k := range v.Node.Gateways[i].Children {
 			spi := v.Node.Gateways[i].Children[k].SA.SPIIn
 			v.Counters[spi], _ = d.plane.Counters(spi)

@@ -37,7 +37,7 @@ type session struct {
 
 // backend is what commands need of the daemon.
 type backend interface {
-	view(context.Context) (*view, error)
+	view(ctx context.Context, counters bool) (*view, error) // without counters it costs the loop less
 	up(ctx context.Context, phase1, phase2 string) error
 	down(ctx context.Context, phase1, phase2 string) error
 	clear(ctx context.Context, name string) (int, error)

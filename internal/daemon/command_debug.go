@@ -171,7 +171,7 @@ func (v *view) statsJSON() statsJSON {
 
 // showStats is `diagnose vpn ike stats`.
 func showStats(s *session, _ []string) error {
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, false)
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ type Daemon struct {
 	alarms    map[string]string
 	breaks    breakpoint
 
-	progress   atomic.Uint64
+	progress atomic.Uint64
 }
 
 // shutdownLimit bounds a graceful end: handing over, deleting, closing.
@@ -136,6 +136,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		closers = append(closers, func() { _ = d.keys.close() })
 		d.log.Warn("keys are written to a file because the configuration says so", "file", d.cfg.Tandem.KeyLog)
 	}
+	d.sayForwarding()
 	d.links = newLinks()
 	d.routes = newRoutes(d.log)
 	d.routes.clean()
@@ -350,5 +351,22 @@ func (d *Daemon) turn() {
 	d.progress.Add(1)
 	if d.cluster != nil {
 		d.cluster.progress()
+	}
+}
+
+// sayForwarding warns where the kernel would not pass on what the tunnels deliver.
+func (d *Daemon) sayForwarding() {
+	paths := []string{"ipv4/ip_forward"}
+	for i := range d.cfg.Phase2 {
+		for _, t := range d.cfg.Phase2[i].Dst {
+			if t.Start.Is6() && len(paths) == 1 {
+				paths = append(paths, "ipv6/conf/all/forwarding")
+			}
+		}
+	}
+	for _, path := range paths {
+		if text, err := os.ReadFile("/proc/sys/net/" + path); err == nil && strings.TrimSpace(string(text)) == "0" {
+			d.log.Warn("the kernel forwards nothing: a gateway wants it to", "sysctl", "net."+strings.ReplaceAll(path, "/", "."), "value", 0)
+		}
 	}
 }

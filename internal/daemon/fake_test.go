@@ -25,7 +25,7 @@ type fakeBackend struct {
 	asked []string
 }
 
-func (f *fakeBackend) view(context.Context) (*view, error) { return f.v, f.err }
+func (f *fakeBackend) view(context.Context, bool) (*view, error) { return f.v, f.err }
 func (f *fakeBackend) ask(words ...string) error {
 	f.asked = append(f.asked, strings.Join(words, " "))
 	return f.err

@@ -61,7 +61,7 @@ type healthJSON struct {
 func answerHealth(w http.ResponseWriter, r *http.Request, d backend, ready bool) {
 	ctx, cancel := context.WithTimeout(r.Context(), viewTimeout)
 	defer cancel()
-	v, err := d.view(ctx)
+	v, err := d.view(ctx, false)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = errors.New("the event loop does not answer")
@@ -154,7 +154,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), viewTimeout)
 	defer cancel()
-	v, err := c.d.view(ctx)
+	v, err := c.d.view(ctx, true)
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(prometheus.NewInvalidDesc(err), err)
 		return

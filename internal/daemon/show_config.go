@@ -123,7 +123,7 @@ func listConfig(s *session, args []string) error {
 		}
 		long = false
 	}
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, false)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func showConfig(s *session, args []string) error {
 	if len(args) > 0 && args[0] != "" && strings.HasPrefix("full-configuration", args[0]) {
 		full, args = true, args[1:]
 	}
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, false)
 	if err != nil {
 		return err
 	}

@@ -144,7 +144,7 @@ func listGateways(s *session, args []string) error {
 	if err != nil {
 		return err
 	}
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, true)
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (v *view) nodeName(id cluster.NodeID) string {
 
 // showHAStatus is `get system ha status` and `diagnose sys ha status`.
 func showHAStatus(s *session, _ []string) error {
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, false)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ type summaryJSON struct {
 
 // showSummary is `get vpn ipsec tunnel summary`.
 func showSummary(s *session, _ []string) error {
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, true)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func showTunnelName(s *session, args []string) error {
 	if len(args) != 1 {
 		return usagef("expected: NAME")
 	}
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, true)
 	if err != nil {
 		return err
 	}

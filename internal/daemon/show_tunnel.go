@@ -223,7 +223,7 @@ func listTunnels(s *session, args []string) error {
 	if err != nil {
 		return err
 	}
-	v, err := s.d.view(s.ctx)
+	v, err := s.d.view(s.ctx, true)
 	if err != nil {
 		return err
 	}
@@ -339,7 +339,7 @@ func (s *session) upDown(args []string, do func(ctx context.Context, phase1, pha
 	if len(args) == 2 {
 		phase1 = args[1]
 	} else {
-		v, err := s.d.view(s.ctx)
+		v, err := s.d.view(s.ctx, true)
 		if err != nil {
 			return err
 		}
