@@ -36,7 +36,7 @@ secrets { ike { secret = "pair of charons" } }
 // nothing wrong with what it saw on the wire.
 func TestCharonPair(t *testing.T) {
 	if _, _, err := FindCharon(); err != nil {
-		t.Skip(err)
+		cannot(t, err)
 	}
 	topo := buildTest(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

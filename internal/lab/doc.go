@@ -2,4 +2,14 @@
 // and real peers in them, breaks them, and measures what came of it. It knows the
 // daemons only as binaries, their admin API and what they put on the wire: it
 // shares no code with the ESP path, so that its checker is an independent eye.
+//
+// One walk, a run: scenario (scenario.go) and example folder → network
+// (topology.go) → captures at the switch ports (capture.go), gateways (gateway.go),
+// client (charon.go) → probes and one TCP transfer (probe.go, transfer.go) → steps
+// (steps.go), each fault noted with its time → captures read by the checker
+// (check.go, succession.go), gaps of the probes (outage.go), the survivors' own words
+// (status.go) → settle.go puts them together → result.go judges and reports.
+//
+// What a lab makes is written down before it is made (state.go), so that whatever
+// a killed lab leaves is found and removed by the next one, or by `tandem lab down`.
 package lab

@@ -19,7 +19,7 @@ func fakePair(t *testing.T, scenario string) Options {
 	needRoot(t)
 	charon, swanctl, err := FindCharon()
 	if err != nil {
-		t.Skip(err)
+		cannot(t, err)
 	}
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -176,3 +176,40 @@ func TestRunInterrupted(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestUpAndDown(t *testing.T) {
+	o := fakePair(t, "steps\n run 1s\nend\n")
+	s, err := Up(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := os.Stat(stateDir(o.ID)); err == nil {
+			_ = s.remove()
+		}
+	})
+	if err := removeAbandoned(); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := Status(t.Context(), &out); err != nil || !strings.Contains(out.String(), o.ID+": standing") {
+		t.Errorf("status: %v\n%s", err, &out)
+	}
+	seen := filepath.Join(t.TempDir(), "addresses")
+	if err := Shell(t.Context(), o.ID, NodeGW1, []string{"/bin/sh", "-c", "ip -4 addr show dev wan0 > " + seen}); err != nil {
+		t.Error(err)
+	}
+	if text, _ := os.ReadFile(seen); !strings.Contains(string(text), "192.0.2.1/24") {
+		t.Errorf("the shell is not on gw1: %s", text)
+	}
+	if err := Shell(t.Context(), o.ID, "gw9", nil); err == nil {
+		t.Error("a shell on a node that does not exist")
+	}
+	if err := Down("nosuchlab"); err == nil {
+		t.Error("a lab that does not exist was removed")
+	}
+	if err := Down(o.ID); err != nil {
+		t.Fatal(err)
+	}
+	wantClean(t, o.ID)
+}
