@@ -321,3 +321,33 @@ next:
 	}
 	return false
 }
+
+func (g *gateway) log() string {
+	g.t.Helper()
+	text, err := os.ReadFile(g.proc.LogPath)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// unsent counts the packets that came out of a phase 1's interface and fitted no
+// selectors.
+func (g *gateway) unsent(phase1 string) uint64 {
+	g.t.Helper()
+	var all []tunnelStatus
+	g.decode("diagnose vpn tunnel list", &all)
+	n := uint64(0)
+	for _, s := range all {
+		if s.Name != phase1 && !strings.HasPrefix(s.Name, phase1+"_") {
+			continue
+		}
+		n += s.NoSA
+		for _, p := range s.Selectors {
+			for _, c := range p.SAs {
+				n += c.OutSelector
+			}
+		}
+	}
+	return n
+}

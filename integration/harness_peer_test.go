@@ -394,3 +394,49 @@ func (p *scripted) bye() {
 	p.t.Helper()
 	p.request(message.Informational, &message.Delete{Protocol: ipsec.ProtocolIKE})
 }
+
+// createChild makes a further Child SA with a key exchange.
+func (p *scripted) createChild(local, remote string) *espPair {
+	p.t.Helper()
+	kx, err := keymat.NewKeyExchange(p.suite.KE, rand.Reader)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	s := childSuite
+	s.KE = p.suite.KE
+	spi, ni := ipsec.ESPSPI(binary.BigEndian.Uint32(random(4))|0x1000), random(32)
+	ps := childPayloads(s, spi, []ipsec.TrafficSelector{selector(local)}, []ipsec.TrafficSelector{selector(remote)})
+	ps = append(ps, &message.Nonce{Data: ni}, &message.KE{Group: s.KE, Data: kx.Public()})
+	m := p.request(message.CreateChildSA, ps...)
+	ke, ok1 := message.Get[*message.KE](m)
+	nr, ok2 := message.Get[*message.Nonce](m)
+	if !ok1 || !ok2 {
+		p.t.Fatalf("CREATE_CHILD_SA refused: %v", notifyNames(m))
+	}
+	shared, err := kx.Shared(ke.Data)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return p.child(m, spi, s, ni, nr.Data, shared)
+}
+
+// receiveESP returns the next packet of ESP in UDP within a time, nil for none.
+func (p *scripted) receiveESP(within time.Duration) []byte {
+	p.t.Helper()
+	if err := p.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
+		p.t.Fatal(err)
+	}
+	buf := make([]byte, 65536)
+	for {
+		n, err := p.conn.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if n > 8 && binary.BigEndian.Uint32(buf) != 0 {
+			return append([]byte(nil), buf[:n]...)
+		}
+	}
+}
