@@ -12,6 +12,12 @@ func runFlags(c *cobra.Command) (configFile, logFormat *string) {
 	return configFile, logFormat
 }
 
+func runCommand() *cobra.Command {
+	c := daemonCommand()
+	c.Use, c.Short, c.Hidden = "run", "Run the gateway until SIGTERM; SIGHUP reads the configuration again", false
+	return c
+}
+
 // daemonCommand is the child that the guardian starts. It is hidden, and works
 // alone for whoever debugs it.
 func daemonCommand() *cobra.Command {
