@@ -397,9 +397,7 @@ func (j *Journal) flush(p *peer) {
 	p.queue.push(item{kind: kindEntry, size: itemCost, messages: 2})
 	j.frame(p)
 	p.entrySeq, p.entered = p.seq, false
-	if !p.gates {
-		p.gates, p.ackedPos = true, j.pos
-	}
+	p.gates = true
 }
 
 func (j *Journal) tick(now time.Time) {
