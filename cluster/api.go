@@ -61,6 +61,7 @@ type Election struct {
 	Priority   int
 	Override   bool
 	Serial     string
+	Failover   bool // `execute ha failover set`: ranks below a node without it
 }
 
 // Peer is what another node's heartbeats say, as the guardian hands it up when it changes.
@@ -76,6 +77,8 @@ type Peer struct {
 	Election   Election
 	Links      []Link // heartbeat devices on which it is heard
 	StreamPort uint16
+	Chosen     NodeID // whom it chose to own, in an election or a healing that it decides; 0: nobody
+	Deaf       bool   // its heartbeats say that it does not hear us
 }
 
 // Link is a heartbeat device with the peer's address on it.
@@ -101,29 +104,10 @@ type PairOptions struct {
 	HA       config.HA
 	Coverage Coverage
 	Epoch    Epoch // highest that this node's disk knows; zero on a new disk
+	// Floor is a counter that surely lies above every epoch this node ever made:
+	// the wall clock in seconds. Only a node whose disk is lost uses it.
+	Floor uint64
 }
-
-// The Pair's inputs; every one takes now first and is followed by draining Poll:
-//
-//	NewPair(PairOptions) *Pair
-//	Start(now)
-//	HandlePeer(now, Peer)                                     // heartbeat contents changed, or the peer came (back)
-//	HandleLoss(now, NodeID, Loss, entitled bool, detected time.Duration) // entitled: what OUR guardian held at that moment
-//	HandleRemoved(now, NodeID)                                // the member's guardian gave up its entitlement
-//	HandleEntitled(now, Epoch)                                // our guardian now holds our entitlement
-//	HandleStream(now, NodeID, ProcessID, up bool)             // the stream towards the member
-//	HandleLag(now, NodeID, oldest time.Duration)              // age of the oldest unacknowledged frame; 0: none
-//	HandleCopied(now, Epoch)                                  // as standby: the copy is complete, entry received
-//	HandleEntered(now, NodeID)                                // as owner: the member acknowledged its entry
-//	HandleNote(now, err error)                                // WriteNote done
-//	HandleHandover(now, Epoch)                                // as standby: the owner hands over to us, state complete
-//	HandleHandedOver(now, NodeID, ok bool)                    // as owner: the frames of the handover were acknowledged, or not
-//	HandleMonitors(now, up int)
-//	Failover(now, set bool) error                             // execute ha failover set|unset
-//	Shutdown(now)                                             // SIGTERM: hand over if possible; ends with Effect Stopped
-//	HandleTimeout(now); NextTimeout() (time.Time, bool)
-//	Status(now) HAStatus; Role(); Epoch(); SyncSet() []NodeID
-//	Poll() (Effect, bool)
 
 // Effect is what the pair wants done. Concrete types are below.
 type Effect interface{ effect() }
@@ -136,8 +120,14 @@ type Own struct {
 	Covered  bool
 	Trusted  bool
 	Reason   string        // one line for people: who, why
+	From     string        // name of the owner before, if there was one
 	Detected time.Duration // from the last sign of life to the decision
 	Handover bool          // exact windows were imported
+	// Renewal: we own already and go on. Only the epoch changes and the sync set
+	// is empty again: start the journal anew at the epoch, keep SAs, addresses
+	// and exchanges as they are. With Covered=false (healing) the other side's
+	// state follows: bounds must be raised when it has come.
+	Renewal bool
 }
 
 // Disown ends ownership at once: silence, remove the shared addresses.
@@ -152,6 +142,7 @@ type Announce struct {
 	Epoch    Epoch
 	Election Election
 	Coverage Coverage
+	Chosen   NodeID // see Peer
 }
 
 // Join starts the copy to a member; Leave takes it out of the sync set: what
@@ -166,10 +157,17 @@ type Leave struct{ Node NodeID }
 type AskRemoval struct{ Node NodeID }
 
 // Entitle makes our guardian hold our entitlement for the epoch (or drop it).
+// HandleEntitled answers; when the guardian refuses (the member was removed from
+// this epoch meanwhile), HandleRemoved with our own node.
 type Entitle struct {
 	Epoch Epoch
 	On    bool
 }
+
+// Claim asks our guardian to turn our entitlement into ownership of the epoch,
+// which the owner hands over: from its yes on it no longer grants a removal.
+// HandleClaimed answers.
+type Claim struct{ Epoch Epoch }
 
 // WriteNote writes (On) or removes the note "went on alone" and the epoch, with
 // fsync, before anything that depends on it; HandleNote answers.
@@ -179,7 +177,8 @@ type WriteNote struct {
 }
 
 // HandOver begins a planned handover to the member: stop sending and delivering,
-// release addresses, send the exact windows.
+// release addresses, send the exact windows. Disown follows when the member owns,
+// Own when it did not come about.
 type HandOver struct {
 	Node  NodeID
 	Epoch Epoch // that the successor will own
@@ -207,6 +206,7 @@ func (Join) effect()       {}
 func (Leave) effect()      {}
 func (AskRemoval) effect() {}
 func (Entitle) effect()    {}
+func (Claim) effect()      {}
 func (WriteNote) effect()  {}
 func (HandOver) effect()   {}
 func (Unite) effect()      {}

@@ -1,336 +1,423 @@
 package cluster
 
 import (
-	"errors"
 	"fmt"
 	"time"
+
+	"tandem/internal/config"
 )
 
-// Pair is the ownership engine of exactly two nodes.
+// phase is where the Pair stands; Role is what others see of it.
+type phase uint8
+
+const (
+	listening phase = iota // no owner known: listen, then elect
+	standing               // standby of a known owner
+	taking                 // decided to own; waits for the note or for the guardian's claim
+	owning
+	handing // stopped for a planned handover; waits for the successor
+	stopped
+)
+
+const (
+	listenMin      = time.Second
+	takeoverNote   = 20 * time.Millisecond  // see takeover.go
+	patientNote    = time.Second            // a note that nothing urgent waits for
+	removalAfter   = 250 * time.Millisecond // architecture, sync-set rule
+	handoverWait   = 500 * time.Millisecond
+	handoverGiveUp = 1500 * time.Millisecond // more, until a successor that answers nothing is given up
+	copyTimeout    = 5 * time.Second         // as statesync.CopyTimeout, which this package cannot import
+	rejoinMin      = time.Second             // after a removal, doubling
+	rejoinMax      = 30 * time.Second
+	holdDown       = 2 * time.Second // between changes of owner that nobody asked for
+	failedHoldDown = 10 * time.Second
+	// epochReserve is how many epochs a process may make without one of them being
+	// on its disk; a start skips as many.
+	epochReserve = 64
+	// stallGrace is how long timers wait for pending input after this process
+	// was stopped: what it did not hear then proves nothing.
+	stallGrace = 100 * time.Millisecond
+)
+
+// joinState is where the member stands in our sync set.
+type joinState uint8
+
+const (
+	out     joinState = iota
+	joining           // Join emitted; the journal gates from the entry on
+	in                // entry acknowledged
+)
+
+// member is what this node knows of the other one.
+type member struct {
+	Peer
+	heard     bool      // its guardian's heartbeats arrive
+	since     time.Time // since when this process is heard
+	seen      time.Time // when Peer came
+	stream    ProcessID // process towards which the stream stands; 0: none
+	streamEnd time.Time // since when it does not stand
+
+	join     joinState
+	joinedAt time.Time
+	synced   time.Time // entry acknowledged
+	asking   bool      // removal asked
+	leaving  bool      // silent; the note is being written
+	leaveBy  time.Time // the note is not waited for longer
+	notOld   time.Time // no Join before
+	backoff  time.Duration
+	lagging  time.Time // since when frames are too old; zero: they are not
+}
+
+// live says that its daemon runs and is heard.
+func (m *member) live() bool { return m.heard && m.Running }
+
+// Pair is the ownership engine of exactly two nodes. It is pure and not safe for
+// concurrent use: inputs take now, and Poll is drained after each.
+//
+// It is level-triggered: an input changes what is known, and consider then looks
+// at everything known. Whatever waits for a time asks due, which arms the timer.
 type Pair struct {
-	o        PairOptions
-	role     Role
-	epoch    Epoch // highest seen
-	owned    Epoch // of our ownership
-	peer     Peer
-	heard    bool // its guardian is heard
-	stream   ProcessID
+	opt      PairOptions
+	phase    phase
+	epoch    Epoch  // owned, or of the owner known
+	highest  Epoch  // highest ever seen or made by this process, or read from disk
+	floor    uint64 // no epoch is made with a counter up to it
+	disk     uint64 // highest counter known to be on disk
+	peer     member
+	effects  []Effect
+	said     Announce
+	saidAt   time.Time
+	coverage Coverage
+
+	ageFrom  time.Time
 	monitors int
-	startAt  time.Time
-	decideAt time.Time
-	member   uint8 // as owner: 0 none, 1 joining, 2 entered
-	removing bool
-	entitled Epoch // as standby: confirmed
-	noteOn   bool
-	notes    []func(now time.Time)
-	noteBy   time.Time
-	handing  time.Time
-	stopping bool
-	coveredFrom ProcessID
-	last     Own
-	lastAt   time.Time
-	takeovers int
-	alarms   map[string]Alarm
-	out      []Effect
+	failover bool // execute ha failover set
+	shutdown bool
+	chosen   NodeID
+	uniting  bool  // our state has not yet been sent to the owner that healing chose
+	entitled Epoch // held by our guardian; zero: not entitled
+	asked    Epoch // asked of the guardian, not yet answered
+	tookFrom NodeID
+	tookProc ProcessID
+
+	ownerless time.Time // since when no owner is known
+	split     time.Time // since when both own
+	hold      time.Time // no change of owner that nobody asked for before
+	pending   *takeover
+	handTo    Epoch // epoch of the successor during a handover
+	handBy    time.Time
+	handAsked bool
+	handWhy   string
+	unsynced  time.Time // owner: since when no member is synchronised
+
+	notes  []noteWrite
+	noteOn bool // what the disk says, or will say when all writes are through
+
+	wake  time.Time // earliest time that due was asked for
+	grace time.Time
+
+	alarms     map[string]Alarm
+	names      []string // of alarms, in order of appearance
+	lastChange time.Time
+	last       Own
+	takeovers  int
 }
 
-const listenMin = time.Second
-const noteWait = 20 * time.Millisecond
-const handoverWait = 500 * time.Millisecond
-
+// NewPair makes a pair engine that does nothing before Start.
 func NewPair(o PairOptions) *Pair {
-	return &Pair{o: o, epoch: o.Epoch, alarms: map[string]Alarm{}, monitors: len(o.HA.Monitor)}
+	p := &Pair{
+		opt: o, epoch: o.Epoch, highest: o.Epoch, disk: o.Epoch.Counter,
+		coverage: o.Coverage, noteOn: o.Coverage == CoverageNote,
+		monitors: len(o.HA.Monitor), alarms: map[string]Alarm{},
+	}
+	// What this node made last may not have reached its disk; epochReserve says
+	// how far behind that can be. Without a disk only the clock is above it.
+	if o.Coverage == CoverageLost {
+		p.floor = o.Floor
+	} else if o.Epoch.Counter > 0 {
+		p.floor = o.Epoch.Counter + epochReserve
+	}
+	return p
 }
 
-func (p *Pair) emit(e Effect) { p.out = append(p.out, e) }
+// Start begins to listen for the peer.
+func (p *Pair) Start(now time.Time) {
+	p.ageFrom, p.ownerless, p.lastChange = now, now, now
+	p.last.Reason = "listening for the other node"
+	p.consider(now)
+}
+
+// Poll returns the next effect; drain it after each input.
 func (p *Pair) Poll() (Effect, bool) {
-	if len(p.out) == 0 {
+	if len(p.effects) == 0 {
+		p.effects = nil
 		return nil, false
 	}
-	e := p.out[0]
-	p.out = p.out[1:]
+	e := p.effects[0]
+	p.effects = p.effects[1:]
 	return e, true
 }
 
-func (p *Pair) lost() time.Duration { return p.o.HA.HBInterval * time.Duration(p.o.HA.HBLostThreshold) }
+func (p *Pair) emit(e Effect) { p.effects = append(p.effects, e) }
 
-func (p *Pair) Start(now time.Time) {
-	p.startAt = now
-	p.decideAt = now.Add(max(listenMin, 2*p.lost()))
-	p.announce(now)
+// lost is how long a peer must be silent to be lost.
+func (p *Pair) lost() time.Duration {
+	return p.opt.HA.HBInterval * time.Duration(p.opt.HA.HBLostThreshold)
 }
 
-func (p *Pair) election(now time.Time) Election {
-	return Election{MonitorsUp: p.monitors, Age: now.Sub(p.startAt), Priority: p.o.HA.Priority, Override: p.o.HA.Override, Serial: p.o.Serial}
-}
+// quiet is how long nobody must be heard before this node owns without being entitled.
+func (p *Pair) quiet() time.Duration { return max(listenMin, 2*p.lost()) }
 
-func (p *Pair) announce(now time.Time) {
-	p.emit(Announce{Role: p.role, Epoch: p.epoch, Election: p.election(now), Coverage: p.o.Coverage})
-}
+// settle is how long a new constellation must stand before a decision rests on it:
+// both nodes' heartbeats have then told of it.
+func (p *Pair) settle() time.Duration { return max(50*time.Millisecond, 3*p.opt.HA.HBInterval) }
 
-func (p *Pair) better(now time.Time) bool {
-	a, b := p.election(now), p.peer.Election
-	if a.MonitorsUp != b.MonitorsUp {
-		return a.MonitorsUp > b.MonitorsUp
+// due says whether t has come, and arms the timer for it if not. After a stall
+// nothing is due until pending input has had its chance.
+func (p *Pair) due(now, t time.Time) bool {
+	if t.Before(p.grace) {
+		t = p.grace
 	}
-	if a.Priority != b.Priority {
-		return a.Priority > b.Priority
-	}
-	if a.Serial != b.Serial {
-		return a.Serial > b.Serial
-	}
-	return p.o.Self < p.peer.Node
+	return p.sharp(now, t)
 }
 
+// sharp is due without the grace after a stall.
+func (p *Pair) sharp(now, t time.Time) bool {
+	if !now.Before(t) {
+		return true
+	}
+	if p.wake.IsZero() || t.Before(p.wake) {
+		p.wake = t
+	}
+	return false
+}
+
+// enter begins an input: a timer far overdue means that this process was stopped.
+func (p *Pair) enter(now time.Time) {
+	if !p.wake.IsZero() && p.wake.After(p.grace) && now.Sub(p.wake) > stallGrace {
+		p.grace = now.Add(stallGrace)
+	}
+}
+
+// consider looks at everything known. Each step may make the next one possible;
+// none undoes what an earlier one did, so a few rounds suffice.
+func (p *Pair) consider(now time.Time) {
+	for {
+		p.wake = time.Time{}
+		was := p.phase
+		switch p.phase {
+		case listening, standing:
+			p.considerStanding(now)
+		case taking:
+			p.considerTaking(now)
+		case owning:
+			p.considerOwning(now)
+		case handing:
+			p.considerHanding(now)
+		}
+		if p.phase == was {
+			break
+		}
+	}
+	if p.phase != stopped { // its guardian says the last word
+		p.announce(now)
+	}
+}
+
+// HandlePeer takes what the other node's heartbeats say: their contents changed,
+// or they came (back).
 func (p *Pair) HandlePeer(now time.Time, x Peer) {
-	was := p.peer
-	p.peer, p.heard = x, x.Running
-	if p.epoch.Less(x.Epoch) {
-		p.epoch = x.Epoch
-	}
-	if !x.Running {
+	p.enter(now)
+	m := &p.peer
+	if x.Node == p.opt.Self || x.Node == 0 || p.phase == stopped {
 		return
 	}
-	switch p.role {
-	case RoleNone:
-		if x.Role == RoleOwner {
-			p.standby(now)
-		} else if x.Role == RoleNone && was.Process != x.Process {
-			if p.better(now) {
-				p.decideAt = now.Add(50 * time.Millisecond)
-			}
-		}
-	case RoleOwner:
-		if x.Process != was.Process && was.Process != 0 && p.coveredFrom == was.Process && x.Coverage != CoverageProven {
-			p.emit(RekeyEarly{"the node we took over from went on alone"})
-		}
-		if x.Role == RoleOwner && x.Epoch != p.owned {
-			p.heal(now)
+	if m.Node != 0 && m.Node != x.Node {
+		if m.live() {
+			p.alarm("third", fmt.Sprintf("node %d (%s) is heard, but a pair has two nodes: it is ignored", x.Node, x.Name), true)
 			return
 		}
-		p.join(now)
+		p.dropDead(now)
+		*m = member{}
 	}
+	if m.Process != x.Process || !m.heard || !m.Running {
+		if m.Process != 0 && m.Process != x.Process {
+			p.dropDead(now) // the process that was in the sync set has ended
+			m.backoff, m.notOld = 0, time.Time{}
+		}
+		m.since = now
+	}
+	wasEntitled := m.Entitled && m.Process == x.Process
+	m.Peer, m.heard, m.seen = x, true, now
+	if p.highest.Less(x.Epoch) {
+		p.highest = x.Epoch
+	}
+	p.earlyRekey()
+	if p.phase == owning && m.join == in && wasEntitled && !x.Entitled {
+		// Its guardian dropped the entitlement; only the answer to our own request
+		// proves which one.
+		p.askRemoval()
+	}
+	p.consider(now)
 }
 
-func (p *Pair) heal(now time.Time) {
-	if p.better(now) {
-		p.own(now, Own{Covered: false, Trusted: true, Reason: "healed: this node was elected"})
+// HandleLoss says that the other node was lost; entitled is what our guardian
+// held at that moment, detected the time since the last sign of life.
+func (p *Pair) HandleLoss(now time.Time, id NodeID, kind Loss, entitled bool, detected time.Duration) {
+	p.enter(now)
+	m := &p.peer
+	if m.Node != id || p.phase == stopped {
 		return
 	}
-	p.role = RoleStandby
-	p.emit(Disown{To: p.epoch, Reason: "healed: the other node was elected"})
-	p.emit(Unite{Owner: p.peer.Node})
-	p.reset()
-	p.announce(now)
+	role := m.Role
+	m.heard = kind != LossSilence
+	m.Running = false
+	m.asking = false
+	m.Entitled = false
+	p.lose(now, kind, role, entitled, detected)
+	p.consider(now)
 }
 
-func (p *Pair) reset() {
-	p.member, p.removing, p.handing = 0, false, time.Time{}
-	p.entitled = Epoch{}
-}
-
-func (p *Pair) standby(now time.Time) {
-	p.role = RoleStandby
-	p.reset()
-	p.announce(now)
-}
-
-func (p *Pair) join(now time.Time) {
-	if p.role == RoleOwner && p.member == 0 && p.heard && p.stream != 0 && p.stream == p.peer.Process && p.peer.Role != RoleOwner && p.handing.IsZero() {
-		p.member = 1
-		p.emit(Join{Node: p.peer.Node, Process: p.stream})
-	}
-}
-
-func (p *Pair) note(now time.Time, on bool, then func(now time.Time)) {
-	p.noteOn = on
-	p.emit(WriteNote{On: on, Epoch: p.epoch})
-	p.notes = append(p.notes, then)
-	p.noteBy = now.Add(noteWait)
-}
-
-func (p *Pair) HandleNote(now time.Time, err error) {
-	if err != nil {
-		p.emit(Alarm{Name: "note", Text: err.Error(), On: true})
-	}
-	p.runNotes(now)
-}
-
-func (p *Pair) runNotes(now time.Time) {
-	n := p.notes
-	p.notes, p.noteBy = nil, time.Time{}
-	for _, f := range n {
-		if f != nil {
-			f(now)
-		}
-	}
-}
-
-func (p *Pair) own(now time.Time, o Own) {
-	p.reset()
-	p.epoch = p.epoch.Next(p.o.Self)
-	o.Epoch, p.owned = p.epoch, p.epoch
-	p.role = RoleOwner
-	p.last, p.lastAt = o, now
-	p.takeovers++
-	p.emit(o)
-	p.announce(now)
-	p.join(now)
-}
-
-func (p *Pair) HandleLoss(now time.Time, id NodeID, l Loss, entitled bool, detected time.Duration) {
-	p.heard = false
-	p.stream = 0
-	why := map[Loss]string{LossSilence: "fell silent", LossDeath: "announced the death of its daemon", LossUnresponsive: "could not end its daemon"}[l]
-	switch p.role {
-	case RoleOwner:
-		p.handing = time.Time{}
-		if l == LossSilence && p.member != 0 {
-			p.note(now, true, func(now time.Time) { p.leave(now) })
-		} else {
-			p.leave(now)
-		}
-	case RoleStandby:
-		o := Own{Covered: l != LossUnresponsive, Trusted: true, Detected: detected, Reason: fmt.Sprintf("%s %s", p.peer.Name, why)}
-		if !entitled {
-			p.role = RoleNone
-			p.decideAt = now.Add(max(listenMin, 2*p.lost()))
-			p.announce(now)
+// lose acts on a loss according to phase.
+func (p *Pair) lose(now time.Time, kind Loss, role Role, entitled bool, detected time.Duration) {
+	switch p.phase {
+	case standing:
+		p.ownerless = now
+		if entitled && (p.entitled != Epoch{} || p.asked != Epoch{}) {
+			p.takeOver(now, kind, detected)
 			return
 		}
-		p.coveredFrom = p.peer.Process
-		if l == LossSilence {
-			p.note(now, true, func(now time.Time) { p.own(now, o) })
-		} else {
-			p.own(now, o)
-		}
+		p.unentitle()
+	case owning:
+		p.memberLost(now, kind)
+	case handing:
+		p.successorLost(now, kind, role)
 	}
 }
 
-func (p *Pair) leave(now time.Time) {
-	if p.member != 0 {
-		p.member, p.removing = 0, false
-		p.emit(Leave{p.peer.Node})
-	}
-}
-
-func (p *Pair) HandleRemoved(now time.Time, id NodeID) {
-	if p.role == RoleOwner && p.removing {
-		p.leave(now)
-		p.join(now)
-	}
-}
-
-func (p *Pair) HandleEntitled(now time.Time, e Epoch) { p.entitled = e; p.announce(now) }
-
-func (p *Pair) HandleStream(now time.Time, id NodeID, pr ProcessID, up bool) {
-	if up {
-		p.stream = pr
-		p.join(now)
-	} else if p.stream == pr {
-		p.stream = 0
-	}
-}
-
-func (p *Pair) HandleLag(now time.Time, id NodeID, oldest time.Duration) {
-	if p.role == RoleOwner && p.member != 0 && oldest > 250*time.Millisecond && !p.removing {
-		p.removing = true
-		p.emit(AskRemoval{id})
-	}
-}
-
-func (p *Pair) HandleCopied(now time.Time, e Epoch) {
-	if p.role == RoleStandby {
-		p.emit(Entitle{Epoch: e, On: true})
-	}
-}
-
-func (p *Pair) HandleEntered(now time.Time, id NodeID) {
-	if p.role == RoleOwner && p.member == 1 {
-		p.member = 2
-		if p.noteOn {
-			p.note(now, false, nil)
-		}
-	}
-}
-
-func (p *Pair) HandleHandover(now time.Time, e Epoch) {
-	if p.role == RoleStandby {
-		p.own(now, Own{Covered: true, Trusted: true, Handover: true, Reason: p.peer.Name + " handed over"})
-	}
-}
-
-func (p *Pair) HandleHandedOver(now time.Time, id NodeID, ok bool) {
-	if p.handing.IsZero() {
-		return
-	}
-	p.role = RoleStandby
-	p.reset()
-	p.emit(Disown{To: p.epoch.Next(id), Reason: "handed over"})
-	p.announce(now)
-	if p.stopping {
-		p.emit(Stopped{})
-	}
-}
-
-func (p *Pair) HandleMonitors(now time.Time, up int) { p.monitors = up; p.announce(now) }
-
-func (p *Pair) Failover(now time.Time, set bool) error {
-	if p.role != RoleOwner || p.member != 2 {
-		return errors.New("no synchronised node to hand over to")
-	}
-	p.handing = now.Add(handoverWait)
-	p.emit(HandOver{Node: p.peer.Node, Epoch: p.epoch.Next(p.peer.Node)})
-	return nil
-}
-
-func (p *Pair) Shutdown(now time.Time) {
-	p.stopping = true
-	if p.Failover(now, true) != nil {
-		p.emit(Disown{Reason: "shutdown"})
-		p.emit(Stopped{})
-	}
-}
-
+// HandleTimeout runs what is due.
 func (p *Pair) HandleTimeout(now time.Time) {
-	if !p.noteBy.IsZero() && !now.Before(p.noteBy) {
-		p.runNotes(now)
-	}
-	if p.role == RoleNone && !p.decideAt.IsZero() && !now.Before(p.decideAt) {
-		p.decideAt = time.Time{}
-		if p.heard && !p.better(now) {
-			p.decideAt = now.Add(listenMin)
-			return
-		}
-		p.own(now, Own{Covered: true, Trusted: true, Reason: "elected"})
-	}
-	if !p.handing.IsZero() && !now.Before(p.handing) {
-		p.own(now, Own{Covered: false, Trusted: true, Reason: "handover failed"})
+	p.enter(now)
+	if p.phase != stopped {
+		p.consider(now)
 	}
 }
 
-func (p *Pair) NextTimeout() (t time.Time, ok bool) {
-	for _, x := range []time.Time{p.noteBy, p.handing} {
-		if !x.IsZero() && (!ok || x.Before(t)) {
-			t, ok = x, true
-		}
-	}
-	if p.role == RoleNone && !p.decideAt.IsZero() && (!ok || p.decideAt.Before(t)) {
-		t, ok = p.decideAt, true
-	}
-	return t, ok
+// NextTimeout is when HandleTimeout is due.
+func (p *Pair) NextTimeout() (time.Time, bool) {
+	return p.wake, p.phase != stopped && !p.wake.IsZero()
 }
 
-func (p *Pair) Role() Role   { return p.role }
+// announce tells the guardian what to send, if it differs from what it sends.
+func (p *Pair) announce(now time.Time) {
+	a := Announce{Role: p.Role(), Epoch: p.highest, Election: p.election(now), Coverage: p.coverage, Chosen: p.chosen}
+	if p.phase == owning || p.phase == handing {
+		a.Epoch = p.epoch
+	}
+	old := p.said
+	old.Election.Age = a.Election.Age
+	drift := a.Election.Age - p.said.Election.Age - now.Sub(p.saidAt)
+	if old == a && !p.saidAt.IsZero() && drift.Abs() < time.Second {
+		return
+	}
+	p.said, p.saidAt = a, now
+	p.emit(a)
+}
+
+// alarm raises or clears a condition; repeating it is silent.
+func (p *Pair) alarm(name, text string, on bool) {
+	a, known := p.alarms[name]
+	if on && a.On && a.Text == text || !on && !a.On {
+		return
+	}
+	if !known {
+		p.names = append(p.names, name)
+	}
+	a = Alarm{Name: name, Text: text, On: on}
+	p.alarms[name] = a
+	p.emit(a)
+}
+
+// Reconfigure takes a new `config system ha`.
+func (p *Pair) Reconfigure(now time.Time, ha config.HA) {
+	p.enter(now)
+	p.opt.HA = ha
+	p.consider(now)
+}
+
+// HandleMonitors says how many monitored interfaces work.
+func (p *Pair) HandleMonitors(now time.Time, up int) {
+	p.enter(now)
+	if up < p.monitors {
+		p.ageFrom = now
+	}
+	p.monitors = up
+	p.consider(now)
+}
+
+// Role is what others see: a standby that still owes its state to the owner is
+// none, so that no copy overwrites that state.
+func (p *Pair) Role() Role {
+	switch p.phase {
+	case owning, handing:
+		return RoleOwner
+	case standing, taking:
+		if !p.uniting {
+			return RoleStandby
+		}
+	}
+	return RoleNone
+}
+
+// Epoch is the one owned, or that of the owner known.
 func (p *Pair) Epoch() Epoch { return p.epoch }
+
+// SyncSet lists the members that are copied to or counted.
 func (p *Pair) SyncSet() []NodeID {
-	if p.role == RoleOwner && p.member != 0 {
+	if (p.phase == owning || p.phase == handing) && p.peer.join != out {
 		return []NodeID{p.peer.Node}
 	}
 	return nil
 }
 
+// Status is what `get system ha status` shows.
 func (p *Pair) Status(now time.Time) HAStatus {
-	return HAStatus{Self: p.o.Self, Name: p.o.Name, Serial: p.o.Serial, Role: p.role, Epoch: p.epoch,
-		Synchronised: p.member == 2 || p.entitled != Epoch{}, Peers: []Peer{p.peer}, Election: p.election(now)}
+	s := HAStatus{
+		Self: p.opt.Self, Name: p.opt.Name, Serial: p.opt.Serial, Role: p.Role(), Epoch: p.epoch,
+		LastChange: p.lastChange, LastReason: p.last.Reason, LastCovered: p.last.Covered, LastDetected: p.last.Detected,
+		Takeovers: p.takeovers, Election: p.election(now), Coverage: p.coverage,
+	}
+	m := &p.peer
+	switch {
+	case s.Role == RoleOwner:
+		s.Owner = p.opt.Self
+		s.Synchronised = m.join == in && !m.leaving
+		s.Alone = !s.Synchronised
+	case m.live() && m.Role == RoleOwner:
+		s.Owner = m.Node
+		s.Synchronised = p.entitled != Epoch{}
+	}
+	if m.Node != 0 {
+		x := m.Peer
+		x.Running = m.live()
+		x.Election.Age += now.Sub(m.seen)
+		if !m.heard {
+			x.Links = nil
+		}
+		s.Peers = append(s.Peers, x)
+	}
+	for _, n := range p.names {
+		if a := p.alarms[n]; a.On {
+			s.Alarms = append(s.Alarms, a)
+		}
+	}
+	return s
+}
+
+// name is the other node's, for people.
+func (p *Pair) name() string {
+	if p.peer.Name != "" {
+		return p.peer.Name
+	}
+	return fmt.Sprintf("node %d", p.peer.Node)
 }

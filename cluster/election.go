@@ -1,0 +1,189 @@
+package cluster
+
+import (
+	"cmp"
+	"time"
+)
+
+// rank compares two nodes as FGCP does: 1 if a goes first, -1 if b, 0 if nothing
+// tells them apart. With override, priority stands before age. Ages that differ
+// by no more than margin are equal. why names what decided.
+func rank(a, b Election, override bool, margin time.Duration) (r int, why string) {
+	if a.Failover != b.Failover {
+		if b.Failover {
+			return 1, "failover set"
+		}
+		return -1, "failover set"
+	}
+	if r := cmp.Compare(a.MonitorsUp, b.MonitorsUp); r != 0 {
+		return r, "monitored interfaces"
+	}
+	age, priority := 0, cmp.Compare(a.Priority, b.Priority)
+	if (a.Age - b.Age).Abs() > margin {
+		age = cmp.Compare(a.Age, b.Age)
+	}
+	if override && priority != 0 {
+		return priority, "priority"
+	}
+	if age != 0 {
+		return age, "age"
+	}
+	if priority != 0 {
+		return priority, "priority"
+	}
+	return cmp.Compare(a.Serial, b.Serial), "serial number"
+}
+
+// election is what we let be compared.
+func (p *Pair) election(now time.Time) Election {
+	return Election{
+		MonitorsUp: p.monitors, Age: now.Sub(p.ageFrom), Priority: p.opt.HA.Priority,
+		Override: p.opt.HA.Override, Serial: p.opt.Serial, Failover: p.failover,
+	}
+}
+
+// peerElection is the other node's, its age carried forward to now.
+func (p *Pair) peerElection(now time.Time) Election {
+	e := p.peer.Election
+	e.Age += now.Sub(p.peer.seen)
+	return e
+}
+
+// weGoFirst decides by FGCP's order, then by the higher epoch, then by the node
+// number. Override counts if either node has it, so that both rank alike.
+func (p *Pair) weGoFirst(now time.Time, mine, its Epoch) (bool, string) {
+	a, b := p.election(now), p.peerElection(now)
+	if r, why := rank(a, b, a.Override || b.Override, p.opt.HA.UptimeDiffMargin); r != 0 {
+		return r > 0, why
+	}
+	if mine != its {
+		return its.Less(mine), "epoch"
+	}
+	return p.opt.Self < p.peer.Node, "node number"
+}
+
+// weDecide says which of the two nodes carries out an election or a healing. It
+// rests on facts both have exchanged, while ages near the margin may look
+// different from each side: so one node decides and announces whom it chose.
+func (p *Pair) weDecide() bool {
+	mine := p.highest
+	if p.phase == owning {
+		mine = p.epoch
+	}
+	if mine != p.peer.Epoch {
+		return p.peer.Epoch.Less(mine)
+	}
+	return p.opt.Self < p.peer.Node
+}
+
+// considerStanding: we do not own. Follow an owner, or find one.
+func (p *Pair) considerStanding(now time.Time) {
+	m := &p.peer
+	if m.live() && m.Role == RoleOwner {
+		p.follow(now)
+		return
+	}
+	if p.ownerless.IsZero() {
+		p.ownerless = now
+	}
+	if p.shutdown {
+		return
+	}
+	if !m.live() {
+		p.choose(0)
+		if p.due(now, p.ownerless.Add(p.quiet())) {
+			p.ownAlone(now)
+		}
+		return
+	}
+	// Two without an owner. Whoever is entitled is about to take over.
+	if !p.due(now, later(m.since, p.ownerless).Add(p.settle()+p.lost())) {
+		return
+	}
+	patience := p.due(now, later(m.since, p.ownerless).Add(3*p.quiet()))
+	if (m.Deaf || m.Entitled) && !patience {
+		return
+	}
+	p.unentitle()
+	if !p.weDecide() {
+		if m.Chosen == p.opt.Self || patience {
+			p.elected(now, "chosen by "+p.name())
+		}
+		return
+	}
+	if first, why := p.weGoFirst(now, p.highest, m.Epoch); first || patience {
+		p.choose(p.opt.Self)
+		p.elected(now, "by "+why)
+	} else {
+		p.choose(m.Node)
+	}
+}
+
+func (p *Pair) choose(n NodeID) { p.chosen = n }
+
+// elected: both nodes are there and none owned. Whatever copies we hold may be
+// old, so they are not used.
+func (p *Pair) elected(now time.Time, why string) {
+	p.own(now, Own{Reason: "elected " + why})
+}
+
+// ownAlone begins ownership though nobody was heard, with the note first: the
+// other node may own behind a cut.
+func (p *Pair) ownAlone(now time.Time) {
+	text := "nobody was heard"
+	if p.peer.Node != 0 {
+		text = p.name() + " is gone and this node was not entitled to succeed"
+	}
+	p.take(now, takeover{own: Own{Reason: text}, note: true, patient: true})
+}
+
+// follow is standing by a known owner.
+func (p *Pair) follow(now time.Time) {
+	m := &p.peer
+	if p.phase != standing {
+		p.phase, p.last = standing, Own{Reason: p.name() + " owns"}
+		p.lastChange = now
+	}
+	p.ownerless, p.split = time.Time{}, time.Time{}
+	if m.Chosen == p.opt.Self && !m.Epoch.Less(p.highest) && p.entitled == (Epoch{}) && !p.shutdown {
+		// The owner cannot serve, and no handover is possible for lack of a copy.
+		p.choose(p.opt.Self)
+		p.own(now, Own{Reason: p.name() + " gave up: monitored interfaces", From: p.name()})
+		return
+	}
+	p.choose(0)
+	if m.Epoch != p.epoch && (p.epoch.Less(m.Epoch) || p.entitled == Epoch{}) {
+		p.epoch = m.Epoch
+	}
+	if p.entitled != (Epoch{}) && p.entitled.Less(m.Epoch) || p.asked != (Epoch{}) && p.asked.Less(m.Epoch) {
+		p.unentitle() // that epoch has gone on without us
+	}
+	p.persist()
+	if p.uniting && m.stream == m.Process && m.Process != 0 {
+		p.uniting = false
+		p.emit(Unite{Owner: m.Node})
+	}
+	p.alarm("unsynchronised", "this standby is not entitled to succeed "+p.name(), p.entitled == Epoch{})
+}
+
+// unentitle gives up our entitlement.
+func (p *Pair) unentitle() {
+	if p.entitled != (Epoch{}) || p.asked != (Epoch{}) {
+		p.emit(Entitle{Epoch: later2(p.entitled, p.asked)})
+		p.entitled, p.asked = Epoch{}, Epoch{}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func later2(a, b Epoch) Epoch {
+	if a.Less(b) {
+		return b
+	}
+	return a
+}

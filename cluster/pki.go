@@ -1,0 +1,278 @@
+package cluster
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"tandem/internal/ipsec"
+)
+
+const (
+	caValidity   = 20 * 365 * 24 * time.Hour
+	nodeValidity = 5 * 365 * 24 * time.Hour
+	expiryNotice = 30 * 24 * time.Hour
+
+	caFile, certFile, keyFile, secretFile = "ca.crt", "node.crt", "node.key", "cluster.key"
+	secretLen                             = 32
+)
+
+// Identity is what a node's cluster directory holds: who it is, and the secrets of its cluster.
+type Identity struct {
+	Node   NodeID
+	Name   string
+	Serial string
+	Group  string
+	// NotAfter is the end of the certificate's validity.
+	NotAfter time.Time
+
+	cert   tls.Certificate
+	roots  *x509.CertPool
+	secret ipsec.Key
+}
+
+// InitCluster makes a cluster CA in dir/ca and, for each node, dir/NODE with
+// ca.crt, node.crt, node.key and cluster.key. Node IDs follow the order of the
+// names, from 1. It refuses to overwrite anything.
+func InitCluster(dir, group string, nodes []string, now time.Time) error {
+	if len(nodes) == 0 || len(nodes) > 16 {
+		return fmt.Errorf("a cluster has 1 to 16 nodes, not %d", len(nodes))
+	}
+	seen := map[string]bool{}
+	for _, n := range nodes {
+		if n == "" || n == "ca" || seen[n] || strings.ContainsAny(n, "/ \t") {
+			return fmt.Errorf("node name %q: must be unique, not empty, not \"ca\", and without blanks or slashes", n)
+		}
+		seen[n] = true
+	}
+	for _, sub := range append([]string{"ca"}, nodes...) {
+		if _, err := os.Stat(filepath.Join(dir, sub)); err == nil {
+			return fmt.Errorf("%s exists already: it is never overwritten", filepath.Join(dir, sub))
+		}
+	}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	ca := &x509.Certificate{
+		SerialNumber: randomSerial(), Subject: pkix.Name{CommonName: "Tandem cluster " + group, Organization: []string{group}},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caValidity), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, MaxPathLenZero: true,
+	}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	if err != nil {
+		return err
+	}
+	secret := make([]byte, secretLen)
+	rand.Read(secret)
+	if err := writeAll(filepath.Join(dir, "ca"), map[string][]byte{
+		caFile: pemBlock("CERTIFICATE", caDER), "ca.key": keyPEM(caKey), secretFile: []byte(hex.EncodeToString(secret) + "\n"),
+	}); err != nil {
+		return err
+	}
+	for i, name := range nodes {
+		if err := AddNode(dir, group, name, NodeID(i+1), now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AddNode makes dir/NAME with the CA that InitCluster left in dir/ca.
+func AddNode(dir, group, name string, id NodeID, now time.Time) error {
+	if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+		return fmt.Errorf("%s exists already: it is never overwritten", filepath.Join(dir, name))
+	}
+	caPEM, err := os.ReadFile(filepath.Join(dir, "ca", caFile))
+	if err != nil {
+		return err
+	}
+	caKeyPEM, err := os.ReadFile(filepath.Join(dir, "ca", "ca.key"))
+	if err != nil {
+		return err
+	}
+	pair, err := tls.X509KeyPair(caPEM, caKeyPEM)
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(dir, "ca"), err)
+	}
+	secret, err := os.ReadFile(filepath.Join(dir, "ca", secretFile))
+	if err != nil {
+		return err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	var tail [5]byte
+	rand.Read(tail[:])
+	serial := fmt.Sprintf("TDM%s%03d", strings.ToUpper(hex.EncodeToString(tail[:])), id)
+	cert := &x509.Certificate{
+		SerialNumber: randomSerial(),
+		Subject:      pkix.Name{CommonName: name, Organization: []string{group}, SerialNumber: serial},
+		NotBefore:    now.Add(-time.Hour), NotAfter: now.Add(nodeValidity),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		DNSNames:    []string{serverName}, URIs: []*url.URL{nodeURI(group, id)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, cert, pair.Leaf, key.Public(), pair.PrivateKey)
+	if err != nil {
+		return err
+	}
+	return writeAll(filepath.Join(dir, name), map[string][]byte{
+		caFile: caPEM, certFile: pemBlock("CERTIFICATE", der), keyFile: keyPEM(key), secretFile: secret,
+	})
+}
+
+// serverName is the name that every node's certificate carries; who a node is stands in its URI.
+const serverName = "node.tandem.invalid"
+
+func nodeURI(group string, id NodeID) *url.URL {
+	return &url.URL{Scheme: "tandem", Host: "cluster", Path: "/" + group + "/" + strconv.Itoa(int(id))}
+}
+
+func randomSerial() *big.Int {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		panic(err) // crypto/rand does not fail
+	}
+	return n
+}
+
+func pemBlock(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+func keyPEM(k *ecdsa.PrivateKey) []byte {
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		panic(err) // a key that was just made
+	}
+	return pemBlock("PRIVATE KEY", der)
+}
+
+func writeAll(dir string, files map[string][]byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, b := range files {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(b)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LoadIdentity reads a node's cluster directory.
+func LoadIdentity(dir string) (*Identity, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	if err != nil {
+		return nil, fmt.Errorf("cluster-dir: %w (make it with `tandem cluster init`)", err)
+	}
+	caPEM, err := os.ReadFile(filepath.Join(dir, caFile))
+	if err != nil {
+		return nil, fmt.Errorf("cluster-dir: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(caPEM) {
+		return nil, fmt.Errorf("cluster-dir: %s holds no certificate", filepath.Join(dir, caFile))
+	}
+	text, err := os.ReadFile(filepath.Join(dir, secretFile))
+	if err != nil {
+		return nil, fmt.Errorf("cluster-dir: %w", err)
+	}
+	secret, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(secret) != secretLen {
+		return nil, fmt.Errorf("cluster-dir: %s must hold %d hexadecimal digits", filepath.Join(dir, secretFile), 2*secretLen)
+	}
+	leaf := cert.Leaf
+	group, id, err := nodeOf(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("cluster-dir: %s: %w", filepath.Join(dir, certFile), err)
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		return nil, fmt.Errorf("cluster-dir: %s: %w", filepath.Join(dir, certFile), err)
+	}
+	return &Identity{Node: id, Name: leaf.Subject.CommonName, Serial: leaf.Subject.SerialNumber, Group: group,
+		NotAfter: leaf.NotAfter, cert: cert, roots: roots, secret: ipsec.NewKey(secret)}, nil
+}
+
+func nodeOf(c *x509.Certificate) (group string, id NodeID, err error) {
+	for _, u := range c.URIs {
+		parts := strings.Split(strings.TrimPrefix(u.Path, "/"), "/")
+		if u.Scheme != "tandem" || len(parts) != 2 {
+			continue
+		}
+		n, err := strconv.Atoi(parts[1])
+		if err == nil && n >= 1 && n <= 16 {
+			return parts[0], NodeID(n), nil
+		}
+	}
+	return "", 0, errors.New("names no node of a Tandem cluster")
+}
+
+// ExpiresSoon says whether the certificate ends within 30 days.
+func (i *Identity) ExpiresSoon(now time.Time) bool { return now.Add(expiryNotice).After(i.NotAfter) }
+
+// TLS is the configuration of both ends of a stream: TLS 1.3, both sides verified
+// against the cluster's CA and its group.
+func (i *Identity) TLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.cert},
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: i.roots, RootCAs: i.roots, ServerName: serverName,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			_, err := i.PeerNode(s)
+			return err
+		},
+	}
+}
+
+// PeerNode is the node at the other end of a verified connection.
+func (i *Identity) PeerNode(s tls.ConnectionState) (NodeID, error) {
+	if len(s.PeerCertificates) == 0 {
+		return 0, errors.New("no certificate")
+	}
+	group, id, err := nodeOf(s.PeerCertificates[0])
+	switch {
+	case err != nil:
+		return 0, err
+	case group != i.Group:
+		return 0, fmt.Errorf("node of cluster %q, not of %q", group, i.Group)
+	case id == i.Node:
+		return 0, fmt.Errorf("has our own node ID %d", id)
+	}
+	return id, nil
+}
+
+// HeartbeatKey authenticates heartbeats; CookieSecret makes IKE cookies that every
+// node of the cluster accepts. Both follow from cluster.key.
+func (i *Identity) HeartbeatKey() ipsec.Key { return i.derive("tandem heartbeat") }
+func (i *Identity) CookieSecret() ipsec.Key { return i.derive("tandem IKE cookie") }
+
+func (i *Identity) derive(label string) ipsec.Key {
+	b, err := hkdf.Key(sha256.New, i.secret.Bytes(), nil, label, 32)
+	if err != nil {
+		panic(err) // only for absurd lengths
+	}
+	return ipsec.NewKey(b)
+}
