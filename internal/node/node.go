@@ -183,6 +183,12 @@ func (n *Node) HandleEntitled(now time.Time, e cluster.Epoch) {
 	n.pump(now)
 }
 
+// HandleClaimed answers cluster.Claim.
+func (n *Node) HandleClaimed(now time.Time, e cluster.Epoch, ok bool) {
+	n.pair.HandleClaimed(now, e, ok)
+	n.pump(now)
+}
+
 // HandleNote answers WriteNote.
 func (n *Node) HandleNote(now time.Time, err error) {
 	n.pair.HandleNote(now, err)

@@ -10,6 +10,15 @@ import (
 // own begins ownership. Standby SAs, routes and interfaces are there already, so
 // the way to the first packet is one flip and the addresses; IKE goes on after.
 func (n *Node) own(now time.Time, o cluster.Own) {
+	if o.Renewal {
+		// What the old epoch's sync set has committed comes before the new journal.
+		n.drainJournal(now)
+		n.epoch = o.Epoch
+		n.replica.Fence(o.Epoch)
+		n.journal.Start(now, o.Epoch)
+		n.log(slog.LevelInfo, "HA epoch renewed", slog.String("epoch", o.Epoch.String()), slog.String("reason", o.Reason))
+		return
+	}
 	if !o.Trusted {
 		n.ike.BeginCopy()
 		n.ike.EndCopy()
@@ -61,6 +70,17 @@ func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.emit(Deactivate{scope})
 	n.emit(Release{})
 	n.emit(TakeWindows{scope})
+}
+
+// drainJournal carries out what the journal has ready.
+func (n *Node) drainJournal(now time.Time) {
+	for {
+		e, ok := n.journal.Poll()
+		if !ok {
+			return
+		}
+		n.journalEffect(now, e)
+	}
 }
 
 // drainIKE carries out what the engine has ready, so that it stands before what is emitted next.

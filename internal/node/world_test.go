@@ -280,6 +280,9 @@ func (m *member) carryOut(e Effect) {
 			later(0, func(n *Node) { n.HandleEntitled(w.now, e.Epoch) })
 		}
 		m.tell(m.other())
+	case cluster.Claim:
+		ok := m.entitled
+		later(0, func(n *Node) { n.HandleClaimed(w.now, e.Epoch, ok) })
 	case cluster.AskRemoval:
 		o := m.other()
 		if o.alive {
