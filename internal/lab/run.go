@@ -359,7 +359,7 @@ func (r *run) startRekeyer(ctx context.Context) (stop func()) {
 
 // gatewayRekey tells a gateway to rekey its Child SAs or IKE SAs of the tunnel.
 func (r *run) gatewayRekey(ctx context.Context, gw, what string) error {
-	return r.command(ctx, gw, "diagnose", "vpn", "ike", "rekey", what, "vpn1")
+	return r.command(ctx, gw, "diagnose", "vpn", "ike", "rekey", what, "name", "vpn1")
 }
 
 // command runs one of the binary's commands at a gateway's socket.
