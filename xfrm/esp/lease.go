@@ -21,10 +21,12 @@ const (
 	fenceSample      = 50 * time.Millisecond // over which the fence's rate is measured,
 	fenceSampleShort = 5 * time.Millisecond  // or over this when it saw fenceSampleMany packets
 	fenceSampleMany  = 50
-	fenceIdle        = 20 * time.Millisecond // without progress, after which the lead is withdrawn
-	fenceMaxWiden    = 64                    // times FenceLead, under extreme load
-	leaseGrowth      = 4                     // of the ceiling's lead from one question to the next
-	reaskAfter       = 2 * time.Second       // an unanswered question is put again
+	fenceIdle        = 20 * time.Millisecond  // without progress, after which the lead is withdrawn
+	fenceMaxWiden    = 64                     // times FenceLead, under extreme load
+	ceilingSample    = 500 * time.Millisecond // as above, for the ceiling
+	leaseGrowth      = 4                      // of the ceiling's lead from one question to the next
+	widenFor         = time.Second            // after the last late answer the fence's factor halves
+	reaskAfter       = 2 * time.Second        // an unanswered question is put again
 )
 
 // Lease decides when a bound (xfrm.Bound) is asked for. Each packet is offered;
@@ -34,7 +36,7 @@ const (
 type Lease struct {
 	fence       bool
 	withdrawing bool // a withdrawal to the present bound is unanswered
-	late        bool // a packet found the present question unanswered
+	late        bool // a packet found the present question unanswered too long
 
 	max   uint64 // highest number that exists
 	bound uint64 // nothing above it passes
@@ -45,16 +47,18 @@ type Lease struct {
 	lead    uint64 // ceiling: packets, as of the last question
 	widen   uint64 // fence: factor on the lead while answers are late
 
-	sampleAt time.Time // ceiling: of the last question or Tick that measured
-	sample   uint64    // ceiling: used at that time; fence: packets offered since
-	rate     float64   // fence: packets/s in the last sample
-	movedAt  time.Time // fence: of the last progress
+	lateAt time.Time
+
+	sampleAt time.Time
+	sample   uint64  // packets offered since
+	rate     float64 // packets/s in the last whole sample
+	movedAt  time.Time
 }
 
 // NewCeiling is the lease of an outbound SA. used is the last number sent, max
 // the last that may ever be.
 func NewCeiling(bound, used, max uint64) Lease {
-	return Lease{bound: bound, used: used, sample: used, max: max, lead: MinCeilingLead}
+	return Lease{bound: bound, used: used, max: max, lead: MinCeilingLead}
 }
 
 // NewFence is the lease of an inbound SA. used is the highest number delivered.
@@ -64,6 +68,9 @@ func NewFence(bound, used, max uint64) Lease {
 
 // Bound is the ceiling or fence in force.
 func (l *Lease) Bound() uint64 { return l.bound }
+
+// Allowed says whether number n may pass.
+func (l *Lease) Allowed(n uint64) bool { return n <= l.bound }
 
 // Highest is the highest number that has passed.
 func (l *Lease) Highest() uint64 { return l.used }
@@ -75,11 +82,13 @@ func (l *Lease) Widened() uint64 { return max(l.widen, 1) }
 // Offer asks leave for the packet with number n. pass: it may go, now. Otherwise
 // it has to wait for a Grant. ask: question is to be put to whoever grants.
 func (l *Lease) Offer(now time.Time, n uint64) (pass bool, question uint64, ask bool) {
-	if l.fence {
-		l.measure(now, 1)
-	}
+	l.Count(now)
 	return l.Retry(now, n)
 }
+
+// Count notes a packet that is not offered yet, because others wait before it.
+// Such a packet is offered with Retry later.
+func (l *Lease) Count(now time.Time) { l.measure(now, 1) }
 
 // Retry is Offer for a packet that has been offered before.
 func (l *Lease) Retry(now time.Time, n uint64) (pass bool, question uint64, ask bool) {
@@ -96,10 +105,13 @@ func (l *Lease) Retry(now time.Time, n uint64) (pass bool, question uint64, ask 
 	}
 	if l.asked != 0 {
 		if l.fence && !l.late && l.rate >= FenceMinRate {
-			l.late = true
+			l.late, l.lateAt = true, now
 			l.widen = min(l.widen*2, fenceMaxWiden)
 		}
 		return false, 0, false
+	}
+	if !l.fence {
+		n-- // the ceiling's lead is never 0, and includes the packet that waits
 	}
 	return false, l.ask(now, n), true
 }
@@ -109,44 +121,32 @@ func (l *Lease) ahead(now time.Time) (uint64, bool) {
 	if l.asked != 0 || l.bound >= l.max {
 		return 0, false
 	}
-	lead := l.lead
-	if l.fence {
-		lead = l.fenceLead()
-	}
-	if lead == 0 || l.bound-min(l.used, l.bound) > lead/2 {
+	if lead := l.leadNow(); lead == 0 || l.bound-min(l.used, l.bound) > lead/2 {
 		return 0, false
 	}
-	if l.ask(now, l.used); l.asked <= l.bound {
-		l.asked = 0 // the lead became shorter than what is left
-		return 0, false
-	}
-	return l.asked, true
+	return l.ask(now, l.used), true
 }
 
-// ask settles the lead and the question; at least n will be asked for.
-func (l *Lease) ask(now time.Time, n uint64) uint64 {
-	lead := uint64(0)
-	if l.fence {
-		lead = l.fenceLead()
-	} else {
-		if !l.sampleAt.IsZero() {
-			most := l.lead * leaseGrowth
-			rate := float64(l.used-min(l.sample, l.used)) / max(now.Sub(l.sampleAt).Seconds(), 1e-6)
-			l.lead = max(MinCeilingLead, min(most, uint64(min(rate*CeilingLead.Seconds(), 1<<40))))
-		}
-		l.sampleAt, l.sample = now, l.used
-		lead = l.lead
-		n = max(n, 1) - 1 // the lead includes the packet that waits
-		if l.used > n {
-			n = l.used
-		}
-	}
+// ask asks for the lead beyond base.
+func (l *Lease) ask(now time.Time, base uint64) uint64 {
+	l.lead = l.leadNow()
 	l.asked = l.max
-	if n < l.max-min(lead, l.max) {
-		l.asked = n + lead
+	if base < l.max-min(l.lead, l.max) {
+		l.asked = base + l.lead
 	}
 	l.askedAt, l.late = now, false
 	return l.asked
+}
+
+// leadNow is the lead that the present rate deserves, in packets.
+func (l *Lease) leadNow() uint64 {
+	if l.fence {
+		if l.rate < FenceMinRate {
+			return 0
+		}
+		return uint64(math.Ceil(l.rate*FenceLead.Seconds())) * l.widen
+	}
+	return max(MinCeilingLead, min(l.lead*leaseGrowth, uint64(l.rate*CeilingLead.Seconds())))
 }
 
 // Grant is the answer: from now on bound holds. Afterwards packets that wait may
@@ -166,9 +166,7 @@ func (l *Lease) Grant(bound uint64) {
 // that was never answered. When it returns a question below the former bound,
 // nothing above it passes from that moment.
 func (l *Lease) Tick(now time.Time) (question uint64, ask bool) {
-	if l.fence {
-		l.measure(now, 0)
-	}
+	l.measure(now, 0)
 	if l.asked != 0 {
 		if now.Sub(l.askedAt) < reaskAfter {
 			return 0, false
@@ -192,19 +190,17 @@ func (l *Lease) Tick(now time.Time) (question uint64, ask bool) {
 	return l.bound, true
 }
 
-// ceilingKeep says what lead is left to an SA that became slower, once a second.
+// ceilingKeep says what lead is left to an SA that became slower.
 func (l *Lease) ceilingKeep(now time.Time) (uint64, bool) {
-	left, passed := l.bound-l.used, now.Sub(l.sampleAt)
-	if left <= 2*MinCeilingLead || passed < CeilingLead {
+	left := l.bound - l.used
+	if left <= 2*MinCeilingLead || now.Sub(l.askedAt) < CeilingLead {
 		return 0, false
 	}
-	rate := float64(l.used-min(l.sample, l.used)) / passed.Seconds()
-	lead := max(MinCeilingLead, uint64(min(rate*CeilingLead.Seconds(), 1<<40)))
-	l.sampleAt, l.sample = now, l.used
+	lead := l.leadNow()
 	if left <= 2*lead {
 		return 0, false
 	}
-	l.lead = lead
+	l.lead, l.askedAt = lead, now
 	return lead, true
 }
 
@@ -213,7 +209,7 @@ func (l *Lease) fenceKeep(now time.Time) (uint64, bool) {
 		l.widen = 1
 		return 0, true
 	}
-	lead := l.fenceLead()
+	lead := l.leadNow()
 	return lead, l.bound-l.used > 2*lead
 }
 
@@ -229,26 +225,24 @@ func (l *Lease) Settled() bool {
 	return l.asked == 0 && left <= 2*MinCeilingLead
 }
 
-// fenceLead is 10 ms of the present rate, in packets.
-func (l *Lease) fenceLead() uint64 {
-	if l.rate < FenceMinRate {
-		return 0
-	}
-	return uint64(math.Ceil(l.rate*FenceLead.Seconds())) * l.widen
-}
-
+// measure counts packets and closes a sample: after its full time, or sooner when
+// it saw many.
 func (l *Lease) measure(now time.Time, packets uint64) {
 	if l.sampleAt.IsZero() {
 		l.sampleAt = now
 	}
 	l.sample += packets
+	full, many := fenceSample, uint64(fenceSampleMany)
+	if !l.fence {
+		full, many = ceilingSample, max(many, l.lead/2)
+	}
 	passed := now.Sub(l.sampleAt)
-	if passed < fenceSample && (l.sample < fenceSampleMany || passed < fenceSampleShort) {
+	if passed < full && (l.sample < many || passed < fenceSampleShort) {
 		return
 	}
 	l.rate = min(float64(l.sample)/passed.Seconds(), 1e9)
 	l.sampleAt, l.sample = now, 0
-	if !l.late && l.widen > 1 {
-		l.widen /= 2
+	if l.widen > 1 && now.Sub(l.lateAt) >= widenFor {
+		l.widen, l.lateAt = l.widen/2, now
 	}
 }

@@ -116,7 +116,11 @@ func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now
 		return
 	}
 	l.resume(gen)
-	if len(l.queue) > 0 || !l.offer(p, now, false) {
+	waiting := len(l.queue) > 0
+	if waiting {
+		l.lease.Count(now)
+	}
+	if waiting || !l.offer(p, now, false) {
 		if len(l.queue) >= maxWaiting || l.seq >= esp.MaxSequence(s.Suite.ESN) {
 			l.errors++
 		} else {

@@ -194,11 +194,15 @@ func testIKE(t *testing.T, make Factory) {
 			return p.a.plane.SendIKE(xfrm.IKEDatagram{Local: c.local, Remote: c.remote, NonESP: c.nonESP, Data: bytes.Clone(msg)})
 		})
 		p.b.wait("IKE message", func() bool { return len(p.b.ike) > i })
+		p.b.mu.Lock()
 		got := p.b.ike[i]
+		p.b.mu.Unlock()
 		if got.Local != c.remote || got.Remote != c.local || got.NonESP != c.nonESP || !bytes.Equal(got.Data, msg) {
 			t.Fatalf("got %v from %v at %v, %d bytes", got.NonESP, got.Remote, got.Local, len(got.Data))
 		}
 	}
+	p.b.mu.Lock()
+	defer p.b.mu.Unlock()
 	if len(p.b.ike) != 4 {
 		t.Fatalf("%d messages; a keepalive is none", len(p.b.ike))
 	}

@@ -138,6 +138,7 @@ func newPair(t testing.TB, make Factory) *pair {
 			}
 			return up("wan", netip.PrefixFrom(s.wan4, 24), netip.PrefixFrom(s.wan6, 64))
 		})
+		s.settled(s.wan4, s.wan6)
 		s.must("data plane", func() (err error) {
 			s.plane, err = make(xfrm.Handler{IKE: s.onIKE, Events: s.onEvents})
 			return err
@@ -213,6 +214,22 @@ func (p *pair) tunnel(tn xfrm.Tunnel) {
 				}
 			}
 			return nil
+		})
+		s.settled(s.lan4, s.lan6)
+	}
+}
+
+// settled waits until the kernel answers for an address: for IPv6 it sets up the
+// local route at its leisure.
+func (s *site) settled(as ...netip.Addr) {
+	s.t.Helper()
+	for _, a := range as {
+		eventually(s.t, fmt.Sprintf("%v is local", a), func() (ok bool) {
+			s.do(func() {
+				rs, err := netlink.RouteGet(a.AsSlice())
+				ok = err == nil && len(rs) == 1 && rs[0].Type == unix.RTN_LOCAL
+			})
+			return ok
 		})
 	}
 }

@@ -244,6 +244,8 @@ func testSilentStandby(t *testing.T, make Factory) {
 	if c := p.b.counters(spiB); c.InPackets+c.OutPackets != 0 {
 		t.Fatalf("counters %+v", c)
 	}
+	p.b.mu.Lock()
+	defer p.b.mu.Unlock()
 	if len(p.b.events) != 0 {
 		t.Fatalf("events %+v", p.b.events)
 	}
