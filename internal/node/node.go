@@ -206,8 +206,10 @@ func (n *Node) HandleMonitors(now time.Time, up int) {
 // HandleTimeout runs what is due.
 func (n *Node) HandleTimeout(now time.Time) {
 	n.ike.HandleTimeout(now)
+	n.ledger.Expire(now)
 	if n.pair != nil {
 		n.lag(now)
+		n.journal.HandleTimeout(now)
 		n.pair.HandleTimeout(now)
 	}
 	n.pump(now)
@@ -218,6 +220,7 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 	t, ok := n.ike.NextTimeout()
 	if n.pair != nil {
 		t, ok = earlier(t, ok, n.pair.NextTimeout)
+		t, ok = earlier(t, ok, n.journal.NextTimeout)
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
 		}

@@ -80,6 +80,9 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 	case statesync.Overflow:
 		n.log(slog.LevelWarn, "HA member too slow, copying anew", slog.Any("node", e.Node))
 		n.pair.HandleLag(now, e.Node, time.Hour)
+	case statesync.CopyStalled:
+		n.log(slog.LevelWarn, "HA copy not acknowledged, copying anew", slog.Any("node", e.Node))
+		n.pair.HandleLag(now, e.Node, time.Hour)
 	default: // SendFrame
 		n.emit(e)
 	}
@@ -132,7 +135,7 @@ func (n *Node) pairEffect(now time.Time, e cluster.Effect) {
 	case cluster.RekeyEarly:
 		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
 		n.ike.RekeyAll(now, e.Reason)
-	default: // Announce, Entitle, AskRemoval, WriteNote, Alarm, Stopped
+	default: // Announce, Entitle, Claim, AskRemoval, WriteNote, Alarm, Stopped
 		n.emit(e)
 	}
 }
@@ -163,13 +166,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
 	n.ike.Unite(now, entries)
-	for {
-		e, ok := n.ike.Poll()
-		if !ok {
-			break
-		}
-		n.ikeEffect(now, e)
-	}
+	n.drainIKE(now)
 	if !n.owner {
 		return
 	}
@@ -186,12 +183,6 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.wanted = append(n.wanted, raised...)
 	n.journal.SetBounds(now, n.wanted)
 	n.wanted = nil
-	for {
-		e, ok := n.journal.Poll()
-		if !ok {
-			break
-		}
-		n.journalEffect(now, e)
-	}
+	n.drainJournal(now)
 	n.emit(Activate{scope})
 }
