@@ -44,6 +44,9 @@ type Node struct {
 	lagging map[cluster.NodeID]bool
 	lagAt   time.Time
 
+	leaving time.Time // standalone: when to stop waiting for peers; zero: not leaving
+	stopped bool
+
 	sas    map[ipsec.ESPSPI]*childSA
 	wanted []xfrm.Bound
 	routes map[AddRoute]int
@@ -98,6 +101,7 @@ func (n *Node) HandleIKE(now time.Time, d ike.Datagram) {
 	if n.owner && n.handing == nil {
 		n.ike.HandleDatagram(now, d)
 		n.pump(now)
+		n.left(now)
 	}
 }
 
@@ -213,11 +217,15 @@ func (n *Node) HandleTimeout(now time.Time) {
 		n.pair.HandleTimeout(now)
 	}
 	n.pump(now)
+	n.left(now)
 }
 
 // NextTimeout is when HandleTimeout is due.
 func (n *Node) NextTimeout() (time.Time, bool) {
 	t, ok := n.ike.NextTimeout()
+	if !n.leaving.IsZero() {
+		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.leaving, !n.stopped })
+	}
 	if n.pair != nil {
 		t, ok = earlier(t, ok, n.pair.NextTimeout)
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
@@ -290,10 +298,11 @@ func (n *Node) Failover(now time.Time, set bool) error {
 	return n.pair.Failover(now, set)
 }
 
-// Shutdown hands over if somebody can take over, and ends with cluster.Stopped.
+// Shutdown hands over if somebody can take over, deletes its SAs where nobody ever
+// could (standalone), and ends with cluster.Stopped.
 func (n *Node) Shutdown(now time.Time) {
 	if n.pair == nil {
-		n.emit(cluster.Stopped{})
+		n.leave(now)
 		return
 	}
 	n.pair.Shutdown(now)
