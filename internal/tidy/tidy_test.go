@@ -50,6 +50,11 @@ var pure = map[string]bool{
 	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster": true, "sync": true, "internal/node": true,
 }
 
+// impure files of pure packages, each with its reason.
+var impure = map[string]string{
+	"cluster/pki.go": "makes and reads the cluster's certificates: files and fresh keys",
+}
+
 // banned in pure packages: what reads a clock, chance or the machine. An empty
 // list of names bans the whole import.
 var banned = map[string][]string{
@@ -177,6 +182,9 @@ func TestImportOrder(t *testing.T) {
 
 func TestPurePackages(t *testing.T) {
 	for _, s := range sources(t) {
+		if _, ok := impure[s.path]; ok {
+			continue
+		}
 		if !pure[s.pkg] || strings.HasSuffix(s.path, "_test.go") || strings.HasSuffix(s.path, ".pb.go") {
 			continue
 		}
