@@ -267,7 +267,10 @@ func (e *Engine) duplicates(sa *ikeSA) {
 				loser = sa
 			}
 			if !loser.initiator {
-				continue // the peer ends it
+				// The peer ends it; a peer that does not know our rule gets time.
+				loser.deleteBy = e.now.Add(deleteWait)
+				e.arm(loser)
+				continue
 			}
 		}
 		keeper := old

@@ -496,3 +496,6 @@ func (s *side) down(phase2 string) {
 	}
 	s.drain()
 }
+
+func suites() []ipsec.Suite              { return []ipsec.Suite{gcm128} }
+func selectors() []ipsec.TrafficSelector { return []ipsec.TrafficSelector{subnet("0.0.0.0/0")} }

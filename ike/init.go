@@ -147,8 +147,8 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	ps = append(ps, &message.VendorID{Data: ownVendorID})
 	r := &message.Message{Header: sa.header(message.IKESAInit, true, 0), Payloads: ps}
 	sa.initResponse = r.Encode()
-	e.debug(sa, "responder preparing SA_INIT msg")
 	e.insert(sa)
+	e.debug(sa, "responder preparing SA_INIT msg")
 	e.inits[key] = sa
 	e.touch(sa)
 	e.logVendorIDs(sa)
@@ -178,12 +178,12 @@ func (e *Engine) initiate(t *tunnel, p2 string) bool {
 		created: e.now, lastIn: e.now,
 	}
 	t.ikeCreated++
+	e.insert(sa)
 	e.info(sa, "created connection: "+sa.local.String()+"->"+sa.remote.String())
 	e.debug(sa, p2+": chosen to populate IKE_SA traffic-selectors")
 	e.debug(sa, "no suitable IKE_SA, queuing CHILD_SA request and initiating IKE_SA negotiation")
 	x := &exchange{kind: kindInit, phase2: p2, nonce: e.random(nonceLen),
 		offered: ikeSuites(p1), groups: p1.DHGroups, keyID: e.newKeyID()}
-	e.insert(sa)
 	if !e.sendInit(sa, x, p1.DHGroups[0]) {
 		e.remove(sa, false, "cannot begin")
 		return false

@@ -89,12 +89,8 @@ func (e *Engine) forget(spis ipsec.IKESPIs, d *childDiff) {
 
 // unload removes an IKE SA without any of the consequences of its end.
 func (e *Engine) unload(sa *ikeSA, d *childDiff) {
-	for _, c := range sa.children {
-		d.before = append(d.before, c)
-		if e.children[c.SPIIn] == c {
-			delete(e.children, c.SPIIn)
-		}
-		e.unrefKey(c.KeyID)
+	for _, c := range slices.Clone(sa.children) {
+		e.release(c, d)
 	}
 	e.closeHalfOpen(sa)
 	delete(e.sas, sa.ownSPI())
@@ -109,6 +105,16 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 		t.sas = slices.DeleteFunc(t.sas, func(x *ikeSA) bool { return x == sa })
 		e.standbyTunnel(t)
 	}
+}
+
+// release takes a Child SA off its IKE SA.
+func (e *Engine) release(c *childSA, d *childDiff) {
+	d.before = append(d.before, c)
+	if e.children[c.SPIIn] == c {
+		delete(e.children, c.SPIIn)
+	}
+	e.unrefKey(c.KeyID)
+	c.ike.children = slices.DeleteFunc(c.ike.children, func(x *childSA) bool { return x == c })
 }
 
 // replace puts an IKE SA from a record in the place of what was known of it.
@@ -139,6 +145,9 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 		e.inits[sa.initKey] = sa
 	}
 	for _, c := range sa.children {
+		if was := e.children[c.SPIIn]; was != nil {
+			e.release(was, d) // inherited from an IKE SA whose end is yet to be named
+		}
 		e.children[c.SPIIn] = c
 		d.after = append(d.after, c)
 	}
