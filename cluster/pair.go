@@ -282,7 +282,9 @@ func (p *Pair) HandleLoss(now time.Time, id NodeID, kind Loss, entitled bool, de
 func (p *Pair) lose(now time.Time, kind Loss, role Role, entitled bool, detected time.Duration) {
 	switch p.phase {
 	case standing:
-		p.ownerless = now
+		if p.ownerless.IsZero() {
+			p.ownerless = now
+		}
 		if entitled && (p.entitled != Epoch{} || p.asked != Epoch{}) {
 			p.takeOver(now, kind, detected)
 			return

@@ -1,0 +1,426 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Guard is the logic of the guardian: heartbeats, entitlement, fencing. It is pure
+// and not safe for concurrent use. Silence and hangs are counted in its own ticks:
+// whoever was stopped has missed nothing, provided that what arrived meanwhile is
+// handed in before the tick (HandleHeartbeat, then HandleProgress, then Tick).
+type Guard struct {
+	opt     GuardOptions
+	tick    time.Duration
+	perBeat int // ticks between heartbeats
+	beat    int // ticks until the next
+	seq     uint64
+	nonce   uint64
+	last    time.Time // of Tick
+	peers   []*guardPeer
+	effects []GuardEffect
+
+	// The daemon.
+	process      ProcessID
+	attached     bool // it lives
+	announced    bool
+	unresponsive bool
+	said         Announce
+	saidAt       time.Time
+	port         uint16
+	progress     uint64
+	watched      bool // it has made progress once
+	idle         int  // ticks without
+	killing      int  // ticks that it has left to die; 0: not killed
+
+	held    entitlement
+	removed Epoch // no entitlement up to this epoch is held any more
+}
+
+// GuardOptions configure a Guard.
+type GuardOptions struct {
+	Self        NodeID
+	Name        string
+	Incarnation uint64 // higher than that of every earlier start; not 0
+	Interval    time.Duration
+	Threshold   int
+	// Slow: without real-time scheduling the watchdog waits four times as long, and
+	// silence must last half as long again.
+	Slow bool
+}
+
+const (
+	maxTick      = 10 * time.Millisecond
+	ticksPerBeat = 4 // at least
+	watchdogTime = 500 * time.Millisecond
+	watchdogMin  = 10 // ticks
+	killTime     = 100 * time.Millisecond
+	lastWords    = 3 // datagrams on each device for what must not be lost
+	replayWindow = 16
+)
+
+// entitlement is our daemon's right to succeed the owner of an epoch.
+type entitlement struct {
+	state entitled
+	epoch Epoch // its node is the owner
+}
+
+type entitled uint8
+
+const (
+	notEntitled entitled = iota
+	isEntitled
+	// hasClaimed: turned into a takeover that the daemon carries out: no removal is
+	// granted until it owns or gives up.
+	hasClaimed
+)
+
+// guardPeer is another node's guardian.
+type guardPeer struct {
+	hb       Heartbeat // newest
+	heard    bool
+	lastTime time.Time
+	links    []guardLink
+	told     *Peer   // what our daemon knows
+	lost     bool    // loss of hb.Process told
+	request  Removal // that we ask of it; nonce 0: none
+	answered uint64  // nonce that we granted it
+}
+
+type guardLink struct {
+	Link
+	seq    uint64
+	misses int // ticks since the last heartbeat
+}
+
+// GuardEffect is what the guardian's shell has to do.
+type GuardEffect interface{ guardEffect() }
+
+// SendHeartbeat goes out on every device, Copies times.
+type SendHeartbeat struct {
+	Heartbeat Heartbeat
+	Copies    int
+}
+
+// TellPeer, TellLoss, TellRemoved, TellEntitled and TellClaimed are for the daemon.
+type TellPeer struct{ Peer Peer }
+type TellLoss struct {
+	Node     NodeID
+	Kind     Loss
+	Entitled bool
+	Detected time.Duration
+}
+type TellRemoved struct{ Node NodeID } // our own: our entitlement was given up, or not granted
+type TellEntitled struct{ Epoch Epoch }
+type TellClaimed struct {
+	Epoch Epoch
+	OK    bool
+}
+
+// KillDaemon: remove the shared addresses and SIGKILL; DaemonEnded follows if it dies.
+type KillDaemon struct{ Reason string }
+
+// GuardLog is one line, in words for people.
+type GuardLog struct{ Text string }
+
+func (SendHeartbeat) guardEffect() {}
+func (TellPeer) guardEffect()      {}
+func (TellLoss) guardEffect()      {}
+func (TellRemoved) guardEffect()   {}
+func (TellEntitled) guardEffect()  {}
+func (TellClaimed) guardEffect()   {}
+func (KillDaemon) guardEffect()    {}
+func (GuardLog) guardEffect()      {}
+
+// NewGuard makes a Guard without a daemon.
+func NewGuard(o GuardOptions) *Guard {
+	g := &Guard{opt: o, nonce: o.Incarnation}
+	g.SetInterval(o.Interval, o.Threshold)
+	return g
+}
+
+// SetInterval takes new figures; silence is counted anew.
+func (g *Guard) SetInterval(interval time.Duration, threshold int) {
+	g.opt.Interval, g.opt.Threshold = interval, threshold
+	g.perBeat = max(ticksPerBeat, int(interval/maxTick))
+	g.tick = interval / time.Duration(g.perBeat)
+	g.forgive()
+}
+
+// TickInterval is how often Tick must be called.
+func (g *Guard) TickInterval() time.Duration { return g.tick }
+
+// Poll returns the next effect; drain it after each input.
+func (g *Guard) Poll() (GuardEffect, bool) {
+	if len(g.effects) == 0 {
+		g.effects = nil
+		return nil, false
+	}
+	e := g.effects[0]
+	g.effects = g.effects[1:]
+	return e, true
+}
+
+func (g *Guard) emit(e GuardEffect) { g.effects = append(g.effects, e) }
+
+func (g *Guard) logf(format string, args ...any) { g.emit(GuardLog{fmt.Sprintf(format, args...)}) }
+
+// silence is after how many own ticks without a heartbeat a link is dead.
+func (g *Guard) silence() int {
+	n := g.opt.Threshold * g.perBeat
+	if g.opt.Slow {
+		n += n / 2
+	}
+	return n
+}
+
+// watchdog is after how many own ticks without progress the daemon hangs.
+func (g *Guard) watchdog() int {
+	n := max(watchdogMin, int(watchdogTime/g.tick))
+	if g.opt.Slow {
+		n *= 4
+	}
+	return n
+}
+
+// forgive begins every count of silence anew.
+func (g *Guard) forgive() {
+	for _, p := range g.peers {
+		for i := range p.links {
+			if p.links[i].misses <= g.silence() {
+				p.links[i].misses = 0
+			}
+		}
+	}
+}
+
+// Tick is one beat of our own clock.
+func (g *Guard) Tick(now time.Time) {
+	late := now.Sub(g.last)
+	if !g.last.IsZero() && late > time.Duration(g.silence())*g.tick {
+		// We were stopped for so long that others may have been, too.
+		g.logf("this process was stopped for %v", late.Round(time.Millisecond))
+		g.forgive()
+	}
+	g.last = now
+	for _, p := range g.peers {
+		g.countSilence(now, p)
+	}
+	g.watch(now)
+	if g.beat--; g.beat <= 0 {
+		g.send(now, 1)
+	}
+}
+
+func (g *Guard) countSilence(now time.Time, p *guardPeer) {
+	if !p.heard {
+		return
+	}
+	alive := false
+	for i := range p.links {
+		l := &p.links[i]
+		if l.misses <= g.silence() {
+			l.misses++
+		}
+		alive = alive || l.misses <= g.silence()
+	}
+	if alive {
+		g.tell(p)
+		return
+	}
+	p.heard, p.told = false, nil
+	p.request, p.answered = Removal{}, 0
+	g.lose(now, p, LossSilence)
+}
+
+// lose tells the daemon of the loss of a peer's process, with what our
+// entitlement is worth at this moment.
+func (g *Guard) lose(now time.Time, p *guardPeer, kind Loss) {
+	if p.lost && kind != LossSilence {
+		return
+	}
+	p.lost = true
+	p.request = Removal{}
+	entitled := g.held.state != notEntitled && g.held.epoch.Node == p.hb.Node
+	if entitled {
+		g.held.state = hasClaimed
+	}
+	if g.attached {
+		g.emit(TellLoss{p.hb.Node, kind, entitled, now.Sub(p.lastTime)})
+	}
+}
+
+// send makes one heartbeat of what is known now.
+func (g *Guard) send(now time.Time, copies int) {
+	g.beat = g.perBeat
+	g.seq++
+	h := Heartbeat{
+		Node: g.opt.Self, Name: g.opt.Name, Incarnation: g.opt.Incarnation, Seq: g.seq,
+		Process: g.process, Running: g.attached && g.announced && !g.unresponsive, Unresponsive: g.unresponsive,
+		Announce: g.said, StreamPort: g.port,
+	}
+	if g.announced {
+		h.Announce.Election.Age += now.Sub(g.saidAt)
+	}
+	if g.held.state != notEntitled {
+		h.Entitled = g.held.epoch
+	}
+	for _, p := range g.peers {
+		if !p.heard {
+			continue
+		}
+		h.Heard = append(h.Heard, Heard{p.hb.Node, p.hb.Incarnation})
+		if p.request.Nonce != 0 {
+			h.Requests = append(h.Requests, p.request)
+		}
+		if p.answered != 0 {
+			h.Answers = append(h.Answers, Removal{Node: p.hb.Node, Nonce: p.answered})
+		}
+	}
+	g.emit(SendHeartbeat{h, copies})
+}
+
+// HandleHeartbeat takes an authenticated heartbeat that came in on a device. The
+// error says why it was not taken: replayed, of our own number, of an old guardian.
+func (g *Guard) HandleHeartbeat(now time.Time, link Link, h *Heartbeat) error {
+	if h.Node == g.opt.Self {
+		if h.Incarnation == g.opt.Incarnation {
+			return nil // our own, looped back
+		}
+		return fmt.Errorf("another node has our number %d: %s", h.Node, h.Name)
+	}
+	p := g.peer(h.Node)
+	switch {
+	case h.Incarnation < p.hb.Incarnation:
+		return fmt.Errorf("heartbeat of an earlier start of %s", h.Name)
+	case h.Incarnation > p.hb.Incarnation:
+		g.restarted(now, p, h)
+	case h.Seq+replayWindow <= p.hb.Seq:
+		return fmt.Errorf("heartbeat of %s is too old", h.Name)
+	}
+	l := p.link(link)
+	if h.Seq <= l.seq && p.hb.Seq != 0 {
+		return fmt.Errorf("heartbeat of %s seen before", h.Name)
+	}
+	l.seq, l.misses, l.Addr = h.Seq, 0, link.Addr
+	if h.Seq > p.hb.Seq {
+		g.apply(now, p, h)
+	}
+	return nil
+}
+
+func (g *Guard) peer(n NodeID) *guardPeer {
+	i, ok := slices.BinarySearchFunc(g.peers, n, func(p *guardPeer, n NodeID) int { return int(p.hb.Node) - int(n) })
+	if !ok {
+		g.peers = slices.Insert(g.peers, i, &guardPeer{hb: Heartbeat{Node: n}, lost: true})
+	}
+	return g.peers[i]
+}
+
+func (p *guardPeer) link(l Link) *guardLink {
+	i, ok := slices.BinarySearchFunc(p.links, l.Device, func(x guardLink, d string) int {
+		switch {
+		case x.Device < d:
+			return -1
+		case x.Device > d:
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		p.links = slices.Insert(p.links, i, guardLink{Link: l})
+	}
+	return &p.links[i]
+}
+
+// restarted: a guardian that begins anew has ended its daemon with it.
+func (g *Guard) restarted(now time.Time, p *guardPeer, h *Heartbeat) {
+	if p.hb.Running {
+		g.lose(now, p, LossDeath)
+	}
+	p.hb = Heartbeat{Node: h.Node, Name: h.Name, Incarnation: h.Incarnation}
+	p.request, p.answered, p.links = Removal{}, 0, nil
+}
+
+// apply takes the contents of a heartbeat that is newer than all before.
+func (g *Guard) apply(now time.Time, p *guardPeer, h *Heartbeat) {
+	old := p.hb
+	p.hb = *h
+	back := !p.heard
+	p.heard = true
+	// What an owner says of its epoch comes before what becomes of it: an epoch
+	// beyond ours means that it went on without us.
+	if g.held.state == isEntitled && g.held.epoch.Node == h.Node && g.held.epoch.Less(h.Announce.Epoch) {
+		g.drop("the owner went on under epoch " + h.Announce.Epoch.String())
+	}
+	if old.Running && !(h.Running && h.Process == old.Process) {
+		kind := LossDeath
+		if h.Unresponsive && h.Process == old.Process {
+			kind = LossUnresponsive
+		}
+		g.lose(now, p, kind)
+	}
+	p.lastTime = now
+	if h.Running && (back || !old.Running || h.Process != old.Process) {
+		p.lost = false
+	}
+	g.grant(now, p)
+	g.tell(p)
+	if p.request.Nonce != 0 && slices.ContainsFunc(h.Answers, func(r Removal) bool {
+		return r.Node == g.opt.Self && r.Nonce == p.request.Nonce
+	}) {
+		p.request = Removal{}
+		g.toDaemon(TellRemoved{h.Node})
+	}
+}
+
+func (g *Guard) toDaemon(e GuardEffect) {
+	if g.attached {
+		g.emit(e)
+	}
+}
+
+// tell hands the peer up if what the daemon knows of it has changed.
+func (g *Guard) tell(p *guardPeer) {
+	if !g.attached || !p.heard {
+		return
+	}
+	v := g.view(p)
+	if p.told != nil {
+		old := *p.told
+		old.Election.Age = v.Election.Age
+		if slices.Equal(old.Links, v.Links) {
+			old.Links, v.Links = nil, nil
+			if samePeer(&old, &v) {
+				return
+			}
+			v = g.view(p)
+		}
+	}
+	p.told = &v
+	g.emit(TellPeer{v})
+}
+
+// samePeer compares all but the links.
+func samePeer(a, b *Peer) bool {
+	return a.Node == b.Node && a.Name == b.Name && a.Process == b.Process && a.Running == b.Running && a.Role == b.Role &&
+		a.Epoch == b.Epoch && a.Entitled == b.Entitled && a.Coverage == b.Coverage && a.Election == b.Election &&
+		a.StreamPort == b.StreamPort && a.Chosen == b.Chosen && a.Deaf == b.Deaf
+}
+
+func (g *Guard) view(p *guardPeer) Peer {
+	h := &p.hb
+	v := Peer{
+		Node: h.Node, Name: h.Name, Process: h.Process, Running: h.Running, Role: h.Announce.Role, Epoch: h.Announce.Epoch,
+		Entitled: h.Entitled != Epoch{}, Coverage: h.Announce.Coverage, Election: h.Announce.Election,
+		StreamPort: h.StreamPort, Chosen: h.Announce.Chosen,
+		Deaf: !slices.Contains(h.Heard, Heard{g.opt.Self, g.opt.Incarnation}),
+	}
+	for i := range p.links {
+		if p.links[i].misses <= g.silence() {
+			v.Links = append(v.Links, p.links[i].Link)
+		}
+	}
+	return v
+}

@@ -1,0 +1,233 @@
+package cluster
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"tandem/internal/ipsec"
+	"tandem/proto/clusterpb"
+)
+
+// Heartbeat is what a guardian says on every heartbeat device.
+type Heartbeat struct {
+	Node         NodeID
+	Name         string
+	Incarnation  uint64 // of the guardian; rises with each start
+	Seq          uint64 // rises with each heartbeat of the incarnation
+	Process      ProcessID
+	Running      bool // the daemon lives and has announced itself
+	Unresponsive bool // it was killed and did not end
+	Entitled     Epoch
+	Announce     Announce // Election.Age is as of sending
+	StreamPort   uint16
+	Heard        []Heard
+	Requests     []Removal
+	Answers      []Removal
+}
+
+// Heard says that the sender hears this incarnation of a node's guardian.
+type Heard struct {
+	Node        NodeID
+	Incarnation uint64
+}
+
+// Removal asks Node to give up its entitlement for epochs up to Epoch; as an
+// answer, says that what Node asked for is done.
+type Removal struct {
+	Node  NodeID
+	Nonce uint64
+	Epoch Epoch
+}
+
+// On the wire: version (1 byte), HMAC-SHA256 over version and message (32), message.
+const (
+	heartbeatVersion = 1
+	heartbeatHeader  = 1 + sha256.Size
+	// MaxHeartbeat is the longest datagram, in bytes: it fits IPv6's minimum MTU.
+	MaxHeartbeat = 1200
+
+	maxNode   = 16 // nodes of a cluster, hence entries of each list
+	maxString = 64
+	maxAge    = 100 * 365 * 24 * time.Hour
+)
+
+// Errors of DecodeHeartbeat that are told apart: strangers' datagrams are counted
+// only, those of our own key that make no sense are worth a log line.
+var (
+	ErrNotHeartbeat  = errors.New("not a heartbeat")
+	ErrHeartbeatAuth = errors.New("heartbeat of another cluster, or forged")
+)
+
+// Marshal encodes and authenticates the heartbeat.
+func (h *Heartbeat) Marshal(key ipsec.Key) ([]byte, error) {
+	m := &clusterpb.Heartbeat{
+		Node: uint32(h.Node), Name: h.Name, Incarnation: h.Incarnation, Seq: h.Seq, Process: uint64(h.Process),
+		Running: h.Running, Unresponsive: h.Unresponsive, Entitled: EpochToProto(h.Entitled),
+		Role: uint32(h.Announce.Role), Epoch: EpochToProto(h.Announce.Epoch), Coverage: uint32(h.Announce.Coverage),
+		Election: ElectionToProto(h.Announce.Election), Chosen: uint32(h.Announce.Chosen), StreamPort: uint32(h.StreamPort),
+		Requests: removalsToProto(h.Requests), Answers: removalsToProto(h.Answers),
+	}
+	for _, x := range h.Heard {
+		m.Heard = append(m.Heard, &clusterpb.Heard{Node: uint32(x.Node), Incarnation: x.Incarnation})
+	}
+	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, heartbeatHeader, 512), m)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > MaxHeartbeat {
+		return nil, fmt.Errorf("heartbeat of %d bytes is too long", len(b))
+	}
+	b[0] = heartbeatVersion
+	copy(b[1:], heartbeatMAC(key, b))
+	return b, nil
+}
+
+func heartbeatMAC(key ipsec.Key, b []byte) []byte {
+	mac := hmac.New(sha256.New, key.Bytes())
+	mac.Write(b[:1])
+	mac.Write(b[heartbeatHeader:])
+	return mac.Sum(nil)
+}
+
+// DecodeHeartbeat checks and decodes a datagram. Nothing of it is looked into
+// before its authentication.
+func DecodeHeartbeat(key ipsec.Key, b []byte) (*Heartbeat, error) {
+	if len(b) <= heartbeatHeader || len(b) > MaxHeartbeat || b[0] != heartbeatVersion {
+		return nil, ErrNotHeartbeat
+	}
+	if !hmac.Equal(b[1:heartbeatHeader], heartbeatMAC(key, b)) {
+		return nil, ErrHeartbeatAuth
+	}
+	return parseHeartbeat(b[heartbeatHeader:])
+}
+
+func parseHeartbeat(b []byte) (*Heartbeat, error) {
+	var m clusterpb.Heartbeat
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("heartbeat: %w", err)
+	}
+	h := &Heartbeat{
+		Node: NodeID(m.GetNode()), Name: m.GetName(), Incarnation: m.GetIncarnation(), Seq: m.GetSeq(),
+		Process: ProcessID(m.GetProcess()), Running: m.GetRunning(), Unresponsive: m.GetUnresponsive(),
+	}
+	var err error
+	fail := func(e error) { err = errors.Join(err, e) }
+	h.Entitled, err = EpochFromProto(m.GetEntitled())
+	h.Announce, h.StreamPort = Announce{}, uint16(m.GetStreamPort())
+	if e := checkNode(m.GetNode()); e != nil {
+		fail(e)
+	}
+	if m.GetIncarnation() == 0 || m.GetSeq() == 0 {
+		fail(errors.New("without incarnation or number"))
+	}
+	if len(m.GetName()) > maxString || m.GetStreamPort() > 65535 {
+		fail(errors.New("name or port out of range"))
+	}
+	a, e := AnnounceFromProto(&clusterpb.Announce{Role: m.GetRole(), Epoch: m.GetEpoch(), Election: m.GetElection(), Coverage: m.GetCoverage(), Chosen: m.GetChosen()})
+	fail(e)
+	h.Announce = a
+	if max(len(m.GetHeard()), len(m.GetRequests()), len(m.GetAnswers())) > maxNode {
+		fail(errors.New("lists too long"))
+		return nil, fmt.Errorf("heartbeat: %w", err)
+	}
+	for _, x := range m.GetHeard() {
+		fail(checkNode(x.GetNode()))
+		h.Heard = append(h.Heard, Heard{NodeID(x.GetNode()), x.GetIncarnation()})
+	}
+	h.Requests, e = removalsFromProto(m.GetRequests())
+	fail(e)
+	h.Answers, e = removalsFromProto(m.GetAnswers())
+	fail(e)
+	if err != nil {
+		return nil, fmt.Errorf("heartbeat: %w", err)
+	}
+	return h, nil
+}
+
+func checkNode(n uint32) error {
+	if n < 1 || n > maxNode {
+		return fmt.Errorf("node %d is not 1 to %d", n, maxNode)
+	}
+	return nil
+}
+
+func removalsToProto(in []Removal) (out []*clusterpb.Removal) {
+	for _, r := range in {
+		out = append(out, &clusterpb.Removal{Node: uint32(r.Node), Nonce: r.Nonce, Epoch: EpochToProto(r.Epoch)})
+	}
+	return out
+}
+
+func removalsFromProto(in []*clusterpb.Removal) (out []Removal, err error) {
+	for _, r := range in {
+		e, err := EpochFromProto(r.GetEpoch())
+		if err := errors.Join(err, checkNode(r.GetNode())); err != nil {
+			return nil, err
+		}
+		out = append(out, Removal{NodeID(r.GetNode()), r.GetNonce(), e})
+	}
+	return out, nil
+}
+
+// EpochToProto encodes an epoch; zero is absent.
+func EpochToProto(e Epoch) *clusterpb.Epoch {
+	if e == (Epoch{}) {
+		return nil
+	}
+	return &clusterpb.Epoch{Counter: e.Counter, Node: uint32(e.Node)}
+}
+
+// EpochFromProto decodes an epoch and checks its node.
+func EpochFromProto(m *clusterpb.Epoch) (Epoch, error) {
+	e := Epoch{m.GetCounter(), NodeID(m.GetNode())}
+	if e != (Epoch{}) && (e.Counter == 0 || e.Counter >= 1<<62 || e.Node < 1 || e.Node > maxNode) {
+		return Epoch{}, fmt.Errorf("impossible epoch %s", e)
+	}
+	return e, nil
+}
+
+// ElectionToProto encodes what an election compares.
+func ElectionToProto(e Election) *clusterpb.Election {
+	return &clusterpb.Election{
+		MonitorsUp: int32(e.MonitorsUp), AgeMs: uint64(max(e.Age, 0) / time.Millisecond), Priority: uint32(e.Priority),
+		Override: e.Override, Serial: e.Serial, Failover: e.Failover,
+	}
+}
+
+// ElectionFromProto decodes it and checks ranges.
+func ElectionFromProto(m *clusterpb.Election) (Election, error) {
+	if len(m.GetSerial()) > maxString || m.GetPriority() > 255 || m.GetMonitorsUp() < 0 || m.GetMonitorsUp() > 1<<16 ||
+		m.GetAgeMs() > uint64(maxAge/time.Millisecond) {
+		return Election{}, errors.New("election values out of range")
+	}
+	return Election{
+		MonitorsUp: int(m.GetMonitorsUp()), Age: time.Duration(m.GetAgeMs()) * time.Millisecond, Priority: int(m.GetPriority()),
+		Override: m.GetOverride(), Serial: m.GetSerial(), Failover: m.GetFailover(),
+	}, nil
+}
+
+// AnnounceToProto encodes an Announce.
+func AnnounceToProto(a Announce) *clusterpb.Announce {
+	return &clusterpb.Announce{
+		Role: uint32(a.Role), Epoch: EpochToProto(a.Epoch), Election: ElectionToProto(a.Election),
+		Coverage: uint32(a.Coverage), Chosen: uint32(a.Chosen),
+	}
+}
+
+// AnnounceFromProto decodes it and checks ranges.
+func AnnounceFromProto(m *clusterpb.Announce) (Announce, error) {
+	e, err := EpochFromProto(m.GetEpoch())
+	el, err2 := ElectionFromProto(m.GetElection())
+	if err := errors.Join(err, err2); err != nil {
+		return Announce{}, err
+	}
+	if m.GetRole() > uint32(RoleOwner) || m.GetCoverage() > uint32(CoverageLost) || m.GetChosen() > maxNode {
+		return Announce{}, errors.New("role, coverage or choice out of range")
+	}
+	return Announce{Role: Role(m.GetRole()), Epoch: e, Election: el, Coverage: Coverage(m.GetCoverage()), Chosen: NodeID(m.GetChosen())}, nil
+}
