@@ -13,6 +13,20 @@
 //   - Inbound, nothing above the fence is delivered: authenticated packets wait in
 //     a bounded queue. When a scope becomes active everything at or below the
 //     fence is rejected as a replay, unless an exact window was imported.
+//   - An SA installed into an active scope is new: its numbers begin at 1. One
+//     installed into an inactive scope is known from elsewhere.
+//   - An exact window (SetWindows) holds for the next activation only, and not if a
+//     higher bound is recorded before it: then the exporter has gone on.
+//   - With Unbounded nobody is asked. With replay detection off (ReplayWindow 0)
+//     sequence numbers prove nothing, and the fence does not apply.
 //   - The data plane asks (BoundWanted) and goes on when SetBounds answers. Asking
 //     for less than the present bound is a withdrawal: it stopped above N before asking.
+//     Every question of an active scope must be answered, in the order of asking;
+//     one that is not is put again after two seconds.
+//
+// A walk, for a packet to a busy SA: the ceiling's lead is half used → BoundWanted
+// through Handler.Events → the node writes a record, the standbys acknowledge it →
+// SetBounds, long before the ceiling is reached. For a packet from an SA that was
+// idle: authenticated, above the fence → it waits; BoundWanted for exactly its
+// number → acknowledged → SetBounds → delivered.
 package xfrm

@@ -1,2 +1,42 @@
 // Package userspace carries ESP over TUN interfaces, UDP and raw sockets.
+//
+// # Goroutines
+//
+// One for each tunnel interface, one for each socket (UDP 500, UDP 4500 and
+// protocol 50, for IPv4 and IPv6), one ticker that sleeps while no lease may have
+// to shrink, and the caller. Each works on a batch from reading to writing; there
+// is no queue between them. An idle tunnel holds no buffers, and an SA builds its
+// ciphers and its replay window with its first packet.
+//
+// # What keeps a scope silent
+//
+// A packet reads the scope's state once, in one atomic: active or not, and a count
+// of activations. An SA whose own count differs resumes first: its next sequence
+// number is ceiling+1, everything up to the fence is a replay, what waited is
+// dropped. So Activate costs one store for any number of SAs. Deactivate stores,
+// then waits until each goroutine has left the batch that it may have begun before
+// (its epoch is odd meanwhile).
+//
+// # Order of questions
+//
+// An SA puts a question into the plane's list under its own lock, and one
+// goroutine at a time delivers that list. Otherwise a withdrawal could overtake
+// the question after it.
+//
+// # A walk
+//
+// Out: transmit reads up to 32 packets → parseInner → clampMSS → routes.lookup
+// (longest remote prefix, newest SA) → sealFor: scope, ceiling, Seal in place →
+// flush: one sendmmsg for each run of packets with one socket. In: receive, one
+// recvmmsg → classify → spiTable → espIn: scope, Open → ECN, selectors, MSS →
+// fence → write to the interface. A packet above a bound waits, at most 256 for
+// each direction of an SA; SetBounds sends on what it covers, in order.
+//
+// # Sizes
+//
+// Outer packets longer than the path are fragmented after encapsulation, by the
+// kernel, and reassembled by the far kernel: inner packets of 1,500 bytes with DF
+// pass over 1,500-byte links. With Tunnel.DontFragment the outer DF bit is set,
+// inner packets with DF that would not fit are answered with an ICMP error, and
+// those without DF are cut before they are sealed.
 package userspace

@@ -380,3 +380,14 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		<-tick.C
 	}
 }
+
+// Namespace makes an empty network namespace with loopback up, and returns what
+// runs a function in it. It needs root, see RequireRoot.
+func Namespace(t testing.TB) (in func(func() error)) {
+	s := newSite(t, "N", 9)
+	s.must("loopback", func() error { return up("lo") })
+	return func(f func() error) {
+		t.Helper()
+		s.must("in namespace", f)
+	}
+}
