@@ -76,7 +76,8 @@ func (c *Capture) run() error {
 	buf := make([]byte, 1<<16)
 	oob := make([]byte, 256)
 	stopping := false
-	var stopAt time.Time
+	var stopAt, flushAt time.Time
+	var flush chan error // who waits until what was on the wire before flushAt is written
 	for {
 		n, oobn, _, from, err := unix.Recvmsg(c.fd, buf, oob, 0)
 		switch {
@@ -86,11 +87,15 @@ func (c *Capture) run() error {
 			if stopping {
 				return nil // the queue is empty
 			}
+			if flush != nil {
+				flush <- c.w.flush()
+				flush = nil
+			}
 			select {
 			case <-c.stop:
 				stopping, stopAt = true, timeNow()
 			case r := <-c.flushReq:
-				r <- c.w.flush()
+				flush, flushAt = r, timeNow()
 			default:
 			}
 			continue
@@ -110,20 +115,24 @@ func (c *Capture) run() error {
 		if err := c.w.write(f); err != nil {
 			return fmt.Errorf("capture on %s: %w", c.Port, err)
 		}
-		if stopping {
+		if flush != nil && f.Time.After(flushAt) {
+			flush <- c.w.flush()
+			flush = nil
+		}
+		if stopping || flush != nil {
 			continue
 		}
 		select {
 		case <-c.stop:
 			stopping, stopAt = true, timeNow()
-		case r := <-c.flushReq:
-			r <- c.w.flush()
+		case flush = <-c.flushReq:
+			flushAt = timeNow()
 		default:
 		}
 	}
 }
 
-// Flush makes all that was recorded so far readable in the file.
+// Flush makes all that was on the wire until now readable in the file.
 func (c *Capture) Flush() error {
 	r := make(chan error, 1)
 	select {
