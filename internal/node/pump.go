@@ -152,6 +152,9 @@ func (n *Node) snapshot(now time.Time) []statesync.Entry {
 // unite takes over the state of the other side of a split. Bounds start above
 // both sides' maxima, which one silent moment makes true for every SA at once.
 func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
+	if !n.owner {
+		return
+	}
 	dead := map[ipsec.IKESPIs]bool{}
 	for _, s := range n.journal.Tombstones() {
 		dead[s] = true
@@ -165,11 +168,10 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
+	// What is installed into an inactive scope is known to have been used before.
+	n.emit(Deactivate{scope})
 	n.ike.Unite(now, entries)
 	n.drainIKE(now)
-	if !n.owner {
-		return
-	}
 	var raised []xfrm.Bound
 	for _, b := range u.Bounds {
 		if sa := n.sas[b.SPIIn]; sa != nil {
@@ -179,7 +181,6 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 			}
 		}
 	}
-	n.emit(Deactivate{scope})
 	n.wanted = append(n.wanted, raised...)
 	n.journal.SetBounds(now, n.wanted)
 	n.wanted = nil
