@@ -147,7 +147,7 @@ func (KeyLog) effect()        {}
 //
 //	New(Options) *Engine
 //	HandleDatagram(now, Datagram)                 // when resumed
-//	HandleAcquire(now, tunnel string, ts traffic)  // Acquire of the data plane: negotiate for traffic
+//	HandleAcquire(now, tunnel string, Acquire)    // Acquire of the data plane: negotiate for traffic
 //	HandleFirstInbound(now, spiIn)                // the peer uses this SA; also: authenticated traffic after a takeover
 //	HandlePeerMoved(now, spiIn, from)             // NAT rebinding
 //	HandleExpiring(now, spiIn, hard)              // rekey for other reasons than time
@@ -159,7 +159,8 @@ func (KeyLog) effect()        {}
 //	BeginCopy(); EndCopy()                        // a full copy: what Apply did not name in between is removed
 //	Snapshot(now) []Entry                         // full copy for a member that enters
 //	Resume(now)                                   // ownership begins: arm timers, retransmit outstanding requests,
-//	                                              // no new exchange on an IKE SA before the peer's authenticated traffic
+//	                                              // nothing new on an IKE SA before the peer's authenticated traffic; its last
+//	                                              // request once more (or an empty one, if there was none) invites that
 //	Suspend(now)                                  // ownership ends: held effects are dropped, nothing leaves any more
 //	Unite(now, []Entry)                           // healing: the other side's entries, by SPI (see architecture, Healing)
 //	RekeyAll(now, reason string)                  // early rekey of everything, paced
@@ -167,4 +168,6 @@ func (KeyLog) effect()        {}
 //	Reconfigure(now, *config.Config)              // only what changed: passive-mode enabled → DELETE its SAs, removed → DELETE
 //	Up(now, phase1, phase2 string) error; Down(now, phase1, phase2 string) error
 //	Clear(now, name string) int                   // gateway clear/flush: DELETE, then renegotiate as configured; "" for all
+//	Rekey(now, name string, ike bool) int         // Child SAs, or IKE SAs, now
 //	Status(now) []GatewayStatus
+//	Counters() Counters

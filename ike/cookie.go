@@ -66,10 +66,14 @@ func (e *Engine) unprotected(d Datagram, h message.Header, ps ...message.Payload
 
 // complain is unprotected for errors, within a rate (RFC 7296 §2.21.4).
 func (e *Engine) complain(d Datagram, h message.Header, ps ...message.Payload) {
+	e.limited(&e.unauth, d, h, ps...)
+}
+
+func (e *Engine) limited(l *limiter, d Datagram, h message.Header, ps ...message.Payload) {
 	if h.Response {
 		return
 	}
-	if !e.unauth.allow(e.now) {
+	if !l.allow(e.now) {
 		e.counters.RateLimited++
 		return
 	}

@@ -264,3 +264,27 @@ func TestLossyNetwork(t *testing.T) {
 		sameBits(t, w)
 	}
 }
+
+func TestWithoutNATThePeerDoesNotMove(t *testing.T) {
+	w, a, b := up(t, nil)
+	sa := a.ike()[0]
+	end := a.e.begin(w.now)
+	raw, err := a.e.seal(sa, message.Informational, false, sa.nextSend, nil)
+	end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := netip.MustParseAddrPort("198.51.100.77:500")
+	w.deliver(Datagram{Local: elsewhere, Remote: sa.remote, Data: raw})
+	if len(w.wire) != 1 || w.wire[0].Remote != elsewhere {
+		t.Error("the answer does not go to where the request came from")
+	}
+	if b.ike()[0].remote != sa.local || b.installed[b.order[0]].SA.Remote != sa.local {
+		t.Error("the peer moved although there is no NAT")
+	}
+	b.e.HandlePeerMoved(w.now, b.order[0], elsewhere)
+	b.drain()
+	if b.installed[b.order[0]].SA.Remote != sa.local {
+		t.Error("plain ESP moved the peer")
+	}
+}

@@ -37,7 +37,8 @@ type Engine struct {
 
 	halfOpen   int
 	perSource  map[netip.Addr]int
-	unauth     limiter // replies to what nobody authenticated
+	unauth     limiter // errors for what nobody authenticated
+	groups     limiter // INVALID_KE_PAYLOAD, which peers in good faith need
 	copying    map[ipsec.IKESPI]bool
 	counters   Counters
 	noPolicyAt map[string]time.Time
@@ -75,6 +76,7 @@ func New(o Options) *Engine {
 		perSource:  map[netip.Addr]int{},
 		noPolicyAt: map[string]time.Time{},
 		unauth:     limiter{rate: 20, burst: 40},
+		groups:     limiter{rate: 500, burst: 1000},
 	}
 	if e.cfg == nil {
 		e.cfg = &config.Config{}

@@ -109,8 +109,15 @@ func FuzzHandleDatagram(f *testing.F) {
 // FuzzApply gives a standby records of whatever content.
 func FuzzApply(f *testing.F) {
 	t := &testing.T{}
-	w, a, _ := pair(t, nil)
 	f.Add([]byte(nil))
+	for _, begin := range []func(*side){func(*side) {}, (*side).rekeyChild, (*side).rekeyIKE, clearAll} {
+		w, a, b := up(t, nil)
+		begin(a)
+		for _, x := range append(a.e.Snapshot(w.now), b.e.Snapshot(w.now)...) {
+			f.Add(x.Value)
+		}
+	}
+	w, a, _ := pair(t, nil)
 	a.resume()
 	for _, x := range a.e.Snapshot(w.now) {
 		f.Add(x.Value)
@@ -122,8 +129,19 @@ func FuzzApply(f *testing.F) {
 			return
 		}
 		a.e.Apply(w.now, Record{Entries: []Entry{{SPIs: sa.spis, Value: value}}})
-		for a.e.outAt < len(a.e.out) {
-			a.e.Poll()
+		a.e.Resume(w.now)
+		for range 5 {
+			for {
+				x, ok := a.e.Poll()
+				if !ok {
+					break
+				}
+				if p, ok := x.(Persist); ok {
+					a.e.Committed(w.now, p.Ticket)
+				}
+			}
+			w.now = w.now.Add(15 * time.Second)
+			a.e.HandleTimeout(w.now)
 		}
 		a.e.Snapshot(w.now)
 	})

@@ -75,7 +75,7 @@ func (e *Engine) initRequest(d Datagram) {
 	if c.suite.KE != ke.Group {
 		e.log(slog.LevelInfo, "SA_INIT with another DH group, asking for ours", slog.String("tunnel", p1.Name),
 			slog.String("remote", d.Remote.String()), slog.Int("group", int(c.suite.KE)), slog.Int("received", int(ke.Group)))
-		e.complain(d, m.Header, notify(message.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))))
+		e.limited(&e.groups, d, m.Header, notify(message.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))))
 		return
 	}
 	if err := keymat.CheckPublic(ke.Group, ke.Data); err != nil {

@@ -297,3 +297,297 @@ func TestSimultaneousRekeyUnderCrash(t *testing.T) {
 		}
 	}
 }
+
+// TestSimultaneousRekeyWithTwoLosses loses any two messages, so that requests and
+// responses arrive long after the other side has gone on.
+func TestSimultaneousRekeyWithTwoLosses(t *testing.T) {
+	for name, begin := range map[string]func(*side){"child": (*side).rekeyChild, "ike": (*side).rekeyIKE} {
+		for i := range 8 {
+			for j := i + 1; j < 12; j++ {
+				w, a, b := up(t, nil)
+				n := 0
+				w.drop = func(Datagram) bool { n++; return n-1 == i || n-1 == j }
+				begin(a)
+				begin(b)
+				w.run(4 * time.Minute)
+				agree(t, a, b, 1, 1)
+				if !a.esp(b) || !b.esp(a) {
+					t.Error("traffic does not pass")
+				}
+				if t.Failed() {
+					t.Fatalf("%s: messages %d and %d lost", name, i, j)
+				}
+			}
+		}
+	}
+}
+
+// answer opens the protected response that p received from the engine under test.
+func answer(t *testing.T, p *side, sa *ikeSA, d Datagram) *message.Message {
+	t.Helper()
+	m, ok, err := p.e.open(sa, flip(d))
+	if !ok || err != nil {
+		t.Fatalf("the answer does not open: %v", err)
+	}
+	return m
+}
+
+// ask sends a request of the peer's own making on its IKE SA and returns the answer.
+func ask(t *testing.T, w *world, p *side, sa *ikeSA, exch message.ExchangeType, ps ...message.Payload) *message.Message {
+	t.Helper()
+	end := p.e.begin(w.now)
+	raw, err := p.e.seal(sa, exch, false, sa.nextSend, ps)
+	sa.nextSend++
+	end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.wire = nil
+	w.deliver(sa.datagram(raw))
+	for _, d := range w.wire {
+		if h, _ := message.ParseHeader(d.Data); h.Response {
+			return answer(t, p, sa, d)
+		}
+	}
+	t.Fatal("no answer")
+	return nil
+}
+
+func rekeyPayloads(spi ipsec.ESPSPI) []message.Payload {
+	return []message.Payload{
+		&message.Notify{Protocol: ipsec.ProtocolESP, SPI: spiBytes(spi), NotifyType: message.RekeySA},
+		&message.SA{Proposals: espProposals([]ipsec.Suite{esp(gcm128)}, groups(ipsec.KEX25519), spiBytes(0x1234567))},
+		&message.Nonce{Data: make([]byte, 32)},
+		&message.KE{Group: ipsec.KEX25519, Data: append([]byte{9}, make([]byte, 31)...)},
+		&message.TS{Selectors: []ipsec.TrafficSelector{subnet(netA)}},
+		&message.TS{Responder: true, Selectors: []ipsec.TrafficSelector{subnet(netB)}},
+	}
+}
+
+func wantNotify(t *testing.T, m *message.Message, want message.NotifyType) *message.Notify {
+	t.Helper()
+	n, ok := m.Notify(want)
+	if !ok || len(m.Payloads) != 1 {
+		t.Fatalf("answer %v, want %s alone", m.Payloads, want)
+	}
+	return n
+}
+
+func TestRefusalsOfRFC7296Section225(t *testing.T) {
+	w, a, b := up(t, nil)
+	sa := a.ike()[0]
+	n := wantNotify(t, ask(t, w, a, sa, message.CreateChildSA, rekeyPayloads(0xdeadbeef)...), message.ChildSANotFound)
+	if n.Protocol != ipsec.ProtocolESP || len(n.SPI) != 4 || espSPI(n.SPI) != 0xdeadbeef {
+		t.Errorf("CHILD_SA_NOT_FOUND names %d/%x", n.Protocol, n.SPI)
+	}
+	// A DELETE of what does not exist is answered without Delete.
+	if m := ask(t, w, a, sa, message.Informational, &message.Delete{Protocol: ipsec.ProtocolESP, SPIs: []ipsec.ESPSPI{1, 2}}); len(m.Payloads) != 0 {
+		t.Errorf("answer to a DELETE of nothing: %v", m.Payloads)
+	}
+	// While b rekeys the IKE SA no Child SA is made, but one may be deleted.
+	b.rekeyIKE()
+	wantNotify(t, ask(t, w, a, sa, message.CreateChildSA, rekeyPayloads(a.order[0])...), message.TemporaryFailure)
+	m := ask(t, w, a, sa, message.Informational, &message.Delete{Protocol: ipsec.ProtocolESP, SPIs: a.order})
+	if d, ok := message.Get[*message.Delete](m); !ok || len(d.SPIs) != 1 {
+		t.Errorf("DELETE while the IKE SA is rekeyed: %v", m.Payloads)
+	}
+	// While b rekeys a Child SA the IKE SA is not rekeyed.
+	w, a, b = up(t, nil)
+	sa = a.ike()[0]
+	b.rekeyChild()
+	rekey := []message.Payload{
+		&message.SA{Proposals: ikeProposals([]ipsec.Suite{gcm128}, groups(ipsec.KEX25519), ikeSPIBytes(77))},
+		&message.Nonce{Data: make([]byte, 32)}, &message.KE{Group: ipsec.KEX25519, Data: append([]byte{9}, make([]byte, 31)...)}}
+	wantNotify(t, ask(t, w, a, sa, message.CreateChildSA, rekey...), message.TemporaryFailure)
+	// What b is closing is not rekeyed.
+	w, a, b = up(t, nil)
+	sa = a.ike()[0]
+	clearAll(b)
+	wantNotify(t, ask(t, w, a, sa, message.CreateChildSA, rekey...), message.TemporaryFailure)
+	wantNotify(t, ask(t, w, a, sa, message.CreateChildSA, rekeyPayloads(1)...), message.TemporaryFailure)
+}
+
+func TestChildSANotFoundCreatesAfresh(t *testing.T) {
+	w, a, b := up(t, nil)
+	// b lost the Child SA without a word.
+	b.event(func(e *Engine) { e.removeChild(b.ike()[0].children[0]) })
+	a.rekeyChild()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	if !a.esp(b) || !b.esp(a) {
+		t.Error("traffic does not pass")
+	}
+}
+
+func TestUnexpectedMessageIDs(t *testing.T) {
+	w, a, b := up(t, nil)
+	sa := a.ike()[0]
+	send := func(id uint32) int {
+		n := len(w.seen)
+		end := a.e.begin(w.now)
+		raw, err := a.e.seal(sa, message.Informational, false, id, nil)
+		end()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.deliver(sa.datagram(raw))
+		return len(w.seen) - n
+	}
+	if send(sa.nextSend+1) != 0 || send(0) != 0 || send(1<<31) != 0 {
+		t.Error("a request outside the window was answered")
+	}
+	if b.e.counters.OutsideWindow != 3 {
+		t.Errorf("%d counted", b.e.counters.OutsideWindow)
+	}
+	if send(sa.nextSend) != 1 || send(sa.nextSend) != 1 {
+		t.Error("the expected request or its repetition was not answered")
+	}
+	k := len(w.seen)
+	if string(w.seen[k-1].Data) != string(w.seen[k-2].Data) || b.e.counters.Duplicates != 1 {
+		t.Error("a repetition does not get the same answer to the bit")
+	}
+}
+
+func TestKilobytes(t *testing.T) {
+	w, a, b := up(t, func(a, b *config.Config) {
+		a.Phase2[0].KeyLifeType, a.Phase2[0].KeyLifeKB = "kbs", 5120
+		b.Phase2[0].KeyLifeType, b.Phase2[0].KeyLifeKB = "both", 5120
+	})
+	x, y := a.installed[a.order[0]], b.installed[b.order[0]]
+	if x.HardBytes != 5120*1024 || x.SoftBytes == 0 || x.SoftBytes >= x.HardBytes || y.HardBytes != x.HardBytes {
+		t.Errorf("limits %d and %d", x.SoftBytes, x.HardBytes)
+	}
+	if a.e.Status(w.now)[0].Children[0].Lifetime != 0 || b.e.Status(w.now)[0].Children[0].Lifetime != 12*time.Hour {
+		t.Error("keylife-type does not decide about seconds")
+	}
+	a.rekeyChild()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	// The hard limit ends it and asks for another.
+	a.e.HandleExpiring(w.now, a.order[0], true)
+	a.drain()
+	w.settle()
+	agree(t, a, b, 1, 1)
+}
+
+func TestSmallRangesRekeyEarly(t *testing.T) {
+	w, a, b := up(t, nil)
+	sa := a.ike()[0]
+	a.ledger.small[sa.keyID] = true // of the IKE SA and of its first Child SA
+	old := a.order[0]
+	b.event(func(e *Engine) { e.sendDPD(b.ike()[0]) })
+	w.run(time.Second)
+	agree(t, a, b, 1, 1)
+	if a.order[0] == old || a.ike()[0] == sa {
+		t.Error("not rekeyed although the range of sender IDs is small")
+	}
+}
+
+func TestRekeyAllIsPaced(t *testing.T) {
+	w, a, b := pair(t, twoPhase2)
+	b.resume()
+	a.resume()
+	w.settle()
+	a.e.RekeyAll(w.now, "takeover was not covered")
+	a.drain()
+	if len(w.wire) != 0 {
+		t.Log("the first begins at once")
+	}
+	start := w.now
+	w.run(time.Second)
+	agree(t, a, b, 1, 2)
+	if n := w.seenOf(message.CreateChildSA); n != 1+3 {
+		t.Errorf("%d CREATE_CHILD_SA, want three rekeys after one creation (since %s)", n, start)
+	}
+	if w.seenOf(message.IKESAInit) != 1 {
+		t.Error("negotiated anew")
+	}
+}
+
+func TestIPv6Outside(t *testing.T) {
+	w := newWorld(t)
+	a := w.side("A", "2001:db8::1", 1, &config.Config{Phase1: []config.Phase1{phase1To("toB", "2001:db8::2", func(p *config.Phase1) { p.AutoNegotiate = true })},
+		Phase2: []config.Phase2{phase2For("toB", "net", "fd00:1::/64", "fd00:2::/64")}}, nil)
+	b := w.side("B", "2001:db8::2", 2, &config.Config{Phase1: []config.Phase1{phase1To("toA", "2001:db8::1")},
+		Phase2: []config.Phase2{phase2For("toA", "net", "fd00:2::/64", "fd00:1::/64")}}, nil)
+	b.resume()
+	a.resume()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	if sa := a.installed[a.order[0]].SA; sa.UDPEncap {
+		t.Error("a NAT is seen where none is")
+	}
+	if id := a.ike()[0].peerID; id.kind != message.IDIPv6 || id.String() != "2001:db8::2" {
+		t.Errorf("peer identifier %s", id)
+	}
+}
+
+// TestLowestNonceLoses: of two simultaneous rekeys the one with the lowest of the
+// four nonces is closed, by the side that created it (RFC 7296 §2.8.1, §2.8.2).
+func TestLowestNonceLoses(t *testing.T) {
+	for seed := range 6 { // another order of nonces each time
+		w, a, b := up(t, nil)
+		a.e.random(seed)
+		a.rekeyChild()
+		b.rekeyChild()
+		two := []Datagram{w.wire[0], w.wire[1]}
+		w.wire = nil
+		w.deliver(two[0])
+		w.deliver(two[1])
+		responses := w.wire
+		w.wire = nil
+		w.deliver(responses[0])
+		w.deliver(responses[1])
+		var mine, theirs *childSA // of the exchanges that a and b began
+		for _, c := range a.ike()[0].children {
+			switch {
+			case c.replaces == 0:
+			case c.initiator:
+				mine = c
+			default:
+				theirs = c
+			}
+		}
+		if mine == nil || theirs == nil {
+			t.Fatal("three Child SAs should stand now")
+		}
+		winner, loserCreator := mine, b
+		if string(mine.lowestNonce) < string(theirs.lowestNonce) {
+			winner, loserCreator = theirs, a
+		}
+		for _, d := range w.wire { // both DELETEs: the loser's creator names the loser, the other the old one
+			from, to := a, b
+			if d.Local.Addr() == b.addr {
+				from, to = b, a
+			}
+			m, _, err := to.e.open(to.ike()[0], flip(d))
+			if err != nil {
+				t.Fatal(err)
+			}
+			del, ok := message.Get[*message.Delete](m)
+			if !ok || len(del.SPIs) != 1 {
+				t.Fatalf("%s sent %v", from.name, m.Payloads)
+			}
+			c := from.e.children[del.SPIs[0]]
+			if from == loserCreator && (c.replaces == 0 || c.SPIIn == winner.SPIIn || c.SPIOut == winner.SPIIn) ||
+				from != loserCreator && c.replaces != 0 {
+				t.Errorf("%s deletes %s", from.name, c.SPIIn)
+			}
+		}
+		if len(w.wire) != 2 {
+			t.Errorf("%d DELETEs", len(w.wire))
+		}
+		w.settle()
+		agree(t, a, b, 1, 1)
+		if a.order[0] != winner.SPIIn {
+			t.Error("the wrong one survived")
+		}
+
+		w, a, b = up(t, nil)
+		a.e.random(seed)
+		a.rekeyIKE()
+		b.rekeyIKE()
+		w.settle()
+		agree(t, a, b, 1, 1)
+	}
+}

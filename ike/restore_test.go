@@ -357,3 +357,32 @@ func TestUniteRivals(t *testing.T) {
 	w.settle()
 	agree(t, a2, b2, 1, 1)
 }
+
+func TestOutstandingRequestLeavesAtOnceAndOwedDeletesFollow(t *testing.T) {
+	w, a, b := up(t, twoPhase2)
+	a2 := w.standby(a, 77)
+	for _, x := range a.e.Snapshot(w.now) {
+		a2.e.Apply(w.now, Record{Entries: []Entry{x}})
+	}
+	a2.drain()
+	w.drop = func(Datagram) bool { return true }
+	a.e.Rekey(w.now, "toB", false)
+	a.drain()
+	request := w.wire[0]
+	a.down("net2") // behind the request under way
+	w.settle()
+	a.dead = true
+	w.drop = nil
+	if len(w.wire) != 0 {
+		t.Fatal("setup")
+	}
+	a2.resume()
+	if len(w.wire) != 1 || string(w.wire[0].Data) != string(request.Data) {
+		t.Fatal("the outstanding request is not sent again at once, to the bit")
+	}
+	w.settle()
+	agree(t, a2, b, 1, 1)
+	if a2.ike()[0].children[0].Phase2 != "net" {
+		t.Error("the wrong Child SA was deleted")
+	}
+}
