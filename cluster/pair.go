@@ -127,7 +127,7 @@ type Pair struct {
 func NewPair(o PairOptions) *Pair {
 	p := &Pair{
 		opt: o, epoch: o.Epoch, highest: o.Epoch, disk: o.Epoch.Counter,
-		coverage: o.Coverage, noteOn: o.Coverage == CoverageNote,
+		coverage: o.Coverage, noteOn: o.Coverage != CoverageProven, // a lost disk counts as a note until covered
 		monitors: len(o.HA.Monitor), alarms: map[string]Alarm{},
 	}
 	// What this node made last may not have reached its disk; epochReserve says

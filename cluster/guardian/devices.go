@@ -1,0 +1,156 @@
+package guardian
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"tandem/cluster"
+)
+
+// group is where heartbeats go: a transient multicast group of link scope.
+var group = netip.MustParseAddr("ff12::7464:6d01").As16()
+
+// DefaultPort is the UDP port of heartbeats.
+const DefaultPort = 708
+
+// device is one heartbeat interface; its socket is open while the interface is there.
+type device struct {
+	name  string
+	index int
+	fd    int // -1: absent
+	quiet bool
+	sendE string // last error of sending, logged once
+}
+
+// ifindex asks the kernel for the index of an interface; 0: there is none.
+func ifindex(fd int, name string) int {
+	r, err := unix.NewIfreq(name)
+	if err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, r) != nil {
+		return 0
+	}
+	return int(r.Uint32())
+}
+
+// check opens, closes or reopens the device as its interface comes and goes. ctl
+// is any socket.
+func (d *device) check(ctl, port int, log *slog.Logger) {
+	i := ifindex(ctl, d.name)
+	if d.fd >= 0 && i == d.index {
+		return
+	}
+	if d.fd >= 0 {
+		log.Warn("heartbeat device went away", "device", d.name)
+		d.close()
+	}
+	if i == 0 {
+		d.complain(log, "no such interface")
+		return
+	}
+	fd, err := openDevice(d.name, i, port)
+	if err != nil {
+		d.complain(log, err.Error())
+		return
+	}
+	d.fd, d.index, d.quiet, d.sendE = fd, i, false, ""
+	log.Info("heartbeat device in use", "device", d.name)
+}
+
+func (d *device) complain(log *slog.Logger, why string) {
+	if !d.quiet {
+		log.Warn("heartbeat device not in use, trying on", "device", d.name, "error", why)
+		d.quiet = true
+	}
+}
+
+func (d *device) close() {
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+		d.fd = -1
+	}
+}
+
+func openDevice(name string, index, port int) (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	set := func(level, opt, value int) {
+		err = errors.Join(err, unix.SetsockoptInt(fd, level, opt, value))
+	}
+	set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	set(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, index)
+	set(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0)
+	set(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255)
+	set(unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
+	set(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0xc0) // CS6, as for routing protocols
+	set(unix.SOL_SOCKET, unix.SO_PRIORITY, 6)
+	err = errors.Join(err,
+		unix.BindToDevice(fd, name),
+		unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group, Interface: uint32(index)}),
+		unix.Bind(fd, &unix.SockaddrInet6{Port: port}))
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// send sends one datagram to the group.
+func (d *device) send(b []byte, port int, log *slog.Logger) {
+	if d.fd < 0 {
+		return
+	}
+	err := unix.Sendto(d.fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet6{Port: port, Addr: group, ZoneId: uint32(d.index)})
+	switch {
+	case err == nil && d.sendE != "":
+		log.Info("heartbeats leave again", "device", d.name)
+		d.sendE = ""
+	case err != nil && d.sendE != err.Error():
+		d.sendE = err.Error()
+		log.Warn("heartbeats do not leave", "device", d.name, "error", err)
+	}
+}
+
+// receive takes one datagram; ok is false when none is pending. A datagram that
+// crossed a router (hop limit below 255) has link zero and must be ignored.
+func (d *device) receive(b []byte) (n int, link cluster.Link, ok bool) {
+	var oob [128]byte
+	for range 2 {
+		n, oobn, _, from, err := unix.Recvmsg(d.fd, b, oob[:], unix.MSG_DONTWAIT)
+		if err != nil {
+			// A pending error (interface down) is taken away by reading it once.
+			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EBADF) {
+				return 0, link, false
+			}
+			continue
+		}
+		a, isV6 := from.(*unix.SockaddrInet6)
+		src := netip.Addr{}
+		if isV6 {
+			src = netip.AddrFrom16(a.Addr)
+		}
+		if !src.IsLinkLocalUnicast() || hopLimit(oob[:oobn]) != 255 {
+			return n, cluster.Link{}, true
+		}
+		return n, cluster.Link{Device: d.name, Addr: src.String()}, true
+	}
+	return 0, link, false
+}
+
+func hopLimit(oob []byte) int {
+	ms, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	for _, m := range ms {
+		if m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_HOPLIMIT && len(m.Data) >= 4 {
+			return int(*(*int32)(unsafe.Pointer(&m.Data[0])))
+		}
+	}
+	return 0
+}
