@@ -1,9 +1,19 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
 	"github.com/spf13/cobra"
 
+	"tandem/cluster"
+	"tandem/cluster/guardian"
+	"tandem/internal/config"
 	"tandem/internal/daemon"
+	"tandem/internal/ipsec"
 )
 
 func runFlags(c *cobra.Command) (configFile, logFormat *string) {
@@ -12,10 +22,86 @@ func runFlags(c *cobra.Command) (configFile, logFormat *string) {
 	return configFile, logFormat
 }
 
+// runCommand is the guardian: it starts the daemon, sends heartbeats for it and
+// starts it again when it dies.
 func runCommand() *cobra.Command {
-	c := daemonCommand()
-	c.Use, c.Short, c.Hidden = "run", "Run the gateway until SIGTERM; SIGHUP reads the configuration again", false
+	c := &cobra.Command{Use: "run", Short: "Run the gateway until SIGTERM; SIGHUP reads the configuration again", Args: cobra.NoArgs}
+	configFile, logFormat := runFlags(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, _, err := daemon.LoadConfig(*configFile)
+		if err != nil {
+			return exitError{exitFailed, err.Error()}
+		}
+		log, err := newLogger(*logFormat)
+		if err != nil {
+			return exitError{exitUsage, err.Error()}
+		}
+		if err := canRunHere(); err != nil {
+			return exitError{exitUsage, err.Error()}
+		}
+		o, err := guardianOptions(cfg)
+		if err != nil {
+			return exitError{exitFailed, err.Error()}
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return exitError{exitFailed, err.Error()}
+		}
+		o.Command = []string{self, "daemon", "--config", *configFile, "--log-format", *logFormat}
+		o.Logger = log
+		if code := guardian.Run(c.Context(), o); code != 0 {
+			return exitError{exitFailed, ""}
+		}
+		return nil
+	}
 	return c
+}
+
+func newLogger(format string) (*slog.Logger, error) {
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, nil)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, nil)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: text and json are allowed", format)
+}
+
+// canRunHere says what the machine lacks.
+func canRunHere() error {
+	if os.Geteuid() != 0 {
+		return errors.New("a gateway needs root: it makes interfaces and opens raw sockets")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return fmt.Errorf("a gateway needs TUN interfaces: %w", err)
+	}
+	return nil
+}
+
+// guardianOptions are those of a member of a pair, or of a gateway that stands
+// alone: its guardian only starts it again.
+func guardianOptions(cfg *config.Config) (guardian.Options, error) {
+	o := guardian.Options{
+		Node: 1, Name: cfg.Hostname, StateDir: cfg.Tandem.StateDir,
+		Settings: guardian.Settings{Interval: cfg.HA.HBInterval, Threshold: cfg.HA.HBLostThreshold},
+		Key:      ipsec.NewKey(make([]byte, 32)), // of no use without heartbeat devices
+	}
+	if cfg.HA.Mode != "a-p" {
+		o.Interval, o.Threshold = time.Second, 3
+		return o, nil
+	}
+	id, err := cluster.LoadIdentity(cfg.Tandem.ClusterDir)
+	if err != nil {
+		return o, fmt.Errorf("system tandem: cluster-dir: %w (tandem cluster init makes it)", err)
+	}
+	o.Node, o.Key = id.Node, id.HeartbeatKey()
+	if o.Name == "" {
+		o.Name = id.Name
+	}
+	for _, d := range cfg.HA.HBDev {
+		o.HBDevs = append(o.HBDevs, d.Name)
+	}
+	return o, nil
 }
 
 // daemonCommand is the child that the guardian starts. It is hidden, and works
@@ -24,7 +110,12 @@ func daemonCommand() *cobra.Command {
 	c := &cobra.Command{Use: "daemon", Short: "The daemon without its guardian", Hidden: true, Args: cobra.NoArgs}
 	configFile, logFormat := runFlags(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := daemon.Run(c.Context(), daemon.Options{ConfigFile: *configFile, LogFormat: *logFormat}); err != nil {
+		err := daemon.Run(c.Context(), daemon.Options{ConfigFile: *configFile, LogFormat: *logFormat})
+		var bad daemon.ConfigError
+		switch {
+		case errors.As(err, &bad):
+			return exitError{guardian.ExitConfig, err.Error()}
+		case err != nil:
 			return exitError{exitFailed, err.Error()}
 		}
 		return nil

@@ -31,6 +31,7 @@ type addresses struct {
 	interval time.Duration
 	foreign  map[sharedAddr]bool // were there before us: a standalone gateway leaves them
 	held     bool
+	tell     func([]sharedAddr) // who takes them away should this process die; nil: nobody
 	stop     chan struct{}
 	wg       sync.WaitGroup
 }
@@ -128,6 +129,9 @@ func nlAddr(p netip.Prefix) *netlink.Addr {
 // repetitions follow. Called again it repairs what the kernel dropped.
 func (a *addresses) claim() {
 	a.held = true
+	if a.tell != nil {
+		a.tell(a.shared)
+	}
 	for _, s := range a.shared {
 		link, err := netlink.LinkByName(s.dev)
 		if err != nil {
@@ -150,6 +154,9 @@ func (a *addresses) release() {
 		if !a.foreign[s] {
 			a.remove(s)
 		}
+	}
+	if a.tell != nil {
+		a.tell(nil)
 	}
 }
 

@@ -22,7 +22,7 @@ func (d *Daemon) view(ctx context.Context, counters bool) (*view, error) {
 
 func (d *Daemon) look(now time.Time, counters bool) *view {
 	v := &view{
-		Now: now, Started: d.started, Hostname: d.hostname(), DaemonPID: os.Getpid(), GuardianPID: guardianPID(),
+		Now: now, Started: d.started, Hostname: d.hostname(), DaemonPID: os.Getpid(), GuardianPID: d.guardianPID(),
 		Config: d.cfg, Node: d.loop.node.Status(now), Counters: map[ipsec.ESPSPI]xfrm.Counters{},
 		Tunnels: d.tunnels.views(), Plane: d.plane.PlaneCounters(), IfIndex: d.links.indexes(),
 		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),

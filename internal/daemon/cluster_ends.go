@@ -2,24 +2,156 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
+	"sync"
+	"time"
 
 	"tandem/cluster"
+	"tandem/cluster/guardian"
 	"tandem/internal/node"
 	statesync "tandem/sync"
 )
 
-type clusterEnds struct{}
+// clusterEnds are a member's ends towards the rest of its pair: the guardian, the
+// streams and the state on disk.
+type clusterEnds struct {
+	d        *Daemon
+	identity *cluster.Identity
+	state    *cluster.StateDir
+	streams  *streams
+	wg       sync.WaitGroup
+	done     chan struct{}
 
-func (d *Daemon) openCluster(*node.Options) (*clusterEnds, error) {
-	return nil, errors.New("system ha: mode a-p needs the guardian")
+	mu       sync.Mutex
+	notes    []cluster.WriteNote // every one is answered, in order
+	noteWake chan struct{}
 }
-func (c *clusterEnds) start(*Daemon) error           { return nil }
-func (c *clusterEnds) close()                        {}
-func (c *clusterEnds) progress()                     {}
-func (c *clusterEnds) sendFrame(statesync.SendFrame) {}
-func (c *clusterEnds) sendAck(statesync.SendAck)     {}
-func (c *clusterEnds) announce(cluster.Announce)     {}
-func (c *clusterEnds) entitle(cluster.Entitle)       {}
-func (c *clusterEnds) askRemoval(cluster.AskRemoval) {}
-func (c *clusterEnds) writeNote(cluster.WriteNote)   {}
-func guardianPID() int                               { return 0 }
+
+// openCluster prepares the ends and completes the node's options.
+func (d *Daemon) openCluster(o *node.Options) (*clusterEnds, error) {
+	if d.guardian == nil {
+		return nil, errors.New("system ha: mode a-p needs the guardian: start the gateway with tandem run")
+	}
+	id, err := cluster.LoadIdentity(d.cfg.Tandem.ClusterDir)
+	if err != nil {
+		return nil, fmt.Errorf("system tandem: cluster-dir: %w (tandem cluster init makes it)", err)
+	}
+	if id.ExpiresSoon(time.Now()) {
+		d.log.Warn("this node's certificate ends soon", "not_after", id.NotAfter.Format(time.DateOnly))
+	}
+	state, err := cluster.OpenStateDir(d.cfg.Tandem.StateDir, id.Node)
+	if err != nil {
+		return nil, err
+	}
+	o.CookieSecret = id.CookieSecret()
+	o.Pair = &cluster.PairOptions{
+		Self: id.Node, Name: d.hostname(), Serial: id.Serial, HA: d.cfg.HA,
+		Coverage: state.Coverage(), Epoch: state.Epoch(), Floor: uint64(max(time.Now().Unix(), 0)),
+	}
+	return &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}, nil
+}
+
+// start begins to hear the guardian and the other member.
+func (c *clusterEnds) start() (err error) {
+	if c.streams, err = openStreams(c); err != nil {
+		return err
+	}
+	c.wg.Go(c.writeNotes)
+	c.wg.Go(c.hear)
+	return nil
+}
+
+func (c *clusterEnds) close() {
+	close(c.done)
+	if c.streams != nil {
+		c.streams.close()
+	}
+	c.wg.Wait()
+	_ = c.state.Close()
+}
+
+// hear hands the guardian's events to the loop.
+func (c *clusterEnds) hear() {
+	for {
+		select {
+		case <-c.done:
+			return
+		case e := <-c.d.guardian.Events():
+			if c.d.loop.post(func(now time.Time) { c.handle(now, e) }) != nil {
+				return
+			}
+		}
+	}
+}
+
+func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
+	n := c.d.loop.node
+	switch e := e.(type) {
+	case cluster.TellPeer:
+		c.streams.setPeer(e.Peer)
+		n.HandlePeer(now, e.Peer)
+	case cluster.TellLoss:
+		n.HandleLoss(now, e.Node, e.Kind, e.Entitled, e.Detected)
+	case cluster.TellRemoved:
+		n.HandleRemoved(now, e.Node)
+	case cluster.TellEntitled:
+		n.HandleEntitled(now, e.Epoch)
+	case cluster.TellClaimed:
+		n.HandleClaimed(now, e.Epoch, e.OK)
+	}
+}
+
+// writeNotes writes to disk beside the loop, which goes on meanwhile; the node
+// holds back what depends on a note.
+func (c *clusterEnds) writeNotes() {
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-c.noteWake:
+		}
+		for {
+			c.mu.Lock()
+			if len(c.notes) == 0 {
+				c.mu.Unlock()
+				break
+			}
+			w := c.notes[0]
+			c.notes = c.notes[1:]
+			c.mu.Unlock()
+			err := c.state.WriteNote(w.On, w.Epoch)
+			if err != nil {
+				c.d.log.Error("note not written", "error", err)
+			}
+			if c.d.loop.post(func(now time.Time) { c.d.loop.node.HandleNote(now, err) }) != nil {
+				return
+			}
+		}
+	}
+}
+
+func (c *clusterEnds) writeNote(e cluster.WriteNote) {
+	c.mu.Lock()
+	c.notes = append(c.notes, e)
+	c.mu.Unlock()
+	select {
+	case c.noteWake <- struct{}{}:
+	default:
+	}
+}
+
+// said reports a message that the guardian could not be given: this process is
+// about to end with it.
+func (c *clusterEnds) said(err error) {
+	if err != nil {
+		c.d.log.Error("guardian does not listen", "error", err)
+	}
+}
+
+func (c *clusterEnds) announce(e cluster.Announce)     { c.said(c.d.guardian.Announce(e)) }
+func (c *clusterEnds) entitle(e cluster.Entitle)       { c.said(c.d.guardian.Entitle(e)) }
+func (c *clusterEnds) claim(e cluster.Claim)           { c.said(c.d.guardian.Claim(e)) }
+func (c *clusterEnds) askRemoval(e cluster.AskRemoval) { c.said(c.d.guardian.AskRemoval(e)) }
+
+func (c *clusterEnds) sendFrame(e statesync.SendFrame) { c.streams.sendFrame(e) }
+func (c *clusterEnds) sendAck(e statesync.SendAck)     { c.streams.sendAck(e) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/cluster/guardian"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
@@ -45,7 +47,8 @@ type Daemon struct {
 	routes    *routes
 	keys      *keyLog
 	noise     noise
-	cluster   *clusterEnds // nil: standalone
+	guardian  *guardian.Client // nil: this process was started alone
+	cluster   *clusterEnds     // nil: standalone
 	links     *links
 	takeover  *node.Log // to be written once the addresses are claimed
 	alarms    map[string]string
@@ -76,6 +79,12 @@ func LoadConfig(path string) (*config.Config, []config.Fault, error) {
 	return c, faults, nil
 }
 
+// ConfigError says that the configuration cannot be run: trying again does not help.
+type ConfigError struct{ Err error }
+
+func (e ConfigError) Error() string { return e.Err.Error() }
+func (e ConfigError) Unwrap() error { return e.Err }
+
 // Run is a daemon's whole life. It returns when the daemon was told to stop
 // (SIGTERM, SIGINT, or ctx) and has done so, or could not start.
 func Run(ctx context.Context, o Options) error {
@@ -84,7 +93,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	cfg, faults, err := LoadConfig(o.ConfigFile)
 	if err != nil {
-		return err
+		return ConfigError{err}
 	}
 	hub, err := newLogHub(o.LogOutput, o.LogFormat, cfg.Tandem.LogLevel)
 	if err != nil {
@@ -92,6 +101,12 @@ func Run(ctx context.Context, o Options) error {
 	}
 	d := &Daemon{o: o, hub: hub, log: slog.New(hub), started: time.Now(), cfg: cfg, alarms: map[string]string{}}
 	d.process = newProcessID()
+	switch d.guardian, err = guardian.Attach(nil); {
+	case err == nil:
+		d.process = d.guardian.Process()
+	case !errors.Is(err, guardian.ErrNoGuardian):
+		return err
+	}
 	d.sayWarnings(faults)
 	if err := d.breaks.arm(os.Getenv("TANDEM_BREAK")); err != nil {
 		return err
@@ -151,6 +166,9 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		}
 	})
 	closers = append(closers, d.addresses.release)
+	if d.guardian != nil {
+		d.addresses.tell = d.tellAddresses
+	}
 
 	options := node.Options{
 		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr,
@@ -181,7 +199,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	if d.cluster != nil {
-		if err := d.cluster.start(d); err != nil {
+		if err := d.cluster.start(); err != nil {
 			stopAdmin()
 			stopMetrics()
 			return err
@@ -349,8 +367,8 @@ func (d *Daemon) localAddr(dev string, v6 bool) (netip.Addr, bool) {
 // counter that the guardian watches.
 func (d *Daemon) turn() {
 	d.progress.Add(1)
-	if d.cluster != nil {
-		d.cluster.progress()
+	if d.guardian != nil {
+		d.guardian.Progress()
 	}
 }
 
@@ -369,4 +387,22 @@ func (d *Daemon) sayForwarding() {
 			d.log.Warn("the kernel forwards nothing: a gateway wants it to", "sysctl", "net."+strings.ReplaceAll(path, "/", "."), "value", 0)
 		}
 	}
+}
+
+// tellAddresses lets the guardian know what it must take away if this process dies.
+func (d *Daemon) tellAddresses(shared []sharedAddr) {
+	list := make([]guardian.Address, 0, len(shared))
+	for _, s := range shared {
+		list = append(list, guardian.Address{Device: s.dev, Prefix: s.prefix})
+	}
+	if err := d.guardian.Addresses(list); err != nil {
+		d.log.Error("guardian does not listen", "error", err)
+	}
+}
+
+func (d *Daemon) guardianPID() int {
+	if d.guardian == nil {
+		return 0
+	}
+	return d.guardian.GuardianPID()
 }

@@ -69,6 +69,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.cluster.announce(e)
 	case cluster.Entitle:
 		d.cluster.entitle(e)
+	case cluster.Claim:
+		d.cluster.claim(e)
 	case cluster.AskRemoval:
 		d.cluster.askRemoval(e)
 	case cluster.WriteNote:
@@ -149,11 +151,7 @@ func (d *Daemon) afterEffects(now time.Time) {
 	s := d.loop.node.Status(now)
 	attrs := []slog.Attr{slog.String("node", d.hostname())}
 	if s.HA != nil {
-		from := ""
-		for i := range s.HA.Peers {
-			from = s.HA.Peers[i].Name
-		}
-		attrs = append(attrs, slog.Int("scope", 0), slog.String("from", from),
+		attrs = append(attrs, slog.Int("scope", 0),
 			slog.Uint64("epoch", s.HA.Epoch.Counter), slog.Uint64("epoch_node", uint64(s.HA.Epoch.Node)))
 	}
 	var ceiling uint64

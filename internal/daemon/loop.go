@@ -28,6 +28,7 @@ type gateway interface {
 	HandleLoss(time.Time, cluster.NodeID, cluster.Loss, bool, time.Duration)
 	HandleRemoved(time.Time, cluster.NodeID)
 	HandleEntitled(time.Time, cluster.Epoch)
+	HandleClaimed(time.Time, cluster.Epoch, bool)
 	HandleNote(time.Time, error)
 	HandleMonitors(time.Time, int)
 	HandleTimeout(time.Time)

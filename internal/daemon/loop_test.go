@@ -54,6 +54,7 @@ func (n *scriptedNode) HandlePeer(time.Time, cluster.Peer)                      
 func (n *scriptedNode) HandleLoss(time.Time, cluster.NodeID, cluster.Loss, bool, time.Duration) {}
 func (n *scriptedNode) HandleRemoved(time.Time, cluster.NodeID)                                 {}
 func (n *scriptedNode) HandleEntitled(time.Time, cluster.Epoch)                                 {}
+func (n *scriptedNode) HandleClaimed(time.Time, cluster.Epoch, bool)                            {}
 func (n *scriptedNode) HandleNote(time.Time, error)                                             { n.in("note") }
 func (n *scriptedNode) HandleMonitors(_ time.Time, up int)                                      { n.in("monitors %d", up) }
 func (n *scriptedNode) HandleTimeout(now time.Time) {
