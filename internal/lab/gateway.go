@@ -65,7 +65,7 @@ func (t *Topology) fill(text string, more ...string) string {
 
 // startGateway starts a node's guardian.
 func (t *Topology) startGateway(d *daemonSet, g *Gateway) error {
-	argv := []string{d.bin, "run", "--config", g.Config}
+	argv := []string{d.bin, "run", "--config", g.Config, "--log-format", "json"}
 	if d.argv != nil {
 		argv = d.argv(g.Name, g.Config)
 	}
