@@ -149,6 +149,9 @@ type DataPlane interface {
 	SetOutbound(spiIn ipsec.ESPSPI, use bool)
 	// SetPeer changes the outer addresses and the encapsulation.
 	SetPeer(spiIn ipsec.ESPSPI, local, remote netip.AddrPort, udpEncap bool)
+	// Remove removes both directions. Whoever calls it for a live SA has the whole
+	// sync set's word that it is gone; so what waits for its bounds is delivered,
+	// or sent through the SA that its selectors lead to next.
 	Remove(spiIn ipsec.ESPSPI)
 
 	SetBounds([]Bound)

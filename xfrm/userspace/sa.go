@@ -161,27 +161,62 @@ func (p *Plane) SetOutbound(spi ipsec.ESPSPI, use bool) {
 	p.evs.flush()
 }
 
-// Remove deletes a pair.
+// Remove deletes a pair. What waits for its bounds is not lost with it: whoever
+// removes an SA has the whole sync set's word that it is gone, so nobody can
+// accept a replay of what is delivered now; and what was to be sent goes through
+// the SA that matches it next, as after a rekey.
 func (p *Plane) Remove(spi ipsec.ESPSPI) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if s := p.sas.get(spi); s != nil {
-		p.remove(s)
+	s := p.sas.get(spi)
+	if s == nil {
+		p.mu.Unlock()
+		return
 	}
+	now := p.clock()
+	undelivered, unsent := p.remove(s)
+	s.in.mu.Lock()
+	for i := range undelivered {
+		s.in.deliver(undelivered[i].packet(), now)
+	}
+	s.in.mu.Unlock()
+	freeWaiting(undelivered)
+	for i := range unsent {
+		w := &unsent[i]
+		in, pkt, ok := parseInner(w.packet())
+		if next := s.tun.routes.lookup(&in); ok && next != nil {
+			if p.out.full() {
+				p.socks.flush(&p.out.outbox)
+			}
+			// The buffer must outlive the flush: it is not given back to the pool.
+			p.sealFor(next, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
+		}
+	}
+	p.socks.flush(&p.out.outbox)
+	p.mu.Unlock()
+	p.evs.flush()
 }
 
-func (p *Plane) remove(s *sa) {
+// remove takes a pair out and returns what waited for its bounds in this activation.
+func (p *Plane) remove(s *sa) (in, out []waitingPacket) {
 	p.sas.remove(s.SPIIn)
 	if s.order != 0 {
 		s.tun.routes.remove(s)
 		s.order = 0
 	}
+	gen, active := s.scope.active()
 	s.out.mu.Lock()
+	if active && gen == s.out.gen {
+		out = s.out.queue
+	}
 	s.out.gone, s.out.queue, s.out.seal = true, nil, nil
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
+	if active && gen == s.in.gen {
+		in = s.in.queue
+	}
 	s.in.gone, s.in.queue, s.in.open = true, nil, nil
 	s.in.mu.Unlock()
+	return in, out
 }
 
 // resume brings the lane to a new activation; the lock is held.

@@ -77,6 +77,26 @@ func testSwitchOutbound(t *testing.T, make Factory) {
 	}
 }
 
+// testRemoveReleases: what waits for a bound when its SA is removed is not lost. It
+// is delivered here, and sent through the SA that took over the selectors.
+func testRemoveReleases(t *testing.T, make Factory) {
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("A", bounds(2, xfrm.Unbounded)), only("B", bounds(xfrm.Unbounded, 1)))
+	for i := uint32(1); i <= 4; i++ {
+		ha.send(hb, i, 64)
+	}
+	hb.want(1)
+	eventually(t, "the second waits for the fence", func() bool { return p.b.counters(spiB).InFenced == 1 })
+	hb.wantNothing()
+	p.b.do(func() { p.b.plane.Remove(spiB) })
+	hb.want(2)
+
+	p.install(p.b, generation(2))
+	p.install(p.a, generation(2))
+	waitEvent(p.a, "question for a ceiling", wanted(xfrm.Outbound, 3))
+	p.a.do(func() { p.a.plane.Remove(spiA) })
+	hb.want(3, 4)
+}
+
 func testRemove(t *testing.T, make Factory) {
 	p, ha, hb := standard(t, make, xfrm.Tunnel{})
 	ha.send(hb, 1, 64)

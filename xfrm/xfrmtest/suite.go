@@ -33,6 +33,7 @@ func Run(t *testing.T, make Factory) {
 		{"Ceiling", testCeiling},
 		{"CeilingPaces", testCeilingPaces},
 		{"Fence", testFence},
+		{"RemoveReleases", testRemoveReleases},
 		{"FenceWithdrawn", testFenceWithdrawn},
 		{"Takeover", testTakeover},
 		{"Handover", testHandover},
