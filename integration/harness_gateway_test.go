@@ -265,6 +265,16 @@ func (g *gateway) wantUp(name, direction string) gwStatus {
 	return s
 }
 
+// wantOneChild waits until a rekey is over here: the old SA is deleted, so the
+// peer has answered the DELETE and sends through the new one.
+func (g *gateway) wantOneChild(name string) {
+	g.t.Helper()
+	eventually(g.t, 10*time.Second, "one Child SA of "+name, func() bool {
+		all := g.children(name)
+		return len(all) == 1 && all[0].Outbound
+	})
+}
+
 // wantNone waits until no SA of a tunnel stands, or of any for an empty name.
 func (g *gateway) wantNone(name string) {
 	g.t.Helper()

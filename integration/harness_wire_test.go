@@ -92,6 +92,16 @@ func (tp *tap) count(ok func(packet) bool) int {
 	return n
 }
 
+// wantAtLeast waits until so many recorded packets satisfy a condition: what has
+// left the wire may not have reached the recording yet.
+func (tp *tap) wantAtLeast(n int, what string, ok func(packet) bool) {
+	tp.t.Helper()
+	got := 0
+	if !holds(3*time.Second, func() bool { got = tp.count(ok); return got >= n }) {
+		tp.t.Errorf("%d %s on the wire, at least %d expected", got, what, n)
+	}
+}
+
 // onlyKinds wants nothing else on the wire.
 func (tp *tap) onlyKinds(kinds ...string) {
 	tp.t.Helper()

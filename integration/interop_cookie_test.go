@@ -15,8 +15,8 @@ func TestCookies(t *testing.T) {
 	plan := wirePlan()
 	plan.Cables[0].AAddrs = append(plan.Cables[0].AAddrs, "192.0.2.66/24", "192.0.2.67/24")
 	s := build(t, plan)
-	g := s.gateway("gw", gwConf{phase1: []entry{dialup("any", "client.test", psk, "negotiate-timeout 300")},
-		phase2: []entry{dialupPhase2("net", "any")}})
+	g := s.gateway("gw", gwConf{phase1: []entry{dialup("road", "client.test", psk, "negotiate-timeout 300")},
+		phase2: []entry{dialupPhase2("net", "road")}})
 	bot := s.dial("peer", "192.0.2.66", "bot.test", psk)
 	var demanded *message.Notify
 	sent := 0
@@ -72,7 +72,7 @@ func TestCookies(t *testing.T) {
 	ch.up()
 	ch.says(`parsed IKE_SA_INIT response 0 \[ N\(COOKIE\) \]`)
 	ch.says(`generating IKE_SA_INIT request 0 \[ N\(COOKIE\) `)
-	g.wantUp("any_0", "responder")
+	g.wantUp("road_0", "responder")
 	s.wantPing("peer", peerIn, gwIn)
 	ch.down(g)
 	eventually(t, 5*time.Second, "still answering commands", func() bool { _, err := g.cli("diagnose vpn ike stats"); return err == nil })

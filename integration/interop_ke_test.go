@@ -22,6 +22,7 @@ func TestInvalidKE(t *testing.T) {
 		ch.says(`generating IKE_SA_INIT response 0 \[ N\(INVAL_KE\) \]`)
 		g.must("diagnose vpn ike rekey child name vpn1")
 		eventually(t, 10*time.Second, "Child SA rekeyed", func() bool { return ch.Events().ChildRekeys == 1 })
+		g.wantOneChild("vpn1")
 		ch.says(`generating CREATE_CHILD_SA response \d+ \[ N\(INVAL_KE\) \]`)
 		if _, child := ch.one(); child.DH != "CURVE_25519" {
 			t.Errorf("group of the rekeyed Child SA: %s", child.DH)
@@ -60,6 +61,7 @@ func TestInvalidKE(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, 10*time.Second, "Child SA rekeyed", func() bool { return ch.Events().ChildRekeys == 1 })
+		g.wantOneChild("vpn1")
 		ch.says(`parsed CREATE_CHILD_SA response \d+ \[ N\(INVAL_KE\) \]`)
 		if _, child := ch.one(); child.DH != "CURVE_25519" {
 			t.Errorf("group of the rekeyed Child SA: %s", child.DH)

@@ -23,7 +23,13 @@ func natPlan() lab.Plan {
 func TestClientsBehindOneNAT(t *testing.T) {
 	t.Parallel()
 	s := build(t, natPlan())
-	s.nft("net", "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname \"wan\" masquerade; } }\n")
+	s.nft("net", `table ip nat {
+	chain post {
+		type nat hook postrouting priority srcnat
+		oifname "wan" masquerade
+	}
+}
+`)
 	wan := s.tap("gw", "wan0")
 	conf := twoDialups("nattraversal enable")
 	conf.phase1 = append(conf.phase1, dialup("three", "three.test", "secret of three", "nattraversal enable"))
@@ -119,9 +125,7 @@ func TestForcedEncapsulation(t *testing.T) {
 	}
 	s.pingBoth()
 	wan.onlyKinds(kindIKE, kindUDPESP, kindKeepalive)
-	if n := wan.count(func(p packet) bool { return p.kind == kindUDPESP && p.dst.Port() == 4500 && p.src.Port() == 4500 }); n < 8 {
-		t.Errorf("%d packets of ESP in UDP", n)
-	}
+	wan.wantAtLeast(8, kindUDPESP, func(p packet) bool { return p.kind == kindUDPESP && p.dst.Port() == 4500 && p.src.Port() == 4500 })
 	eventually(t, 10*time.Second, "a keepalive of ours", func() bool {
 		return wan.count(func(p packet) bool { return p.kind == kindKeepalive && from(gwWAN)(p) }) > 0
 	})

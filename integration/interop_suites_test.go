@@ -76,6 +76,7 @@ func TestSuites(t *testing.T) {
 					g.must("diagnose vpn ike rekey child vpn1")
 				}
 				eventually(t, 10*time.Second, "Child SA rekeyed by "+by, func() bool { return ch.Events().ChildRekeys == i+1 })
+				g.wantOneChild("vpn1")
 				_, now := ch.one()
 				if now.SPIIn == old.SPIIn || now.SPIOut == old.SPIOut || now.DH != group {
 					t.Errorf("rekeyed by %s: %+v after %+v, group %s expected", by, now, old, group)
