@@ -69,7 +69,7 @@ func TestLedgerRunsSmallThenOut(t *testing.T) {
 	l := NewLedger(chance(1))
 	k := l.New()
 	small, grants := 0, 0
-	for p := cluster.ProcessID(1); ; p++ {
+	for p := cluster.ProcessID(1); p < 100; p++ {
 		if l.Small(k) && small == 0 {
 			small = grants
 		}

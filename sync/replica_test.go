@@ -135,7 +135,9 @@ func TestReplicaSequence(t *testing.T) {
 	s.takes("a copy may skip", frame(9, epoch1, begin()))
 	s.takes("what it replaced arrives late", frame(4, epoch1, record()))
 	s.want("replaced", CopyBegins{epoch1}, ack(9))
-	if st := s.Stats(); st.Duplicates != 2 || st.Gaps != 1 || st.NoCopy != 1 {
+	s.takes("late, and its number is not first on the wire", append([]byte{4 << 3, 1}, frame(8, epoch1, begin())...))
+	s.want("replaced")
+	if st := s.Stats(); st.Duplicates != 3 || st.Gaps != 1 || st.NoCopy != 1 {
 		t.Errorf("%+v", st)
 	}
 }

@@ -232,9 +232,8 @@ func (x *StreamDown) GetAck() uint64 {
 // Hello opens both directions of a stream.
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Process       uint64                 `protobuf:"fixed64,1,opt,name=process,proto3" json:"process,omitempty"`                      // of the speaker
-	ToProcess     uint64                 `protobuf:"fixed64,2,opt,name=to_process,json=toProcess,proto3" json:"to_process,omitempty"` // client: whom it means to reach, 0 for whoever is there
-	Have          uint64                 `protobuf:"varint,3,opt,name=have,proto3" json:"have,omitempty"`                             // server: highest acknowledged seq of the client's process
+	Process       uint64                 `protobuf:"fixed64,1,opt,name=process,proto3" json:"process,omitempty"` // of the speaker
+	Have          uint64                 `protobuf:"varint,2,opt,name=have,proto3" json:"have,omitempty"`        // server: highest acknowledged seq of the client's process
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -272,13 +271,6 @@ func (*Hello) Descriptor() ([]byte, []int) {
 func (x *Hello) GetProcess() uint64 {
 	if x != nil {
 		return x.Process
-	}
-	return 0
-}
-
-func (x *Hello) GetToProcess() uint64 {
-	if x != nil {
-		return x.ToProcess
 	}
 	return 0
 }
@@ -1046,12 +1038,10 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\n" +
 	"StreamDown\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.tandem.sync.HelloR\x05hello\x12\x10\n" +
-	"\x03ack\x18\x02 \x01(\x04R\x03ack\"T\n" +
+	"\x03ack\x18\x02 \x01(\x04R\x03ack\"5\n" +
 	"\x05Hello\x12\x18\n" +
-	"\aprocess\x18\x01 \x01(\x06R\aprocess\x12\x1d\n" +
-	"\n" +
-	"to_process\x18\x02 \x01(\x06R\ttoProcess\x12\x12\n" +
-	"\x04have\x18\x03 \x01(\x04R\x04have2L\n" +
+	"\aprocess\x18\x01 \x01(\x06R\aprocess\x12\x12\n" +
+	"\x04have\x18\x02 \x01(\x04R\x04have2L\n" +
 	"\tStateSync\x12?\n" +
 	"\tReplicate\x12\x15.tandem.sync.StreamUp\x1a\x17.tandem.sync.StreamDown(\x010\x01B\x15Z\x13tandem/proto/syncpbb\x06proto3"
 

@@ -1,13 +1,16 @@
-// Package stream carries journal frames and their acknowledgements between nodes:
-// gRPC over mTLS, one stream for each peer and heartbeat device, in each direction.
+// Package stream carries frames and acknowledgements between the nodes of a cluster:
+// gRPC over mutual TLS, one stream for each direction on every heartbeat link.
 //
-// Every frame travels on every live link, and the first arrival counts: the replica
-// recognises the second by its number. So a flapping link is nothing that anybody
-// has to notice. Each link reads from one buffer of unacknowledged frames at its own
-// pace; a stalled one holds up neither the others nor the caller, and begins again
-// where the receiver stands.
+// Who sends frames is the stream's client; acknowledgements come back on the same
+// stream, so they never wait behind records. Every frame travels on every live link,
+// and the first arrival counts: the Replica knows the second by its number. So the
+// flap of one link is nothing that anybody has to notice.
 //
-// One walk: Send → outbox of the peer process → a sender of each link → the peer's
-// server → Handler.Frame … SendAck → the ack writer of each stream → Handler.Ack,
-// and the outbox forgets what was acknowledged.
+// Unacknowledged frames are kept once for all links, and each link sends from that
+// log at its own pace. One that stalls holds up nobody, costs no memory and is torn
+// down; one that comes (back) begins where the receiver stands.
+//
+// One walk: Send → log of the member's process → write of each link → the member's
+// server → Handler.Frame … Ack → answer of each stream → Handler.Ack, and the log
+// forgets what was acknowledged.
 package stream

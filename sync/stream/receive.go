@@ -1,0 +1,273 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"tandem/cluster"
+	"tandem/proto/syncpb"
+)
+
+var (
+	errResync   = errors.New("begin again")
+	errTooMany  = errors.New("too many streams")
+	errReplaced = errors.New("another process speaks for the node")
+	errClosing  = errors.New("closing")
+)
+
+// Received is a frame from another node.
+type Received struct {
+	Node    cluster.NodeID
+	Process cluster.ProcessID
+	Frame   []byte // the handler's to keep
+	from    *incoming
+}
+
+// Done says that the frame has been dealt with.
+func (r Received) Done() { r.from.give(len(r.Frame)) }
+
+// receiver is our side of the streams from one node.
+type receiver struct {
+	mu      sync.Mutex
+	process cluster.ProcessID
+	acked   uint64 // highest acknowledged frame of process
+	streams []*incoming
+}
+
+// incoming is one stream.
+type incoming struct {
+	r      *receiver
+	wake   chan struct{} // acked has risen
+	ended  chan struct{} // closed by stop
+	once   sync.Once
+	reason error // set before ended is closed
+
+	mu       sync.Mutex
+	inflight int
+	room     chan struct{} // inflight has shrunk
+}
+
+// stop ends the stream.
+func (s *incoming) stop(reason error) {
+	s.once.Do(func() {
+		s.reason = reason
+		close(s.ended)
+	})
+}
+
+// take waits until the handler may have n bytes more.
+func (s *incoming) take(n int) bool {
+	for {
+		s.mu.Lock()
+		if s.inflight == 0 || s.inflight+n <= maxInflight {
+			s.inflight += n
+			s.mu.Unlock()
+			return true
+		}
+		s.mu.Unlock()
+		select {
+		case <-s.room:
+		case <-s.ended:
+			return false
+		}
+	}
+}
+
+func (s *incoming) give(n int) {
+	s.mu.Lock()
+	s.inflight -= n
+	s.mu.Unlock()
+	signal(s.room)
+}
+
+func (r *receiver) ack(process cluster.ProcessID, seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if process != r.process || seq <= r.acked {
+		return
+	}
+	r.acked = seq
+	for _, s := range r.streams {
+		signal(s.wake)
+	}
+}
+
+func (r *receiver) held() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.acked
+}
+
+func (r *receiver) end(reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.streams {
+		s.stop(reason)
+	}
+}
+
+// add counts a stream of a process. The newest one is right: a former one's end
+// may not have been noticed yet.
+func (r *receiver) add(process cluster.ProcessID) *incoming {
+	s := &incoming{r: r, wake: make(chan struct{}, 1), ended: make(chan struct{}), room: make(chan struct{}, 1)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if process != r.process {
+		for _, o := range r.streams {
+			o.stop(errReplaced)
+		}
+		r.process, r.acked = process, 0
+	}
+	if len(r.streams) >= maxStreams {
+		r.streams[0].stop(errTooMany)
+		r.streams = r.streams[1:]
+	}
+	r.streams = append(r.streams, s)
+	return s
+}
+
+func (r *receiver) remove(s *incoming) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, o := range r.streams {
+		if o == s {
+			r.streams = append(r.streams[:i:i], r.streams[i+1:]...)
+			return
+		}
+	}
+}
+
+// nodeOf is who the certificate of a connection belongs to.
+func (e *Endpoint) nodeOf(p *peer.Peer) (cluster.NodeID, error) {
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return 0, errors.New("no TLS")
+	}
+	node, err := e.opt.PeerNode(info.State)
+	if err == nil && node == e.opt.Self {
+		err = errors.New("our own certificate")
+	}
+	return node, err
+}
+
+func (e *Endpoint) receiver(node cluster.NodeID) *receiver {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	r := e.in[node]
+	if r == nil {
+		r = &receiver{}
+		e.in[node] = r
+	}
+	return r
+}
+
+// Replicate serves one stream: frames in, acknowledgements out. gRPC calls it.
+func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
+	p, ok := peer.FromContext(stream.Context())
+	if !ok {
+		return status.Error(codes.Unauthenticated, "no peer")
+	}
+	node, err := e.nodeOf(p)
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	type hello struct {
+		m   *syncpb.StreamUp
+		err error
+	}
+	// Ending the handler is what ends Recv and Send; so neither is called here.
+	hellos := make(chan hello, 1)
+	e.wg.Go(func() {
+		m, err := stream.Recv()
+		hellos <- hello{m, err}
+	})
+	patience := time.NewTimer(openTimeout)
+	defer patience.Stop()
+	var h hello
+	select {
+	case h = <-hellos:
+	case <-patience.C:
+		return status.Error(codes.DeadlineExceeded, "no hello")
+	case <-e.ctx.Done():
+		return status.Error(codes.Unavailable, errClosing.Error())
+	}
+	if h.err != nil {
+		return h.err
+	}
+	process := cluster.ProcessID(h.m.GetHello().GetProcess())
+	if process == 0 || process == e.opt.Process {
+		return status.Error(codes.InvalidArgument, "no hello")
+	}
+	r := e.receiver(node)
+	if r == nil {
+		return status.Error(codes.Unavailable, errClosing.Error())
+	}
+	s := r.add(process)
+	defer r.remove(s)
+	e.wg.Go(func() { s.stop(e.answer(s, stream)) })
+	e.wg.Go(func() { s.stop(e.read(s, stream, node, process)) })
+	select {
+	case <-s.ended:
+	case <-e.ctx.Done():
+		s.stop(errClosing)
+	case <-stream.Context().Done():
+		s.stop(stream.Context().Err())
+	}
+	return status.Error(codes.Aborted, fmt.Sprint(s.reason))
+}
+
+// answer sends the hello and then whatever is acknowledged, the latest only.
+func (e *Endpoint) answer(s *incoming, stream syncpb.StateSync_ReplicateServer) error {
+	sent := s.r.held()
+	if err := stream.Send(&syncpb.StreamDown{Hello: &syncpb.Hello{Process: uint64(e.opt.Process), Have: sent}}); err != nil {
+		return err
+	}
+	for {
+		if seq := s.r.held(); seq > sent {
+			if err := stream.Send(&syncpb.StreamDown{Ack: seq}); err != nil {
+				return err
+			}
+			sent = seq
+			continue
+		}
+		select {
+		case <-s.wake:
+		case <-s.ended:
+			return nil
+		}
+	}
+}
+
+func (e *Endpoint) read(s *incoming, stream syncpb.StateSync_ReplicateServer, node cluster.NodeID, process cluster.ProcessID) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if len(m.Frame) == 0 {
+			return errors.New("a message without a frame")
+		}
+		if m.Seq <= s.r.held() {
+			continue // the other link was faster
+		}
+		if !s.take(len(m.Frame)) {
+			return nil
+		}
+		select {
+		case <-s.ended:
+			return nil
+		default:
+			e.opt.Handler.Frame(Received{Node: node, Process: process, Frame: m.Frame, from: s})
+		}
+	}
+}

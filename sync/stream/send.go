@@ -1,0 +1,366 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"tandem/cluster"
+	"tandem/proto/syncpb"
+	statesync "tandem/sync"
+)
+
+const maxRetired = 8 // former processes of a node that are remembered
+
+// sender is our side of the streams towards one node.
+type sender struct {
+	e    *Endpoint
+	node cluster.NodeID
+
+	report sync.Mutex // held around a change of state and its Up or Down; taken before mu
+
+	mu      sync.Mutex
+	told    cluster.ProcessID   // last named by heartbeats
+	process cluster.ProcessID   // that answered last, and that the log is for
+	retired []cluster.ProcessID // that it was before
+	life    int                 // rises with process
+	live    int                 // open streams to process
+	log     []statesync.SendFrame
+	bytes   int // of the log
+	links   map[place]*link
+}
+
+// place is where a link leads.
+type place struct {
+	link cluster.Link
+	port uint16
+}
+
+// link keeps a stream open on one heartbeat device.
+type link struct {
+	s      *sender
+	at     place
+	ctx    context.Context // ends the link
+	cancel context.CancelFunc
+	again  chan struct{} // dial now
+	wake   chan struct{} // the log has grown
+
+	end  context.CancelFunc // of the stream, nil when there is none; under s.mu
+	sent uint64             // highest number that this stream need not send any more; under s.mu
+}
+
+// set brings the links to what was told. The endpoint's lock is held.
+func (s *sender) set(process cluster.ProcessID, links []cluster.Link, port uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	restarted := process != 0 && process != s.told && process != s.process
+	if process != 0 {
+		s.told = process
+	}
+	wanted := make(map[place]bool, len(links))
+	for _, l := range links {
+		wanted[place{l, port}] = true
+	}
+	for at, l := range s.links {
+		switch {
+		case !wanted[at]:
+			l.cancel()
+			delete(s.links, at)
+		case restarted:
+			if l.end != nil {
+				l.end()
+			}
+			signal(l.again)
+		}
+	}
+	for at := range wanted {
+		if s.links[at] != nil {
+			continue
+		}
+		l := &link{s: s, at: at, again: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+		l.ctx, l.cancel = context.WithCancel(s.e.ctx)
+		s.links[at] = l
+		s.e.wg.Go(l.run)
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (s *sender) send(f statesync.SendFrame) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.Process != s.process {
+		return
+	}
+	if f.Restart {
+		s.log, s.bytes = nil, 0
+	}
+	if s.bytes+len(f.Frame) > s.e.opt.Backlog {
+		return // the frames that follow are refused as a gap until a copy restarts the log
+	}
+	s.log = append(s.log, f)
+	s.bytes += len(f.Frame)
+	for _, l := range s.links {
+		signal(l.wake)
+	}
+}
+
+// next is the first frame that the link's stream has not sent. What another link
+// carried and was acknowledged need not travel again.
+func (s *sender) next(l *link) (statesync.SendFrame, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(s.log, l.sent+1, func(f statesync.SendFrame, seq uint64) int {
+		switch {
+		case f.Seq < seq:
+			return -1
+		case f.Seq > seq:
+			return 1
+		}
+		return 0
+	})
+	if i == len(s.log) {
+		return statesync.SendFrame{}, false
+	}
+	l.sent = s.log[i].Seq
+	return s.log[i], true
+}
+
+// acked drops what is acknowledged.
+func (s *sender) acked(process cluster.ProcessID, seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if process != s.process {
+		return
+	}
+	n := 0
+	for n < len(s.log) && s.log[n].Seq <= seq {
+		s.bytes -= len(s.log[n].Frame)
+		s.log[n] = statesync.SendFrame{}
+		n++
+	}
+	if s.log = s.log[n:]; len(s.log) == 0 {
+		s.log = nil
+	}
+}
+
+// attach counts a stream whose hellos were exchanged. have is what the process
+// acknowledged before.
+func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end context.CancelFunc) (life int, err error) {
+	s.report.Lock()
+	defer s.report.Unlock()
+	s.mu.Lock()
+	if l.ctx.Err() != nil || slices.Contains(s.retired, process) {
+		s.mu.Unlock()
+		return 0, fmt.Errorf("process %x is a former one", uint64(process))
+	}
+	old, gone := s.process, false
+	if process != old {
+		gone = s.live > 0
+		if old != 0 {
+			s.retired = append(s.retired, old)
+			if len(s.retired) > maxRetired {
+				s.retired = s.retired[1:]
+			}
+		}
+		s.process, s.log, s.bytes, s.live = process, nil, 0, 0
+		s.life++
+		for _, o := range s.links {
+			if o.end != nil {
+				o.end()
+			}
+		}
+	}
+	s.live++
+	came := s.live == 1
+	l.end, l.sent = end, have
+	life = s.life
+	s.mu.Unlock()
+	s.acked(process, have)
+	if gone {
+		s.e.tell(s.e.opt.Handler.Down, s.node, old)
+	}
+	if came {
+		s.e.tell(s.e.opt.Handler.Up, s.node, process)
+	}
+	return life, nil
+}
+
+func (s *sender) detach(l *link, process cluster.ProcessID, life int) {
+	s.report.Lock()
+	defer s.report.Unlock()
+	s.mu.Lock()
+	l.end = nil
+	gone := false
+	if life == s.life {
+		s.live--
+		gone = s.live == 0
+	}
+	s.mu.Unlock()
+	if gone {
+		s.e.tell(s.e.opt.Handler.Down, s.node, process)
+	}
+}
+
+// tell calls Up or Down unless the endpoint is closing.
+func (e *Endpoint) tell(f func(cluster.NodeID, cluster.ProcessID), node cluster.NodeID, process cluster.ProcessID) {
+	if e.ctx.Err() == nil {
+		f(node, process)
+	}
+}
+
+// run dials until the link is given up.
+func (l *link) run() {
+	defer l.cancel()
+	backoff := minBackoff
+	quiet := false
+	for l.ctx.Err() == nil {
+		began := time.Now()
+		opened, err := l.session()
+		if l.ctx.Err() != nil {
+			return
+		}
+		if opened || !quiet {
+			l.s.e.log.Info("replication stream: closed", "node", l.s.node, "device", l.at.link.Device, "error", err)
+		}
+		quiet = !opened // a peer that is not there is told once
+		if opened && time.Since(began) > maxBackoff {
+			backoff = minBackoff
+		}
+		t := time.NewTimer(backoff)
+		select {
+		case <-t.C:
+			backoff = min(2*backoff, maxBackoff)
+		case <-l.again:
+			backoff = minBackoff
+		case <-l.ctx.Done():
+		}
+		t.Stop()
+	}
+}
+
+// session opens one stream and keeps it until it fails. opened: the hellos were exchanged.
+func (l *link) session() (opened bool, err error) {
+	s := l.s
+	ctx, cancel := context.WithCancelCause(l.ctx)
+	defer cancel(nil)
+	opening := time.AfterFunc(openTimeout, func() { cancel(errors.New("no answer in time")) })
+	defer opening.Stop()
+
+	cc, err := grpc.NewClient("passthrough:///"+l.at.link.Device,
+		grpc.WithTransportCredentials(credentials.NewTLS(s.e.client)),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			c, err := s.e.opt.Dial(ctx, l.at.link, l.at.port)
+			if err != nil {
+				return nil, err
+			}
+			return opaque{c}, nil
+		}),
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
+		grpc.WithMaxHeaderListSize(8<<10), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithNoProxy(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxMessage)),
+	)
+	if err != nil {
+		return false, err
+	}
+	defer cc.Close()
+	stream, err := syncpb.NewStateSyncClient(cc).Replicate(ctx)
+	if err != nil {
+		return false, cause(ctx, err)
+	}
+	if err := stream.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: uint64(s.e.opt.Process)}}); err != nil {
+		return false, cause(ctx, err)
+	}
+	m, err := stream.Recv()
+	if err != nil {
+		return false, cause(ctx, err)
+	}
+	p, ok := peer.FromContext(stream.Context())
+	if !ok {
+		return false, errors.New("no peer")
+	}
+	if node, err := s.e.nodeOf(p); err != nil || node != s.node {
+		return false, fmt.Errorf("node %d answered: %w", node, err)
+	}
+	process := cluster.ProcessID(m.GetHello().GetProcess())
+	if process == 0 || process == s.e.opt.Process {
+		return false, errors.New("no hello")
+	}
+	have := m.Hello.Have
+	opening.Stop()
+
+	life, err := s.attach(l, process, have, func() { cancel(errors.New("another process answers")) })
+	if err != nil {
+		return false, err
+	}
+	defer s.detach(l, process, life)
+	s.e.log.Info("replication stream: open", "node", s.node, "device", l.at.link.Device, "process", fmt.Sprintf("%x", uint64(process)))
+	var writer sync.WaitGroup
+	defer writer.Wait() // before detach: the writer uses the link
+	defer cancel(nil)
+	writer.Go(func() { cancel(l.write(ctx, cancel, stream)) })
+	for seq := have; ; {
+		if seq > 0 {
+			s.acked(process, seq)
+			if ctx.Err() == nil {
+				s.e.opt.Handler.Ack(s.node, process, seq)
+			}
+		}
+		m, err := stream.Recv()
+		if err != nil {
+			return true, cause(ctx, err)
+		}
+		if m.Ack == 0 {
+			return true, errors.New("an answer that is none")
+		}
+		seq = m.Ack
+	}
+}
+
+// write sends what the log has. A frame that the stream does not take within Stall
+// ends it.
+func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream syncpb.StateSync_ReplicateClient) error {
+	stall := time.AfterFunc(Stall, func() { cancel(errors.New("the link takes no frames")) })
+	stall.Stop()
+	defer stall.Stop()
+	for {
+		f, ok := l.s.next(l)
+		if !ok {
+			select {
+			case <-l.wake:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		stall.Reset(Stall)
+		err := stream.Send(&syncpb.StreamUp{Frame: f.Frame, Seq: f.Seq})
+		stall.Stop()
+		if err != nil {
+			// io.EOF: Recv has the reason, and ends the stream.
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}
+}
+
+// cause prefers our own reason for ending a stream to what gRPC makes of it.
+func cause(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil {
+		return c
+	}
+	return err
+}

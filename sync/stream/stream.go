@@ -1,0 +1,204 @@
+package stream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"tandem/cluster"
+	"tandem/proto/syncpb"
+	statesync "tandem/sync"
+)
+
+const (
+	minBackoff  = 50 * time.Millisecond // before dialling again, doubled each time
+	maxBackoff  = time.Second
+	openTimeout = 2 * time.Second // from dialling to the end of the hellos
+
+	window      = 1 << 20                    // bytes of flow control for a stream
+	maxMessage  = statesync.MaxFrame + 1<<10 // of a client's message
+	maxAnswer   = 256                        // of a server's message
+	maxInflight = 1 << 20                    // bytes of frames with the handler, for a stream
+	maxStreams  = 8                          // from one node
+	maxConns    = 64                         // accepted for each listener
+)
+
+// Stall is how long a link may refuse to take a frame before it is torn down.
+const Stall = 2 * time.Second
+
+// Handler receives what arrives. Its functions run on the goroutines of streams,
+// several at once, and must not wait for the Endpoint. All of one link's are in order.
+type Handler struct {
+	// Up: the first stream towards the member's process is open. Down: the last
+	// one is gone. They alternate; a new process is Down, then Up.
+	Up   func(cluster.NodeID, cluster.ProcessID)
+	Down func(cluster.NodeID, cluster.ProcessID)
+	// Frame: a frame arrived, perhaps not for the first time. Done must be called
+	// when it has been dealt with: a link reads at most 1 MiB ahead of that.
+	Frame func(Received)
+	// Ack: the member's process acknowledged every frame up to the number.
+	Ack func(cluster.NodeID, cluster.ProcessID, uint64)
+}
+
+// Options of an Endpoint.
+type Options struct {
+	Self    cluster.NodeID
+	Process cluster.ProcessID
+	// TLS holds our certificate and, as RootCAs, the cluster's CA: both sides of
+	// every connection must show a certificate of it. PeerNode says who a
+	// certificate belongs to; names are compared only if ServerName is set.
+	TLS      *tls.Config
+	PeerNode func(tls.ConnectionState) (cluster.NodeID, error)
+	Handler  Handler
+	Log      *slog.Logger // nil: the default logger
+	// Dial opens a connection on a link; nil: TCP to the link's address, in the
+	// zone of its device if it is link-local.
+	Dial func(context.Context, cluster.Link, uint16) (net.Conn, error)
+	// Backlog is what the unacknowledged frames for one node may amount to, in
+	// bytes; 0: 256 MiB. What is beyond is not carried: the member's copy must
+	// be begun again.
+	Backlog int
+}
+
+// Endpoint is this node's end of all streams. Its methods may be called from any
+// goroutine and do not wait for the network, Close apart.
+type Endpoint struct {
+	syncpb.UnimplementedStateSyncServer
+	opt    Options
+	log    *slog.Logger
+	ctx    context.Context
+	cancel context.CancelFunc
+	server *grpc.Server
+	client *tls.Config
+	wg     sync.WaitGroup // every goroutine of ours
+
+	mu     sync.Mutex
+	closed bool
+	out    map[cluster.NodeID]*sender
+	in     map[cluster.NodeID]*receiver
+}
+
+// New makes an endpoint that neither listens nor dials yet.
+func New(o Options) (*Endpoint, error) {
+	if o.TLS == nil || o.TLS.RootCAs == nil || o.PeerNode == nil {
+		return nil, errors.New("stream: TLS with RootCAs and PeerNode are needed")
+	}
+	if o.Handler.Up == nil || o.Handler.Down == nil || o.Handler.Frame == nil || o.Handler.Ack == nil {
+		return nil, errors.New("stream: the handler is not complete")
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Dial == nil {
+		o.Dial = dial
+	}
+	if o.Backlog == 0 {
+		o.Backlog = 256 << 20
+	}
+	e := &Endpoint{
+		opt: o, log: o.Log, client: clientTLS(o.TLS),
+		out: make(map[cluster.NodeID]*sender), in: make(map[cluster.NodeID]*receiver),
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.server = grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(serverTLS(o.TLS))),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
+		grpc.MaxConcurrentStreams(1), grpc.MaxHeaderListSize(8<<10),
+		grpc.ConnectionTimeout(openTimeout), grpc.WaitForHandlers(true),
+	)
+	syncpb.RegisterStateSyncServer(e.server, e)
+	return e, nil
+}
+
+// Listen accepts streams on a TCP address, such as "[fe80::1%hb1]:7001" or "[::]:0",
+// and returns it with the port that was chosen. It may be called for several.
+func (e *Endpoint) Listen(address string) (net.Addr, error) {
+	l, err := listen(e.ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("stream: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		l.Close()
+		return nil, net.ErrClosed
+	}
+	e.wg.Go(func() {
+		if err := e.server.Serve(l); err != nil && e.ctx.Err() == nil {
+			e.log.Error("replication stream: listener failed", "address", address, "error", err)
+		}
+	})
+	return l.Addr(), nil
+}
+
+// SetPeers says where a node can be reached: on which links, at which port, and which
+// process its heartbeats name (0: not known). Links not named are given up; none at
+// all means that the node is gone. It is told whenever heartbeats tell something new.
+func (e *Endpoint) SetPeers(node cluster.NodeID, process cluster.ProcessID, links []cluster.Link, port uint16) {
+	if node == e.opt.Self {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	s := e.out[node]
+	if s == nil {
+		s = &sender{e: e, node: node, links: make(map[place]*link)}
+		e.out[node] = s
+	}
+	s.set(process, links, port)
+}
+
+// Send sends a frame on every link, and again on those that come until it is
+// acknowledged. Frames for a process that is not the node's present one are dropped.
+func (e *Endpoint) Send(f statesync.SendFrame) {
+	e.mu.Lock()
+	s := e.out[f.Node]
+	e.mu.Unlock()
+	if s != nil {
+		s.send(f)
+	}
+}
+
+// Ack acknowledges frames of a node's process, on every link from it.
+func (e *Endpoint) Ack(a statesync.SendAck) {
+	e.mu.Lock()
+	r := e.in[a.Node]
+	e.mu.Unlock()
+	if r != nil {
+		r.ack(a.Process, a.Seq)
+	}
+}
+
+// Resync ends the streams from a node, which then begins again from what was
+// acknowledged: the answer to a frame that the Replica refused.
+func (e *Endpoint) Resync(node cluster.NodeID) {
+	e.mu.Lock()
+	r := e.in[node]
+	e.mu.Unlock()
+	if r != nil {
+		r.end(errResync)
+	}
+}
+
+// Close ends everything. After it no function of the handler runs.
+func (e *Endpoint) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.cancel()
+	e.server.Stop()
+	e.wg.Wait()
+	return nil
+}
