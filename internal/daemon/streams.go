@@ -1,20 +1,79 @@
 package daemon
 
 import (
-	"errors"
+	"fmt"
+	"net"
+	"time"
 
 	"tandem/cluster"
 	statesync "tandem/sync"
+	"tandem/sync/stream"
 )
 
-// streams carry the journal's frames to the other member.
-type streams struct{}
-
-func openStreams(*clusterEnds) (*streams, error) {
-	return nil, errors.New("system ha: mode a-p is not built yet: its streams are missing")
+// streams carry the journal's frames to the other member and its acknowledgements
+// back. What arrives is queued for the loop without waiting: a stream's goroutine
+// must not wait for the loop, which waits for the endpoint when it sends.
+type streams struct {
+	c *clusterEnds
+	e *stream.Endpoint
 }
 
-func (s *streams) close()                        {}
-func (s *streams) setPeer(cluster.Peer)          {}
-func (s *streams) sendFrame(statesync.SendFrame) {}
-func (s *streams) sendAck(statesync.SendAck)     {}
+func openStreams(c *clusterEnds) (*streams, error) {
+	s := &streams{c: c}
+	l := c.d.loop
+	report := func(up bool) func(cluster.NodeID, cluster.ProcessID) {
+		return func(id cluster.NodeID, process cluster.ProcessID) {
+			l.offerRemote(func(now time.Time) {
+				c.d.log.Info("stream towards the member", "node", id, "up", up)
+				l.node.HandleStream(now, id, process, up)
+			})
+		}
+	}
+	var err error
+	s.e, err = stream.New(stream.Options{
+		Self: c.identity.Node, Process: c.d.process, TLS: c.identity.TLS(), PeerNode: c.identity.PeerNode, Log: c.d.log,
+		Handler: stream.Handler{
+			Up: report(true), Down: report(false), Frame: s.frame,
+			Ack: func(from cluster.NodeID, process cluster.ProcessID, seq uint64) {
+				l.offerRemote(func(now time.Time) { l.node.HandleAck(now, from, process, seq) })
+			},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	addr, err := s.e.Listen("[::]:0")
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return nil, fmt.Errorf("streams: %v is no TCP address", addr)
+	}
+	return s, c.d.guardian.StreamPort(uint16(tcp.Port))
+}
+
+func (s *streams) frame(r stream.Received) {
+	l := s.c.d.loop
+	l.offerRemote(func(now time.Time) {
+		l.stats.Frames++
+		err := l.node.HandleFrame(now, r.Node, r.Process, r.Frame)
+		r.Done()
+		if err != nil {
+			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "error", err)
+			s.e.Resync(r.Node)
+		}
+	})
+}
+
+func (s *streams) setPeer(p cluster.Peer) {
+	if !p.Running {
+		p.Links = nil
+	}
+	s.e.SetPeers(p.Node, p.Process, p.Links, p.StreamPort)
+}
+
+func (s *streams) close() { _ = s.e.Close() }
+
+func (s *streams) sendFrame(e statesync.SendFrame) { s.e.Send(e) }
+func (s *streams) sendAck(e statesync.SendAck)     { s.e.Ack(e) }
