@@ -50,6 +50,7 @@ const (
 	callQueue   = 1024 // calls; who is beyond waits
 	acquireKeep = 1024 // acquires that a merged event queue keeps
 	eventsKeep  = 8192 // events from which on the queue is merged
+	remoteTurn  = 128  // frames and acknowledgements handled before others get their turn
 	// idleTick is how often the loop turns when nothing happens: the guardian
 	// must see it live.
 	idleTick = 10 * time.Millisecond
@@ -67,6 +68,7 @@ type loop struct {
 
 	mu     sync.Mutex
 	events []xfrm.Event
+	remote []func(now time.Time) // bounded by the streams, which read ahead so far only
 
 	ikeReceived, ikeDropped atomic.Uint64
 
@@ -104,9 +106,48 @@ func (l *loop) offerEvents(events []xfrm.Event) {
 		l.events = mergeEvents(l.events)
 	}
 	l.mu.Unlock()
+	l.poke()
+}
+
+// offerRemote queues what came from the other member and never blocks.
+func (l *loop) offerRemote(f func(now time.Time)) {
+	l.mu.Lock()
+	l.remote = append(l.remote, f)
+	l.mu.Unlock()
+	l.poke()
+}
+
+func (l *loop) poke() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
+	}
+}
+
+// woken serves the queues that wake announces.
+func (l *loop) woken() {
+	l.mu.Lock()
+	events := l.events
+	l.events = nil
+	n := min(len(l.remote), remoteTurn)
+	remote := l.remote[:n]
+	l.remote = l.remote[n:]
+	if len(l.remote) == 0 {
+		l.remote = nil // the array goes with what it held
+	} else {
+		l.poke() // the rest after the others' turn
+	}
+	l.mu.Unlock()
+	for _, f := range remote {
+		now := time.Now()
+		f(now)
+		l.drain(now)
+	}
+	if len(events) > 0 {
+		now := time.Now()
+		l.stats.Events += uint64(len(events))
+		l.node.HandlePlane(now, events)
+		l.drain(now)
 	}
 }
 
@@ -213,16 +254,7 @@ func (l *loop) run() {
 			l.node.HandleIKE(now, d)
 			l.drain(now)
 		case <-l.wake:
-			l.mu.Lock()
-			events := l.events
-			l.events = nil
-			l.mu.Unlock()
-			if len(events) > 0 {
-				now := time.Now()
-				l.stats.Events += uint64(len(events))
-				l.node.HandlePlane(now, events)
-				l.drain(now)
-			}
+			l.woken()
 		case now := <-timer.C:
 			l.due(now)
 		}
