@@ -113,8 +113,13 @@ func (p *Pair) successorLost(now time.Time, kind Loss, role Role) {
 		// Its last words tell whether it had begun to own.
 		p.takeBack(now, role != RoleOwner, p.name()+" ended")
 	default:
-		p.writeNote(true, p.highest, nil)
-		p.takeBack(now, false, p.name()+" was lost")
+		// It may have begun to own: that wants the note first.
+		p.handAsked, p.handBy = true, now.Add(takeoverNote)
+		p.writeNote(true, p.highest, func(now time.Time) {
+			if p.phase == handing {
+				p.takeBack(now, false, p.name()+" was lost")
+			}
+		})
 	}
 }
 

@@ -194,7 +194,7 @@ func EpochFromProto(m *clusterpb.Epoch) (Epoch, error) {
 // ElectionToProto encodes what an election compares.
 func ElectionToProto(e Election) *clusterpb.Election {
 	return &clusterpb.Election{
-		MonitorsUp: int32(e.MonitorsUp), AgeMs: uint64(max(e.Age, 0) / time.Millisecond), Priority: uint32(e.Priority),
+		MonitorsUp: int32(e.MonitorsUp), AgeMs: uint64(min(max(e.Age, 0), maxAge) / time.Millisecond), Priority: uint32(e.Priority),
 		Override: e.Override, Serial: e.Serial, Failover: e.Failover,
 	}
 }

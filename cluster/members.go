@@ -45,6 +45,9 @@ func (p *Pair) considerJoin(now time.Time) {
 		p.own(now, Own{Covered: true, Trusted: true, Renewal: true, Reason: p.name() + " knows a later epoch"})
 	}
 	m.join, m.joinedAt, m.asking, m.lagging = joining, now, false, time.Time{}
+	if p.tookFrom == m.Node {
+		p.tookFrom = 0 // the same process, which stood by all the time, or one that was asked already
+	}
 	p.emit(Join{Node: m.Node, Process: m.Process})
 }
 
@@ -170,6 +173,8 @@ func (p *Pair) memberLost(now time.Time, kind Loss) {
 		return
 	}
 	m.leaving, m.leaveBy = true, now.Add(patientNote)
+	// It may take over behind a cut; if it then ends, its note will say so.
+	p.tookFrom, p.tookProc = m.Node, m.Process
 	if p.noteOn && len(p.notes) == 0 {
 		p.leaveAlive(now, p.name()+" fell silent")
 		return

@@ -31,8 +31,8 @@ const (
 	rejoinMax      = 30 * time.Second
 	holdDown       = 2 * time.Second // between changes of owner that nobody asked for
 	failedHoldDown = 10 * time.Second
-	// epochReserve is how many epochs a process may make without one of them being
-	// on its disk; a start skips as many.
+	// epochReserve is how many epochs a process may make beyond the one on its
+	// disk. A start skips as many, and writes that down at once.
 	epochReserve = 64
 	// stallGrace is how long timers wait for pending input after this process
 	// was stopped: what it did not hear then proves nothing.
@@ -79,8 +79,9 @@ func (m *member) live() bool { return m.heard && m.Running }
 type Pair struct {
 	opt      PairOptions
 	phase    phase
+	started  bool
 	epoch    Epoch  // owned, or of the owner known
-	highest  Epoch  // highest ever seen or made by this process, or read from disk
+	highest  Epoch  // highest ever seen or made by this process
 	floor    uint64 // no epoch is made with a counter up to it
 	disk     uint64 // highest counter known to be on disk
 	peer     member
@@ -97,6 +98,8 @@ type Pair struct {
 	uniting  bool  // our state has not yet been sent to the owner that healing chose
 	entitled Epoch // held by our guardian; zero: not entitled
 	asked    Epoch // asked of the guardian, not yet answered
+	// The process that may have gone on, or may go on, with what we own: the owner
+	// that we succeeded, or a member that fell silent while entitled.
 	tookFrom NodeID
 	tookProc ProcessID
 
@@ -126,7 +129,7 @@ type Pair struct {
 // NewPair makes a pair engine that does nothing before Start.
 func NewPair(o PairOptions) *Pair {
 	p := &Pair{
-		opt: o, epoch: o.Epoch, highest: o.Epoch, disk: o.Epoch.Counter,
+		opt: o, disk: o.Epoch.Counter,
 		coverage: o.Coverage, noteOn: o.Coverage != CoverageProven, // a lost disk counts as a note until covered
 		monitors: len(o.HA.Monitor), alarms: map[string]Alarm{},
 	}
@@ -134,7 +137,7 @@ func NewPair(o PairOptions) *Pair {
 	// how far behind that can be. Without a disk only the clock is above it.
 	if o.Coverage == CoverageLost {
 		p.floor = o.Floor
-	} else if o.Epoch.Counter > 0 {
+	} else {
 		p.floor = o.Epoch.Counter + epochReserve
 	}
 	return p
@@ -142,8 +145,10 @@ func NewPair(o PairOptions) *Pair {
 
 // Start begins to listen for the peer.
 func (p *Pair) Start(now time.Time) {
+	p.started = true
 	p.ageFrom, p.ownerless, p.lastChange = now, now, now
 	p.last.Reason = "listening for the other node"
+	p.writeNote(p.noteOn, Epoch{p.floor, p.opt.Self}, nil)
 	p.consider(now)
 }
 
@@ -202,6 +207,9 @@ func (p *Pair) enter(now time.Time) {
 // consider looks at everything known. Each step may make the next one possible;
 // none undoes what an earlier one did, so a few rounds suffice.
 func (p *Pair) consider(now time.Time) {
+	if !p.started {
+		return
+	}
 	for {
 		p.wake = time.Time{}
 		was := p.phase

@@ -206,8 +206,8 @@ func (p *Pair) HandleClaimed(now time.Time, e Epoch, ok bool) {
 	p.consider(now)
 }
 
-// earlyRekey: the node whose place we took is back and has no memory. If it went
-// on alone before, peers may hold SAs further than our copies.
+// earlyRekey: the node is back that may have gone on with what we own, and it has
+// no memory. If it did go on alone, peers may be further with their SAs than we are.
 func (p *Pair) earlyRekey() {
 	m := &p.peer
 	if p.phase != owning || p.tookFrom != m.Node || !m.Running || m.Process == p.tookProc || m.Role == RoleOwner {

@@ -55,6 +55,13 @@ func Attach(lost func()) (*Client, error) {
 	f := os.NewFile(socketFD, "guardian")
 	c, err := net.FileConn(f)
 	f.Close()
+	// The kernel closes files in the order of their numbers when this process dies,
+	// and the guardian waits for the end of this socket: nothing slow may take the
+	// lower number that has just become free.
+	if null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil && null != socketFD {
+		_ = unix.Dup3(null, socketFD, unix.O_CLOEXEC)
+		_ = unix.Close(null)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("guardian's socket: %w", err)
 	}

@@ -220,7 +220,9 @@ func (g *guardian) wait(d time.Duration) {
 		if len(p.backlog) > 0 {
 			events |= unix.POLLOUT
 		}
-		add(p.sock, events)
+		if !p.gone {
+			add(p.sock, events)
+		}
 	}
 	for _, d := range g.devices {
 		add(d.fd, unix.POLLIN)
@@ -267,7 +269,11 @@ func (g *guardian) readDaemon(now time.Time) {
 	_, _ = unix.Poll(fds, 0)
 	for range 1024 {
 		n, _, err := unix.Recvfrom(p.sock, g.buf, unix.MSG_DONTWAIT)
-		if err != nil || n <= 0 {
+		if err == nil && n == 0 {
+			g.daemonGone(now)
+			break
+		}
+		if err != nil || n < 0 {
 			break
 		}
 		m, err := decodeRequest(g.buf[:n])
@@ -386,12 +392,24 @@ func (g *guardian) retryLater(now time.Time) {
 	g.restartAt = now.Add(g.backoff)
 }
 
-// daemonEnded: the addresses go, then everybody is told, then comes the rest.
-func (g *guardian) daemonEnded(now time.Time) {
+// daemonGone: the last of the daemon's threads has left user space for good, which
+// is when the kernel closes its end of the socket. What remains, the closing of
+// its other files, takes the kernel up to a second where there are tunnel
+// interfaces: nobody should wait for that. The addresses go, then everybody is told.
+func (g *guardian) daemonGone(now time.Time) {
+	if g.daemon.gone {
+		return
+	}
+	g.daemon.gone = true
 	g.removeAddresses()
 	g.addresses = nil
 	g.guard.DaemonEnded(now)
 	g.carry(now)
+}
+
+// daemonEnded: nothing of it is left, so that it can be started again.
+func (g *guardian) daemonEnded(now time.Time) {
+	g.daemonGone(now)
 	status, code := g.daemon.reap()
 	g.daemon = nil
 	switch {

@@ -53,6 +53,7 @@ type process struct {
 	page     []byte
 	backlog  [][]byte // messages that its socket did not take yet
 	overflow bool
+	gone     bool // its end of the socket is closed: it will do nothing more
 }
 
 // backlogLimit is how many messages wait for a daemon that does not read.
