@@ -1,12 +1,17 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +54,7 @@ func routeTo(net, dev string) entry { return entry{"1", []string{"dst " + net, "
 func (c gwConf) render(socket string) string {
 	var b strings.Builder
 	b.WriteString("config system global\n    set hostname gw\nend\nconfig system tandem\n    set data-plane userspace\n    set log-level debug\n")
-	fmt.Fprintf(&b, "    set admin-socket %s\n    set state-dir %s\n", socket, filepath.Dir(socket))
+	fmt.Fprintf(&b, "    set admin-socket %s\n    set state-dir %s\n    set metrics-address %s\n", socket, filepath.Dir(socket), metricsAddr)
 	for _, l := range c.tandem {
 		fmt.Fprintf(&b, "    set %s\n", l)
 	}
@@ -75,6 +80,9 @@ func (c gwConf) render(socket string) string {
 	return b.String()
 }
 
+// metricsAddr is on the loopback of each namespace.
+const metricsAddr = "127.0.0.1:9464"
+
 // gateway is a running Tandem.
 type gateway struct {
 	t            *testing.T
@@ -82,6 +90,7 @@ type gateway struct {
 	node         string
 	conf, socket string
 	proc         *lab.Process
+	goroutines   int // once it was up
 	stopped      bool
 }
 
@@ -108,7 +117,33 @@ func (s *site) gateway(node string, c gwConf) *gateway {
 		return err == nil
 	})
 	s.t.Cleanup(g.stop)
+	if g.goroutines, err = g.countGoroutines(); err != nil {
+		s.t.Fatal(err)
+	}
 	return g
+}
+
+// countGoroutines asks the metrics of the running process.
+func (g *gateway) countGoroutines() (int, error) {
+	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (conn net.Conn, err error) {
+			err = g.s.topo.In(g.node, func() (err error) { conn, err = net.Dial("tcp", metricsAddr); return err })
+			return conn, err
+		}}}
+	r, err := c.Get("http://" + metricsAddr + "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		return 0, err
+	}
+	m := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(text)
+	if m == nil {
+		return 0, fmt.Errorf("no go_goroutines among the metrics (%s)", r.Status)
+	}
+	return strconv.Atoi(string(m[1]))
 }
 
 func (g *gateway) write(c gwConf) {
@@ -300,6 +335,14 @@ func (g *gateway) stop() {
 		return
 	}
 	g.stopped = true
+	// What a test did must leave no goroutine behind; a few come and go.
+	if left := 0; g.proc.Running() && !holds(5*time.Second, func() bool {
+		n, err := g.countGoroutines()
+		left = n
+		return err == nil && n <= g.goroutines+4
+	}) {
+		g.t.Errorf("tandem on %s: %d goroutines at the end, %d at the beginning", g.node, left, g.goroutines)
+	}
 	if !g.proc.Running() {
 		g.t.Errorf("tandem on %s ended by itself", g.node)
 	} else if err := stopProcess(g.proc, 10*time.Second); err != nil {
