@@ -98,8 +98,9 @@ func (r *Replica) ConfirmEntry() {
 func (r *Replica) Stats() ReplicaStats { return r.stats }
 
 // HandleFrame takes one frame from a process of a node, as the stream vouches for
-// them. A second arrival and our own news are ignored without error; after an error
-// the stream must begin again from what was acknowledged.
+// them. A second arrival and our own news are ignored without error. After ErrGap the
+// stream must begin again from what was acknowledged; of the other errors that would
+// bring nothing new, and what the sender begins next mends them.
 func (r *Replica) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, frame []byte) error {
 	r.led.Expire(now)
 	if process == r.self {

@@ -260,6 +260,7 @@ func (l *link) session() (opened bool, err error) {
 	opening := time.AfterFunc(openTimeout, func() { cancel(errors.New("no answer in time")) })
 	defer opening.Stop()
 
+	var conns closer
 	cc, err := grpc.NewClient("passthrough:///"+l.at.link.Device,
 		grpc.WithTransportCredentials(credentials.NewTLS(s.e.client)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -267,6 +268,7 @@ func (l *link) session() (opened bool, err error) {
 			if err != nil {
 				return nil, err
 			}
+			conns.add(c)
 			return opaque{c}, nil
 		}),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
@@ -277,6 +279,7 @@ func (l *link) session() (opened bool, err error) {
 		return false, err
 	}
 	defer cc.Close()
+	defer conns.close() // or gRPC would wait for a stalled connection to take its farewell
 	stream, err := syncpb.NewStateSyncClient(cc).Replicate(ctx)
 	if err != nil {
 		return false, cause(ctx, err)
@@ -330,10 +333,10 @@ func (l *link) session() (opened bool, err error) {
 	}
 }
 
-// write sends what the log has. A frame that the stream does not take within Stall
-// ends it.
+// write sends what the log has. A frame that the stream does not take in time ends it.
 func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream syncpb.StateSync_ReplicateClient) error {
-	stall := time.AfterFunc(Stall, func() { cancel(errors.New("the link takes no frames")) })
+	patience := l.s.e.opt.Stall
+	stall := time.AfterFunc(patience, func() { cancel(errors.New("the link takes no frames")) })
 	stall.Stop()
 	defer stall.Stop()
 	for {
@@ -346,7 +349,7 @@ func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream
 				return ctx.Err()
 			}
 		}
-		stall.Reset(Stall)
+		stall.Reset(patience)
 		err := stream.Send(&syncpb.StreamUp{Frame: f.Frame, Seq: f.Seq})
 		stall.Stop()
 		if err != nil {
@@ -354,6 +357,31 @@ func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream
 			<-ctx.Done()
 			return ctx.Err()
 		}
+	}
+}
+
+// closer closes the connections of one session.
+type closer struct {
+	mu     sync.Mutex
+	conns  []net.Conn
+	closed bool
+}
+
+func (c *closer) add(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		conn.Close()
+	}
+	c.conns = append(c.conns, conn)
+}
+
+func (c *closer) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, conn := range c.conns {
+		conn.Close()
 	}
 }
 

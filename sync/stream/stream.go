@@ -31,8 +31,7 @@ const (
 	maxConns    = 64                         // accepted for each listener
 )
 
-// Stall is how long a link may refuse to take a frame before it is torn down.
-const Stall = 2 * time.Second
+const defaultStall = 2 * time.Second
 
 // Handler receives what arrives. Its functions run on the goroutines of streams,
 // several at once, and must not wait for the Endpoint. All of one link's are in order.
@@ -66,6 +65,9 @@ type Options struct {
 	// bytes; 0: 256 MiB. What is beyond is not carried: the member's copy must
 	// be begun again.
 	Backlog int
+	// Stall is how long a link may refuse to take a frame before it is torn
+	// down; 0: 2 s.
+	Stall time.Duration
 }
 
 // Endpoint is this node's end of all streams. Its methods may be called from any
@@ -102,6 +104,9 @@ func New(o Options) (*Endpoint, error) {
 	}
 	if o.Backlog == 0 {
 		o.Backlog = 256 << 20
+	}
+	if o.Stall == 0 {
+		o.Stall = defaultStall
 	}
 	e := &Endpoint{
 		opt: o, log: o.Log, client: clientTLS(o.TLS),
