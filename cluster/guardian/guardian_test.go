@@ -112,6 +112,8 @@ func obey(c *Client, w []string) {
 		_ = c.AskRemoval(cluster.AskRemoval{Node: cluster.NodeID(n)})
 	case "address":
 		_ = c.Addresses([]Address{{w[1], netip.MustParsePrefix(w[2])}})
+	case "mute": // as if the kernel had closed this end of the socket, and not yet the rest
+		_ = c.conn.CloseWrite()
 	case "exit":
 		n, _ := strconv.Atoi(w[1])
 		os.Exit(n)
@@ -380,6 +382,24 @@ func TestDeathIsAnnouncedAndAddressesAreGone(t *testing.T) {
 	if a.daemonPID() == pid {
 		t.Error("the same process")
 	}
+}
+
+// Closing a dead daemon's interfaces may take the kernel a second; its death is
+// announced before that, and it is started again after.
+func TestDeathIsAnnouncedBeforeEverythingIsClosed(t *testing.T) {
+	p := newPair(t)
+	p.synchronise()
+	a, b := p.gw[1], p.gw[2]
+	pid, m, n := a.daemonPID(), b.mark(), a.mark()
+	a.tell("mute")
+	b.want(m, "EVENT TellLoss", `"Kind":1`, `"Entitled":true`)
+	if a.daemonPID() != pid {
+		t.Error("a second daemon was started while the first was still being taken apart")
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	a.want(n, "EVENT ready")
 }
 
 func TestStoppedDaemonIsKilledAndAnnounced(t *testing.T) {
