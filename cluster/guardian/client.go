@@ -3,7 +3,6 @@ package guardian
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -24,7 +23,7 @@ const exitOrphan = 3
 // wait for answers; those come as events.
 type Client struct {
 	process  cluster.ProcessID
-	conn     *net.UnixConn
+	conn     *os.File
 	progress *atomic.Uint64
 	events   chan Event
 }
@@ -52,29 +51,38 @@ func Attach(lost func()) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("progress counter: %w", err)
 	}
-	f := os.NewFile(socketFD, "guardian")
-	c, err := net.FileConn(f)
-	f.Close()
-	// The kernel closes files in the order of their numbers when this process dies,
-	// and the guardian waits for the end of this socket: nothing slow may take the
-	// lower number that has just become free.
-	if null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil && null != socketFD {
-		_ = unix.Dup3(null, socketFD, unix.O_CLOEXEC)
-		_ = unix.Close(null)
-	}
+	conn, err := moveUp(socketFD)
 	if err != nil {
 		return nil, fmt.Errorf("guardian's socket: %w", err)
 	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return nil, errors.New("guardian's socket: not a Unix socket")
-	}
 	k := &Client{
-		process: cluster.ProcessID(id), conn: u, events: make(chan Event, 256),
+		process: cluster.ProcessID(id), conn: conn, events: make(chan Event, 256),
 		progress: (*atomic.Uint64)(unsafe.Pointer(&m[0])),
 	}
 	go k.read(lost)
 	return k, nil
+}
+
+// moveUp gives the socket a number above all others. When this process dies, the
+// kernel releases its files beginning with the highest number (task work runs last
+// in, first out), and the guardian announces the death at the end of this socket:
+// tunnel interfaces and packet sockets, which take tens of milliseconds, come after.
+func moveUp(fd int) (*os.File, error) {
+	for _, least := range []int{1 << 16, 1 << 12, 1000, 0} {
+		high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, least)
+		if err != nil && least > 0 {
+			continue // beyond RLIMIT_NOFILE
+		}
+		if err == nil {
+			err = unix.SetNonblock(high, true)
+		}
+		if err != nil {
+			return nil, err
+		}
+		_ = unix.Close(fd)
+		return os.NewFile(uintptr(high), "guardian"), nil
+	}
+	return nil, unix.EMFILE
 }
 
 // Process is the number of this daemon process, given by the guardian.

@@ -113,7 +113,7 @@ func obey(c *Client, w []string) {
 	case "address":
 		_ = c.Addresses([]Address{{w[1], netip.MustParsePrefix(w[2])}})
 	case "mute": // as if the kernel had closed this end of the socket, and not yet the rest
-		_ = c.conn.CloseWrite()
+		_ = unix.Shutdown(int(c.conn.Fd()), unix.SHUT_WR)
 	case "exit":
 		n, _ := strconv.Atoi(w[1])
 		os.Exit(n)
