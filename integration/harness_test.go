@@ -43,7 +43,7 @@ var built struct {
 }
 
 // program is the binary under test: TANDEM_BINARY, or built once from this tree.
-func program(t *testing.T) string {
+func program(t testing.TB) string {
 	t.Helper()
 	built.once.Do(func() {
 		if p := os.Getenv("TANDEM_BINARY"); p != "" {
@@ -66,7 +66,7 @@ func program(t *testing.T) string {
 }
 
 // lacking skips a test that this machine cannot run; in CI that is a failure.
-func lacking(t *testing.T, what string) {
+func lacking(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatal("required in CI: " + what)
@@ -74,7 +74,7 @@ func lacking(t *testing.T, what string) {
 	t.Skip(what)
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		lacking(t, "network namespaces need root")
@@ -90,7 +90,7 @@ func needCharon(t *testing.T) {
 	}
 }
 
-func needProgram(t *testing.T, names ...string) {
+func needProgram(t testing.TB, names ...string) {
 	t.Helper()
 	for _, n := range names {
 		if _, err := exec.LookPath(n); err != nil {
@@ -100,7 +100,7 @@ func needProgram(t *testing.T, names ...string) {
 }
 
 // eventually waits until ok holds, looking often.
-func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
+func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
 	if !holds(within, ok) {
 		t.Fatalf("not within %v: %s", within, what)
