@@ -25,24 +25,32 @@ type sharedAddr struct {
 // announcement run beside it.
 type addresses struct {
 	log      *slog.Logger
-	sock     int // AF_PACKET, sends only
 	shared   []sharedAddr
 	arps     int
 	interval time.Duration
+	link     func(dev string) (netlink.Link, error)
 	foreign  map[sharedAddr]bool // were there before us: a standalone gateway leaves them
 	held     bool
 	tell     func([]sharedAddr) // who takes them away should this process die; nil: nobody
 	stop     chan struct{}
 	wg       sync.WaitGroup
+	closing  sync.WaitGroup // of packet sockets
 }
 
 func newAddresses(log *slog.Logger) (*addresses, error) {
-	// Protocol 0: the socket receives nothing.
-	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	s, err := packetSocket()
 	if err != nil {
 		return nil, fmt.Errorf("packet socket for address announcements: %w", err)
 	}
-	return &addresses{log: log, sock: s, foreign: map[sharedAddr]bool{}}, nil
+	_ = unix.Close(s) // it can be had
+	return &addresses{log: log, foreign: map[sharedAddr]bool{}}, nil
+}
+
+// packetSocket sends only: of protocol 0 it receives nothing. It is open for no
+// longer than an announcement, because the kernel takes up to 20 ms to close one,
+// and would while this process is dying.
+func packetSocket() (int, error) {
+	return unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 }
 
 // sharedOf lists the addresses of the configuration that move: those of every
@@ -133,7 +141,7 @@ func (a *addresses) claim() {
 		a.tell(a.shared)
 	}
 	for _, s := range a.shared {
-		link, err := netlink.LinkByName(s.dev)
+		link, err := a.link(s.dev)
 		if err != nil {
 			a.log.Error("shared address: no such interface", "interface", s.dev, "address", s.prefix.String(), "error", err)
 			continue
@@ -161,7 +169,7 @@ func (a *addresses) release() {
 }
 
 func (a *addresses) remove(s sharedAddr) {
-	link, err := netlink.LinkByName(s.dev)
+	link, err := a.link(s.dev)
 	if err != nil {
 		return // the interface is gone, and the address with it
 	}
@@ -208,7 +216,7 @@ func (a *addresses) quiet() {
 
 func (a *addresses) close() {
 	a.quiet()
-	_ = unix.Close(a.sock)
+	a.closing.Wait()
 }
 
 // announce sends what makes neighbours update their caches: for IPv4 a
@@ -223,11 +231,17 @@ func (a *addresses) announce(link netlink.Link, ip netip.Addr) {
 	if ip.Is4() {
 		frames = [][]byte{gratuitousARP([6]byte(mac), ip, 1), gratuitousARP([6]byte(mac), ip, 2)}
 	}
+	sock, err := packetSocket()
+	if err != nil {
+		a.log.Warn("announcement not sent", "interface", link.Attrs().Name, "address", ip.String(), "error", err)
+		return
+	}
+	defer a.closing.Go(func() { _ = unix.Close(sock) })
 	for _, f := range frames {
 		to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index, Halen: 6}
 		copy(to.Addr[:], f[:6])
 		to.Protocol = uint16(f[12]) | uint16(f[13])<<8 // network byte order
-		if err := unix.Sendto(a.sock, f, 0, to); err != nil {
+		if err := unix.Sendto(sock, f, 0, to); err != nil {
 			a.log.Warn("announcement not sent", "interface", link.Attrs().Name, "address", ip.String(), "error", err)
 		}
 	}

@@ -12,7 +12,12 @@ import (
 	"tandem/xfrm"
 )
 
-const defaultMTU = 1500
+const (
+	defaultMTU = 1500
+	// tunnelAlias marks the tunnel interfaces that are ours: they outlive a daemon
+	// that was killed, and the next one takes them over or removes them.
+	tunnelAlias = "tandem"
+)
 
 // tunnels keeps one tunnel interface for each phase 1. Called by the event loop only.
 type tunnels struct {
@@ -74,6 +79,9 @@ func (t *tunnels) configure(c *config.Config) error {
 				t.log.Warn("tunnel interface keeps its old MTU settings until the next start", "tunnel", p.Name)
 			}
 		} else {
+			if link, err := netlink.LinkByName(p.Name); err == nil && link.Attrs().Alias != tunnelAlias {
+				return fmt.Errorf("tunnel interface %s: an interface of that name exists and is not ours", p.Name)
+			}
 			if err := t.plane.AddTunnel(next); err != nil {
 				return fmt.Errorf("tunnel interface %s: %w", p.Name, err)
 			}
@@ -95,7 +103,24 @@ func (t *tunnels) configure(c *config.Config) error {
 			delete(t.view, name)
 		}
 	}
+	t.removeLeftovers(wanted)
 	return nil
+}
+
+// removeLeftovers removes the interfaces of an earlier life that nobody names any more.
+func (t *tunnels) removeLeftovers(wanted map[string]bool) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.log.Warn("interfaces of an earlier life not looked for", "error", err)
+		return
+	}
+	for _, link := range links {
+		if a := link.Attrs(); a.Alias == tunnelAlias && link.Type() == "tuntap" && !wanted[a.Name] {
+			if err := netlink.LinkDel(link); err != nil {
+				t.log.Warn("tunnel interface of an earlier life not removed", "tunnel", a.Name, "error", err)
+			}
+		}
+	}
 }
 
 // dress gives an interface its addresses and brings it up.
@@ -105,6 +130,11 @@ func (t *tunnels) dress(name string, in *config.Interface) (tunnelView, error) {
 		return tunnelView{}, err
 	}
 	v := tunnelView{Index: link.Attrs().Index, MTU: link.Attrs().MTU}
+	if link.Attrs().Alias != tunnelAlias {
+		if err := netlink.LinkSetAlias(link, tunnelAlias); err != nil {
+			return v, err
+		}
+	}
 	// No link-local address of its own: the kernel's chatter about it (router
 	// solicitations, MLD) would count as traffic that asks for a negotiation.
 	if err := netlink.LinkSetIP6AddrGenMode(link, 1); err != nil {

@@ -22,7 +22,7 @@ const (
 	fenceSampleShort = 5 * time.Millisecond  // or over this when it saw fenceSampleMany packets
 	fenceSampleMany  = 50
 	fenceIdle        = 20 * time.Millisecond  // without progress, after which the lead is withdrawn
-	fenceMaxWiden    = 64                     // times FenceLead, under extreme load
+	fenceMaxWiden    = 16                     // times FenceLead, under extreme load
 	ceilingSample    = 500 * time.Millisecond // as above, for the ceiling
 	leaseGrowth      = 4                      // of the ceiling's lead from one question to the next
 	widenFor         = time.Second            // after the last late answer the fence's factor halves
@@ -104,7 +104,9 @@ func (l *Lease) Retry(now time.Time, n uint64) (pass bool, question uint64, ask 
 		return false, 0, false
 	}
 	if l.asked != 0 {
-		if l.fence && !l.late && l.rate >= FenceMinRate {
+		// A burst waits for its answer like anything else; only answers that take
+		// longer than the lead is worth make it grow.
+		if l.fence && !l.late && l.rate >= FenceMinRate && now.Sub(l.askedAt) >= FenceLead {
 			l.late, l.lateAt = true, now
 			l.widen = min(l.widen*2, fenceMaxWiden)
 		}
@@ -175,6 +177,9 @@ func (l *Lease) Tick(now time.Time) (question uint64, ask bool) {
 		l.asked = min(l.asked+1, l.max) // not to be confused with the first
 		return l.asked, true
 	}
+	if l.fence && now.Sub(l.movedAt) >= fenceIdle {
+		l.widen = 1
+	}
 	if l.bound == Unbounded || l.bound <= l.used {
 		return 0, false
 	}
@@ -206,7 +211,6 @@ func (l *Lease) ceilingKeep(now time.Time) (uint64, bool) {
 
 func (l *Lease) fenceKeep(now time.Time) (uint64, bool) {
 	if now.Sub(l.movedAt) >= fenceIdle {
-		l.widen = 1
 		return 0, true
 	}
 	lead := l.leadNow()

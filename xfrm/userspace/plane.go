@@ -143,6 +143,9 @@ func (p *Plane) removeTunnel(tn *tunnel) {
 		}
 	}
 	p.quiesce() // nobody writes to the interface any more
+	if err := removeTUN(tn.fd); err != nil {
+		p.log.Warn("tunnel interface stays", "tunnel", tn.Name, "error", err)
+	}
 	tn.file.Close()
 	<-tn.done
 	for i, e := range p.epochs {

@@ -40,7 +40,10 @@ type tunnel struct {
 	noSA, inactive, tooBig atomic.Uint64
 }
 
-// openTUN makes a TUN interface without packet information and sets it up.
+// openTUN makes a TUN interface without packet information and sets it up, or
+// takes over the one that an earlier process left. The interface is persistent:
+// removing it costs tens of milliseconds in the kernel, which a dying process
+// would spend before anybody learns of its death.
 func openTUN(name string, mtu int) (*os.File, error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
@@ -50,8 +53,12 @@ func openTUN(name string, mtu int) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("userspace: /dev/net/tun: %w", err)
 	}
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_TUN_EXCL)
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("userspace: interface %s: %w", name, err)
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("userspace: interface %s: %w", name, err)
 	}
@@ -62,6 +69,9 @@ func openTUN(name string, mtu int) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
 }
+
+// removeTUN makes the interface go with its descriptor.
+func removeTUN(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) }
 
 func ifUp(name string, mtu int) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
