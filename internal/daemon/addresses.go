@@ -43,7 +43,7 @@ func newAddresses(log *slog.Logger) (*addresses, error) {
 		return nil, fmt.Errorf("packet socket for address announcements: %w", err)
 	}
 	_ = unix.Close(s) // it can be had
-	return &addresses{log: log, foreign: map[sharedAddr]bool{}}, nil
+	return &addresses{log: log, link: netlink.LinkByName, foreign: map[sharedAddr]bool{}}, nil
 }
 
 // packetSocket sends only: of protocol 0 it receives nothing. It is open for no

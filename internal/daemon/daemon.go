@@ -153,6 +153,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	}
 	d.sayForwarding()
 	d.links = newLinks()
+	d.addresses.link = d.links.named
 	d.routes = newRoutes(d.log)
 	d.routes.clean()
 	closers = append(closers, d.routes.clean)

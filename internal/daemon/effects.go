@@ -7,6 +7,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/ike"
+	"tandem/internal/config"
 	"tandem/internal/node"
 	statesync "tandem/sync"
 	"tandem/xfrm"
@@ -52,7 +53,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.loop.node.HandleWindows(now, d.plane.Windows(e.Scope))
 	case node.Claim:
 		d.addresses.claim()
-		d.routes.apply()
+		// Routes into tunnels have been there all the time.
+		d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
 	case node.Release:
 		d.addresses.release()
 	case node.AddRoute:

@@ -16,6 +16,7 @@ import (
 // links remembers what the kernel says about interfaces. Owned by the event loop.
 type links struct {
 	index map[string]int
+	link  map[string]netlink.Link
 	up    map[string]bool
 	addrs map[string][]netip.Addr
 }
@@ -30,6 +31,7 @@ func newLinks() *links {
 func (l *links) refresh() (cameUp []string) {
 	was := l.up
 	l.index, l.up, l.addrs = map[string]int{}, map[string]bool{}, map[string][]netip.Addr{}
+	l.link = map[string]netlink.Link{}
 	all, err := netlink.LinkList()
 	if err != nil {
 		return nil
@@ -39,6 +41,7 @@ func (l *links) refresh() (cameUp []string) {
 		a := link.Attrs()
 		names[a.Index] = a.Name
 		l.index[a.Name] = a.Index
+		l.link[a.Name] = link
 		l.up[a.Name] = a.Flags&net.FlagUp != 0 && (a.OperState == netlink.OperUp || a.OperState == netlink.OperUnknown) && a.RawFlags&0x40 != 0 // IFF_RUNNING
 		if l.up[a.Name] && was != nil && !was[a.Name] {
 			cameUp = append(cameUp, a.Name)
@@ -55,6 +58,15 @@ func (l *links) refresh() (cameUp []string) {
 		}
 	}
 	return cameUp
+}
+
+// named is an interface as it was last seen: a takeover does not wait for the
+// kernel's configuration lock to be told what it knows.
+func (l *links) named(dev string) (netlink.Link, error) {
+	if link, ok := l.link[dev]; ok {
+		return link, nil
+	}
+	return netlink.LinkByName(dev)
 }
 
 // addr is an interface's own address of a family, a global one rather than a
@@ -172,11 +184,11 @@ func (d *Daemon) linksChanged(now time.Time) {
 			for _, dev := range cameUp {
 				if s.dev == dev {
 					d.addresses.claim()
-					d.routes.apply()
+					d.routes.apply(nil)
 					return
 				}
 			}
 		}
 	}
-	d.routes.apply()
+	d.routes.apply(nil)
 }

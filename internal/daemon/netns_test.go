@@ -213,7 +213,7 @@ func TestRoutes(t *testing.T) {
 	if err := netlink.AddrAdd(link, nlAddr(netip.MustParsePrefix("192.0.2.1/24"))); err != nil {
 		t.Fatal(err)
 	}
-	r.apply()
+	r.apply(nil)
 	if got := ourRoutes(t); len(got) != 1 || got[0].Gw.String() != "192.0.2.254" {
 		t.Fatalf("routes are %v", got)
 	}

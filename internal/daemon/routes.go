@@ -97,15 +97,16 @@ func (r *routes) setStatic(next []config.Route) {
 	}
 	r.static = next
 	clear(r.pending)
-	r.apply()
+	r.apply(nil)
 }
 
-// apply installs every static route again. A route whose gateway cannot be
+// apply installs every static route again, or those that want selects and those
+// that are pending. A route whose gateway cannot be
 // reached yet (the shared address is elsewhere, the link is down) stays pending
 // without noise: apply is called again whenever links or addresses change.
-func (r *routes) apply() {
+func (r *routes) apply(want func(config.Route) bool) {
 	for _, s := range r.static {
-		if s.Disabled {
+		if s.Disabled || want != nil && !want(s) && !r.pending[s] {
 			continue
 		}
 		route, err := staticRoute(s)
@@ -120,6 +121,9 @@ func (r *routes) apply() {
 			r.pending[s] = true
 			r.log.Info("static route pending", "id", s.ID, "dst", s.Dst.String(), "device", s.Device, "reason", err)
 		}
+	}
+	if want != nil {
+		return
 	}
 	for d := range r.dynamic {
 		r.install(d)
