@@ -6,8 +6,9 @@
 // leave on time whatever the daemon and the rest of the machine do. One thread
 // does all its work: it waits for datagrams, the daemon and its next tick, reads
 // everything that is pending, and then ticks. The daemon is started from a
-// second thread that keeps normal scheduling and lives as long as the process:
-// PDEATHSIG is tied to the thread that forks, and scheduling is inherited from it.
+// second thread that keeps normal scheduling, with a better nice value than others,
+// and lives as long as the process: PDEATHSIG is tied to the thread that forks, and
+// scheduling is inherited from it.
 //
 // Invariants: the daemon never outlives its guardian; what the daemon said before
 // it ended is read before its end is announced; the shared addresses are gone

@@ -146,6 +146,7 @@ func (g *guardian) harden() error {
 	}
 	err := setFIFO(g.forker.tid)
 	g.fifo = err == nil
+	favourSession()
 	g.threads = threads()
 	return errors.Join(err, lockMemory())
 }
@@ -227,8 +228,7 @@ func (g *guardian) wait(d time.Duration) {
 	for _, d := range g.devices {
 		add(d.fd, unix.POLLIN)
 	}
-	ts := unix.NsecToTimespec(int64(max(d, 0)))
-	_, _ = unix.Ppoll(fds[:n], &ts, nil)
+	sleep(fds[:n], max(d, 0))
 }
 
 func (g *guardian) readDevices(now time.Time) {

@@ -29,7 +29,7 @@ func newForker() (*forker, error) {
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread must outlive the daemon
 		f.tid = unix.Gettid()
-		ready <- setNormal()
+		ready <- setDaemon()
 		for w := range f.work {
 			w()
 		}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,9 +35,41 @@ func setFIFO(except int) error {
 	return nil
 }
 
-// setNormal gives the calling thread normal scheduling.
-func setNormal() error {
-	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
+// daemonNice puts the daemon ahead of what else the host does: it carries
+// everybody's packets, and what waits for the processor looks like an outage.
+const daemonNice = -10
+
+// setDaemon gives the calling thread, and with it the daemons that it starts,
+// normal scheduling, ahead of others where that is permitted.
+func setDaemon() error {
+	a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: daemonNice}
+	if unix.SchedSetAttr(0, &a, 0) == nil {
+		return nil
+	}
+	a.Nice = 0
+	return unix.SchedSetAttr(0, &a, 0)
+}
+
+// favourSession does the same between sessions, for a kernel that shares the
+// processor out among these first (sched_autogroup). A session that is not this
+// process's own, such as that of a shell, is left alone.
+func favourSession() {
+	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() {
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(daemonNice)), 0)
+	}
+}
+
+// sleep waits for events or until d has passed, at most one tick: some 10 ms.
+//
+// The runtime is not told. A thread that says it blocks gives its processor (the
+// runtime's P) back, and the runtime's monitor then looks every 20 µs for a while
+// after each such call: at 400 ticks a second that cost more than all heartbeats.
+// The monitor's signal that asks for preemption is held back meanwhile.
+func sleep(fds []unix.PollFd, d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	mask := uint64(1) << (unix.SIGURG - 1)
+	_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+		uintptr(unsafe.Pointer(&ts)), uintptr(unsafe.Pointer(&mask)), unsafe.Sizeof(mask), 0)
 }
 
 // threads counts the threads of this process; 0 if that cannot be told.

@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/binary"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -319,4 +320,35 @@ func FuzzDecodeOuter(f *testing.F) {
 			t.Error("payload lies outside the frame")
 		}
 	})
+}
+
+// TestReadFlushed: a capture that is still being written ends anywhere within a
+// packet; all before it is read.
+func TestReadFlushed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.pcapng")
+	p, err := newPcapWriter(path, NodeClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := p.write(Frame{Time: at(float64(i)), Port: NodeClient, Data: make([]byte, 100)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := 1; cut < 130; cut++ { // within the last packet
+		if err := os.WriteFile(path, whole[:len(whole)-cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		if err := readFlushed(path, func(Frame) error { n++; return nil }); err != nil || n != 2 {
+			t.Fatalf("cut by %d bytes: %d packets, %v", cut, n, err)
+		}
+	}
 }

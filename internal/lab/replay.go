@@ -13,7 +13,7 @@ import (
 // in order, from its capture.
 func replayable(path string, from, to time.Time) ([][]byte, error) {
 	var frames [][]byte
-	err := ReadCapture(path, func(f Frame) error {
+	err := readFlushed(path, func(f Frame) error {
 		if f.FromNode && !f.Time.Before(from) && f.Time.Before(to) && decodeOuter(f.Data).kind == outerESP {
 			frames = append(frames, append([]byte(nil), f.Data...))
 		}
@@ -25,7 +25,7 @@ func replayable(path string, from, to time.Time) ([][]byte, error) {
 // lastHardwareAddress is the Ethernet address to which the switch last sent ESP at
 // a gateway's port: the gateway's own, or a shared one.
 func lastHardwareAddress(path string) (mac net.HardwareAddr, err error) {
-	err = ReadCapture(path, func(f Frame) error {
+	err = readFlushed(path, func(f Frame) error {
 		if !f.FromNode && decodeOuter(f.Data).kind == outerESP {
 			mac = append(net.HardwareAddr(nil), f.Data[:6]...)
 		}

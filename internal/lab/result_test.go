@@ -121,6 +121,9 @@ func TestParseTakeover(t *testing.T) {
 			t.Errorf("%s: %s", line, d)
 		}
 	}
+	if e, ok := parseTakeover(`{"msg":"takeover","epoch":1795298894,"epoch_node":2}`); !ok || e.Epoch != "1795298894" {
+		t.Errorf("an epoch of ten digits is read as %q", e.Epoch)
+	}
 	for _, line := range []string{"", "takeover", `{"msg":"takeover`, `level=INFO msg="no takeover"`, `msg="takeover`} {
 		if _, ok := parseTakeover(line); ok {
 			t.Errorf("%q is a takeover", line)

@@ -200,10 +200,15 @@ func (r *run) explain(check *Checker, streams [2]Stream) error {
 }
 
 // outage is a stream's outage at a fault. Where the probes were paused at that
-// moment it begins when they went on.
+// moment it begins when they went on, and it ends before they pause again.
 func (r *run) outage(s Stream, fault, until time.Time) time.Duration {
 	arrivals := s.Arrivals
 	for _, q := range r.quiet {
+		if q.From.After(fault) && q.From.Before(until) {
+			until = q.From
+			last := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(until) })
+			arrivals = arrivals[:last]
+		}
 		if q.holds(fault) {
 			fault = q.To
 			first := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(fault) })

@@ -89,7 +89,9 @@ func parseTakeover(line string) (TakeoverEvent, bool) {
 	fields := map[string]string{}
 	if strings.HasPrefix(line, "{") {
 		var raw map[string]any
-		if json.Unmarshal([]byte(line), &raw) != nil {
+		d := json.NewDecoder(strings.NewReader(line))
+		d.UseNumber() // an epoch has ten digits
+		if d.Decode(&raw) != nil {
 			return TakeoverEvent{}, false
 		}
 		for k, v := range raw {
