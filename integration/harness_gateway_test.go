@@ -404,3 +404,21 @@ func (g *gateway) unsent(phase1 string) uint64 {
 	}
 	return n
 }
+
+// loggedAt is when the last line with a text was written, by the daemon's clock.
+func (g *gateway) loggedAt(text string) time.Time {
+	g.t.Helper()
+	var at time.Time
+	for _, line := range strings.Split(g.log(), "\n") {
+		if stamp, ok := strings.CutPrefix(line, "time="); ok && strings.Contains(line, text) {
+			stamp, _, _ = strings.Cut(stamp, " ")
+			if x, err := time.Parse(time.RFC3339Nano, stamp); err == nil {
+				at = x
+			}
+		}
+	}
+	if at.IsZero() {
+		g.t.Fatalf("no log line says %q", text)
+	}
+	return at
+}
