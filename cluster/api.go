@@ -164,9 +164,9 @@ type Entitle struct {
 	On    bool
 }
 
-// Claim asks our guardian to turn our entitlement into ownership of the epoch,
-// which the owner hands over: from its yes on it no longer grants a removal.
-// HandleClaimed answers.
+// Claim asks our guardian to turn our entitlement into ownership of the epoch: from
+// its yes on it no longer grants a removal. It says no if the entitlement was
+// given up or overtaken meanwhile. HandleClaimed answers.
 type Claim struct{ Epoch Epoch }
 
 // WriteNote writes (On) or removes the note "went on alone" and the epoch, with

@@ -354,6 +354,12 @@ func (g *Guard) apply(now time.Time, p *guardPeer, h *Heartbeat) {
 	if g.held.state == isEntitled && g.held.epoch.Node == h.Node && g.held.epoch.Less(h.Announce.Epoch) {
 		g.drop("the owner went on under epoch " + h.Announce.Epoch.String())
 	}
+	// A takeover that our daemon has not carried out yet, and now comes too late.
+	if g.held.state == hasClaimed && h.Running && h.Announce.Role == RoleOwner && g.held.epoch.Less(h.Announce.Epoch) {
+		g.held = entitlement{}
+		g.logf("takeover too late: %s owns at epoch %s", h.Name, h.Announce.Epoch)
+		g.toDaemon(TellRemoved{g.opt.Self})
+	}
 	if old.Running && !(h.Running && h.Process == old.Process) {
 		kind := LossDeath
 		if h.Unresponsive && h.Process == old.Process {

@@ -143,8 +143,8 @@ func (p *Pair) HandleHandover(now time.Time, e Epoch) {
 	}
 	p.highest = e
 	p.take(now, takeover{
-		own:   Own{Covered: true, Trusted: true, Handover: true, Reason: p.name() + " handed over", From: p.name()},
-		claim: true, epoch: e,
+		own:      Own{Epoch: e, Covered: true, Trusted: true, Handover: true, Reason: p.name() + " handed over", From: p.name()},
+		handover: true, claim: true, epoch: e,
 	})
 	p.consider(now)
 }

@@ -55,6 +55,16 @@ func (p *Pair) heal(now time.Time, why string) {
 	p.own(now, o)
 }
 
+// rivalLost: before a split was healed, the other owner was lost.
+func (p *Pair) rivalLost(kind Loss) {
+	if kind == LossDeath {
+		p.tookFrom = 0
+		p.emit(RekeyEarly{p.name() + " owned beside this node and ended"})
+		return
+	}
+	p.tookFrom, p.tookProc = p.peer.Node, p.peer.Process
+}
+
 // yield ends ownership beside another owner, who gets our state as soon as the stream stands.
 func (p *Pair) yield(now time.Time, why string) {
 	p.disown(now, p.peer.Epoch, why)

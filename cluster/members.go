@@ -59,6 +59,7 @@ func (p *Pair) considerMember(now time.Time) {
 	}
 	late := m.stream != m.Process && p.due(now, m.streamEnd.Add(removalAfter)) ||
 		m.join == joining && p.due(now, m.joinedAt.Add(copyTimeout)) ||
+		m.join == in && !m.Entitled && p.due(now, m.synced.Add(removalAfter)) ||
 		m.join == in && m.Deaf && p.due(now, m.seen.Add(removalAfter))
 	if late {
 		p.askRemoval()
@@ -139,6 +140,9 @@ func (p *Pair) HandleRemoved(now time.Time, id NodeID) {
 	m := &p.peer
 	switch {
 	case id == p.opt.Self:
+		if p.phase == taking && p.entitled != (Epoch{}) {
+			p.phase, p.pending = standing, nil
+		}
 		p.entitled, p.asked = Epoch{}, Epoch{}
 	case id != m.Node || !m.asking && p.phase != handing:
 	case p.phase == owning && m.join != out:

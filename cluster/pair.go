@@ -248,11 +248,8 @@ func (p *Pair) HandlePeer(now time.Time, x Peer) {
 		p.dropDead(now)
 		*m = member{}
 	}
-	if m.Process != x.Process || !m.heard || !m.Running {
-		if m.Process != 0 && m.Process != x.Process {
-			p.dropDead(now) // the process that was in the sync set has ended
-			m.backoff, m.notOld = 0, time.Time{}
-		}
+	ended := m.Process != 0 && m.Process != x.Process
+	if ended || !m.heard || !m.Running {
 		m.since = now
 	}
 	wasEntitled := m.Entitled && m.Process == x.Process
@@ -261,6 +258,10 @@ func (p *Pair) HandlePeer(now time.Time, x Peer) {
 		p.highest = x.Epoch
 	}
 	p.earlyRekey()
+	if ended { // and with it the process that was in the sync set
+		m.backoff, m.notOld = 0, time.Time{}
+		p.dropDead(now)
+	}
 	if p.phase == owning && m.join == in && wasEntitled && !x.Entitled {
 		// Its guardian dropped the entitlement; only the answer to our own request
 		// proves which one.
@@ -299,6 +300,9 @@ func (p *Pair) lose(now time.Time, kind Loss, role Role, entitled bool, detected
 		}
 		p.unentitle()
 	case owning:
+		if role == RoleOwner {
+			p.rivalLost(kind)
+		}
 		p.memberLost(now, kind)
 	case handing:
 		p.successorLost(now, kind, role)

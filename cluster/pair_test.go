@@ -612,7 +612,7 @@ func TestLossyHeartbeats(t *testing.T) {
 // TestRandom: faults of all kinds at random; the world checks its invariants at
 // every step, and afterwards everything must come together.
 func TestRandom(t *testing.T) {
-	seeds := uint64(400)
+	seeds := uint64(300)
 	if testing.Short() {
 		seeds = 60
 	}

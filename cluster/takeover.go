@@ -13,16 +13,19 @@ import "time"
 // of takeoverNote, with an alarm in the second case; the write itself goes on.
 // A takeover after an announced death writes nothing first: nobody else goes on.
 
-// takeover is a decision to own that waits for something.
+// takeover is a decision to own that waits for something: the note, or the word of
+// our guardian that the entitlement it rests on has not been overtaken while this
+// process stood still. The guardian answers within a fraction of a millisecond.
 type takeover struct {
-	own     Own
-	note    bool // waits for the note
-	patient bool // for up to patientNote instead of takeoverNote
-	claim   bool // waits for the guardian to turn our entitlement into ownership
-	silent  bool // undone if the owner is heard again before we own
-	epoch   Epoch
-	by      time.Time
-	done    bool
+	own      Own
+	handover bool
+	note     bool // waits for the note
+	patient  bool // for up to patientNote instead of takeoverNote
+	noteBy   time.Time
+	claim    bool // waits for the guardian's word
+	claimBy  time.Time
+	epoch    Epoch
+	process  ProcessID // of the owner that we succeed
 }
 
 // take begins ownership after what has to come first.
@@ -32,22 +35,22 @@ func (p *Pair) take(now time.Time, t takeover) {
 		t.epoch = p.next()
 	}
 	p.pending = &t
-	if t.note {
-		t.by = now.Add(takeoverNote)
-		if t.patient {
-			t.by = now.Add(patientNote)
-		}
-		p.writeNote(true, t.epoch, func(time.Time) { t.done = true })
-	}
 	if t.claim {
-		t.by = now.Add(handoverWait)
+		t.claimBy = now.Add(handoverWait)
 		p.emit(Claim{Epoch: t.epoch})
+	}
+	if t.note {
+		t.noteBy = now.Add(takeoverNote)
+		if t.patient {
+			t.noteBy = now.Add(patientNote)
+		}
+		p.writeNote(true, t.epoch, func(time.Time) { t.note = false })
 	}
 }
 
 // takeOver succeeds the owner that was just lost, as its entitled member.
 func (p *Pair) takeOver(now time.Time, kind Loss, detected time.Duration) {
-	t := takeover{own: Own{Covered: true, Trusted: true, Detected: detected, From: p.name()}}
+	t := takeover{own: Own{Covered: true, Trusted: true, Detected: detected, From: p.name()}, claim: true, process: p.peer.Process}
 	switch kind {
 	case LossDeath:
 		t.own.Reason = p.name() + " announced the end of its daemon"
@@ -56,28 +59,20 @@ func (p *Pair) takeOver(now time.Time, kind Loss, detected time.Duration) {
 		t.own.Covered, t.note = false, true
 	default:
 		t.own.Reason = p.name() + " is silent on every heartbeat device"
-		t.note, t.silent = true, true
-	}
-	if t.own.Covered {
-		p.tookFrom, p.tookProc = p.peer.Node, p.peer.Process
-	}
-	if !t.note {
-		p.own(now, t.own)
-		return
+		t.note = true
 	}
 	p.take(now, t)
 }
 
-// considerTaking: the decision stands until its condition is met or it is void.
+// considerTaking: the decision stands until its conditions are met or it is void.
 func (p *Pair) considerTaking(now time.Time) {
 	t, m := p.pending, &p.peer
-	if !t.claim && m.live() && m.Role == RoleOwner {
-		// It is back before we acted. If it still counts us, nothing has happened;
-		// its epoch says so, because one without us is a new one.
+	if !t.handover && m.live() && m.Role == RoleOwner {
+		// An owner is heard before we acted. If it still counts us, nothing has
+		// happened; its epoch says so, because one without us is a new one.
 		held := p.entitled
 		p.phase, p.pending = standing, nil
-		p.tookFrom = 0
-		if t.silent && held != (Epoch{}) && held == m.Epoch {
+		if held != (Epoch{}) && held == m.Epoch {
 			p.entitled = Epoch{}
 			p.entitle(held)
 		} else {
@@ -85,19 +80,25 @@ func (p *Pair) considerTaking(now time.Time) {
 		}
 		return
 	}
-	switch {
-	case t.claim:
-		if p.due(now, t.by) { // the guardian does not answer: it is gone, and we shall be
+	if t.claim {
+		if p.due(now, t.claimBy) { // the guardian does not answer: it is gone, and we shall be
 			p.phase, p.pending = standing, nil
+			p.unentitle()
 		}
-	case t.done:
-		p.pending = nil
-		p.own(now, t.own)
-	case p.sharp(now, t.by):
-		p.pending = nil
-		p.alarm("note", "the disk did not take the note in time; took over without it", true)
-		p.own(now, t.own)
+		return
 	}
+	if t.note {
+		if !p.sharp(now, t.noteBy) {
+			return
+		}
+		p.alarm("note", "the disk did not take the note in time; took over without it", true)
+	}
+	p.pending = nil
+	if t.own.Covered && !t.handover {
+		p.tookFrom, p.tookProc = m.Node, t.process
+	}
+	p.own(now, t.own)
+	p.earlyRekey() // it may be back already
 }
 
 // next is the epoch that this node would make now.
@@ -165,6 +166,9 @@ func (p *Pair) HandleCopied(now time.Time, e Epoch) {
 	if p.highest.Less(e) {
 		p.highest = e
 	}
+	if m := &p.peer; m.Node == e.Node && m.Epoch.Less(e) {
+		m.Role, m.Epoch = RoleOwner, e
+	}
 	p.entitle(e)
 	p.consider(now)
 }
@@ -174,17 +178,20 @@ func (p *Pair) entitle(e Epoch) {
 	p.emit(Entitle{Epoch: e, On: true})
 }
 
-// HandleEntitled says that our guardian holds our entitlement for the epoch.
-func (p *Pair) HandleEntitled(now time.Time, e Epoch) {
+// HandleEntitled says that our guardian holds our entitlement for the epoch. Only
+// if it returns true may the entry be acknowledged to the owner: we may have given
+// the entitlement up meanwhile.
+func (p *Pair) HandleEntitled(now time.Time, e Epoch) bool {
 	p.enter(now)
 	if p.asked != e || p.phase != standing {
-		return
+		return false
 	}
 	p.entitled, p.asked = e, Epoch{}
 	// The owner knows our coverage: it asked for the copy after our heartbeats said it.
 	p.coverage = CoverageProven
 	p.clearNote()
 	p.consider(now)
+	return p.entitled == e
 }
 
 // HandleClaimed answers Claim.
@@ -194,14 +201,12 @@ func (p *Pair) HandleClaimed(now time.Time, e Epoch, ok bool) {
 	if p.phase != taking || t == nil || !t.claim || t.epoch != e {
 		return
 	}
-	p.pending = nil
-	// Whoever has gone beyond that epoch has not waited for us.
-	if !ok || e.Less(p.highest) {
-		p.phase = standing
+	// Whoever has gone beyond the epoch handed over to us has not waited for us.
+	if !ok || t.handover && e.Less(p.highest) {
+		p.phase, p.pending = standing, nil
 		p.unentitle()
 	} else {
-		t.own.Epoch = e
-		p.own(now, t.own)
+		t.claim = false
 	}
 	p.consider(now)
 }

@@ -395,7 +395,9 @@ func (n *wnode) work(p ProcessID) {
 
 // commit: a write may be seen by the outside.
 func (n *wnode) commit(k int) {
-	if n.run.succeeded && !n.diskNote && k > n.run.limit {
+	// Once the other process is known to have ended, its note on disk decides.
+	asks := n.pair.tookFrom != 0 && n.pair.peer.Process != n.pair.tookProc
+	if n.run.succeeded && !n.diskNote && k > n.run.limit && !asks {
 		n.w.fail("node %d commits after a covered takeover from it, without having noted that it is alone", n.id)
 	}
 	n.run.committed = max(n.run.committed, k)
@@ -501,8 +503,9 @@ func (n *wnode) drainGuard() {
 			tell(func() { n.pair.HandleRemoved(n.w.now, e.Node) })
 		case TellEntitled:
 			tell(func() {
-				n.pair.HandleEntitled(n.w.now, e.Epoch)
-				n.confirm(e.Epoch)
+				if n.pair.HandleEntitled(n.w.now, e.Epoch) {
+					n.confirm(e.Epoch)
+				}
 			})
 		case TellClaimed:
 			tell(func() { n.pair.HandleClaimed(n.w.now, e.Epoch, e.OK) })
@@ -675,6 +678,9 @@ func (n *wnode) carry(e Effect) {
 		})
 	case Unite:
 		n.unites++
+		if o := n.other(); o.run != nil {
+			o.run.succeeded = false
+		}
 	case RekeyEarly:
 		n.rekeys++
 		n.run.succeeded = false // what the other one did with its copy is dealt with

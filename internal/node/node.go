@@ -182,8 +182,9 @@ func (n *Node) HandleRemoved(now time.Time, id cluster.NodeID) {
 
 // HandleEntitled says that our guardian holds our entitlement: the owner may count on us.
 func (n *Node) HandleEntitled(now time.Time, e cluster.Epoch) {
-	n.pair.HandleEntitled(now, e)
-	n.replica.ConfirmEntry()
+	if n.pair.HandleEntitled(now, e) {
+		n.replica.ConfirmEntry()
+	}
 	n.pump(now)
 }
 
