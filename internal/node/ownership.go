@@ -39,7 +39,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	}
 	n.log(slog.LevelInfo, "HA state change detected -> primary", slog.String("epoch", o.Epoch.String()))
 	n.log(level, "takeover", slog.String("epoch", o.Epoch.String()), slog.Bool("covered", o.Covered),
-		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("reason", o.Reason),
+		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("from", o.From), slog.String("reason", o.Reason),
 		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
 	n.ike.Resume(now)
 	if !o.Covered && o.Trusted {
