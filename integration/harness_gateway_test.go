@@ -357,24 +357,6 @@ func (g *gateway) stop() {
 	}
 }
 
-// logged says whether a line of the log holds all the words.
-func (g *gateway) logged(words ...string) bool {
-	text, err := os.ReadFile(g.proc.LogPath)
-	if err != nil {
-		return false
-	}
-next:
-	for _, line := range strings.Split(string(text), "\n") {
-		for _, w := range words {
-			if !strings.Contains(line, w) {
-				continue next
-			}
-		}
-		return true
-	}
-	return false
-}
-
 func (g *gateway) log() string {
 	g.t.Helper()
 	text, err := os.ReadFile(g.proc.LogPath)

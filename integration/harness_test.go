@@ -298,14 +298,3 @@ func stopProcess(p *lab.Process, within time.Duration) error {
 	defer cancel()
 	return p.Wait(ctx)
 }
-
-func contains(path, text string) bool { return count(path, text) > 0 }
-
-// count is how often text stands in a file.
-func count(path, text string) int {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	return strings.Count(string(b), text)
-}
