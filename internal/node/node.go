@@ -133,6 +133,7 @@ func (n *Node) HandleWindows(now time.Time, ws []xfrm.Window) {
 	if h := n.handing; h != nil {
 		n.journal.HandOver(now, h.Node, h.Epoch, ws)
 		n.pump(now)
+		n.emit(Release{})
 	}
 }
 

@@ -62,13 +62,14 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	}
 }
 
-// handOver stops this node and asks for the exact windows; the frames follow.
+// handOver stops this node and asks for the exact windows; the frames follow, and
+// only then the addresses go: the kernel takes milliseconds for them, in which the
+// successor can begin. What still arrives here meanwhile is dropped by a silent scope.
 func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.handing = &h
 	n.ike.Suspend(now)
 	n.drainIKE(now)
 	n.emit(Deactivate{scope})
-	n.emit(Release{})
 	n.emit(TakeWindows{scope})
 }
 
