@@ -34,7 +34,9 @@ type addresses struct {
 	tell     func([]sharedAddr) // who takes them away should this process die; nil: nobody
 	stop     chan struct{}
 	wg       sync.WaitGroup
-	closing  sync.WaitGroup // of packet sockets
+
+	forgetting sync.WaitGroup // beside the loop: there may be many neighbours
+	closing    sync.WaitGroup // of packet sockets
 }
 
 func newAddresses(log *slog.Logger) (*addresses, error) {
@@ -152,6 +154,39 @@ func (a *addresses) claim() {
 		a.announce(link, s.prefix.Addr())
 	}
 	a.repeat()
+}
+
+// hush ends the repetitions, and makes the kernel ask for its neighbours anew
+// before it sends to them: left alone it would confirm those that it has not heard
+// from, and that request alone draws a neighbour's traffic here.
+func (a *addresses) hush() {
+	a.quiet()
+	devs := map[string]bool{}
+	for _, s := range a.shared {
+		devs[s.dev] = true
+	}
+	a.forgetting.Go(func() {
+		for dev := range devs {
+			forgetNeighbours(dev)
+		}
+	})
+}
+
+// forgetNeighbours removes what the kernel has learnt, not what was configured.
+func forgetNeighbours(dev string) {
+	link, err := netlink.LinkByName(dev)
+	if err != nil {
+		return
+	}
+	all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
+	if err != nil {
+		return
+	}
+	for i := range all {
+		if n := &all[i]; n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) == 0 {
+			_ = netlink.NeighDel(n) // it may have gone meanwhile
+		}
+	}
 }
 
 // release takes the shared addresses away.

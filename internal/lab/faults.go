@@ -1,9 +1,13 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // ports lists the far ends (switch and panel ports) of a gateway's cables.
@@ -31,11 +35,28 @@ func (t *Topology) CutNode(node string) error {
 func (t *Topology) RestoreNode(node string) error { return t.each(ports(node, nil), t.linkUp) }
 
 // CutHeartbeats cuts the named heartbeat links (all when none is named) for
-// both gateways; RestoreHeartbeats joins them again.
+// both gateways; RestoreHeartbeats joins them again and waits until they carry,
+// which the kernel may put off for a second.
 func (t *Topology) CutHeartbeats(names ...string) error { return t.heartbeats(names, t.linkDown) }
 
 // RestoreHeartbeats undoes CutHeartbeats.
-func (t *Topology) RestoreHeartbeats(names ...string) error { return t.heartbeats(names, t.linkUp) }
+func (t *Topology) RestoreHeartbeats(names ...string) error {
+	return errors.Join(t.heartbeats(names, t.linkUp), t.heartbeats(names, t.carries))
+}
+
+// carries waits until a port forwards.
+func (t *Topology) carries(node, dev string) error {
+	return poll(context.Background(), 5*time.Second, 2*time.Millisecond, func() error {
+		l, err := t.link(node, dev)
+		if err != nil {
+			return err
+		}
+		if a := l.Attrs(); a.OperState != netlink.OperUp {
+			return fmt.Errorf("%s/%s is %s", node, dev, a.OperState)
+		}
+		return nil
+	})
+}
 
 func (t *Topology) heartbeats(names []string, do func(node, dev string) error) error {
 	if len(names) == 0 {

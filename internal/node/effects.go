@@ -42,6 +42,11 @@ type TakeWindows struct{ Scope xfrm.Scope }
 type Claim struct{}
 type Release struct{}
 
+// Hush ends the repetitions of the announcement and forgets the neighbours: the
+// other node may have taken over behind a cut, and while nobody sends through this
+// one, nothing shall draw the traffic back and forth between both.
+type Hush struct{}
+
 // AddRoute and RemoveRoute keep the routes that add-route promises: Prefix
 // through the tunnel interface. Standbys have them too.
 type AddRoute struct {

@@ -16,6 +16,11 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.epoch = o.Epoch
 		n.replica.Fence(o.Epoch)
 		n.journal.Start(now, o.Epoch)
+		if o.Covered {
+			n.emit(Hush{})
+		} else {
+			n.emit(Claim{}) // healed: the neighbours may know the other owner
+		}
 		n.log(slog.LevelInfo, "HA epoch renewed", slog.String("epoch", o.Epoch.String()), slog.String("reason", o.Reason))
 		return
 	}

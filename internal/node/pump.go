@@ -186,4 +186,5 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.wanted = nil
 	n.drainJournal(now)
 	n.emit(Activate{scope})
+	n.emit(Claim{}) // once more, now that the other owner has surely released the addresses
 }
