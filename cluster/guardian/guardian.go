@@ -1,6 +1,7 @@
 package guardian
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,7 @@ const (
 	backoffMax    = 5 * time.Second
 	livedLong     = 10 * time.Second // a daemon that lived that long begins the back-off anew
 	checkInterval = 250 * time.Millisecond
+	lateBy        = time.Millisecond // a tick that comes later than that reads first
 	memoryLimit   = 48 << 20 // until the collector runs
 )
 
@@ -62,6 +64,8 @@ type guardian struct {
 	ctl     int // a socket for asking about interfaces
 	netlink *netlink.Handle
 	buf     []byte
+	heard   *cluster.Heartbeat // the last, and its bytes
+	heardAs []byte
 
 	daemon    *process
 	started   time.Time
@@ -184,10 +188,14 @@ func (g *guardian) setDevices(names []string) {
 func (g *guardian) loop(ctx context.Context, signals <-chan os.Signal) {
 	next := time.Now().Add(g.guard.TickInterval())
 	for !g.over {
-		g.wait(time.Until(next))
+		pending := g.wait(time.Until(next))
 		now := time.Now()
-		g.readDevices(now)
-		g.readDaemon(now)
+		// If we were stopped after having looked, much may have come meanwhile: it
+		// must be read before silence is counted.
+		if pending || now.Sub(next) > lateBy {
+			g.readDevices(now)
+			g.readDaemon(now)
+		}
 		g.readSignals(ctx, now, signals)
 		g.carry(now)
 		if now.Before(next) {
@@ -206,13 +214,17 @@ func (g *guardian) loop(ctx context.Context, signals <-chan os.Signal) {
 	}
 }
 
-func (g *guardian) wait(d time.Duration) {
+// wait returns whether there may be something to read.
+func (g *guardian) wait(d time.Duration) (pending bool) {
 	var fds [20]unix.PollFd
 	n := 0
 	add := func(fd int, events int16) {
-		if fd >= 0 && n < len(fds) {
+		switch {
+		case fd >= 0 && n < len(fds):
 			fds[n] = unix.PollFd{Fd: int32(fd), Events: events}
 			n++
+		case fd >= 0:
+			pending = true // it is not waited for: always try
 		}
 	}
 	if p := g.daemon; p != nil {
@@ -228,7 +240,7 @@ func (g *guardian) wait(d time.Duration) {
 	for _, d := range g.devices {
 		add(d.fd, unix.POLLIN)
 	}
-	sleep(fds[:n], max(d, 0))
+	return sleep(fds[:n], max(d, 0)) || pending
 }
 
 func (g *guardian) readDevices(now time.Time) {
@@ -241,10 +253,10 @@ func (g *guardian) readDevices(now time.Time) {
 			if !ok {
 				break
 			}
-			h, err := cluster.DecodeHeartbeat(g.opt.Key, g.buf[:n])
 			if link.Device == "" {
 				continue
 			}
+			h, err := g.decode(g.buf[:n])
 			if err != nil {
 				if g.strangers++; g.strangers&(g.strangers-1) == 0 { // 1, 2, 4, 8…
 					g.log.Warn("datagram ignored", "device", d.name, "from", link.Addr, "error", err, "count", g.strangers)
@@ -256,6 +268,18 @@ func (g *guardian) readDevices(now time.Time) {
 			}
 		}
 	}
+}
+
+// decode remembers the last heartbeat: each comes once on every device.
+func (g *guardian) decode(b []byte) (*cluster.Heartbeat, error) {
+	if g.heard != nil && bytes.Equal(b, g.heardAs) {
+		return g.heard, nil
+	}
+	h, err := cluster.DecodeHeartbeat(g.opt.Key, b)
+	if err == nil {
+		g.heard, g.heardAs = h, append(g.heardAs[:0], b...)
+	}
+	return h, err
 }
 
 // readDaemon takes the daemon's messages, and then its end.

@@ -59,17 +59,19 @@ func favourSession() {
 	}
 }
 
-// sleep waits for events or until d has passed, at most one tick: some 10 ms.
+// sleep waits for events or until d has passed, at most one tick: some 10 ms. It
+// returns whether there may be events.
 //
 // The runtime is not told. A thread that says it blocks gives its processor (the
 // runtime's P) back, and the runtime's monitor then looks every 20 µs for a while
 // after each such call: at 400 ticks a second that cost more than all heartbeats.
 // The monitor's signal that asks for preemption is held back meanwhile.
-func sleep(fds []unix.PollFd, d time.Duration) {
+func sleep(fds []unix.PollFd, d time.Duration) bool {
 	ts := unix.NsecToTimespec(int64(d))
 	mask := uint64(1) << (unix.SIGURG - 1)
-	_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
 		uintptr(unsafe.Pointer(&ts)), uintptr(unsafe.Pointer(&mask)), unsafe.Sizeof(mask), 0)
+	return n != 0 // events, or an error
 }
 
 // threads counts the threads of this process; 0 if that cannot be told.
