@@ -106,6 +106,11 @@ func outerLen(pr *peer) int {
 
 // sealFor seals buf[off:off+n] in place and puts it into the outbox, or makes a
 // copy wait for a higher ceiling.
+//
+// Two goroutines seal for one SA: that of the tunnel, and that of the event loop
+// when a bound lets waiting packets go. So that sequence numbers leave in order, the
+// first sends what it has sealed before anything waits, and the second sends before
+// it lets go of the lane.
 func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
 	l := &s.out
 	l.mu.Lock()
@@ -121,6 +126,7 @@ func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now
 		l.lease.Count(now)
 	}
 	if waiting || !l.offer(p, now, false) {
+		p.socks.flush(o)
 		if len(l.queue) >= maxWaiting || l.seq >= esp.MaxSequence(s.Suite.ESN) {
 			l.errors++
 		} else {
@@ -129,6 +135,9 @@ func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now
 		return
 	}
 	l.sealOne(p, buf, off, n, in, o, now)
+	if o.prompt {
+		p.socks.flush(o)
+	}
 }
 
 // offer asks for leave for the next sequence number.
@@ -235,9 +244,10 @@ type outMsg struct {
 
 // outbox collects sealed packets up to the next flush.
 type outbox struct {
-	msgs [batchLen]outMsg
-	n    int
-	vec  vector
+	msgs   [batchLen]outMsg
+	n      int
+	vec    vector
+	prompt bool // flushed before the lane's lock is released
 }
 
 func (o *outbox) full() bool   { return o.n == batchLen }

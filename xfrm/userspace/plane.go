@@ -85,6 +85,7 @@ func New(o Options) (*Plane, error) {
 		return nil, err
 	}
 	p.out = newBatch()
+	p.out.prompt = true
 	for _, s := range p.socks.all() {
 		e := p.newEpoch()
 		p.workers.Add(1)

@@ -315,7 +315,6 @@ func (p *Plane) SetBounds(bs []xfrm.Bound) {
 			p.setFence(s, b.N, now)
 		}
 	}
-	p.socks.flush(&p.out.outbox)
 	p.mu.Unlock()
 	p.evs.flush()
 }
@@ -336,6 +335,7 @@ func (p *Plane) setCeiling(s *sa, n uint64, now time.Time) {
 	l.lease.Grant(n)
 	for len(l.queue) > 0 && p.sealWaiting(l, now) {
 	}
+	p.socks.flush(&p.out.outbox)
 	l.look(p)
 }
 
