@@ -51,13 +51,16 @@ type Identity struct {
 // ca.crt, node.crt, node.key and cluster.key. Node IDs follow the order of the
 // names, from 1. It refuses to overwrite anything.
 func InitCluster(dir, group string, nodes []string, now time.Time) error {
+	if group == "" || len(group) > 64 || strings.ContainsFunc(group, func(r rune) bool { return r < ' ' || r == '/' || r > '~' }) {
+		return fmt.Errorf("group %q: 1 to 64 printable ASCII characters without slashes", group)
+	}
 	if len(nodes) == 0 || len(nodes) > 16 {
 		return fmt.Errorf("a cluster has 1 to 16 nodes, not %d", len(nodes))
 	}
 	seen := map[string]bool{}
 	for _, n := range nodes {
-		if n == "" || n == "ca" || seen[n] || strings.ContainsAny(n, "/ \t") {
-			return fmt.Errorf("node name %q: must be unique, not empty, not \"ca\", and without blanks or slashes", n)
+		if n == "" || n == "ca" || n[0] == '.' || len(n) > maxString || seen[n] || strings.ContainsAny(n, "/ \t\n") {
+			return fmt.Errorf("node name %q: must be unique, 1 to 64 characters, not \"ca\", without blanks and slashes, and not begin with a dot", n)
 		}
 		seen[n] = true
 	}
@@ -185,6 +188,11 @@ func writeAll(dir string, files map[string][]byte) error {
 
 // LoadIdentity reads a node's cluster directory.
 func LoadIdentity(dir string) (*Identity, error) {
+	for _, name := range []string{keyFile, secretFile} {
+		if i, err := os.Stat(filepath.Join(dir, name)); err == nil && i.Mode().Perm()&0o077 != 0 {
+			return nil, fmt.Errorf("cluster-dir: %s can be read by others (mode %#o): it must have mode 0600", filepath.Join(dir, name), i.Mode().Perm())
+		}
+	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
 	if err != nil {
 		return nil, fmt.Errorf("cluster-dir: %w (make it with `tandem cluster init`)", err)
