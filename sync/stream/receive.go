@@ -35,9 +35,13 @@ func (r Received) Done() { r.from.give(len(r.Frame)) }
 
 // receiver is our side of the streams from one node.
 type receiver struct {
+	order sync.Mutex // held around the handler's Frame, so that first arrivals keep their order
+
 	mu      sync.Mutex
 	process cluster.ProcessID
 	acked   uint64 // highest acknowledged frame of process
+	handed  uint64 // highest that the handler was given
+	second  uint64 // how many arrived again
 	streams []*incoming
 }
 
@@ -93,7 +97,7 @@ func (r *receiver) ack(process cluster.ProcessID, seq uint64) {
 	if process != r.process || seq <= r.acked {
 		return
 	}
-	r.acked = seq
+	r.acked, r.handed = seq, max(r.handed, seq)
 	for _, s := range r.streams {
 		signal(s.wake)
 	}
@@ -105,11 +109,32 @@ func (r *receiver) held() uint64 {
 	return r.acked
 }
 
-func (r *receiver) end(reason error) {
+// first says whether a frame is new, and that the handler is given it now. A stream
+// that has ended brings nothing any more; that it is asked under the lock keeps what
+// an older process or an interrupted run left behind from counting.
+func (r *receiver) first(s *incoming, seq uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	select {
+	case <-s.ended:
+		return false
+	default:
+	}
+	if seq <= r.handed {
+		r.second++
+		return false
+	}
+	r.handed = seq
+	return true
+}
+
+// resync ends the streams; what was not acknowledged will be new again.
+func (r *receiver) resync() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.handed = r.acked
 	for _, s := range r.streams {
-		s.stop(reason)
+		s.stop(errResync)
 	}
 }
 
@@ -123,7 +148,7 @@ func (r *receiver) add(process cluster.ProcessID) *incoming {
 		for _, o := range r.streams {
 			o.stop(errReplaced)
 		}
-		r.process, r.acked = process, 0
+		r.process, r.acked, r.handed = process, 0, 0
 	}
 	if len(r.streams) >= maxStreams {
 		r.streams[0].stop(errTooMany)
@@ -257,17 +282,20 @@ func (e *Endpoint) read(s *incoming, stream syncpb.StateSync_ReplicateServer, no
 		if len(m.Frame) == 0 {
 			return errors.New("a message without a frame")
 		}
-		if m.Seq <= s.r.held() {
-			continue // the other link was faster
-		}
 		if !s.take(len(m.Frame)) {
 			return nil
 		}
-		select {
-		case <-s.ended:
-			return nil
-		default:
-			e.opt.Handler.Frame(Received{Node: node, Process: process, Frame: m.Frame, from: s})
-		}
+		e.hand(s, m.Seq, Received{Node: node, Process: process, Frame: m.Frame, from: s})
+	}
+}
+
+// hand gives the handler a frame, if it is the first to arrive.
+func (e *Endpoint) hand(s *incoming, seq uint64, f Received) {
+	s.r.order.Lock()
+	defer s.r.order.Unlock()
+	if s.r.first(s, seq) {
+		e.opt.Handler.Frame(f)
+	} else {
+		f.Done()
 	}
 }

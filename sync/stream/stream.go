@@ -34,14 +34,15 @@ const (
 const defaultStall = 2 * time.Second
 
 // Handler receives what arrives. Its functions run on the goroutines of streams,
-// several at once, and must not wait for the Endpoint. All of one link's are in order.
+// several at once, and must not wait for the Endpoint.
 type Handler struct {
 	// Up: the first stream towards the member's process is open. Down: the last
 	// one is gone. They alternate; a new process is Down, then Up.
 	Up   func(cluster.NodeID, cluster.ProcessID)
 	Down func(cluster.NodeID, cluster.ProcessID)
-	// Frame: a frame arrived, perhaps not for the first time. Done must be called
-	// when it has been dealt with: a link reads at most 1 MiB ahead of that.
+	// Frame: a frame arrived for the first time, or again after Resync. It may
+	// wait for the node, which holds up what comes from that member. Done must be
+	// called when the frame has been dealt with: a link reads at most 1 MiB ahead.
 	Frame func(Received)
 	// Ack: the member's process acknowledged every frame up to the number.
 	Ack func(cluster.NodeID, cluster.ProcessID, uint64)
@@ -193,7 +194,7 @@ func (e *Endpoint) Resync(node cluster.NodeID) {
 	r := e.in[node]
 	e.mu.Unlock()
 	if r != nil {
-		r.end(errResync)
+		r.resync()
 	}
 }
 

@@ -37,7 +37,12 @@ func TestEveryFrameTravelsOnEveryLink(t *testing.T) {
 	two.ack = false // what is acknowledged need not travel again
 	bothOpen(t, one, two)
 	one.sends(two, 1, 50, 100)
-	two.until("each frame twice", func() bool { return two.all == 100 })
+	until(t, "each frame comes twice", func() bool { return two.second(1) == 50 })
+	two.mu.Lock()
+	defer two.mu.Unlock()
+	if two.all != 50 {
+		t.Errorf("%d frames were handed up, want the first arrivals", two.all)
+	}
 }
 
 func TestOneLinkCut(t *testing.T) {
@@ -122,7 +127,7 @@ func TestSlowReader(t *testing.T) {
 	bothOpen(t, one, two)
 	const n, size = 400, 32 << 10
 	one.sends(two, 1, n, size)
-	two.until("both links are full", func() bool { return two.all == 2*maxInflight/size })
+	two.until("as much as a link may read ahead", func() bool { return two.all >= maxInflight/size })
 	two.mu.Lock()
 	held := two.held
 	two.held, two.hold, two.ack = nil, false, true
@@ -131,8 +136,8 @@ func TestSlowReader(t *testing.T) {
 		r.Done()
 	}
 	two.until("the rest follows", func() bool { return two.high == n })
-	if len(held) != 2*maxInflight/size {
-		t.Errorf("the handler was given %d frames ahead", len(held))
+	if len(held) > 2*maxInflight/size {
+		t.Errorf("the handler was given %d frames ahead by two links", len(held))
 	}
 }
 
@@ -200,11 +205,11 @@ func TestResync(t *testing.T) {
 	two.ack = false
 	bothOpen(t, one, two)
 	one.sends(two, 1, 5, 100)
-	two.until("arrived twice", func() bool { return two.all == 10 })
+	until(t, "arrived twice", func() bool { return two.second(1) == 5 })
 	two.Ack(statesync.SendAck{Node: 1, Process: 0xa1, Seq: 3})
 	one.until("acknowledged", func() bool { return one.ackedTo == 3 })
 	two.Resync(1)
-	two.until("what is not acknowledged comes again, on both links", func() bool { return two.all == 14 })
+	two.until("what is not acknowledged comes again", func() bool { return two.all == 7 })
 }
 
 func TestLinksComeAndGo(t *testing.T) {
@@ -261,8 +266,10 @@ func client(t *testing.T, a *authority, node cluster.NodeID, to *host) syncpb.St
 func TestBadMemberIsBounded(t *testing.T) {
 	a, m := newAuthority(t), newMedium()
 	two := newHost(t, a, m, 2, 0xb1)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
 	open := func(c syncpb.StateSyncClient, hello *syncpb.StreamUp) syncpb.StateSync_ReplicateClient {
-		s, err := c.Replicate(context.Background())
+		s, err := c.Replicate(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -305,6 +312,7 @@ func TestBadMemberIsBounded(t *testing.T) {
 	two.mu.Unlock()
 
 	oldest := open(client(t, a, 1, two), hello)
+	until(t, "the first stream", func() bool { return two.streams(1) == 1 })
 	for range maxStreams {
 		open(client(t, a, 1, two), hello)
 	}
@@ -329,6 +337,7 @@ func TestBacklogIsBounded(t *testing.T) {
 
 func TestCloseLeavesNothing(t *testing.T) {
 	_, m, one, two := pair(t)
+	m.sever("nowhere")
 	two.knows(one, "hb1", "hb2", "nowhere")
 	bothOpen(t, one, two)
 	bothOpen(t, two, one)

@@ -183,9 +183,9 @@ type host struct {
 
 	mu      sync.Mutex
 	events  []string // "up 2 b1", "down 2 b1"
-	got     []uint64 // first arrivals
+	got     []uint64 // in order
 	high    uint64
-	all     int    // with second arrivals
+	all     int    // with those that came again
 	disgust string // what was out of order
 	ackedTo uint64
 	held    []Received
@@ -197,7 +197,7 @@ func newHost(t testing.TB, a *authority, m *medium, node cluster.NodeID, process
 	h := &host{t: t, node: node, process: process}
 	e, err := New(Options{
 		Self: node, Process: process, TLS: a.tls(t, node), PeerNode: nodeOfCert, Log: slog.New(slog.DiscardHandler),
-		Dial: m.dial, Stall: 300 * time.Millisecond,
+		Dial: m.dial,
 		Handler: Handler{
 			Up:    func(n cluster.NodeID, p cluster.ProcessID) { h.event("up", n, p) },
 			Down:  func(n cluster.NodeID, p cluster.ProcessID) { h.event("down", n, p) },
@@ -319,6 +319,14 @@ func (h *host) streams(from cluster.NodeID) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.streams)
+}
+
+// second counts the frames of a node that arrived again.
+func (h *host) second(from cluster.NodeID) uint64 {
+	r := h.receiver(from)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.second
 }
 
 // live counts the open streams to a node.
