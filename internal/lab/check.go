@@ -104,6 +104,7 @@ type Checker struct {
 	children map[exchangeKey]*exchangeSeen
 	sent     []espPoint // by gateways
 	reached  []espPoint // gateways
+	macs     map[string][6]byte // of the node at each port, from what it sent
 }
 
 // NewChecker returns a checker that has seen nothing.
@@ -114,7 +115,7 @@ func NewChecker(opts CheckOptions) *Checker {
 	return &Checker{
 		opts: opts, seed: maphash.MakeSeed(),
 		rep: CheckReport{IKE: map[string]int{}},
-		sas: map[saKey]*saSeen{}, ikeSAs: map[[2]uint64]bool{}, messages: map[uint64]bool{}, children: map[exchangeKey]*exchangeSeen{},
+		sas: map[saKey]*saSeen{}, ikeSAs: map[[2]uint64]bool{}, messages: map[uint64]bool{}, children: map[exchangeKey]*exchangeSeen{}, macs: map[string][6]byte{},
 	}
 }
 
@@ -124,6 +125,9 @@ func (c *Checker) Add(f Frame) {
 	c.rep.Frames++
 	if len(f.Data) > maxFrame {
 		c.rep.Oversize++
+	}
+	if f.FromNode && len(f.Data) >= 12 {
+		c.macs[f.Port] = [6]byte(f.Data[6:12])
 	}
 	o := decodeOuter(f.Data)
 	switch o.kind {
@@ -158,9 +162,16 @@ func (c *Checker) addESP(f Frame, o outer) {
 		c.checkOrder(f, o, sa, sum)
 	case f.Port != c.opts.Client && f.FromNode:
 		c.sent = append(c.sent, espPoint{at: f.Time, port: f.Port, sa: key, seq: o.seq})
-	case f.Port != c.opts.Client:
+	case f.Port != c.opts.Client && c.addressed(f):
 		c.reached = append(c.reached, espPoint{at: f.Time, port: f.Port, sa: key, seq: o.seq})
 	}
+}
+
+// addressed: a frame towards a node is meant for it, and does not just pass its
+// port because the switch does not know where its neighbour went.
+func (c *Checker) addressed(f Frame) bool {
+	mac, known := c.macs[f.Port]
+	return !known || len(f.Data) >= 6 && mac == [6]byte(f.Data[:6])
 }
 
 func (c *Checker) checkIV(f Frame, o outer, sa *saSeen, sum uint64) {
