@@ -102,8 +102,8 @@ type Checker struct {
 	ikeSAs   map[[2]uint64]bool
 	messages map[uint64]bool // hashes of IKE messages counted
 	children map[exchangeKey]*exchangeSeen
-	sent     []espPoint // by gateways
-	reached  []espPoint // gateways
+	sent     []espPoint         // by gateways
+	reached  []espPoint         // gateways
 	macs     map[string][6]byte // of the node at each port, from what it sent
 }
 
