@@ -52,7 +52,7 @@ type GuardOptions struct {
 
 const (
 	maxTick      = 10 * time.Millisecond
-	ticksPerBeat = 4 // at least
+	ticksPerBeat = 2 // at least; more only make an idle node busier
 	watchdogTime = 500 * time.Millisecond
 	watchdogMin  = 10 // ticks
 	killTime     = 100 * time.Millisecond

@@ -52,8 +52,8 @@ const (
 	eventsKeep  = 8192 // events from which on the queue is merged
 	remoteTurn  = 128  // frames and acknowledgements handled before others get their turn
 	// idleTick is how often the loop turns when nothing happens: the guardian
-	// must see it live.
-	idleTick = 10 * time.Millisecond
+	// must see it live (ten times within its patience).
+	idleTick = 50 * time.Millisecond
 )
 
 // errStopped answers calls after the loop has ended.
