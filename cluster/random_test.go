@@ -14,6 +14,14 @@ func TestRandom(t *testing.T) {
 	}
 	for seed := range seeds {
 		w := newWorld(t, seed)
+		for _, n := range w.node[1:] {
+			switch seed % 4 {
+			case 1:
+				n.ha.Override, n.ha.OverrideWaitTime, n.ha.Priority = true, time.Second, 100*int(n.id)
+			case 2:
+				n.ha.HBInterval, n.ha.HBLostThreshold = 100*time.Millisecond, 5
+			}
+		}
 		w.node[1].boot()
 		w.node[2].boot()
 		w.pass(time.Duration(w.rng.IntN(3000)) * time.Millisecond)

@@ -579,33 +579,3 @@ func (n *wnode) carry(e Effect) {
 		})
 	}
 }
-
-// lastRun is the last ownership of a node.
-func (w *world) lastRun(n *wnode) *ownership {
-	for i := len(w.runs) - 1; i >= 0; i-- {
-		if w.runs[i].node == n {
-			return w.runs[i]
-		}
-	}
-	return nil
-}
-
-// count counts the effects of one type.
-func count[E Effect](n *wnode) (k int) {
-	for _, e := range n.effects {
-		if _, ok := e.(E); ok {
-			k++
-		}
-	}
-	return k
-}
-
-// lastOwn is the node's last Own.
-func (n *wnode) lastOwn() (o Own) {
-	for _, e := range n.effects {
-		if x, ok := e.(Own); ok {
-			o = x
-		}
-	}
-	return o
-}
