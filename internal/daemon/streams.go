@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -59,9 +60,12 @@ func (s *streams) frame(r stream.Received) {
 		l.stats.Frames++
 		err := l.node.HandleFrame(now, r.Node, r.Process, r.Frame)
 		r.Done()
-		if err != nil {
+		switch {
+		case errors.Is(err, statesync.ErrGap):
 			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "error", err)
 			s.e.Resync(r.Node)
+		case err != nil: // sending it again would change nothing
+			s.c.d.log.Debug("frame refused", "node", r.Node, "error", err)
 		}
 	})
 }
