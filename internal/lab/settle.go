@@ -150,6 +150,7 @@ func (r *run) explain(check *Checker, streams [2]Stream) error {
 		rest = append(rest, Interval{f.at, until})
 		out := 0.0
 		for _, s := range streams {
+			s.Arrivals = before(s.Arrivals, next) // the gap at the next fault is that one's
 			out = math.Max(out, milliseconds(r.outage(s, f.at, until)))
 		}
 		if f.kind.kill {
@@ -206,16 +207,19 @@ func (r *run) outage(s Stream, fault, until time.Time) time.Duration {
 	for _, q := range r.quiet {
 		if q.From.After(fault) && q.From.Before(until) {
 			until = q.From
-			last := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(until) })
-			arrivals = arrivals[:last]
+			arrivals = before(arrivals, until)
 		}
 		if q.holds(fault) {
 			fault = q.To
-			first := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(fault) })
-			arrivals = arrivals[first:]
+			arrivals = arrivals[len(before(arrivals, fault)):]
 		}
 	}
 	return Outage(arrivals, fault, until, r.s.Probe)
+}
+
+// before cuts arrivals off at a time.
+func before(arrivals []Arrival, t time.Time) []Arrival {
+	return arrivals[:sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(t) })]
 }
 
 // otherGap is the largest gap that begins outside the intervals around faults
