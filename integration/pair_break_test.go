@@ -100,8 +100,8 @@ func (c *breakCase) run(t *testing.T, side string) {
         set phase1name "vpn1"
         set proposal aes128gcm
         set dhgrp 31
-        set src-subnet 10.2.0.0 255.255.255.0
-        set dst-subnet 10.1.1.0 255.255.255.0
+        set src-subnet 10.3.0.0 255.255.255.0
+        set dst-subnet 10.1.0.0 255.255.255.0
     next
 `, 1)
 	})
@@ -109,8 +109,8 @@ func (c *breakCase) run(t *testing.T, side string) {
 	conf.conn = c.conn
 	conf.child = `}
     more {
-        local_ts = 10.1.1.0/24
-        remote_ts = 10.2.0.0/24
+        local_ts = 10.1.0.0/24
+        remote_ts = 10.3.0.0/24
         esp_proposals = aes128gcm16-x25519`
 	ch := p.charon(lab.NodeClient, conf)
 	if !c.fresh {
