@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -135,6 +136,7 @@ func (GuardLog) guardEffect()      {}
 
 // NewGuard makes a Guard without a daemon.
 func NewGuard(o GuardOptions) *Guard {
+	o.Name = strings.ToValidUTF8(o.Name[:min(len(o.Name), maxString)], "") // what heartbeats can carry
 	g := &Guard{opt: o, nonce: o.Incarnation}
 	g.SetInterval(o.Interval, o.Threshold)
 	return g

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -491,5 +492,26 @@ func TestAgeGoesOnBetweenAnnouncements(t *testing.T) {
 	b.ticks(200)
 	if got := b.sent.Announce.Election.Age; got < 61*time.Second-20*time.Millisecond || got > 61*time.Second {
 		t.Errorf("age %v after one more second", got)
+	}
+}
+
+func TestALongNameIsCutToWhatHeartbeatsCarry(t *testing.T) {
+	g := NewGuard(GuardOptions{Self: 1, Name: "x" + strings.Repeat("ü", 100), Incarnation: 1, Interval: 10 * time.Millisecond, Threshold: 3})
+	g.Tick(time.Unix(1e9, 0))
+	for {
+		e, ok := g.Poll()
+		if !ok {
+			t.Fatal("no heartbeat")
+		}
+		if s, ok := e.(SendHeartbeat); ok {
+			b, err := s.Heartbeat.Marshal(testKey)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := DecodeHeartbeat(testKey, b); err != nil {
+				t.Error(err)
+			}
+			return
+		}
 	}
 }

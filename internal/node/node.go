@@ -264,6 +264,9 @@ func (n *Node) lag(now time.Time) {
 func (n *Node) Reload(now time.Time, c *config.Config) {
 	n.cfg = c
 	n.ike.Reconfigure(now, c)
+	if n.pair != nil {
+		n.pair.Reconfigure(now, c.HA)
+	}
 	n.pump(now)
 }
 
