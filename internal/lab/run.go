@@ -124,8 +124,17 @@ func (r *run) startClient(ctx context.Context) error {
 			os.WriteFile(conf, []byte(r.topo.fill(string(text))), 0o600)); err != nil {
 			return err
 		}
-		r.client, err = r.topo.Start(NodeClient, "client", []string{r.o.Binary, "run", "--config", conf}, nil)
-		return err
+		if r.client, err = r.topo.Start(NodeClient, "client", []string{r.o.Binary, "run", "--config", conf}, nil); err != nil {
+			return err
+		}
+		// Traffic from the server before that would make the gateway dial, too.
+		return poll(ctx, 20*time.Second, 50*time.Millisecond, func() error {
+			all, err := r.statuses(ctx)
+			if err == nil && all[r.activeName()].Tunnels == 0 {
+				err = errors.New("the client's tunnel does not come up")
+			}
+			return err
+		})
 	}
 	text, err := os.ReadFile(filepath.Join(r.o.Example, "client.swanctl"))
 	if err != nil {
