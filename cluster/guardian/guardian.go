@@ -52,7 +52,7 @@ const (
 	livedLong     = 10 * time.Second // a daemon that lived that long begins the back-off anew
 	checkInterval = 250 * time.Millisecond
 	lateBy        = time.Millisecond // a tick that comes later than that reads first
-	memoryLimit   = 48 << 20 // until the collector runs
+	memoryLimit   = 48 << 20         // until the collector runs
 )
 
 type guardian struct {
