@@ -1,0 +1,106 @@
+package userspace
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"tandem/xfrm"
+	"tandem/xfrm/esp"
+)
+
+// listener receives what a bench's plane sends and returns the sequence numbers
+// of n packets.
+func listener(t *testing.T, p *Plane, s *sa) func(n int) []uint32 {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetReadBuffer(8 << 20); err != nil {
+		t.Fatal(err)
+	}
+	p.out.prompt = true // as New makes it
+	p.SetPeer(s.SPIIn, netip.MustParseAddrPort("127.0.0.1:4500"), netip.MustParseAddrPort(c.LocalAddr().String()), true)
+	return func(n int) (seqs []uint32) {
+		buf := make([]byte, 2048)
+		for range n {
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			k, err := c.Read(buf)
+			if err != nil || k < 8 {
+				t.Fatalf("after %d packets: %d bytes, %v", len(seqs), k, err)
+			}
+			seqs = append(seqs, binary.BigEndian.Uint32(buf[4:]))
+		}
+		return seqs
+	}
+}
+
+func wantRising(t *testing.T, seqs []uint32) {
+	t.Helper()
+	for i, n := range seqs {
+		if n != uint32(i+1) {
+			t.Fatalf("packet %d on the wire has sequence number %d: %v", i+1, n, seqs)
+		}
+	}
+}
+
+// TestOrderWithinBatch: a bound that comes while the tunnel's goroutine is in the
+// middle of a batch lets nothing overtake what was sealed and not yet sent.
+func TestOrderWithinBatch(t *testing.T) {
+	p, _, s := bench(t)
+	receive := listener(t, p, s)
+	s.out.lease = esp.NewCeiling(10, 0, esp.MaxSequence(s.Suite.ESN))
+	b := newBatch()
+	fill(b, 20, template(200))
+	in, _, _ := parseInner(b.slots[0][slotRoom : slotRoom+b.lens[0]])
+	now := time.Now()
+	for i := range b.n {
+		if i == 15 {
+			if len(s.out.queue) == 0 {
+				t.Fatal("nothing waits: this test shows nothing")
+			}
+			p.SetBounds([]xfrm.Bound{{SPIIn: s.SPIIn, Dir: xfrm.Outbound, N: 1000}})
+		}
+		p.sealFor(s, b.slots[i][:], slotRoom, b.lens[i], &in, &b.outbox, now)
+	}
+	p.socks.flush(&b.outbox)
+	wantRising(t, receive(20))
+}
+
+// TestOrderUnderLoad: the same from two goroutines, with bounds that are always late.
+func TestOrderUnderLoad(t *testing.T) {
+	p, tn, s := bench(t)
+	receive := listener(t, p, s)
+	const batches = 200
+	wake := make(chan uint64, 1<<16)
+	p.evs.deliver = func(es []xfrm.Event) {
+		for _, e := range es {
+			if w, ok := e.(xfrm.BoundWanted); ok && w.Dir == xfrm.Outbound {
+				wake <- w.N
+			}
+		}
+	}
+	s.out.lease = esp.NewCeiling(1, 0, esp.MaxSequence(s.Suite.ESN))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := range wake {
+			p.SetBounds([]xfrm.Bound{{SPIIn: s.SPIIn, Dir: xfrm.Outbound, N: n}})
+		}
+	})
+	b := newBatch()
+	var seqs []uint32
+	for range batches {
+		fill(b, batchLen, template(200))
+		p.outbound(tn, b, time.Now())
+		p.evs.flush()
+		seqs = append(seqs, receive(batchLen)...)
+	}
+	close(wake)
+	wg.Wait()
+	wantRising(t, seqs)
+}
