@@ -74,10 +74,13 @@ func idlePair(b *testing.B, static bool, phase1 string) {
 			role = "active"
 		}
 		cpu := 100 * (u.cpu - before[node].cpu).Seconds() / u.at.Sub(before[node].at).Seconds()
-		memory := u.resident - empty.final[role].resident
+		memory := u.process["daemon"].resident - empty.final[role].process["daemon"].resident
 		b.ReportMetric(cpu, role+"-cpu-%")
 		b.ReportMetric(memory, role+"-MiB")
-		b.ReportMetric(empty.final[role].resident, "empty-"+role+"-MiB")
+		b.ReportMetric(empty.final[role].process["daemon"].resident, "empty-"+role+"-MiB")
+		for name, p := range u.process {
+			b.Logf("%s %s: %.2f %% of a core, %.1f MiB", role, name, 100*(p.cpu-before[node].process[name].cpu).Seconds()/u.at.Sub(before[node].at).Seconds(), p.resident)
+		}
 		if cpu >= idleCPU {
 			b.Errorf("the idle %s node uses %.1f %% of a core, allowed are %.0f", role, cpu, idleCPU)
 		}
@@ -390,7 +393,12 @@ func echo(c *net.IPConn, id uint16) error {
 
 // usage is what a node's guardian and daemon have used.
 type usage struct {
-	at       time.Time
+	at time.Time
+	cost
+	process map[string]cost
+}
+
+type cost struct {
 	cpu      time.Duration
 	resident float64 // MiB
 }
@@ -403,14 +411,15 @@ func (w *crowd) usage() map[string]usage {
 		if err != nil {
 			w.b.Fatal(err)
 		}
-		u := usage{at: time.Now()}
-		for _, pid := range []int{w.nodes[node].PID, daemon} {
-			cpu, resident, err := used(pid)
+		u := usage{at: time.Now(), process: map[string]cost{}}
+		for name, pid := range map[string]int{"guardian": w.nodes[node].PID, "daemon": daemon} {
+			c, err := used(pid)
 			if err != nil {
 				w.b.Fatal(err)
 			}
-			u.cpu += cpu
-			u.resident += resident
+			u.process[name] = c
+			u.cpu += c.cpu
+			u.resident += c.resident
 		}
 		all[node] = u
 	}
@@ -418,31 +427,31 @@ func (w *crowd) usage() map[string]usage {
 }
 
 // used reads a process's processor time and resident memory in MiB from /proc.
-func used(pid int) (time.Duration, float64, error) {
+func used(pid int) (cost, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, err
+		return cost{}, err
 	}
 	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	ticks := 0
 	for _, s := range f[11:13] { // utime and stime, in hundredths of a second
 		n, err := strconv.Atoi(s)
 		if err != nil {
-			return 0, 0, err
+			return cost{}, err
 		}
 		ticks += n
 	}
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		return 0, 0, err
+		return cost{}, err
 	}
 	for _, line := range strings.Split(string(rollup), "\n") {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "Rss:" {
 			kib, err := strconv.Atoi(f[1])
-			return time.Duration(ticks) * 10 * time.Millisecond, float64(kib) / 1024, err
+			return cost{time.Duration(ticks) * 10 * time.Millisecond, float64(kib) / 1024}, err
 		}
 	}
-	return 0, 0, fmt.Errorf("smaps_rollup of %d has no Rss", pid)
+	return cost{}, fmt.Errorf("smaps_rollup of %d has no Rss", pid)
 }
 
 // close ends a crowd; what its nodes used last is kept.

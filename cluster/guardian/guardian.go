@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -52,7 +51,7 @@ const (
 	livedLong     = 10 * time.Second // a daemon that lived that long begins the back-off anew
 	checkInterval = 250 * time.Millisecond
 	lateBy        = time.Millisecond // a tick that comes later than that reads first
-	memoryLimit   = 48 << 20         // until the collector runs
+	garbage       = 16 << 20         // until the collector runs
 )
 
 type guardian struct {
@@ -132,8 +131,7 @@ func (g *guardian) open() (err error) {
 	if g.forker, err = newForker(); err != nil {
 		return fmt.Errorf("normal scheduling: %w", err)
 	}
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(memoryLimit)
+	collectRarely()
 	if err := g.harden(); err != nil {
 		g.log.Warn("guardian without real-time scheduling or locked memory: it judges silence and hangs more slowly", "error", err)
 	}
@@ -180,7 +178,7 @@ func (g *guardian) setDevices(names []string) {
 		}
 	}
 	for _, d := range g.devices {
-		d.check(g.ctl, g.opt.Port, g.log)
+		d.check(g.ctl, g.opt.Port, g.netlink, g.log)
 	}
 }
 
@@ -347,7 +345,7 @@ func (g *guardian) carry(now time.Time) {
 			}
 			for range e.Copies {
 				for _, d := range g.devices {
-					d.send(b, g.opt.Port, g.log)
+					d.send(b, g.netlink, g.log)
 				}
 			}
 		case cluster.KillDaemon:
@@ -516,7 +514,7 @@ func (g *guardian) chores(now time.Time) {
 	}
 	g.nextCheck = now.Add(checkInterval)
 	for _, d := range g.devices {
-		d.check(g.ctl, g.opt.Port, g.log)
+		d.check(g.ctl, g.opt.Port, g.netlink, g.log)
 	}
 	if n := threads(); g.fifo && n != g.threads {
 		if err := setFIFO(g.forker.tid); err != nil {

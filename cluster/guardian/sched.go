@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"time"
 	"unsafe"
@@ -81,6 +83,16 @@ func threads() int {
 		return 0
 	}
 	return int(st.Nlink) - 2
+}
+
+// collectRarely lets the collector run when so much garbage has come together, and
+// gives back what the start has left (a configuration may be large).
+func collectRarely() {
+	debug.SetGCPercent(-1)
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
 }
 
 // lockMemory keeps every page that is ever touched.
