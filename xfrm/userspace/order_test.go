@@ -72,6 +72,39 @@ func TestOrderWithinBatch(t *testing.T) {
 	wantRising(t, receive(20))
 }
 
+// TestOrderAcrossGoroutines: what a bound lets go is on the wire before the tunnel's
+// goroutine can seal the next packet.
+func TestOrderAcrossGoroutines(t *testing.T) {
+	p, tn, s := bench(t)
+	receive := listener(t, p, s)
+	s.out.lease = esp.NewCeiling(1, 0, esp.MaxSequence(s.Suite.ESN))
+	b := newBatch()
+	fill(b, 2, template(200))
+	p.outbound(tn, b, time.Now()) // the second one waits
+	socket := p.socks.s[sockNATT][0]
+	socket.sendMu.Lock() // nothing can leave
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.SetBounds([]xfrm.Bound{{SPIIn: s.SPIIn, Dir: xfrm.Outbound, N: 1000}})
+	}()
+	for until := time.Now().Add(100 * time.Millisecond); time.Now().Before(until); {
+		if s.out.mu.TryLock() {
+			sealed := s.out.seq
+			s.out.mu.Unlock()
+			if sealed > 1 {
+				t.Error("the lane is free while a sealed packet waits for the socket")
+				break
+			}
+		}
+	}
+	socket.sendMu.Unlock()
+	<-done
+	fill(b, 1, template(200))
+	p.outbound(tn, b, time.Now())
+	wantRising(t, receive(3))
+}
+
 // TestOrderUnderLoad: the same from two goroutines, with bounds that are always late.
 func TestOrderUnderLoad(t *testing.T) {
 	p, tn, s := bench(t)
@@ -94,11 +127,14 @@ func TestOrderUnderLoad(t *testing.T) {
 	})
 	b := newBatch()
 	var seqs []uint32
+	const single = 6 * batchLen // fewer than may wait
 	for range batches {
-		fill(b, batchLen, template(200))
-		p.outbound(tn, b, time.Now())
-		p.evs.flush()
-		seqs = append(seqs, receive(batchLen)...)
+		for range single { // small batches meet more bounds
+			fill(b, 1, template(200))
+			p.outbound(tn, b, time.Now())
+			p.evs.flush()
+		}
+		seqs = append(seqs, receive(single)...)
 	}
 	close(wake)
 	wg.Wait()
