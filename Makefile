@@ -48,6 +48,7 @@ demo: deps build
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/...
 
 proto:
 	GOBIN=$(CURDIR)/bin/gen $(GO) install $(PROTOC_GEN_GO)

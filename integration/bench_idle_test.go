@@ -20,12 +20,15 @@ import (
 
 // What an idle pair with a thousand tunnels may cost on each node: processor time
 // of daemon and guardian together, and memory beyond what the same daemon needs
-// without any tunnel.
+// without any tunnel (the guardian knows no tunnels).
 const (
 	idleTunnels  = 1000
 	idleCPU      = 5.0  // % of one core
 	idleMemory   = 64.0 // MiB
 	idleInterval = 20 * time.Second
+	// idleSettle lets what the establishment left come to rest: bounds withdrawn,
+	// memory given back (the runtime takes its time for that).
+	idleSettle = 20 * time.Second
 )
 
 // BenchmarkIdlePair measures it with a thousand clients behind one dialup phase 1,
@@ -62,6 +65,7 @@ func idlePair(b *testing.B, static bool, phase1 string) {
 	w.dial()
 	perSecond := w.synchronised(idleTunnels)
 	w.pingEach()
+	<-time.After(idleSettle)
 	before := w.usage()
 	<-time.After(idleInterval)
 	after := w.usage()
@@ -77,6 +81,7 @@ func idlePair(b *testing.B, static bool, phase1 string) {
 		memory := u.process["daemon"].resident - empty.final[role].process["daemon"].resident
 		b.ReportMetric(cpu, role+"-cpu-%")
 		b.ReportMetric(memory, role+"-MiB")
+		b.ReportMetric(u.process["guardian"].resident, role+"-guardian-MiB")
 		b.ReportMetric(empty.final[role].process["daemon"].resident, "empty-"+role+"-MiB")
 		for name, p := range u.process {
 			b.Logf("%s %s: %.2f %% of a core, %.1f MiB", role, name, 100*(p.cpu-before[node].process[name].cpu).Seconds()/u.at.Sub(before[node].at).Seconds(), p.resident)
