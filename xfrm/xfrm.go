@@ -69,6 +69,9 @@ type Counters struct {
 	OutSeq, InSeq                                               uint64
 	Ceiling, Fence                                              uint64
 	IVUsed                                                      uint64
+	// FenceWidened is the factor by which the fence's lead exceeds the ordinary one
+	// because answers come late; 0 and 1: it does not.
+	FenceWidened uint64
 }
 
 // TunnelCounters count what no SA accounts for.

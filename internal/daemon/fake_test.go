@@ -201,7 +201,7 @@ func testView(t testing.TB, standby bool) *view {
 				Lifetime: 10800 * time.Second, Left: 10480 * time.Second, Rekey: 10788 * time.Second}}},
 	}
 	v.Counters = map[ipsec.ESPSPI]xfrm.Counters{
-		spiSite: {InPackets: 1, InBytes: 172, OutPackets: 10, OutBytes: 840, OutSeq: 10, InSeq: 1, Ceiling: 32, Fence: 1,
+		spiSite: {InPackets: 1, InBytes: 172, OutPackets: 10, OutBytes: 840, OutSeq: 10, InSeq: 1, Ceiling: 32, Fence: 1, FenceWidened: 4,
 			LastIn: viewNow.Add(-191 * time.Second), LastOut: viewNow.Add(-6 * time.Second)},
 		spiBranc: {Ceiling: 32},
 	}

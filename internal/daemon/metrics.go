@@ -133,6 +133,15 @@ var tunnelMetrics = []struct {
 	{"tandem_tunnel_out_packets", "Inner packets sent.", func(t *tunnelJSON) float64 { return float64(t.OutPackets) }},
 	{"tandem_tunnel_out_bytes", "Inner bytes sent.", func(t *tunnelJSON) float64 { return float64(t.OutBytes) }},
 	{"tandem_tunnel_out_errors", "Packets that could not be sent.", func(t *tunnelJSON) float64 { return float64(t.OutErrors) }},
+	{"tandem_tunnel_fence_widened", "Largest factor on the lead of a fence, because the standby answers late; 1: none.", func(t *tunnelJSON) float64 {
+		n := uint64(1)
+		for i := range t.Selectors {
+			for k := range t.Selectors[i].SAs {
+				n = max(n, t.Selectors[i].SAs[k].FenceWidened)
+			}
+		}
+		return float64(n)
+	}},
 	{"tandem_tunnel_child_sas", "Child SAs.", func(t *tunnelJSON) float64 {
 		n := 0
 		for i := range t.Selectors {

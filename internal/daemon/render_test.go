@@ -206,6 +206,11 @@ func TestHealth(t *testing.T) {
 			t.Errorf("metrics lack %q (%d)", want, code)
 		}
 	}
+	owner := httptest.NewRecorder()
+	metricsHandler(&fakeBackend{v: testView(t, false)}).ServeHTTP(owner, httptest.NewRequest("GET", "/metrics", nil))
+	if want := `tandem_tunnel_fence_widened{tunnel="VPNtest"} 4` + "\n"; !strings.Contains(owner.Body.String(), want) {
+		t.Errorf("metrics lack %q", want)
+	}
 	d.err = context.DeadlineExceeded
 	if code, body := get("/healthz"); code != 503 || !strings.Contains(body, "does not answer") {
 		t.Errorf("a loop that hangs is not healthy, got %d %s", code, body)

@@ -86,6 +86,7 @@ type childJSON struct {
 	InErrors      uint64   `json:"in_errors"`
 	OutErrors     uint64   `json:"out_errors"`
 	IVUsed        uint64   `json:"iv_used"`
+	FenceWidened  uint64   `json:"fence_widened"` // factor on the fence's lead while the standby answers late; 1: none
 	EncIn         keyJSON  `json:"dec"`
 	EncOut        keyJSON  `json:"enc"`
 	Src           []string `json:"src"` // as narrowed
@@ -210,7 +211,7 @@ func (v *view) childJSON(c *ike.ChildStatus, t *tunnelView, showKeys bool) child
 		InPackets: n.InPackets, InBytes: n.InBytes, OutPackets: n.OutPackets, OutBytes: n.OutBytes,
 		InReplayed: n.InReplayed, InFenced: n.InFenced, InAuthFailed: n.InAuthFailed,
 		InSelector: n.InSelector, OutSelector: n.OutSelector, InErrors: n.InErrors, OutErrors: n.OutErrors,
-		IVUsed: n.IVUsed,
+		IVUsed: n.IVUsed, FenceWidened: max(n.FenceWidened, 1),
 		EncIn:  keysJSON(sa.Suite, sa.EncrIn, sa.SaltIn, sa.IntegIn, showKeys),
 		EncOut: keysJSON(sa.Suite, sa.EncrOut, sa.SaltOut, sa.IntegOut, showKeys),
 		Src:    texts(sa.TSLocal), Dst: texts(sa.TSRemote),

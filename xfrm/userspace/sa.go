@@ -293,6 +293,7 @@ func (s *sa) counters() (c xfrm.Counters) {
 	c.InPackets, c.InBytes, c.InErrors = i.packets, i.bytes, i.errors
 	c.InReplayed, c.InFenced, c.InAuthFailed, c.InSelector = i.replayed, i.fenced, i.authFailed, i.selector
 	c.LastIn, c.InSeq, c.Fence = i.last, i.win.Top(), i.lease.Bound()
+	c.FenceWidened = i.lease.Widened()
 	s.in.mu.Unlock()
 	if s.iv != nil {
 		c.IVUsed = s.iv.Used()
