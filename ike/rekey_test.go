@@ -439,8 +439,8 @@ func TestUnexpectedMessageIDs(t *testing.T) {
 	if b.e.counters.OutsideWindow != 3 {
 		t.Errorf("%d counted", b.e.counters.OutsideWindow)
 	}
-	if send(sa.nextSend) != 1 || send(sa.nextSend) != 1 {
-		t.Error("the expected request or its repetition was not answered")
+	if first, again := send(sa.nextSend), send(sa.nextSend); first != 1 || again != 1 {
+		t.Errorf("the expected request was answered %d times, its repetition %d times", first, again)
 	}
 	k := len(w.seen)
 	if string(w.seen[k-1].Data) != string(w.seen[k-2].Data) || b.e.counters.Duplicates != 1 {

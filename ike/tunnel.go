@@ -26,7 +26,6 @@ type tunnel struct {
 	tryAt    time.Time
 	wants    []string // phase 2 entries that traffic or a command asked for
 	failure  string
-	started  bool // the first negotiation was begun by phase 1's auto-negotiate
 	statsIKE stats
 	statsCh  stats
 

@@ -65,7 +65,6 @@ type run struct {
 	noted      map[string]HAStatus // at the last `wait synchronised`
 	quiet      []Interval          // probes paused
 	unexpected []string
-	broken     string // the transfer could not be started
 
 	mu     sync.Mutex
 	active string // last known, for the rekeyer
