@@ -20,6 +20,9 @@ type sharedAddr struct {
 	prefix netip.Prefix
 }
 
+// reassertAfter is longer than it takes the other node to take over and announce itself.
+const reassertAfter = 100 * time.Millisecond
+
 // addresses puts the shared addresses on this node, announces them, and takes
 // them away. Its methods are called by the event loop; the repetitions of the
 // announcement run beside it.
@@ -35,8 +38,7 @@ type addresses struct {
 	stop     chan struct{}
 	wg       sync.WaitGroup
 
-	forgetting sync.WaitGroup // beside the loop: there may be many neighbours
-	closing    sync.WaitGroup // of packet sockets
+	closing sync.WaitGroup // of packet sockets
 }
 
 func newAddresses(log *slog.Logger) (*addresses, error) {
@@ -156,36 +158,12 @@ func (a *addresses) claim() {
 	a.repeat()
 }
 
-// hush ends the repetitions, and makes the kernel ask for its neighbours anew
-// before it sends to them: left alone it would confirm those that it has not heard
-// from, and that request alone draws a neighbour's traffic here.
-func (a *addresses) hush() {
-	a.quiet()
-	devs := map[string]bool{}
-	for _, s := range a.shared {
-		devs[s.dev] = true
-	}
-	a.forgetting.Go(func() {
-		for dev := range devs {
-			forgetNeighbours(dev)
-		}
-	})
-}
-
-// forgetNeighbours removes what the kernel has learnt, not what was configured.
-func forgetNeighbours(dev string) {
-	link, err := netlink.LinkByName(dev)
-	if err != nil {
-		return
-	}
-	all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
-	if err != nil {
-		return
-	}
-	for i := range all {
-		if n := &all[i]; n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) == 0 {
-			_ = netlink.NeighDel(n) // it may have gone meanwhile
-		}
+// reassert announces the addresses again, and goes on with the repetitions, a
+// moment after whoever may have taken over at the same time as this node was left
+// alone: the last announcement counts.
+func (a *addresses) reassert() {
+	if a.held {
+		a.announceLater(reassertAfter, a.arps)
 	}
 }
 
@@ -214,22 +192,26 @@ func (a *addresses) remove(s sharedAddr) {
 }
 
 // repeat announces again, arps-1 times every arps-interval, until quiet.
-func (a *addresses) repeat() {
+func (a *addresses) repeat() { a.announceLater(a.interval, a.arps-1) }
+
+// announceLater announces n times, first after a while, then every arps-interval.
+func (a *addresses) announceLater(first time.Duration, n int) {
 	a.quiet()
 	stop := make(chan struct{})
 	a.stop = stop
-	shared, n, every := append([]sharedAddr(nil), a.shared...), a.arps-1, a.interval
-	if n <= 0 || every <= 0 {
+	shared, every := append([]sharedAddr(nil), a.shared...), a.interval
+	if n <= 0 || first <= 0 || every <= 0 {
 		return
 	}
 	a.wg.Go(func() {
-		t := time.NewTicker(every)
+		t := time.NewTimer(first)
 		defer t.Stop()
 		for ; n > 0; n-- {
 			select {
 			case <-stop:
 				return
 			case <-t.C:
+				t.Reset(every)
 			}
 			for _, s := range shared {
 				if link, err := netlink.LinkByName(s.dev); err == nil {

@@ -91,6 +91,9 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 		c.streams.setPeer(e.Peer)
 		n.HandlePeer(now, e.Peer)
 	case cluster.TellLoss:
+		// When it is heard again its streams are dialled at once, without what is
+		// left of a back-off: healing waits for them.
+		c.streams.setPeer(cluster.Peer{Node: e.Node})
 		n.HandleLoss(now, e.Node, e.Kind, e.Entitled, e.Detected)
 	case cluster.TellRemoved:
 		n.HandleRemoved(now, e.Node)

@@ -55,8 +55,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.addresses.claim()
 		// Routes into tunnels have been there all the time.
 		d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
-	case node.Hush:
-		d.addresses.hush()
+	case node.Reassert:
+		d.addresses.reassert()
 	case node.Release:
 		d.addresses.release()
 	case node.AddRoute:

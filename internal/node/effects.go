@@ -42,10 +42,10 @@ type TakeWindows struct{ Scope xfrm.Scope }
 type Claim struct{}
 type Release struct{}
 
-// Hush ends the repetitions of the announcement and forgets the neighbours: the
-// other node may have taken over behind a cut, and while nobody sends through this
-// one, nothing shall draw the traffic back and forth between both.
-type Hush struct{}
+// Reassert announces the addresses again a moment later: a standby that fell
+// silent may have taken over behind a cut. This node's sequence numbers and windows
+// are the current ones, so the traffic shall stay with it until the cut heals.
+type Reassert struct{}
 
 // AddRoute and RemoveRoute keep the routes that add-route promises: Prefix
 // through the tunnel interface. Standbys have them too.

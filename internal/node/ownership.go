@@ -17,7 +17,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.replica.Fence(o.Epoch)
 		n.journal.Start(now, o.Epoch)
 		if o.Covered {
-			n.emit(Hush{})
+			n.emit(Reassert{})
 		} else {
 			n.emit(Claim{}) // healed: the neighbours may know the other owner
 		}
