@@ -11,9 +11,9 @@ import "time"
 // offered again with Retry. Each question is carried to whoever grants, in order.
 //
 // Invariants: a packet that an earlier owner may have delivered is delivered by
-// nobody again, since each activation rejects everything up to the highest fence
-// that anyone was granted, or goes on with an exact window that nobody has been
-// granted more than; nothing is delivered above the fence in force. Without replay
+// nobody again, since each activation rejects everything up to the recorded fence,
+// or goes on with the exact window of a planned handover when nobody was granted
+// more since; nothing is delivered above the fence in force. Without replay
 // detection sequence numbers prove nothing, and no fence holds.
 type Receiver struct {
 	gen   uint64 // activation that win and lease belong to

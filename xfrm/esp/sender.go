@@ -11,9 +11,9 @@ import "time"
 // offered with Retry. Each question is carried to whoever grants, in order.
 //
 // Invariants: a number that may have been used by an earlier owner is used again
-// by nobody, since each activation goes on above the highest ceiling that anyone
-// was granted, or from an exact number that nobody has been granted more than; no
-// number passes above the ceiling in force.
+// by nobody, since each activation goes on above the recorded ceiling, or from the
+// exact number of a planned handover when nobody was granted more since; no number
+// passes above the ceiling in force.
 type Sender struct {
 	gen   uint64 // activation that seq and lease belong to
 	seq   uint64 // last used

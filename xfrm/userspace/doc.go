@@ -11,9 +11,9 @@
 // # What keeps a scope silent
 //
 // A packet reads the scope's state once, in one atomic: active or not, and a count
-// of activations. An SA whose own count differs resumes first: its next sequence
-// number is ceiling+1, everything up to the fence is a replay, what waited is
-// dropped. So Activate costs one store for any number of SAs. Deactivate stores,
+// of activations. An SA whose own count differs resumes first: what becomes of its
+// numbers say esp.Sender and esp.Receiver (its next sequence number is ceiling+1,
+// everything up to the fence is a replay), and what waited is dropped. So Activate costs one store for any number of SAs. Deactivate stores,
 // then waits until each goroutine has left the batch that it may have begun before
 // (its epoch is odd meanwhile).
 //

@@ -160,7 +160,7 @@ func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now 
 		l.expiring(p, "bytes", true)
 		return
 	}
-	payload, next, seq, err := l.open.Open(&l.win, pkt)
+	payload, next, seq, err := l.open.Open(l.recv.Window(), pkt)
 	switch {
 	case errors.Is(err, esp.ErrReplayed):
 		l.replayed++
@@ -195,14 +195,13 @@ func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now 
 		fam = 1
 	}
 	clampMSS(payload, &in, s.tun.MaxMSS[fam])
-	if l.win.Size() == 0 {
-		// Without replay detection sequence numbers prove nothing, and no fence holds.
-		l.deliver(payload, now)
-		return
-	}
-	pass, n, ask := l.lease.Offer(now, seq)
+	pass, n, ask := l.recv.Offer(now, seq)
 	if ask {
 		p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: n}})
+	}
+	if l.recv.Window().Size() == 0 {
+		l.deliver(payload, now) // no fence holds, so there is no lease to look after
+		return
 	}
 	l.look(p)
 	switch {

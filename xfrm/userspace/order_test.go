@@ -54,7 +54,7 @@ func wantRising(t *testing.T, seqs []uint32) {
 func TestOrderWithinBatch(t *testing.T) {
 	p, _, s := bench(t)
 	receive := listener(t, p, s)
-	s.out.lease = esp.NewCeiling(10, 0, esp.MaxSequence(s.Suite.ESN))
+	s.out.send = esp.NewSender(s.out.send.Generation(), 10, esp.MaxSequence(s.Suite.ESN))
 	b := newBatch()
 	fill(b, 20, template(200))
 	in, _, _ := parseInner(b.slots[0][slotRoom : slotRoom+b.lens[0]])
@@ -77,7 +77,7 @@ func TestOrderWithinBatch(t *testing.T) {
 func TestOrderAcrossGoroutines(t *testing.T) {
 	p, tn, s := bench(t)
 	receive := listener(t, p, s)
-	s.out.lease = esp.NewCeiling(1, 0, esp.MaxSequence(s.Suite.ESN))
+	s.out.send = esp.NewSender(s.out.send.Generation(), 1, esp.MaxSequence(s.Suite.ESN))
 	b := newBatch()
 	fill(b, 2, template(200))
 	p.outbound(tn, b, time.Now()) // the second one waits
@@ -90,7 +90,7 @@ func TestOrderAcrossGoroutines(t *testing.T) {
 	}()
 	for until := time.Now().Add(100 * time.Millisecond); time.Now().Before(until); {
 		if s.out.mu.TryLock() {
-			sealed := s.out.seq
+			sealed := s.out.send.Seq()
 			s.out.mu.Unlock()
 			if sealed > 1 {
 				t.Error("the lane is free while a sealed packet waits for the socket")
@@ -118,7 +118,7 @@ func TestOrderUnderLoad(t *testing.T) {
 			}
 		}
 	}
-	s.out.lease = esp.NewCeiling(1, 0, esp.MaxSequence(s.Suite.ESN))
+	s.out.send = esp.NewSender(s.out.send.Generation(), 1, esp.MaxSequence(s.Suite.ESN))
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for n := range wake {

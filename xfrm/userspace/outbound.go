@@ -123,49 +123,56 @@ func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now
 	l.resume(gen)
 	waiting := len(l.queue) > 0
 	if waiting {
-		l.lease.Count(now)
+		l.send.Count(now)
 	}
-	if waiting || !l.offer(p, now, false) {
+	var seq uint64
+	pass := false
+	if !waiting {
+		seq, pass = l.offer(p, now, false)
+	}
+	if !pass {
 		p.socks.flush(o)
-		if len(l.queue) >= maxWaiting || l.seq >= esp.MaxSequence(s.Suite.ESN) {
+		if len(l.queue) >= maxWaiting || l.send.Exhausted() {
 			l.errors++
 		} else {
 			l.queue = append(l.queue, hold(buf[off:off+n]))
 		}
 		return
 	}
-	l.sealOne(p, buf, off, n, in, o, now)
+	l.sealOne(p, seq, buf, off, n, in, o, now)
 	if o.prompt {
 		p.socks.flush(o)
 	}
 }
 
 // offer asks for leave for the next sequence number.
-func (l *outLane) offer(p *Plane, now time.Time, again bool) bool {
-	last := esp.MaxSequence(l.sa.Suite.ESN)
-	if l.seq >= last || l.sa.hard > 0 && l.bytes >= l.sa.hard {
-		reason := "sequence numbers"
-		if l.seq < last {
-			reason = "bytes"
+func (l *outLane) offer(p *Plane, now time.Time, again bool) (seq uint64, pass bool) {
+	if l.send.Exhausted() || l.sa.hard > 0 && l.bytes >= l.sa.hard {
+		reason := "bytes"
+		if l.send.Exhausted() {
+			reason = "sequence numbers"
 		}
 		l.expiring(p, reason, true)
-		return false
+		return 0, false
 	}
-	ask := l.lease.Offer
+	var n uint64
+	var ask bool
 	if again {
-		ask = l.lease.Retry
+		seq, pass, n, ask = l.send.Retry(now)
+	} else {
+		seq, pass, n, ask = l.send.Offer(now)
 	}
-	pass, n, wanted := ask(now, l.seq+1)
-	if wanted {
+	if ask {
 		p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Outbound, N: n}})
 	}
 	l.look(p)
-	return pass
+	return seq, pass
 }
 
 // sealWaiting sends the first packet of the queue; false: it has to wait on.
 func (p *Plane) sealWaiting(l *outLane, now time.Time) bool {
-	if !l.offer(p, now, true) {
+	seq, pass := l.offer(p, now, true)
+	if !pass {
 		return false
 	}
 	w := l.queue[0]
@@ -177,12 +184,12 @@ func (p *Plane) sealWaiting(l *outLane, now time.Time) bool {
 	if p.out.full() {
 		p.socks.flush(&p.out.outbox)
 	}
-	l.sealOne(p, w.buf, slotRoom, w.n, &in, &p.out.outbox, now)
+	l.sealOne(p, seq, w.buf, slotRoom, w.n, &in, &p.out.outbox, now)
 	return true
 }
 
-// sealOne gives the packet the next sequence number, which has been granted.
-func (l *outLane) sealOne(p *Plane, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
+// sealOne sends the packet with the number that has passed for it.
+func (l *outLane) sealOne(p *Plane, seq uint64, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
 	s := l.sa
 	if l.seal == nil {
 		var err error
@@ -196,7 +203,7 @@ func (l *outLane) sealOne(p *Plane, buf []byte, off, n int, in *inner, o *outbox
 	if in.v6 {
 		next = protoIPv6
 	}
-	pkt, err := l.seal.Seal(buf, off, n, l.seq+1, next)
+	pkt, err := l.seal.Seal(buf, off, n, seq, next)
 	if err != nil {
 		l.errors++
 		if errors.Is(err, ipsec.ErrNonceSpace) {
@@ -204,16 +211,16 @@ func (l *outLane) sealOne(p *Plane, buf []byte, off, n int, in *inner, o *outbox
 		}
 		return
 	}
-	l.seq++
+	l.send.Sent()
 	l.packets++
 	l.bytes += uint64(n)
 	l.last = now
 	switch {
 	case s.soft > 0 && l.bytes >= s.soft:
 		l.expiring(p, "bytes", false)
-	case !s.Suite.ESN && l.seq >= 3<<30:
+	case !s.Suite.ESN && seq >= 3<<30:
 		l.expiring(p, "sequence numbers", false)
-	case l.seq&0xffff == 0 && s.iv != nil && s.iv.Used() >= 3<<38:
+	case seq&0xffff == 0 && s.iv != nil && s.iv.Used() >= 3<<38:
 		l.expiring(p, "explicit IVs", false)
 	}
 	pr := s.peer.Load()

@@ -146,7 +146,7 @@ func BenchmarkInbound(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if i == len(pkts) {
-					s.in.win, i = esp.NewWindow(4096), 0
+					*s.in.recv.Window(), i = esp.NewWindow(4096), 0
 				}
 				n := copy(work, pkts[i])
 				p.espIn(work[:n], from, 0, true, now)

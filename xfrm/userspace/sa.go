@@ -44,11 +44,8 @@ type outLane struct {
 	mu     sync.Mutex
 	sa     *sa
 	gone   bool
-	listed bool   // the ticker knows this lane
-	exact  bool   // seq was imported and holds for the next activation
-	gen    uint64 // activation that seq and lease belong to
-	seq    uint64 // last sent
-	lease  esp.Lease
+	listed bool // the ticker knows this lane
+	send   esp.Sender
 	seal   *esp.Outbound // nil until the first packet
 	queue  []waitingPacket
 	warned [2]bool // Expiring soft and hard were reported
@@ -62,11 +59,8 @@ type inLane struct {
 	sa     *sa
 	gone   bool
 	listed bool
-	exact  bool
 	seen   bool // FirstInbound was reported
-	gen    uint64
-	win    esp.Window
-	lease  esp.Lease
+	recv   esp.Receiver
 	open   *esp.Inbound
 	queue  []waitingPacket
 	warned [2]bool
@@ -105,8 +99,8 @@ func (p *Plane) Install(x xfrm.SA) error {
 	}
 	gen, _ := s.scope.active()
 	last := esp.MaxSequence(x.Suite.ESN)
-	s.out = outLane{sa: s, gen: gen, lease: esp.NewCeiling(x.Ceiling, 0, last)}
-	s.in = inLane{sa: s, gen: gen, lease: esp.NewFence(x.Fence, 0, last), win: esp.NewWindow(x.ReplayWindow)}
+	s.out = outLane{sa: s, send: esp.NewSender(gen, x.Ceiling, last)}
+	s.in = inLane{sa: s, recv: esp.NewReceiver(gen, x.Fence, x.ReplayWindow, last)}
 	p.sas.put(s)
 	return nil
 }
@@ -205,13 +199,13 @@ func (p *Plane) remove(s *sa) (in, out []waitingPacket) {
 	}
 	gen, active := s.scope.active()
 	s.out.mu.Lock()
-	if active && gen == s.out.gen {
+	if active && gen == s.out.send.Generation() {
 		out = s.out.queue
 	}
 	s.out.gone, s.out.queue, s.out.seal = true, nil, nil
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
-	if active && gen == s.in.gen {
+	if active && gen == s.in.recv.Generation() {
 		in = s.in.queue
 	}
 	s.in.gone, s.in.queue, s.in.open = true, nil, nil
@@ -221,34 +215,20 @@ func (p *Plane) remove(s *sa) (in, out []waitingPacket) {
 
 // resume brings the lane to a new activation; the lock is held.
 func (l *outLane) resume(gen uint64) {
-	if l.gen == gen {
-		return
+	if l.send.Activate(gen) {
+		freeWaiting(l.queue)
+		l.queue = nil
+		l.warned = [2]bool{}
 	}
-	bound := l.lease.Bound()
-	if !l.exact && bound != esp.Unbounded {
-		l.seq = max(l.seq, bound)
-	}
-	l.gen, l.exact = gen, false
-	l.lease = esp.NewCeiling(bound, l.seq, esp.MaxSequence(l.sa.Suite.ESN))
-	freeWaiting(l.queue)
-	l.queue = nil
-	l.warned = [2]bool{}
 }
 
 func (l *inLane) resume(gen uint64) {
-	if l.gen == gen {
-		return
+	if l.recv.Activate(gen) {
+		l.seen = false
+		freeWaiting(l.queue)
+		l.queue = nil
+		l.warned = [2]bool{}
 	}
-	bound := l.lease.Bound()
-	if !l.exact && bound != esp.Unbounded {
-		l.win.Reject(bound)
-	}
-	l.gen, l.exact, l.seen = gen, false, false
-	used := l.win.Top()
-	l.lease = esp.NewFence(bound, used, esp.MaxSequence(l.sa.Suite.ESN))
-	freeWaiting(l.queue)
-	l.queue = nil
-	l.warned = [2]bool{}
 }
 
 // export is the exact state; it resumes first, since an SA without a packet in
@@ -258,27 +238,26 @@ func (s *sa) export() xfrm.Window {
 	w := xfrm.Window{SPIIn: s.SPIIn}
 	s.out.mu.Lock()
 	s.out.resume(gen)
-	w.OutSeq = s.out.seq
+	w.OutSeq = s.out.send.Seq()
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
 	s.in.resume(gen)
 	for _, q := range s.in.queue {
-		s.in.win.Forget(q.seq) // authentic, but never delivered
+		s.in.recv.Forget(q.seq)
 	}
 	freeWaiting(s.in.queue)
 	s.in.queue = nil
-	w.InSeq, w.InAccepted = s.in.win.Export()
+	w.InSeq, w.InAccepted = s.in.recv.Export()
 	s.in.mu.Unlock()
 	return w
 }
 
 func (s *sa) importWindow(w xfrm.Window) {
 	s.out.mu.Lock()
-	s.out.seq, s.out.exact = w.OutSeq, true
+	s.out.send.Import(w.OutSeq)
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
-	s.in.win.Import(w.InSeq, w.InAccepted)
-	s.in.exact = true
+	s.in.recv.Import(w.InSeq, w.InAccepted)
 	s.in.mu.Unlock()
 }
 
@@ -286,14 +265,14 @@ func (s *sa) counters() (c xfrm.Counters) {
 	s.out.mu.Lock()
 	o := &s.out
 	c.OutPackets, c.OutBytes, c.OutErrors, c.OutSelector = o.packets, o.bytes, o.errors+s.sendErrors.Load(), o.selector
-	c.LastOut, c.OutSeq, c.Ceiling = o.last, o.seq, o.lease.Bound()
+	c.LastOut, c.OutSeq, c.Ceiling = o.last, o.send.Seq(), o.send.Bound()
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
 	i := &s.in
 	c.InPackets, c.InBytes, c.InErrors = i.packets, i.bytes, i.errors
 	c.InReplayed, c.InFenced, c.InAuthFailed, c.InSelector = i.replayed, i.fenced, i.authFailed, i.selector
-	c.LastIn, c.InSeq, c.Fence = i.last, i.win.Top(), i.lease.Bound()
-	c.FenceWidened = i.lease.Widened()
+	c.LastIn, c.InSeq, c.Fence = i.last, i.recv.Window().Top(), i.recv.Bound()
+	c.FenceWidened = i.recv.Widened()
 	s.in.mu.Unlock()
 	if s.iv != nil {
 		c.IVUsed = s.iv.Used()
@@ -326,14 +305,11 @@ func (p *Plane) setCeiling(s *sa, n uint64, now time.Time) {
 	defer l.mu.Unlock()
 	gen, active := s.scope.active()
 	if !active {
-		if n > l.lease.Bound() {
-			l.exact = false
-		}
-		l.lease = esp.NewCeiling(n, l.seq, esp.MaxSequence(s.Suite.ESN))
+		l.send.Record(n)
 		return
 	}
 	l.resume(gen)
-	l.lease.Grant(n)
+	l.send.Grant(n)
 	for len(l.queue) > 0 && p.sealWaiting(l, now) {
 	}
 	p.socks.flush(&p.out.outbox)
@@ -346,17 +322,14 @@ func (p *Plane) setFence(s *sa, n uint64, now time.Time) {
 	defer l.mu.Unlock()
 	gen, active := s.scope.active()
 	if !active {
-		if n > l.lease.Bound() {
-			l.exact = false
-		}
-		l.lease = esp.NewFence(n, l.win.Top(), esp.MaxSequence(s.Suite.ESN))
+		l.recv.Record(n)
 		return
 	}
 	l.resume(gen)
-	l.lease.Grant(n)
+	l.recv.Grant(n)
 	kept := l.queue[:0]
 	for i, q := range l.queue {
-		pass, question, ask := l.lease.Retry(now, q.seq)
+		pass, question, ask := l.recv.Retry(now, q.seq)
 		if ask {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: question}})
 		}
@@ -373,14 +346,14 @@ func (p *Plane) setFence(s *sa, n uint64, now time.Time) {
 
 // look enlists the lane with the ticker while its lease may have to shrink.
 func (l *outLane) look(p *Plane) {
-	if !l.listed && !l.lease.Settled() {
+	if !l.listed && !l.send.Settled() {
 		l.listed = true
 		p.ticks.add(l)
 	}
 }
 
 func (l *inLane) look(p *Plane) {
-	if !l.listed && !l.lease.Settled() {
+	if !l.listed && !l.recv.Settled() {
 		l.listed = true
 		p.ticks.add(l)
 	}
@@ -389,11 +362,11 @@ func (l *inLane) look(p *Plane) {
 func (l *outLane) tick(p *Plane, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if gen, ok := l.sa.scope.active(); ok && gen == l.gen && !l.gone {
-		if n, ask := l.lease.Tick(now); ask {
+	if gen, ok := l.sa.scope.active(); ok && gen == l.send.Generation() && !l.gone {
+		if n, ask := l.send.Tick(now); ask {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Outbound, N: n}})
 		}
-		l.listed = !l.lease.Settled()
+		l.listed = !l.send.Settled()
 	} else {
 		l.listed = false
 	}
@@ -403,11 +376,11 @@ func (l *outLane) tick(p *Plane, now time.Time) bool {
 func (l *inLane) tick(p *Plane, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if gen, ok := l.sa.scope.active(); ok && gen == l.gen && !l.gone {
-		if n, ask := l.lease.Tick(now); ask {
+	if gen, ok := l.sa.scope.active(); ok && gen == l.recv.Generation() && !l.gone {
+		if n, ask := l.recv.Tick(now); ask {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Inbound, N: n}})
 		}
-		l.listed = !l.lease.Settled()
+		l.listed = !l.recv.Settled()
 	} else {
 		l.listed = false
 	}
