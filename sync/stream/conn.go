@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 
 	"tandem/cluster"
@@ -50,11 +49,7 @@ func dial(ctx context.Context, l cluster.Link, port uint16) (net.Conn, error) {
 // listen opens a listener; the sockets it accepts inherit its options.
 func listen(ctx context.Context, address string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive, Control: setUserTimeout}
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	return netutil.LimitListener(opaqueListener{l}, maxConns), nil
+	return lc.Listen(ctx, "tcp", address)
 }
 
 // opaque hides the TCP connection from gRPC, which would set a timeout of its own.

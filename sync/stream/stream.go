@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -132,18 +133,28 @@ func (e *Endpoint) Listen(address string) (net.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream: %w", err)
 	}
+	if err := e.Serve(l); err != nil {
+		return nil, err
+	}
+	return l.Addr(), nil
+}
+
+// Serve accepts streams from a listener, at most 64 connections at a time, and closes
+// it in the end. It does not wait.
+func (e *Endpoint) Serve(l net.Listener) error {
+	l = netutil.LimitListener(opaqueListener{l}, maxConns)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
 		l.Close()
-		return nil, net.ErrClosed
+		return net.ErrClosed
 	}
 	e.wg.Go(func() {
 		if err := e.server.Serve(l); err != nil && e.ctx.Err() == nil {
-			e.log.Error("replication stream: listener failed", "address", address, "error", err)
+			e.log.Error("replication stream: listener failed", "address", l.Addr().String(), "error", err)
 		}
 	})
-	return l.Addr(), nil
+	return nil
 }
 
 // SetPeers says where a node can be reached: on which links, at which port, and which

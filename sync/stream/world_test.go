@@ -194,10 +194,22 @@ type host struct {
 
 func newHost(t testing.TB, a *authority, m *medium, node cluster.NodeID, process cluster.ProcessID) *host {
 	t.Helper()
+	h := newDeafHost(t, a, m.dial, node, process)
+	addr, err := h.Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.port = uint16(addr.(*net.TCPAddr).Port)
+	return h
+}
+
+// newDeafHost makes a host that does not listen yet.
+func newDeafHost(t testing.TB, a *authority, dial func(context.Context, cluster.Link, uint16) (net.Conn, error), node cluster.NodeID, process cluster.ProcessID) *host {
+	t.Helper()
 	h := &host{t: t, node: node, process: process}
 	e, err := New(Options{
 		Self: node, Process: process, TLS: a.tls(t, node), PeerNode: nodeOfCert, Log: slog.New(slog.DiscardHandler),
-		Dial: m.dial,
+		Dial: dial,
 		Handler: Handler{
 			Up:    func(n cluster.NodeID, p cluster.ProcessID) { h.event("up", n, p) },
 			Down:  func(n cluster.NodeID, p cluster.ProcessID) { h.event("down", n, p) },
@@ -213,11 +225,6 @@ func newHost(t testing.TB, a *authority, m *medium, node cluster.NodeID, process
 		t.Fatal(err)
 	}
 	h.Endpoint = e
-	addr, err := e.Listen("127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.port = uint16(addr.(*net.TCPAddr).Port)
 	t.Cleanup(func() { e.Close() })
 	return h
 }
