@@ -204,3 +204,69 @@ func TestNumbersNoAllocation(t *testing.T) {
 		t.Errorf("sent %d, received %d", s.Seq(), r.Window().Top())
 	}
 }
+
+// A fresh activation has no lead to withdraw below what counts as used.
+func TestActivationIsSettled(t *testing.T) {
+	s := NewSender(1, 1000, MaxSequence(false))
+	s.Import(950)
+	s.Activate(2)
+	if _, ask := s.Tick(numbersAt.Add(time.Hour)); ask || !s.Settled() {
+		t.Error("the sender withdraws from a ceiling with a lead of 50 packets")
+	}
+	r := NewReceiver(1, 1000, 64, MaxSequence(false))
+	r.Activate(2)
+	if _, ask := r.Tick(numbersAt.Add(time.Hour)); ask || !r.Settled() {
+		t.Error("the receiver withdraws from a fence without a lead")
+	}
+}
+
+// What an owner's record says holds, whatever was asked here and not answered
+// before the scope went elsewhere.
+func TestRecordAfterUnansweredWithdrawal(t *testing.T) {
+	s := NewSender(1, 100000, MaxSequence(false))
+	wantNext(t, &s, 1)
+	for now := numbersAt; !s.Settled(); now = now.Add(time.Second) {
+		s.Tick(now)
+	}
+	s.Record(90)
+	if s.Bound() != 90 {
+		t.Errorf("ceiling %d, recorded 90", s.Bound())
+	}
+	r := NewReceiver(1, 1000, 64, MaxSequence(false))
+	arrive(&r, 10, numbersAt)
+	if _, ask := r.Tick(numbersAt.Add(time.Second)); !ask {
+		t.Fatal("nothing is withdrawn")
+	}
+	r.Record(90)
+	if r.Bound() != 90 {
+		t.Errorf("fence %d, recorded 90", r.Bound())
+	}
+}
+
+// Packets that queue behind one that waits raise the rate, and so the next lead.
+func TestSenderCountRaisesTheLead(t *testing.T) {
+	lead := func(behind int) uint64 {
+		s := NewSender(1, 1, MaxSequence(false))
+		now := numbersAt
+		wantNext(t, &s, 1) // asks ahead
+		for range behind {
+			now = now.Add(10 * time.Microsecond)
+			s.Count(now)
+		}
+		s.Grant(2)
+		if seq, pass, _, _ := s.Retry(now); !pass || seq != 2 {
+			t.Fatalf("number %d, pass %v", seq, pass)
+		}
+		s.Sent()
+		s.Grant(100) // both questions
+		_, _, question, ask := s.Retry(now)
+		for !ask {
+			s.Sent()
+			_, _, question, ask = s.Retry(now)
+		}
+		return question - s.Seq()
+	}
+	if slow, fast := lead(0), lead(1000); fast < 2*slow {
+		t.Errorf("lead %d after a burst of 1000, %d without", fast, slow)
+	}
+}
