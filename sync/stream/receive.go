@@ -27,7 +27,7 @@ type Received struct {
 	Node    cluster.NodeID
 	Process cluster.ProcessID
 	Frame   []byte // the handler's to keep
-	from    *incoming
+	from    *receiver
 }
 
 // Done says that the frame has been dealt with.
@@ -35,14 +35,18 @@ func (r Received) Done() { r.from.give(len(r.Frame)) }
 
 // receiver is our side of the streams from one node.
 type receiver struct {
-	order sync.Mutex // held around the handler's Frame, so that first arrivals keep their order
+	// Held around the handler's Frame, so that first arrivals keep their order. No
+	// mutex, because the handler may wait for long, and streams end meanwhile.
+	order chan struct{}
 
-	mu      sync.Mutex
-	process cluster.ProcessID
-	acked   uint64 // highest acknowledged frame of process
-	handed  uint64 // highest that the handler was given
-	second  uint64 // how many arrived again
-	streams []*incoming
+	mu       sync.Mutex
+	process  cluster.ProcessID
+	acked    uint64 // highest acknowledged frame of process
+	handed   uint64 // highest that the handler was given
+	second   uint64 // how many arrived again
+	inflight int    // bytes with the handler, whichever streams brought them
+	streams  []*incoming
+	room     chan struct{} // inflight has shrunk
 }
 
 // incoming is one stream.
@@ -52,10 +56,6 @@ type incoming struct {
 	ended  chan struct{} // closed by stop
 	once   sync.Once
 	reason error // set before ended is closed
-
-	mu       sync.Mutex
-	inflight int
-	room     chan struct{} // inflight has shrunk
 }
 
 // stop ends the stream.
@@ -66,29 +66,11 @@ func (s *incoming) stop(reason error) {
 	})
 }
 
-// take waits until the handler may have n bytes more.
-func (s *incoming) take(n int) bool {
-	for {
-		s.mu.Lock()
-		if s.inflight == 0 || s.inflight+n <= maxInflight {
-			s.inflight += n
-			s.mu.Unlock()
-			return true
-		}
-		s.mu.Unlock()
-		select {
-		case <-s.room:
-		case <-s.ended:
-			return false
-		}
-	}
-}
-
-func (s *incoming) give(n int) {
-	s.mu.Lock()
-	s.inflight -= n
-	s.mu.Unlock()
-	signal(s.room)
+func (r *receiver) give(n int) {
+	r.mu.Lock()
+	r.inflight -= n
+	r.mu.Unlock()
+	signal(r.room)
 }
 
 func (r *receiver) ack(process cluster.ProcessID, seq uint64) {
@@ -109,23 +91,36 @@ func (r *receiver) held() uint64 {
 	return r.acked
 }
 
-// first says whether a frame is new, and that the handler is given it now. A stream
-// that has ended brings nothing any more; that it is asked under the lock keeps what
-// an older process or an interrupted run left behind from counting.
-func (r *receiver) first(s *incoming, seq uint64) bool {
+// verdict on a frame.
+type verdict int
+
+const (
+	stale verdict = iota // arrived before, or its stream has ended
+	early                // new, but the handler has enough
+	fresh                // new, and the handler is given it now
+)
+
+// judge counts a frame. A stream that has ended brings nothing any more; that it is
+// asked under the lock keeps what an older process or an interrupted run left behind
+// from counting.
+func (r *receiver) judge(s *incoming, seq uint64, size int) verdict {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
 	case <-s.ended:
-		return false
+		return stale
 	default:
 	}
-	if seq <= r.handed {
+	switch {
+	case seq <= r.handed:
 		r.second++
-		return false
+		return stale
+	case r.inflight > 0 && r.inflight+size > maxInflight:
+		return early
 	}
 	r.handed = seq
-	return true
+	r.inflight += size
+	return fresh
 }
 
 // resync ends the streams; what was not acknowledged will be new again.
@@ -141,7 +136,7 @@ func (r *receiver) resync() {
 // add counts a stream of a process. The newest one is right: a former one's end
 // may not have been noticed yet.
 func (r *receiver) add(process cluster.ProcessID) *incoming {
-	s := &incoming{r: r, wake: make(chan struct{}, 1), ended: make(chan struct{}), room: make(chan struct{}, 1)}
+	s := &incoming{r: r, wake: make(chan struct{}, 1), ended: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if process != r.process {
@@ -190,7 +185,7 @@ func (e *Endpoint) receiver(node cluster.NodeID) *receiver {
 	}
 	r := e.in[node]
 	if r == nil {
-		r = &receiver{}
+		r = &receiver{order: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 		e.in[node] = r
 	}
 	return r
@@ -282,20 +277,32 @@ func (e *Endpoint) read(s *incoming, stream syncpb.StateSync_ReplicateServer, no
 		if len(m.Frame) == 0 {
 			return errors.New("a message without a frame")
 		}
-		if !s.take(len(m.Frame)) {
-			return nil
-		}
-		e.hand(s, m.Seq, Received{Node: node, Process: process, Frame: m.Frame, from: s})
+		e.hand(s, m.Seq, Received{Node: node, Process: process, Frame: m.Frame, from: s.r})
 	}
 }
 
-// hand gives the handler a frame, if it is the first to arrive.
+// hand gives the handler a frame, if it is the first to arrive. It waits for the
+// handler to have room, unless the stream ends.
 func (e *Endpoint) hand(s *incoming, seq uint64, f Received) {
-	s.r.order.Lock()
-	defer s.r.order.Unlock()
-	if s.r.first(s, seq) {
-		e.opt.Handler.Frame(f)
-	} else {
-		f.Done()
+	r := s.r
+	select {
+	case r.order <- struct{}{}:
+		defer func() { <-r.order }()
+	case <-s.ended:
+		return
+	}
+	for {
+		switch r.judge(s, seq, len(f.Frame)) {
+		case stale:
+			return
+		case fresh:
+			e.opt.Handler.Frame(f)
+			return
+		}
+		select {
+		case <-r.room:
+		case <-s.ended:
+			return
+		}
 	}
 }

@@ -27,7 +27,7 @@ const (
 	window      = 1 << 20                    // bytes of flow control for a stream
 	maxMessage  = statesync.MaxFrame + 1<<10 // of a client's message
 	maxAnswer   = 256                        // of a server's message
-	maxInflight = 1 << 20                    // bytes of frames with the handler, for a stream
+	maxInflight = 1 << 20                    // bytes of frames with the handler, from one node
 	maxStreams  = 8                          // from one node
 	maxConns    = 64                         // accepted for each listener
 )
@@ -43,7 +43,9 @@ type Handler struct {
 	Down func(cluster.NodeID, cluster.ProcessID)
 	// Frame: a frame arrived for the first time, or again after Resync. It may
 	// wait for the node, which holds up what comes from that member. Done must be
-	// called when the frame has been dealt with: a link reads at most 1 MiB ahead.
+	// called when the frame has been dealt with: at most 1 MiB from one member is
+	// handed up before. A member that has to wait longer than its Stall begins its
+	// streams again.
 	Frame func(Received)
 	// Ack: the member's process acknowledged every frame up to the number.
 	Ack func(cluster.NodeID, cluster.ProcessID, uint64)

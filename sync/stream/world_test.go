@@ -179,7 +179,8 @@ type host struct {
 	node    cluster.NodeID
 	process cluster.ProcessID
 	port    uint16
-	hold    bool // does not call Done
+	hold    bool          // does not call Done
+	gate    chan struct{} // if there is one, Frame waits for it
 
 	mu      sync.Mutex
 	events  []string // "up 2 b1", "down 2 b1"
@@ -251,8 +252,11 @@ func (h *host) frame(r Received) {
 	if h.hold {
 		h.held = append(h.held, r)
 	}
-	hold := h.hold
+	hold, gate := h.hold, h.gate
 	h.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
 	if ack {
 		h.Ack(statesync.SendAck{Node: r.Node, Process: r.Process, Seq: high})
 	}
