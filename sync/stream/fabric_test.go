@@ -97,6 +97,16 @@ func (f *fabric) hush(device string) {
 	})
 }
 
+// abandon leaves what is silent now silent for ever: those who dialled may end, and
+// those who were dialled never hear of it.
+func (f *fabric) abandon(device string) {
+	f.change(device, func(l *line) {
+		for w := range l.flows {
+			w.lost = true
+		}
+	})
+}
+
 func (f *fabric) mend(device string) {
 	f.change(device, func(l *line) { l.cut, l.silent, l.after = false, false, -1 })
 }
@@ -231,6 +241,7 @@ type flow struct {
 	size    int       // bytes of the chunks
 	free    time.Time // when the line has sent what was written before
 	err     error     // it was reset
+	lost    bool      // silent for ever
 	ended   bool      // the writing end is closed
 	deaf    bool      // the reading end is closed
 	changed chan struct{}
@@ -306,7 +317,7 @@ func (c *memConn) Read(b []byte) (int, error) {
 		}
 		until := w.readBy
 		switch {
-		case w.l.silent:
+		case w.l.silent, w.lost:
 		case len(w.chunks) > 0 && past(w.chunks[0].due):
 			first := &w.chunks[0]
 			n := copy(b, first.b)
@@ -335,7 +346,7 @@ func (c *memConn) Write(b []byte) (done int, err error) {
 			return done, net.ErrClosed
 		case w.err != nil:
 			return done, w.err
-		case w.deaf && !w.l.silent:
+		case w.deaf && !w.l.silent && !w.lost:
 			return done, syscall.EPIPE
 		case past(w.writeBy):
 			return done, os.ErrDeadlineExceeded

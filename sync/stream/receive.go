@@ -3,6 +3,7 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type receiver struct {
 	acked    uint64 // highest acknowledged frame of process
 	handed   uint64 // highest that the handler was given
 	second   uint64 // how many arrived again
+	arrivals uint64 // of frames and streams
 	inflight int    // bytes with the handler, whichever streams brought them
 	streams  []*incoming
 	room     chan struct{} // inflight has shrunk
@@ -55,7 +57,8 @@ type incoming struct {
 	wake   chan struct{} // acked has risen
 	ended  chan struct{} // closed by stop
 	once   sync.Once
-	reason error // set before ended is closed
+	reason error  // set before ended is closed
+	heard  uint64 // the receiver's arrivals when it brought something last; under r.mu
 }
 
 // stop ends the stream.
@@ -111,6 +114,8 @@ func (r *receiver) judge(s *incoming, seq uint64, size int) verdict {
 		return stale
 	default:
 	}
+	r.arrivals++
+	s.heard = r.arrivals
 	switch {
 	case seq <= r.handed:
 		r.second++
@@ -146,9 +151,18 @@ func (r *receiver) add(process cluster.ProcessID) *incoming {
 		r.process, r.acked, r.handed = process, 0, 0
 	}
 	if len(r.streams) >= maxStreams {
-		r.streams[0].stop(errTooMany)
-		r.streams = r.streams[1:]
+		// Not the oldest: that may be the one that works, and the others half-open.
+		i, quiet := 0, r.streams[0]
+		for j, o := range r.streams {
+			if o.heard < quiet.heard {
+				i, quiet = j, o
+			}
+		}
+		quiet.stop(errTooMany)
+		r.streams = slices.Delete(slices.Clone(r.streams), i, i+1)
 	}
+	r.arrivals++
+	s.heard = r.arrivals
 	r.streams = append(r.streams, s)
 	return s
 }

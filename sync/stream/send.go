@@ -34,7 +34,8 @@ type sender struct {
 	life    int                 // rises with process
 	live    int                 // open streams to process
 	log     []statesync.SendFrame
-	bytes   int // of the log
+	bytes   int    // of the log
+	last    uint64 // highest number that the log had
 	links   map[place]*link
 }
 
@@ -113,6 +114,7 @@ func (s *sender) send(f statesync.SendFrame) {
 	}
 	s.log = append(s.log, f)
 	s.bytes += len(f.Frame)
+	s.last = f.Seq
 	for _, l := range s.links {
 		signal(l.wake)
 	}
@@ -139,12 +141,15 @@ func (s *sender) next(l *link) (statesync.SendFrame, bool) {
 	return s.log[i], true
 }
 
-// acked drops what is acknowledged.
-func (s *sender) acked(process cluster.ProcessID, seq uint64) {
+// acked drops what is acknowledged. ok is false if that was never sent.
+func (s *sender) acked(process cluster.ProcessID, seq uint64) (ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if process != s.process {
-		return
+		return true
+	}
+	if seq > s.last {
+		return false
 	}
 	n := 0
 	for n < len(s.log) && s.log[n].Seq <= seq {
@@ -155,6 +160,7 @@ func (s *sender) acked(process cluster.ProcessID, seq uint64) {
 	if s.log = s.log[n:]; len(s.log) == 0 {
 		s.log = nil
 	}
+	return true
 }
 
 // attach counts a stream whose hellos were exchanged. have is what the process
@@ -176,7 +182,7 @@ func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end con
 				s.retired = s.retired[1:]
 			}
 		}
-		s.process, s.log, s.bytes, s.live = process, nil, 0, 0
+		s.process, s.log, s.bytes, s.last, s.live = process, nil, 0, 0, 0
 		s.life++
 		for _, o := range s.links {
 			if o.end != nil {
@@ -189,7 +195,6 @@ func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end con
 	l.end, l.sent = end, have
 	life = s.life
 	s.mu.Unlock()
-	s.acked(process, have)
 	if gone {
 		s.e.tell(s.e.opt.Handler.Down, s.node, old)
 	}
@@ -317,7 +322,9 @@ func (l *link) session() (opened bool, err error) {
 	writer.Go(func() { cancel(l.write(ctx, cancel, stream)) })
 	for seq := have; ; {
 		if seq > 0 {
-			s.acked(process, seq)
+			if !s.acked(process, seq) {
+				return true, fmt.Errorf("frame %d, which was never sent, is acknowledged", seq)
+			}
 			if ctx.Err() == nil {
 				s.e.opt.Handler.Ack(s.node, process, seq)
 			}

@@ -1,14 +1,23 @@
 package stream
 
 import (
+	"context"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
 	"tandem/cluster"
+	"tandem/proto/syncpb"
 	statesync "tandem/sync"
 )
 
@@ -305,3 +314,259 @@ func ackOf(from *host, seq uint64) statesync.SendAck {
 
 // goroutines counts those of the bubble and outside it.
 func goroutines() int { return runtime.NumGoroutine() }
+
+// Bytes vanish on one link without an error, and the kernel does not help. Under load
+// the link is torn down once it has refused a frame for the documented 2 s; nobody
+// waits for it meanwhile. An idle one is the kernel's to find: no bubble can host
+// that, see TestKernelFindsSilentPath.
+func TestBubbleSilentLink(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		pass(2 * time.Second)
+		f.hush("hb1")
+		one.sends(two, 1, 10, 1000)
+		pass(2 * slow)
+		one.wantState(0, 0, 10, "up 2 b1") // by the other
+		pass(time.Hour)
+		if n := one.live(2); n != 2 {
+			t.Errorf("%d streams: an idle link is not ours to judge", n)
+		}
+		two.mu.Lock()
+		two.ack = false // or the log forgets what the other link brought
+		two.mu.Unlock()
+		t0 := time.Now()
+		one.sends(two, 11, 1010, 2000)
+		pass(defaultStall - 1)
+		if n := one.live(2); n != 2 {
+			t.Errorf("%d streams before the link's time is up", n)
+		}
+		two.wantState(1010, 1010, 0)
+		pass(1)
+		if n := one.live(2); n != 1 {
+			t.Errorf("%d streams after the link's time is up", n)
+		}
+		// From here on each attempt gets openTimeout, then the back-off.
+		pass(10 * time.Second)
+		wantDials(t, f, "hb1", t0, ms(2050, 4150, 6350, 8750, 11550))
+		one.wantState(0, 0, 10, "up 2 b1")
+		// The receiver's half is still there, as its kernel does not help either;
+		// it goes when the line speaks again.
+		if n := two.streams(1); n != 2 {
+			t.Errorf("%d streams arrive, want the living and the half-open one", n)
+		}
+		f.mend("hb1")
+		pass(5 * time.Second)
+		bothOpen(t, one, two)
+		if n := f.open("hb1"); n != 1 {
+			t.Errorf("%d connections are left", n)
+		}
+	})
+}
+
+// With a kernel that gives up after its 2 s the same link is back at once.
+func TestBubbleSilentLinkEndedByTheKernel(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		pass(2 * time.Second)
+		f.kernel = 2 * time.Second
+		t0 := time.Now()
+		f.hush("hb1")
+		pass(2 * time.Second)
+		if to, from := one.live(2), two.streams(1); to != 1 || from != 1 {
+			t.Errorf("%d streams leave, %d arrive; want the living one", to, from)
+		}
+		f.mend("hb1")
+		pass(time.Second)
+		wantDials(t, f, "hb1", t0, ms(2050))
+		bothOpen(t, one, two)
+		one.wantState(0, 0, 0, "up 2 b1")
+	})
+}
+
+// Half-open streams, left again and again by a sender whose end is never heard, are
+// bounded at the receiver.
+func TestBubbleHalfOpenStreamsAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		pass(2 * time.Second)
+		for i := range uint64(40) {
+			f.hush("hb1")
+			f.abandon("hb1")
+			one.knows(two, "hb2")
+			one.sends(two, i+1, i+1, 100) // the other link works, and is the oldest stream
+			pass(time.Second)
+			f.mend("hb1")
+			one.knows(two, "hb1", "hb2")
+			until(t, "it is there again", func() bool { return one.live(2) == 2 })
+		}
+		if n := two.streams(1); n != maxStreams {
+			t.Errorf("%d streams, want %d", n, maxStreams)
+		}
+		one.wantState(0, 0, 40, "up 2 b1")
+		two.wantState(40, 40, 0)
+	})
+}
+
+func TestBubbleReceiverIsReplaced(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		t.Run(map[bool]string{true: "heartbeats tell", false: "heartbeats do not tell"}[told], func(t *testing.T) {
+			bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+				pass(2 * time.Second)
+				one.sends(two, 1, 10, 1000)
+				pass(time.Second)
+				one.sends(two, 11, 20, 1000) // die with the process
+				t0 := time.Now()
+				two.Close()
+				pass(300 * time.Millisecond)
+				one.wantState(0, 0, 10, "up 2 b1", "down 2 b1")
+				wantDials(t, f, "hb1", t0, ms(53, 153))
+
+				again := newDeafHost(t, a, f.dial, 2, 0xb2)
+				l, _ := f.listen()
+				f.mu.Lock()
+				delete(f.ports, l.port)
+				l.port = two.port
+				f.ports[l.port] = l
+				f.mu.Unlock()
+				again.port, again.ack = two.port, true
+				if err := again.Serve(l); err != nil {
+					t.Fatal(err)
+				}
+				t1 := time.Now()
+				if told {
+					one.knows(again, "hb1", "hb2")
+					pass(0)
+				}
+				pass(2 * time.Second)
+				if got := since(f, "hb1", t1.Add(-1)); told && (len(got) != 1 || got[0] != 1) {
+					t.Errorf("told of the new process, %v pass until it is dialled", got)
+				} else if !told && (len(got) != 1 || t1.Add(got[0]-1).Sub(t0) != 353*time.Millisecond) {
+					t.Errorf("not told, it is dialled after %v", got)
+				}
+				bothOpen(t, one, again)
+				one.wantState(0, 0, 10, "up 2 b1", "down 2 b1", "up 2 b2")
+				again.wantState(0, 0, 0)
+				one.sends(two, 21, 22, 100) // for the old one
+				one.sends(again, 1, 5, 100)
+				pass(time.Second)
+				again.wantState(5, 5, 0)
+				one.wantState(0, 0, 10, "up 2 b1", "down 2 b1", "up 2 b2") // 5 is less than the old one's 10
+			})
+		})
+	}
+}
+
+// attempt opens a raw stream with a configuration and returns how it ended.
+func attempt(f *fabric, to *host, c *tls.Config, ask func(syncpb.StateSync_ReplicateClient) error) error {
+	cc, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(credentials.NewTLS(c)),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return f.dial(ctx, cluster.Link{Device: "hb1"}, to.port)
+		}))
+	if err != nil {
+		return err
+	}
+	defer cc.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := syncpb.NewStateSyncClient(cc).Replicate(ctx)
+	if err != nil {
+		return err
+	}
+	return ask(s)
+}
+
+func TestBubbleStrangers(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		speak := func(s syncpb.StateSync_ReplicateClient) error {
+			_ = s.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: 0xe1}})
+			_ = s.Send(&syncpb.StreamUp{Frame: frameOf(1, 8), Seq: 1})
+			for {
+				if _, err := s.Recv(); err != nil {
+					return err
+				}
+			}
+		}
+		silent := func(s syncpb.StateSync_ReplicateClient) error {
+			_, err := s.Recv()
+			return err
+		}
+		without := clientTLS(a.tls(t, 1))
+		without.Certificates = nil
+		stranger := clientTLS(newAuthority(t).tls(t, 1))
+		stranger.VerifyConnection = nil
+		for _, c := range []struct {
+			who  string
+			tls  *tls.Config
+			ask  func(syncpb.StateSync_ReplicateClient) error
+			code codes.Code
+			took time.Duration // dial, and TLS with the first flight, take two round trips
+		}{
+			{"no certificate", without, speak, codes.Unavailable, 0},
+			{"another cluster's certificate", stranger, speak, codes.Unavailable, 0},
+			{"the receiver's own certificate", clientTLS(a.tls(t, 2)), speak, codes.Unauthenticated, 0},
+			{"a member that says nothing", clientTLS(a.tls(t, 1)), silent, codes.DeadlineExceeded, openTimeout},
+		} {
+			t0 := time.Now()
+			err := attempt(f, two, c.tls, c.ask)
+			if status.Code(err) != c.code {
+				t.Errorf("%s: %v, want %v", c.who, err, c.code)
+			}
+			if took := time.Since(t0); took < c.took || took > c.took+10*quick {
+				t.Errorf("%s: refused after %v, want %v", c.who, took, c.took)
+			}
+		}
+		// Somebody who does not even begin TLS.
+		t0 := time.Now()
+		c, err := f.dial(t.Context(), cluster.Link{Device: "hb1"}, two.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("an answer to nothing")
+		}
+		if took := time.Since(t0); took != openTimeout+2*quick {
+			t.Errorf("a connection that says nothing is ended after %v", took)
+		}
+		c.Close()
+
+		// Another node answers where node 4 is expected, and is not believed.
+		three := newBubbleHost(t, a, f, 3, 0xc1)
+		three.ack = true
+		t0 = time.Now()
+		one.SetPeers(4, 0, []cluster.Link{{Device: "hb2"}}, three.port)
+		pass(10 * time.Second)
+		one.Send(statesync.SendFrame{Node: 4, Process: 0xc1, Seq: 1, Frame: frameOf(1, 8)})
+		pass(10 * time.Second)
+		if n := len(since(f, "hb2", t0.Add(-1))); n < 10 || n > 25 {
+			t.Errorf("dialled %d times in 20 s", n)
+		}
+		one.wantState(0, 0, 0, "up 2 b1")
+		two.wantState(0, 0, 0)
+		three.wantState(0, 0, 0)
+		if n := one.live(2); n != 2 {
+			t.Errorf("%d streams are left", n)
+		}
+		one.SetPeers(4, 0, nil, 0)
+		pass(time.Minute)
+		if n := f.open("hb1") + f.open("hb2"); n != 2 {
+			t.Errorf("%d connections are open, want the two streams'", n)
+		}
+	})
+}
+
+// A member that answers wrongly: it acknowledges what was never sent.
+func TestBubbleAcknowledgementOfWhatWasNotSent(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		two.ack = false
+		one.sends(two, 1, 3, 100)
+		pass(time.Second)
+		two.Endpoint.Ack(ackOf(one, 1<<40))
+		pass(10 * time.Second)
+		one.sends(two, 4, 4, 100)
+		pass(time.Second)
+		if n := len(one.out[2].log); n != 4 {
+			t.Errorf("%d frames are kept, want all 4", n)
+		}
+		if one.mu.Lock(); one.ackedTo != 0 {
+			t.Errorf("%d is believed", one.ackedTo)
+		}
+		one.mu.Unlock()
+	})
+}
