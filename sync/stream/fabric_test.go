@@ -179,14 +179,22 @@ func (f *fabric) dial(ctx context.Context, at cluster.Link, port uint16) (net.Co
 		far.Close()
 		return nil, ctx.Err()
 	}
-	select {
-	case to.accepted <- far:
-		return near, nil
-	case <-to.closed:
+	f.mu.Lock()
+	there := f.ports[port] == to
+	if there {
+		select {
+		case to.accepted <- far:
+		default:
+			there = false
+		}
+	}
+	f.mu.Unlock()
+	if !there {
 		near.Close()
 		far.Close()
 		return nil, syscall.ECONNREFUSED
 	}
+	return near, nil
 }
 
 type memListener struct {
