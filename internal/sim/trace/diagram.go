@@ -176,7 +176,7 @@ func (d *diagram) row(r row) {
 	case rowNote:
 		d.put(cells, r.from, "[*]")
 	case rowState:
-		d.put(cells, r.from, "["+short(r.states[r.from], d.pitch-3)+"]")
+		d.put(cells, r.from, "["+short(clean(r.states[r.from]), d.pitch-3)+"]")
 	case rowFault, rowViolation:
 		lines = 8
 		fill, mark := '═', "[X]"

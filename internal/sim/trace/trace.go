@@ -99,4 +99,3 @@ type View struct {
 
 // DefaultRows is how many rows a diagram has at most when its View does not say.
 const DefaultRows = 80
-
