@@ -81,8 +81,7 @@ func (d *diagram) paragraph(s string) {
 func (p *plan) legend() []string {
 	out := []string{
 		"Time runs downwards, in seconds since the simulation began; ⋮ marks time in which nothing is shown. Each column is a machine or a process.",
-		"A column is drawn by its state:  ┃ owner: the gateway that handles the traffic   │ standby, or no role   ┊ frozen: it stands still",
-		"                                 (blank) dead",
+		"A column is drawn by its state:  ┃ owner: it handles the traffic   │ standby, or no role   ┊ frozen: it stands still   (blank) dead",
 		"├────>│ a message, sent at the time on the left (+how long it was on its way)",
 	}
 	if p.lost {
