@@ -1,0 +1,392 @@
+package sim
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/ipsec"
+	"tandem/internal/node"
+	"tandem/internal/sim/trace"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+// daemon is one process: the production node over a model of its shell.
+type daemon struct {
+	h        *host
+	process  cluster.ProcessID
+	n        *node.Node
+	p        *plane
+	dead     bool
+	stopped  bool // SIGSTOP
+	hung     bool // its loop does not turn
+	inbox    []func(now time.Time)
+	progress uint64
+	peer     cluster.Peer
+	leaving  bool
+
+	pending []node.Effect
+	timer   uint64 // generation of the armed timer
+	timerAt time.Duration
+	armed   bool
+
+	doing   label
+	doingAt time.Duration
+}
+
+// doingFor is how long after an IKE message a daemon's effects count to its exchange.
+const doingFor = 20 * time.Millisecond
+
+// inboxLimit bounds what waits for a process that stands still; UDP loses the rest.
+const inboxLimit = 4096
+
+func (h *host) startDaemon() {
+	if !h.powered || h.d != nil || h.id != 0 && h.guard == nil {
+		return
+	}
+	w := h.w
+	h.boots++
+	rnd := secrets(w.s.Seed, fmt.Sprintf("%s %d", h.name, h.boots))
+	d := &daemon{h: h, process: cluster.ProcessID(rnd.Uint64() | 1)}
+	d.p = newPlane(d, rnd.Uint64())
+	o := node.Options{
+		Config: h.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
+		LocalAddr:     func(string, bool) (netip.Addr, bool) { return h.addr, true },
+		CookieSecret:  ipsec.NewKey(make([]byte, 32)),
+		HalfOpenLimit: halfOpenLimit,
+	}
+	if h.id != 0 {
+		c := cluster.CoverageProven
+		switch {
+		case h.disk.lost:
+			c = cluster.CoverageLost
+		case h.disk.note:
+			c = cluster.CoverageNote
+		}
+		o.Pair = &cluster.PairOptions{
+			Self: h.id, Name: h.name, Serial: "TDM" + h.name, HA: h.conf.HA, Coverage: c, Epoch: h.disk.epoch,
+			Floor: uint64(max(0, h.clock.unix(w.now))),
+		}
+	}
+	h.said = cluster.Announce{}
+	d.n = node.New(o)
+	h.d = d
+	h.life = &lifetime{host: h, process: d.process, began: w.now}
+	w.Result.Starts++
+	w.state(h.name, "starts")
+	w.busy(5 * time.Second)
+	if h.guard != nil {
+		h.guard.DaemonStarted(h.guardTime(), d.process)
+		h.carryGuard()
+	}
+	d.run(func(now time.Time) {
+		d.n.HandleMonitors(now, h.monitors)
+		d.n.Start(now)
+	})
+}
+
+// halfOpenLimit is low, so that floods reach it.
+const halfOpenLimit = 20
+
+// end is SIGKILL.
+func (d *daemon) end() {
+	d.dead = true
+	d.inbox, d.pending = nil, nil
+	d.timer++
+	if d.h.w.log != nil {
+		d.h.w.state(d.h.name, "dead")
+	}
+}
+
+// run gives the node one input and carries out what follows from it.
+func (d *daemon) run(f func(now time.Time)) {
+	switch {
+	case d.dead:
+	case d.stopped || d.hung || d.h.frozen:
+		if len(d.inbox) < inboxLimit {
+			d.inbox = append(d.inbox, f)
+		}
+	default:
+		f(d.h.local())
+		d.drain()
+		d.arm()
+	}
+}
+
+// goOn handles what came while the process stood still.
+func (d *daemon) goOn() {
+	if d.stopped || d.hung || d.h.frozen || d.dead {
+		return
+	}
+	in := d.inbox
+	d.inbox = nil
+	for _, f := range in {
+		d.run(f)
+	}
+	d.arm()
+}
+
+// arm plans the node's next timeout.
+func (d *daemon) arm() {
+	if d.dead {
+		return
+	}
+	t, ok := d.n.NextTimeout()
+	if !ok {
+		d.timer++
+		d.armed = false
+		return
+	}
+	at := max(d.h.clock.when(t), d.h.w.now)
+	if d.armed && at == d.timerAt {
+		return
+	}
+	d.timer++
+	gen := d.timer
+	d.armed, d.timerAt = true, at
+	d.h.w.queue.push(at, func() {
+		if d.timer != gen || d.dead || d.stopped || d.hung || d.h.frozen {
+			if d.timer == gen {
+				d.armed = false
+			}
+			return
+		}
+		d.armed = false
+		d.run(func(now time.Time) {
+			if t, ok := d.n.NextTimeout(); ok && !now.Before(t) {
+				d.n.HandleTimeout(now)
+			}
+		})
+	})
+}
+
+// drain carries out effects, with a crash point before and after each.
+func (d *daemon) drain() {
+	w := d.h.w
+	for !d.dead {
+		for {
+			e, ok := d.n.Poll()
+			if !ok {
+				break
+			}
+			d.pending = append(d.pending, e)
+			if s, ok := e.(ike.Send); ok {
+				d.takesPart(w.wire.sent(d, s.Datagram))
+			}
+		}
+		if len(d.pending) == 0 {
+			d.pending = nil
+			return
+		}
+		e := d.pending[0]
+		d.pending = d.pending[1:]
+		if w.now-d.doingAt > doingFor {
+			d.doing = label{}
+		}
+		name := effectName(e)
+		if w.crashPoint(d, name, false) {
+			return
+		}
+		d.carry(e)
+		if w.crashPoint(d, name, true) {
+			return
+		}
+	}
+}
+
+// takesPart notes what exchange the daemon is in.
+func (d *daemon) takesPart(l label) {
+	if l.exchange != "" {
+		d.doing, d.doingAt = l, d.h.w.now
+	}
+}
+
+func effectName(e node.Effect) string {
+	return strings.TrimPrefix(fmt.Sprintf("%T", e), "*")
+}
+
+// crashPoint counts the moment, and ends the daemon if the schedule wants it here.
+func (w *world) crashPoint(d *daemon, effect string, after bool) bool {
+	if d.h.id == 0 || d.dead {
+		return d.dead
+	}
+	c := d.doing.cell(effect, after)
+	w.Result.Moments[c]++
+	for i, a := range w.armed {
+		if a.Cell.Effect != effect || a.Cell.After != after {
+			continue
+		}
+		if a.Cell != c && w.now < a.At+a.For {
+			continue
+		}
+		if h := w.node(a.Node); h != d.h && w.now < a.At+2*a.For {
+			continue
+		}
+		w.armed = append(w.armed[:i:i], w.armed[i+1:]...)
+		w.Result.Crashes[c]++
+		w.Result.Faults[CrashAt]++
+		if w.log != nil {
+			w.fault(d.h.name, "SIGKILL %s", c)
+		}
+		w.rule.disturbed(d.h, CrashAt)
+		d.h.die(d, "crash point")
+		return true
+	}
+	return false
+}
+
+// carry does what the node wants done.
+func (d *daemon) carry(e node.Effect) {
+	h, w := d.h, d.h.w
+	w.mix(fmt.Sprintf("%T", e), uint64(h.id), uint64(h.index))
+	switch e := e.(type) {
+	case ike.Send:
+		w.rule.sentIKE(d)
+		w.net.sendIKE(h, e.Datagram)
+	case ike.SendKeepalive:
+		w.net.keepalive(h, e)
+	case ike.KeyLog:
+		w.wire.keys(e)
+	case node.Install:
+		d.p.install(e.SA)
+	case node.SetOutbound:
+		d.p.setOutbound(e.SPIIn, e.Use)
+	case node.SetPeer:
+		d.p.setPeer(e)
+	case node.Remove:
+		d.p.remove(e.SPIIn)
+	case node.SetBounds:
+		d.p.setBounds(e.Bounds)
+	case node.Activate:
+		w.rule.activates(d)
+		d.p.activate()
+	case node.Deactivate:
+		d.p.deactivate()
+		w.rule.deactivates(d)
+	case node.SetWindows:
+		d.p.setWindows(e.Windows)
+	case node.TakeWindows:
+		d.n.HandleWindows(h.local(), d.p.windows())
+	case node.Claim:
+		h.claim()
+	case node.Reassert:
+		n := h.claims
+		w.after(100*time.Millisecond, func() {
+			if h.claims == n && h.d == d {
+				w.net.announce(h)
+			}
+		})
+	case node.Release:
+		h.release()
+	case node.AddRoute, node.RemoveRoute:
+		// The model's routes follow from the networks.
+	case node.Log:
+		d.logged(e)
+	case statesync.SendFrame:
+		w.sendFrame(d, e)
+	case statesync.SendAck:
+		w.sendAck(d, e)
+	case cluster.Announce:
+		h.said = e
+		w.rule.announced(d, e)
+		w.state(h.name, roleName(e.Role))
+		h.tellGuard(d, func(now time.Time) { h.guard.HandleAnnounce(now, e) })
+	case cluster.Entitle:
+		h.tellGuard(d, func(now time.Time) { h.guard.HandleEntitle(now, e) })
+	case cluster.Claim:
+		h.tellGuard(d, func(now time.Time) { h.guard.HandleClaim(now, e.Epoch) })
+	case cluster.AskRemoval:
+		h.tellGuard(d, func(now time.Time) { h.guard.HandleAskRemoval(now, e.Node) })
+	case cluster.WriteNote:
+		d.writeNote(e)
+	case cluster.Alarm:
+		if e.On {
+			w.Result.Alarms[e.Name]++
+		}
+	case cluster.Stopped:
+		h.die(d, "stopped")
+	default:
+		panic(fmt.Sprintf("sim: nobody carries out %T", e))
+	}
+}
+
+func roleName(r cluster.Role) string {
+	switch r {
+	case cluster.RoleOwner:
+		return "owner"
+	case cluster.RoleStandby:
+		return "standby"
+	}
+	return "starts"
+}
+
+// writeNote brings the note to the disk, one after the other. A crash in the middle
+// leaves the old slot or the new one.
+func (d *daemon) writeNote(e cluster.WriteNote) {
+	h, w := d.h, d.h.w
+	k := &h.disk
+	took := between(w.chance, 300*time.Microsecond, 4*time.Millisecond)
+	if w.now < k.until {
+		took = k.slow
+	}
+	fails := w.now < k.full
+	write := func() {
+		k.lost, k.note = false, e.On
+		if k.epoch.Less(e.Epoch) {
+			k.epoch = e.Epoch
+		}
+	}
+	begin := max(k.busy, w.now)
+	k.busy = begin + took
+	boots := h.boots
+	// The bytes are on the platter at some moment before the answer.
+	w.queue.push(begin+between(w.chance, 0, took), func() {
+		if h.boots == boots && h.powered && !fails && (h.d == d || chance(w.chance, 0.5)) {
+			write()
+		}
+	})
+	w.queue.push(k.busy, func() {
+		if h.d != d {
+			return
+		}
+		if !fails {
+			w.rule.noted(h, e)
+		}
+		d.run(func(now time.Time) {
+			if fails {
+				d.n.HandleNote(now, errDisk)
+			} else {
+				d.n.HandleNote(now, nil)
+			}
+		})
+	})
+}
+
+// logged looks at a line as a reader of the log would.
+func (d *daemon) logged(e node.Log) {
+	w := d.h.w
+	w.rule.logged(d, e)
+	if w.log == nil {
+		return
+	}
+	var b strings.Builder
+	b.WriteString(e.Message)
+	for _, a := range e.Attrs {
+		b.WriteString(" " + a.String())
+	}
+	w.trace(trace.Event{Kind: trace.Note, From: d.h.name, Class: "log", Text: b.String()})
+}
+
+// event hands up what the data plane reports.
+func (d *daemon) events(es []xfrm.Event) {
+	if len(es) == 0 {
+		return
+	}
+	d.h.w.after(d.h.w.hop()/4, func() {
+		d.run(func(now time.Time) { d.n.HandlePlane(now, es) })
+	})
+}

@@ -1,0 +1,68 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// flow is the traffic between a client's network and the server behind the gateways.
+type flow struct {
+	w       *world
+	client  int
+	network int
+	r       *rand.Rand
+
+	// When something last arrived, to the server and to the site.
+	arrived [2]time.Duration
+	count   [2]int
+}
+
+// background is a packet each way about every two seconds.
+func (f *flow) background() {
+	if f.w.done {
+		return
+	}
+	f.send(false)
+	f.send(true)
+	gap := between(f.r, time.Second, 4*time.Second)
+	if f.w.healing {
+		gap = between(f.r, 100*time.Millisecond, 400*time.Millisecond)
+	}
+	f.w.after(gap, f.background)
+}
+
+// send puts one packet on its way.
+func (f *flow) send(toSite bool) {
+	w := f.w
+	w.serial++
+	pkt := &packet{serial: w.serial, flow: f, toSite: toSite, at: w.now}
+	w.Result.Packets++
+	h := w.clients[f.client]
+	if toSite {
+		if h = w.net.target; h == nil || !h.holds || !h.powered {
+			return
+		}
+	}
+	if d := h.d; d != nil {
+		d.p.run(func() { d.p.send(pkt) })
+	}
+}
+
+// burst sends count packets at a rate, each way or one.
+func (f *flow) burst(count int, rate float64, direction int) {
+	gap := time.Duration(float64(time.Second) / rate)
+	var next func()
+	next = func() {
+		if count--; count < 0 || f.w.done {
+			return
+		}
+		if direction != 2 {
+			f.send(false)
+		}
+		if direction != 1 {
+			f.send(true)
+		}
+		f.w.after(gap+between(f.r, 0, gap/8+1), next)
+	}
+	next()
+}

@@ -1,0 +1,424 @@
+package sim
+
+import (
+	"net/netip"
+	"time"
+
+	"tandem/cluster"
+	"tandem/internal/config"
+)
+
+// host is a machine: power, clock, disk, guardian, daemon. A client has no guardian.
+type host struct {
+	w     *world
+	name  string
+	id    cluster.NodeID // 0: a client
+	index int            // of a client
+	addr  netip.Addr
+	clock clock
+	conf  *config.Config
+	disk  disk
+	boots int
+
+	powered bool
+	frozen  bool
+	waiting []func() // what the guardian finds when the host goes on
+	late    bool     // its tick is overdue
+
+	guard     *cluster.Guard
+	guardBoot uint64 // tells ticks of an earlier guardian
+	asleep    bool   // its ticks are skipped: nothing can happen
+	sleptAt   time.Duration
+	sleeps    uint64
+	skipped   time.Duration // by all sleeps
+	restart   uint64        // generation of the planned start of the daemon
+	backoff   time.Duration
+	stubborn  time.Duration // until when the daemon does not die
+	dontStart bool          // the schedule starts it again
+	said      cluster.Announce
+	toGuard   time.Duration // FIFO of the daemon's messages
+	toDaemon  time.Duration // and of the guardian's
+	holds     bool          // the shared addresses are on its interfaces
+	claims    uint64
+	monitors  int
+	wanCut    [2]int // from it, towards it: how many faults cut it
+	d         *daemon
+	life      *lifetime // of the daemon that lives or lived last
+}
+
+// disk keeps a node's epoch and note.
+type disk struct {
+	epoch cluster.Epoch
+	note  bool
+	lost  bool // never written
+	slow  time.Duration
+	until time.Duration // slow
+	full  time.Duration // until when writes fail
+	busy  time.Duration // FIFO of writes
+}
+
+func (h *host) other() *host { return h.w.gw[2-int(h.id)] }
+
+func (h *host) local() time.Time { return h.clock.at(h.w.now) }
+
+// boot powers a host up and starts what runs on it.
+func (h *host) boot() {
+	if h.powered {
+		return
+	}
+	h.powered, h.frozen, h.waiting, h.late = true, false, nil, false
+	h.boots++
+	h.w.mix("boot", uint64(h.id), uint64(h.boots))
+	if h.id != 0 {
+		h.startGuardian()
+	}
+	h.startDaemon()
+}
+
+// startGuardian begins the heartbeats. Addresses that an earlier one left stay
+// where they are.
+func (h *host) startGuardian() {
+	h.guardBoot++
+	h.guard = cluster.NewGuard(cluster.GuardOptions{
+		Self: h.id, Name: h.name, Incarnation: h.guardBoot,
+		Interval: h.w.s.Setup.HBInterval, Threshold: h.w.s.Setup.Threshold,
+	})
+	h.asleep, h.backoff = false, 0
+	h.tick(h.guardBoot)
+}
+
+// guardTime is the guardian's clock. It leaves out the time in which its ticks are
+// skipped.
+func (h *host) guardTime() time.Time { return h.clock.at(h.w.now).Add(-h.skipped) }
+
+// tick plans the guardian's next tick.
+func (h *host) tick(boot uint64) {
+	w := h.w
+	d := h.guard.TickInterval()
+	if until := w.nothingBefore(); until > w.now+20*d {
+		h.sleep(until)
+		return
+	}
+	w.after(d, func() {
+		switch {
+		case h.guardBoot != boot || h.guard == nil:
+		case h.frozen:
+			h.late = true
+		default:
+			h.beat()
+		}
+	})
+}
+
+// beat is one tick, after everything that came before it was read.
+func (h *host) beat() {
+	boot := h.guardBoot
+	if d := h.d; d != nil {
+		if !d.stopped && !d.hung {
+			d.progress++
+		}
+		h.guard.HandleProgress(d.progress)
+	}
+	h.guard.Tick(h.guardTime())
+	h.carryGuard()
+	if h.guard != nil && h.guardBoot == boot {
+		h.tick(boot)
+	}
+}
+
+// sleep skips ticks: until then heartbeats come and go and say nothing new.
+func (h *host) sleep(until time.Duration) {
+	h.asleep, h.sleptAt = true, h.w.now
+	h.sleeps++
+	n := h.sleeps
+	h.w.queue.push(until, func() {
+		if h.sleeps == n {
+			h.wake()
+		}
+	})
+}
+
+func (h *host) wake() {
+	if h.asleep {
+		h.asleep = false
+		h.skipped += h.w.now - h.sleptAt
+		h.tick(h.guardBoot)
+	}
+}
+
+// nothingBefore is up to when no guardian can have anything to notice: both hear each
+// other and no fault is on or due. It is the present when something is going on.
+func (w *world) nothingBefore() time.Duration {
+	if w.now < w.quiet {
+		return w.now
+	}
+	for _, h := range w.gw {
+		if h.guard == nil || h.frozen || h.d == nil || h.d.stopped || h.d.hung || h.said.Role == cluster.RoleNone || h.stubborn > w.now {
+			return w.now
+		}
+	}
+	if w.gw[0].said.Role == w.gw[1].said.Role || !w.linksWhole() || w.healing {
+		return w.now
+	}
+	for i, a := range w.s.Actions {
+		if a.At >= w.now {
+			return w.s.Actions[i].At - 100*time.Millisecond
+		}
+	}
+	return w.s.Length - 100*time.Millisecond
+}
+
+// busy keeps the guardians awake for a while.
+func (w *world) busy(d time.Duration) {
+	w.quiet = max(w.quiet, w.now+d)
+	w.gw[0].wake()
+	w.gw[1].wake()
+}
+
+// onGuard runs f on the guardian, or when its host goes on.
+func (h *host) onGuard(f func()) {
+	switch {
+	case h.guard == nil:
+	case h.frozen:
+		h.waiting = append(h.waiting, f)
+	default:
+		f()
+	}
+}
+
+// carryGuard does what the guardian wants done.
+func (h *host) carryGuard() {
+	w := h.w
+	for h.guard != nil {
+		e, ok := h.guard.Poll()
+		if !ok {
+			return
+		}
+		switch e := e.(type) {
+		case cluster.SendHeartbeat:
+			w.sendHeartbeat(h, e)
+		case cluster.KillDaemon:
+			w.fault(h.name, "the guardian kills the daemon: %s", e.Reason)
+			h.release()
+			if d := h.d; d != nil {
+				w.after(max(between(w.chance, 200*time.Microsecond, 3*time.Millisecond), h.stubborn-w.now), func() { h.die(d, "SIGKILL by its guardian") })
+			}
+		case cluster.GuardLog:
+			w.busy(2 * time.Second)
+			w.note(h.name, "guardian", "%s", e.Text)
+		default:
+			h.tellDaemon(e)
+		}
+	}
+}
+
+// tellDaemon hands a guardian's event to the daemon.
+func (h *host) tellDaemon(e cluster.GuardEffect) {
+	d := h.d
+	if d == nil {
+		return
+	}
+	w := h.w
+	switch e := e.(type) {
+	case cluster.TellPeer:
+		w.note(h.name, "guardian", "hears %s: process %x, running %v, role %d, epoch %s, entitled %v", e.Peer.Name, uint64(e.Peer.Process)&0xffff, e.Peer.Running, e.Peer.Role, e.Peer.Epoch, e.Peer.Entitled)
+	case cluster.TellLoss:
+		w.note(h.name, "guardian", "lost gw%d (%d), entitled %v", e.Node, e.Kind, e.Entitled)
+		w.busy(5 * time.Second)
+	}
+	h.toDaemon = w.fifo(h.toDaemon, w.hop(), func() {
+		d.run(func(now time.Time) {
+			switch e := e.(type) {
+			case cluster.TellPeer:
+				d.peer = e.Peer
+				w.pipeHears(h, e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
+				d.n.HandlePeer(now, e.Peer)
+			case cluster.TellLoss:
+				w.pipeHears(h, 0, false)
+				d.n.HandleLoss(now, e.Node, e.Kind, e.Entitled, e.Detected)
+			case cluster.TellRemoved:
+				d.n.HandleRemoved(now, e.Node)
+			case cluster.TellEntitled:
+				d.n.HandleEntitled(now, e.Epoch)
+			case cluster.TellClaimed:
+				d.n.HandleClaimed(now, e.Epoch, e.OK)
+			}
+		})
+	})
+}
+
+// tellGuard hands a message of the daemon to the guardian.
+func (h *host) tellGuard(d *daemon, f func(now time.Time)) {
+	boot := h.guardBoot
+	h.w.busy(2 * time.Second)
+	h.toGuard = h.w.fifo(h.toGuard, h.w.hop(), func() {
+		h.onGuard(func() {
+			if h.guard != nil && h.guardBoot == boot && (h.d == d || h.d == nil) {
+				f(h.guardTime())
+				h.carryGuard()
+			}
+		})
+	})
+}
+
+// fifo plans f not before what was planned last in the same queue.
+func (w *world) fifo(last, d time.Duration, f func()) time.Duration {
+	at := max(last, w.now+d)
+	w.queue.push(at, f)
+	return at
+}
+
+// hop is what a message takes between two processes of a host.
+func (w *world) hop() time.Duration {
+	if w.s.Setup.TightLoop {
+		return between(w.chance, 0, 20*time.Microsecond)
+	}
+	return between(w.chance, 10*time.Microsecond, 400*time.Microsecond)
+}
+
+// die ends a daemon at once. What it said before reaches the guardian, which then
+// takes the addresses away, tells the world, and starts another one later.
+func (h *host) die(d *daemon, why string) {
+	if h.d != d || d.dead {
+		return
+	}
+	w := h.w
+	w.fault(h.name, "the daemon dies: %s", why)
+	w.mix("die", uint64(h.id), uint64(h.boots))
+	d.end()
+	h.d = nil
+	w.rule.died(h, d)
+	w.busy(5 * time.Second)
+	if h.id == 0 {
+		w.after(between(w.chance, 100*time.Millisecond, 2*time.Second), h.startDaemon)
+		return
+	}
+	w.pipesDied(h, d.process)
+	boot := h.guardBoot
+	h.toGuard = w.fifo(h.toGuard, between(w.chance, 50*time.Microsecond, 2*time.Millisecond), func() {
+		h.onGuard(func() {
+			if h.guard == nil || h.guardBoot != boot || h.d != nil {
+				return
+			}
+			h.release()
+			h.guard.DaemonEnded(h.guardTime())
+			h.carryGuard()
+			if h.dontStart {
+				return
+			}
+			h.backoff = min(5*time.Second, max(200*time.Millisecond, 2*h.backoff))
+			h.restart++
+			gen := h.restart
+			w.after(h.backoff, func() {
+				if h.restart == gen {
+					h.onGuard(h.startDaemon)
+				}
+			})
+		})
+	})
+}
+
+// endGuardian ends guardian and daemon (PDEATHSIG) without a word; the shared
+// addresses stay on the interfaces.
+func (h *host) endGuardian() {
+	if h.guard == nil {
+		return
+	}
+	h.guard = nil
+	h.guardBoot++
+	h.restart++
+	h.asleep = false
+	h.waiting, h.late = nil, false
+	h.said = cluster.Announce{}
+	if d := h.d; d != nil {
+		d.end()
+		h.d = nil
+		h.w.rule.died(h, d)
+		h.w.pipesDied(h, d.process)
+	}
+	h.w.busy(5 * time.Second)
+}
+
+// powerOff is the loss of the host.
+func (h *host) powerOff() {
+	if !h.powered {
+		return
+	}
+	h.w.fault(h.name, "the host is lost")
+	h.powered, h.holds = false, false
+	if h.id != 0 {
+		h.endGuardian()
+		return
+	}
+	if d := h.d; d != nil {
+		d.end()
+		h.d = nil
+		h.w.rule.died(h, d)
+	}
+}
+
+// claim puts the shared addresses on the host, and announces them a moment later.
+func (h *host) claim() {
+	if h.id == 0 {
+		return
+	}
+	h.holds = true
+	h.claims++
+	n := h.claims
+	h.w.after(between(h.w.chance, 100*time.Microsecond, 5*time.Millisecond), func() {
+		if h.claims == n {
+			h.w.net.announce(h)
+		}
+	})
+}
+
+func (h *host) release() {
+	h.holds = false
+	h.claims++
+}
+
+// freeze stops everything on a host; with its clock too if the hypervisor does it.
+func (h *host) freeze(d time.Duration, clockToo bool) {
+	if !h.powered || h.frozen {
+		return
+	}
+	w := h.w
+	w.fault(h.name, "stands still for %v", d)
+	h.frozen = true
+	w.busy(d + 5*time.Second)
+	boots := h.boots
+	w.after(d, func() {
+		if !h.frozen || h.boots != boots {
+			return
+		}
+		if clockToo {
+			h.clock.late += d
+		}
+		h.thaw()
+	})
+}
+
+// thaw lets a host go on. Guardian, daemon and data plane wake in any order.
+func (h *host) thaw() {
+	w := h.w
+	w.fault(h.name, "goes on")
+	h.frozen = false
+	guard := func() {
+		in := h.waiting
+		h.waiting = nil
+		for _, f := range in {
+			h.onGuard(f)
+		}
+		if h.late && h.guard != nil && !h.frozen {
+			h.late = false
+			h.beat()
+		}
+	}
+	wake := func(f func()) { w.after(between(w.chance, 0, 2*time.Millisecond), f) }
+	wake(guard)
+	if d := h.d; d != nil {
+		wake(d.goOn)
+		wake(d.p.goOn)
+		d.arm()
+	}
+}

@@ -1,0 +1,227 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"tandem/ike"
+	"tandem/internal/sim/trace"
+)
+
+// network is the outer network between clients and gateways, and who of these the
+// neighbours believe to have the shared addresses.
+type network struct {
+	w       *world
+	r       *rand.Rand
+	target  *host
+	lossy   float64 // while a fault lasts
+	cut     []int   // of each client's link
+	outside []natState
+	seen    []captured // what went to the cluster last, for attackers
+}
+
+// natState is how a client looks from outside.
+type natState struct {
+	addr netip.Addr
+	port uint16 // its port 4500; port 500 is one less
+	old  []netip.AddrPort
+}
+
+// captured is a packet that an attacker has seen.
+type captured struct {
+	ike  *ike.Datagram // as it arrives
+	esp  *sealed
+	from netip.AddrPort
+}
+
+const capturedMax = 200
+
+// announce: the neighbours learn where the shared addresses are.
+func (n *network) announce(h *host) {
+	if !h.holds || !h.powered {
+		return
+	}
+	if n.target != h {
+		n.w.note(h.name, "arp", "announces the shared addresses")
+	}
+	n.target = h
+}
+
+// gateway is who gets what is sent to the shared addresses; nil: nobody.
+func (n *network) gateway() *host {
+	if h := n.target; h != nil && h.holds && h.powered && h.wanCut[1] == 0 {
+		return h
+	}
+	return nil
+}
+
+// seenFrom is a client's address as the cluster sees it.
+func (n *network) seenFrom(i int, a netip.AddrPort) netip.AddrPort {
+	if !n.w.s.Setup.Clients[i].NAT {
+		return a
+	}
+	o := n.outside[i]
+	if a.Port() == 500 {
+		return netip.AddrPortFrom(o.addr, o.port-1)
+	}
+	return netip.AddrPortFrom(o.addr, o.port)
+}
+
+// inside is whom an address outside leads to.
+func (n *network) inside(a netip.AddrPort) (client int, local netip.AddrPort) {
+	i := n.w.clientOf(a.Addr())
+	if i < 0 {
+		return -1, a
+	}
+	if !n.w.s.Setup.Clients[i].NAT {
+		if a.Addr() != clientAddr(i) {
+			return -1, a
+		}
+		return i, a
+	}
+	o := n.outside[i]
+	switch {
+	case a.Addr() == o.addr && (a.Port() == o.port || a.Port() == 0):
+		return i, netip.AddrPortFrom(clientAddr(i), 4500)
+	case a.Addr() == o.addr && a.Port() == o.port-1:
+		return i, netip.AddrPortFrom(clientAddr(i), 500)
+	}
+	return -1, a
+}
+
+// carry loses, doubles and delays; deliver is called for each copy that arrives.
+func (n *network) carry(size int, deliver func()) (arrives time.Duration) {
+	w := n.w
+	loss := 1 - (1-w.s.Setup.Loss)*(1-n.lossy)
+	if w.healing {
+		loss = w.s.Setup.Loss
+	}
+	for left := size; left > w.s.Setup.MTU; left -= w.s.Setup.MTU { // fragments of it
+		loss = 1 - (1-loss)*(1-w.s.Setup.Loss)
+	}
+	if chance(n.r, loss) {
+		return -1
+	}
+	d := w.s.Setup.Delay + between(n.r, 0, w.s.Setup.Delay/4+50*time.Microsecond)
+	if chance(n.r, w.s.Setup.Reorder) {
+		d += between(n.r, 0, 30*time.Millisecond)
+	}
+	w.after(d, deliver)
+	if chance(n.r, w.s.Setup.Duplicate) {
+		w.after(d+between(n.r, 0, 5*time.Millisecond), deliver)
+	}
+	return w.now + d
+}
+
+func (n *network) clientCut(i int) bool { return i < len(n.cut) && n.cut[i] > 0 }
+
+func (n *network) cutClient(i, by int) {
+	for len(n.cut) <= i {
+		n.cut = append(n.cut, 0)
+	}
+	n.cut[i] += by
+}
+
+// sendIKE carries an IKE datagram.
+func (n *network) sendIKE(h *host, d ike.Datagram) {
+	w := n.w
+	until := time.Duration(-1)
+	to := ""
+	if h.id != 0 {
+		if i, local := n.inside(d.Remote); i >= 0 {
+			to = w.clients[i].name
+			if h.wanCut[0] == 0 && h.holds {
+				until = n.carry(len(d.Data)+28, func() {
+					if !n.clientCut(i) {
+						n.toClient(i, ike.Datagram{Local: local, Remote: d.Local, NonESP: d.NonESP, Data: d.Data})
+					}
+				})
+			}
+		}
+	} else {
+		to = "cluster"
+		if n.target != nil {
+			to = n.target.name
+		}
+		if !n.clientCut(h.index) && d.Remote.Addr() == clusterAddr {
+			from := n.seenFrom(h.index, d.Local)
+			x := ike.Datagram{Local: d.Remote, Remote: from, NonESP: d.NonESP, Data: d.Data}
+			n.capture(captured{ike: &x, from: from})
+			until = n.carry(len(d.Data)+28, func() { n.toGateway(x) })
+		}
+	}
+	if w.log != nil {
+		w.trace(trace.Event{Kind: trace.Message, From: h.name, To: to, Until: until, Class: trace.ClassIKE, Text: w.wire.describe(d.Data)})
+	}
+}
+
+func (n *network) toClient(i int, d ike.Datagram) {
+	if c := n.w.clients[i].d; c != nil {
+		n.w.wire.received(c, d)
+		c.run(func(now time.Time) { c.n.HandleIKE(now, d) })
+	}
+}
+
+func (n *network) toGateway(d ike.Datagram) {
+	if h := n.gateway(); h != nil && h.d != nil {
+		g := h.d
+		n.w.wire.received(g, d)
+		g.run(func(now time.Time) { g.n.HandleIKE(now, d) })
+	}
+}
+
+func (n *network) keepalive(h *host, k ike.SendKeepalive) {}
+
+// sendESP carries an ESP packet.
+func (n *network) sendESP(h *host, s *sa, x *sealed) {
+	w := n.w
+	until, to := time.Duration(-1), ""
+	if h.id != 0 {
+		at := s.Remote
+		if !s.UDPEncap {
+			at = netip.AddrPortFrom(s.Remote.Addr(), 0)
+			if i := w.clientOf(s.Remote.Addr()); i >= 0 && !w.s.Setup.Clients[i].NAT {
+				at = s.Remote
+			}
+		}
+		if i, _ := n.inside(at); i >= 0 {
+			to = w.clients[i].name
+			if h.wanCut[0] == 0 && h.holds {
+				until = n.carry(100, func() {
+					if c := w.clients[i].d; c != nil && !n.clientCut(i) {
+						c.p.run(func() { c.p.receive(x, s.Local) })
+					}
+				})
+			}
+		}
+	} else {
+		to = "cluster"
+		if n.target != nil {
+			to = n.target.name
+		}
+		if !n.clientCut(h.index) {
+			from := n.seenFrom(h.index, s.Local)
+			n.capture(captured{esp: x, from: from})
+			until = n.carry(100, func() { n.espToGateway(x, from) })
+		}
+	}
+	if w.log != nil {
+		w.trace(trace.Event{Kind: trace.Message, From: h.name, To: to, Until: until, Class: trace.ClassESP, Text: fmt.Sprintf("ESP %s #%d", x.spi, x.seq)})
+	}
+}
+
+func (n *network) espToGateway(x *sealed, from netip.AddrPort) {
+	if h := n.gateway(); h != nil && h.d != nil {
+		g := h.d
+		g.p.run(func() { g.p.receive(x, from) })
+	}
+}
+
+func (n *network) capture(c captured) {
+	if len(n.seen) >= capturedMax {
+		n.seen = append(n.seen[:0], n.seen[capturedMax/2:]...)
+	}
+	n.seen = append(n.seen, c)
+}

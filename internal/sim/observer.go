@@ -1,0 +1,268 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+
+	"tandem/ike"
+	"tandem/ike/keymat"
+	"tandem/ike/message"
+	"tandem/internal/ipsec"
+)
+
+// observer reads IKE messages on the wire with the keys from the key log, and checks
+// the rules that RFC 7296 has for those who send them.
+type observer struct {
+	w       *world
+	seed    maphash.Seed
+	openers map[ipsec.IKESPIs]*ikeKeys
+	known   map[uint64]*told // by hash of the message
+	sides   map[sideID]*side
+	fake    map[uint64]bool // messages that an attacker made
+}
+
+type ikeKeys struct {
+	aead   bool
+	name   [2]uint64         // the keys of the initiator's messages, of the responder's
+	sealer [2]message.Opener // likewise
+}
+
+// told is what is known of a message.
+type told struct {
+	label label // exchange; initiator says that it is a request
+	text  string
+}
+
+// sideID is one end of an IKE SA as a requester.
+type sideID struct {
+	spis      ipsec.IKESPIs
+	initiator bool // the original initiator requests
+}
+
+// side counts the exchanges that one end began.
+type side struct {
+	last     uint32
+	any      bool
+	request  map[uint32]uint64 // hash by message ID
+	response map[uint32]uint64
+	exchange map[uint32]Exchange
+	answered map[uint32]bool // the response reached somebody on the requester's side
+}
+
+func (o *observer) init(w *world) {
+	o.w, o.seed = w, maphash.MakeSeed()
+	o.openers, o.known, o.sides, o.fake = map[ipsec.IKESPIs]*ikeKeys{}, map[uint64]*told{}, map[sideID]*side{}, map[uint64]bool{}
+}
+
+// keys takes what a daemon writes to its key log.
+func (o *observer) keys(k ike.KeyLog) {
+	if o.openers[k.SPIs] == nil {
+		// The engine wipes its keys when the IKE SA ends.
+		x := &ikeKeys{aead: k.Suite.Encr.AEAD(), name: [2]uint64{keyName(k.Ei), keyName(k.Er)}}
+		x.sealer[0], _ = keymat.NewOpener(k.Suite, k.Ei, k.Ai)
+		x.sealer[1], _ = keymat.NewOpener(k.Suite, k.Er, k.Ar)
+		o.openers[k.SPIs] = x
+	}
+	o.w.rule.learnKey(k.Ei, k.Er, k.Ai, k.Ar)
+}
+
+func (o *observer) hash(b []byte) uint64 { return maphash.Bytes(o.seed, b) }
+
+func (o *observer) forged(b []byte) { o.fake[o.hash(b)] = true }
+
+func (o *observer) side(spis ipsec.IKESPIs, initiator bool) *side {
+	id := sideID{spis, initiator}
+	s := o.sides[id]
+	if s == nil {
+		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}}
+		o.sides[id] = s
+	}
+	return s
+}
+
+// read decodes a message once.
+func (o *observer) read(b []byte) (*message.Message, *told) {
+	m, err := message.Parse(b)
+	if err != nil {
+		return nil, nil
+	}
+	h := o.hash(b)
+	if t := o.known[h]; t != nil {
+		return m, t
+	}
+	t := &told{label: label{initiator: !m.Response}}
+	kind := "response"
+	if !m.Response {
+		kind = "request"
+	}
+	requester := m.Initiator != m.Response
+	switch m.Exchange {
+	case message.IKESAInit:
+		t.label.exchange = Init
+	case message.IKEAuth:
+		t.label.exchange = Auth
+	case message.CreateChildSA, message.Informational:
+		if m.Response {
+			t.label.exchange = o.side(m.SPIs, requester).exchange[m.MessageID]
+		} else {
+			t.label.exchange = o.inner(m, b)
+		}
+		if t.label.exchange == "" {
+			t.label.exchange = Probe
+		}
+	}
+	t.text = fmt.Sprintf("%s %s %d (%s)", m.Exchange, kind, m.MessageID, t.label.exchange)
+	o.known[h] = t
+	return m, t
+}
+
+// inner opens a request and says what it is about.
+func (o *observer) inner(m *message.Message, raw []byte) Exchange {
+	k := o.openers[m.SPIs]
+	if k == nil {
+		return ""
+	}
+	dir := 1
+	if m.Initiator {
+		dir = 0
+	}
+	c := *m
+	if k.sealer[dir] == nil || c.Open(raw, k.sealer[dir]) != nil {
+		return ""
+	}
+	if m.Exchange == message.Informational {
+		for _, p := range c.Payloads {
+			if _, ok := p.(*message.Delete); ok {
+				return Delete
+			}
+		}
+		return Probe
+	}
+	if _, ok := c.Notify(message.RekeySA); ok {
+		return RekeyChildX
+	}
+	if p, ok := message.Get[*message.SA](&c); ok && len(p.Proposals) > 0 && p.Proposals[0].Protocol == ipsec.ProtocolIKE {
+		return RekeyIKEX
+	}
+	return CreateChild
+}
+
+func (o *observer) describe(b []byte) string {
+	if _, t := o.read(b); t != nil {
+		return t.text
+	}
+	return "unreadable"
+}
+
+// sent is a message that a daemon wants to send: what exchange it belongs to, in the
+// daemon's role.
+func (o *observer) sent(d *daemon, x ike.Datagram) label {
+	m, t := o.read(x.Data)
+	if m == nil {
+		o.w.violate(RuleEffects, "%s sends a message that does not parse", d.h.name)
+		return label{}
+	}
+	o.check(d, m, t, x.Data)
+	return t.label
+}
+
+// received is a message that arrived at a daemon.
+func (o *observer) received(d *daemon, x ike.Datagram) {
+	if o.fake[o.hash(x.Data)] {
+		return
+	}
+	m, t := o.read(x.Data)
+	if m == nil {
+		return
+	}
+	if m.Response {
+		o.side(m.SPIs, m.Initiator != m.Response).answered[m.MessageID] = true
+	}
+	d.takesPart(label{t.label.exchange, !t.label.initiator})
+}
+
+// check is RFC 7296: one request at a time, retransmissions to the bit (§2.1), one
+// response to a request, and no IV twice under SK keys.
+func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
+	w := o.w
+	h := o.hash(raw)
+	requester := m.Initiator != m.Response
+	s := o.side(m.SPIs, requester)
+	if m.Exchange == message.IKESAInit {
+		if !m.Response {
+			w.rule.saInit(d)
+		}
+		return // cookies and INVALID_KE_PAYLOAD change the request, and SPIs are not settled
+	}
+	if !protected(m) {
+		return // an error to somebody unknown (RFC 7296 §2.21)
+	}
+	o.checkIV(d, m, raw)
+	split := w.rule.split || w.now < w.rule.tolerate || w.rule.splitIKE[m.SPIs]
+	if m.Response {
+		if s.request[m.MessageID] == 0 {
+			w.violate(RuleWindow, "%s answers %s, which nobody sent", d.h.name, t.text)
+		}
+		if old, ok := s.response[m.MessageID]; ok && old != h && !split {
+			w.violate(RuleWindow, "%s: another answer than before: %s", d.h.name, t.text)
+		}
+		s.response[m.MessageID] = h
+		return
+	}
+	if old, ok := s.request[m.MessageID]; ok {
+		if old != h && !split {
+			w.violate(RuleWindow, "%s sends %s again with other bytes", d.h.name, t.text)
+		}
+		if w.rule.split {
+			w.rule.splitIKE[m.SPIs] = w.rule.splitIKE[m.SPIs] || old != h
+		}
+		s.request[m.MessageID] = h
+		return
+	}
+	if s.any && m.MessageID != s.last+1 && !split {
+		w.violate(RuleWindow, "%s sends %s after request %d", d.h.name, t.text, s.last)
+	}
+	if s.any && m.MessageID == s.last+1 && s.response[s.last] == 0 && !split {
+		w.violate(RuleWindow, "%s sends %s although request %d was never answered", d.h.name, t.text, s.last)
+	}
+	s.last, s.any = max(s.last, m.MessageID), true
+	s.request[m.MessageID], s.exchange[m.MessageID] = h, t.label.exchange
+	if len(s.request) > 64 && m.MessageID > 64 {
+		delete(s.request, m.MessageID-64)
+		delete(s.response, m.MessageID-64)
+		delete(s.exchange, m.MessageID-64)
+	}
+	switch t.label.exchange {
+	case RekeyChildX:
+		w.Result.ChildRekeys++
+	case RekeyIKEX:
+		w.Result.IKERekeys++
+	}
+}
+
+func protected(m *message.Message) bool {
+	if len(m.Payloads) == 0 {
+		return false
+	}
+	_, ok := m.Payloads[len(m.Payloads)-1].(*message.Encrypted)
+	return ok
+}
+
+func (o *observer) checkIV(d *daemon, m *message.Message, raw []byte) {
+	k := o.openers[m.SPIs]
+	if k == nil || !k.aead {
+		return
+	}
+	for _, p := range m.Payloads {
+		sk, ok := p.(*message.Encrypted)
+		if !ok || sk.Offset+8 > len(raw) {
+			continue
+		}
+		key := k.name[1]
+		if m.Initiator {
+			key = k.name[0]
+		}
+		o.w.ledger.usedIV(o.w, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), d.process, d.h.name)
+	}
+}

@@ -1,0 +1,593 @@
+package sim
+
+import (
+	"encoding/hex"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"tandem/cluster"
+	"tandem/internal/ipsec"
+	"tandem/internal/node"
+	"tandem/internal/sim/trace"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+// rules knows the truth about who owns, and judges.
+type rules struct {
+	w *world
+
+	active  []*lifetime // processes whose data plane is active
+	epochs  map[cluster.Epoch]cluster.ProcessID
+	highest cluster.Epoch
+	last    *lifetime // the latest owner
+
+	split    bool // two were active, and it has not healed yet
+	splitAt  time.Duration
+	tolerate time.Duration          // until when rules 2 to 4 rest
+	splitIKE map[ipsec.IKESPIs]bool // messages differ since a split
+	double   time.Duration          // since when two are active although nothing is broken
+
+	excuses    []time.Duration // until when each client may have to begin anew
+	noPath     []time.Duration // since when each client has no owner that it reaches; 0: it has
+	disturbed_ time.Duration   // when anything but a crash disturbed the pair last
+	fell       *fallen         // the latest owner that died
+	keysHex    []string
+	heals      time.Duration
+	carriedAt  []time.Duration
+}
+
+// lifetime is one run of a daemon, as far as checkers remember it.
+type lifetime struct {
+	host    *host
+	process cluster.ProcessID
+	began   time.Duration
+	active  bool
+	dead    bool
+	used    map[*record]bool // in a split
+}
+
+// fallen is an owner that died while its standby was entitled and nothing else was wrong.
+type fallen struct {
+	life *lifetime
+	at   time.Duration
+}
+
+func (r *rules) init(w *world) {
+	r.w = w
+	r.epochs = map[cluster.Epoch]cluster.ProcessID{}
+	r.splitIKE = map[ipsec.IKESPIs]bool{}
+	r.excuses = make([]time.Duration, len(w.s.Setup.Clients))
+	r.noPath = make([]time.Duration, len(w.s.Setup.Clients))
+	r.carriedAt = make([]time.Duration, len(w.s.Setup.Clients))
+	for i := range r.excuses {
+		r.excuses[i] = 20 * time.Second // it has to come up first
+	}
+	w.after(time.Second, r.poll)
+}
+
+// excused: rules 2 and 3 rest for this SA.
+func (r *rules) excused(x *record) bool {
+	return r.split || r.w.now < r.tolerate || x.tainted > 0
+}
+
+// excuse lets every client begin anew for a while.
+func (r *rules) excuse(d time.Duration) {
+	for i := range r.excuses {
+		r.excuseClient(i, d)
+	}
+}
+
+func (r *rules) excuseClient(i int, d time.Duration) {
+	r.excuses[i] = max(r.excuses[i], r.w.now+d)
+}
+
+// disturbed notes that something other than the crash of one process happened.
+func (r *rules) disturbed(h *host, v Verb) {
+	switch v {
+	case Kill, CrashAt, LoseHost, Handover:
+	default:
+		r.disturbed_ = r.w.now
+	}
+}
+
+// announced: an epoch belongs to one process.
+func (r *rules) announced(d *daemon, a cluster.Announce) {
+	if a.Role != cluster.RoleOwner {
+		return
+	}
+	if a.Epoch.Node != d.h.id {
+		r.w.violate(RuleEpoch, "%s owns in epoch %s, which is another node's", d.h.name, a.Epoch)
+	}
+	if p, ok := r.epochs[a.Epoch]; ok && p != d.process {
+		r.w.violate(RuleEpoch, "%s owns in epoch %s, as another process did", d.h.name, a.Epoch)
+	}
+	r.epochs[a.Epoch] = d.process
+	if r.highest.Less(a.Epoch) {
+		r.highest = a.Epoch
+	}
+}
+
+// activates: d's data plane begins to carry packets.
+func (r *rules) activates(d *daemon) {
+	w, l := r.w, d.h.life
+	if d.h.id == 0 || l.active {
+		return
+	}
+	for _, o := range r.active {
+		if o != l {
+			if !r.split {
+				r.splitAt = w.now
+			}
+			r.split = true
+			w.Result.States["split"]++
+			w.note(d.h.name, "truth", "two owners now: %s and %s", o.host.name, d.h.name)
+		}
+	}
+	l.active = true
+	r.active = append(r.active, l)
+	if r.last != nil && r.last != l {
+		w.Result.Takeovers++
+		if r.last.dead {
+			w.Result.States["takeover from the dead"]++
+		} else {
+			w.Result.States["takeover from the living"]++
+		}
+		// Who succeeds may not have been entitled, or the old owner may go on.
+		for _, x := range w.ledger.list {
+			x.rejected = 0
+		}
+	}
+	r.last = l
+}
+
+func (r *rules) deactivates(d *daemon) { r.inactive(d.h.life) }
+
+func (r *rules) inactive(l *lifetime) {
+	if l == nil || !l.active {
+		return
+	}
+	l.active = false
+	r.active = slices.DeleteFunc(r.active, func(x *lifetime) bool { return x == l })
+}
+
+// died: a process is gone, and its memory with it.
+func (r *rules) died(h *host, d *daemon) {
+	l := h.life
+	if h.id == 0 {
+		r.excuseClient(h.index, 60*time.Second)
+		return
+	}
+	wasActive := l.active
+	r.inactive(l)
+	l.dead = true
+	o := h.other()
+	entitled := false
+	if o.guard != nil {
+		_, entitled = o.guard.Entitled()
+	}
+	if r.split {
+		// What it did in the split, nobody else knows.
+		for x := range l.used {
+			if x.tainted == 0 {
+				x.tainted = r.w.now
+			}
+		}
+		r.w.Result.States["memory of a split lost"]++
+	}
+	if wasActive && !r.split && entitled && r.w.now-r.disturbed_ > 10*time.Second && r.w.linksWhole() {
+		r.fell = &fallen{l, r.w.now}
+	}
+	if wasActive && !entitled {
+		// The last resort: nobody was entitled.
+		r.excuse(90 * time.Second)
+		r.w.Result.States["owner died alone"]++
+	}
+	if o.d == nil {
+		r.excuse(90 * time.Second)
+		r.w.Result.States["both dead"]++
+	}
+}
+
+// sends: d used an SA in a split.
+func (r *rules) sends(d *daemon, x *record) {
+	if r.split && d.h.life != nil {
+		if d.h.life.used == nil {
+			d.h.life.used = map[*record]bool{}
+		}
+		d.h.life.used[x] = true
+	}
+}
+
+func (r *rules) noted(h *host, e cluster.WriteNote) {}
+
+func (r *rules) sentIKE(d *daemon) {}
+
+// frame: what is about to be handed to o's replica.
+func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {}
+
+func (r *rules) installed(d *daemon, s *sa) {
+	r.learnKey(s.EncrIn, s.EncrOut)
+	if len(d.p.list) > 64*(1+len(r.w.s.Setup.Clients)) {
+		r.w.violate(RuleBounded, "%s has %d Child SAs installed", d.h.name, len(d.p.list))
+	}
+}
+
+func (r *rules) removed(d *daemon, s *sa) {}
+
+// learnKey remembers what must never be read in a log. Half of a key is enough.
+func (r *rules) learnKey(keys ...ipsec.Key) {
+	if !r.w.s.Real {
+		return
+	}
+	for _, k := range keys {
+		if k.Len() >= 16 && len(r.keysHex) < 4096 {
+			r.keysHex = append(r.keysHex, hex.EncodeToString(k.Bytes()[:8]))
+		}
+	}
+}
+
+// logged reads a log line: how a takeover is told, and no key.
+func (r *rules) logged(d *daemon, e node.Log) {
+	w := r.w
+	if r.w.s.Real {
+		for _, a := range e.Attrs {
+			text := a.Value.String()
+			for _, k := range r.keysHex {
+				if len(text) >= len(k) && strings.Contains(text, k) {
+					w.violate(RuleKeys, "a key is in the log of %s: %s", d.h.name, e.Message)
+				}
+			}
+		}
+	}
+	if e.Message != "takeover" || d.h.id == 0 {
+		return
+	}
+	covered, trusted, handover := false, false, false
+	for _, a := range e.Attrs {
+		if a.Value.Kind() == slog.KindBool {
+			switch a.Key {
+			case "covered":
+				covered = a.Value.Bool()
+			case "trusted":
+				trusted = a.Value.Bool()
+			case "handover":
+				handover = a.Value.Bool()
+			}
+		}
+	}
+	if handover {
+		w.Result.Handovers++
+	}
+	if !trusted {
+		r.excuse(90 * time.Second)
+		w.Result.States["untrusted takeover"]++
+	}
+	if !covered {
+		w.Result.Uncovered++
+		w.Result.States["uncovered takeover"]++
+		r.tolerate = max(r.tolerate, w.now+time.Second)
+		for _, x := range w.ledger.list {
+			if x.tainted == 0 && w.now-x.last < 10*time.Minute {
+				x.tainted = w.now
+			}
+		}
+		r.excuse(90 * time.Second)
+	} else {
+		w.Result.States["covered takeover"]++
+	}
+	if f := r.fell; f != nil {
+		r.fell = nil
+		if w.now-f.at < 2*time.Second && (!covered || !trusted) && f.life.host == d.h.other() {
+			w.violate(RuleCoverage, "%s died with an entitled standby and nothing else was wrong; %s says covered=%v trusted=%v", f.life.host.name, d.h.name, covered, trusted)
+		}
+	}
+}
+
+// saInit: somebody begins an IKE SA.
+func (r *rules) saInit(d *daemon) {
+	w := r.w
+	if w.now < 20*time.Second {
+		return
+	}
+	i := d.h.index
+	if d.h.id != 0 {
+		return
+	}
+	if w.now < r.excuses[i] || r.split || w.now < r.tolerate+60*time.Second && r.tolerate > 0 {
+		return
+	}
+	since := r.carriedAt[i]
+	if since == 0 {
+		return
+	}
+	w.violate(RuleLost, "%s begins with IKE_SA_INIT although its tunnel stood (it last carried a packet at %v) and nothing excuses that", d.h.name, since)
+}
+
+// carried: a packet came through.
+func (r *rules) carried(pkt *packet) { r.carriedAt[pkt.flow.client] = r.w.now }
+
+// poll looks at the whole once a second.
+func (r *rules) poll() {
+	w := r.w
+	if w.done {
+		return
+	}
+	w.after(time.Second, r.poll)
+	r.pollSplit()
+	for i := range w.clients {
+		r.pollPath(i)
+	}
+	for _, h := range w.hosts() {
+		if h.d == nil {
+			continue
+		}
+		if n := len(h.d.inbox); n >= inboxLimit && h.id != 0 && !h.d.stopped && !h.frozen {
+			w.violate(RuleBounded, "%s has %d messages waiting", h.name, n)
+		}
+	}
+	r.pollGateways()
+}
+
+// pollSplit ends a split when one owns and the other follows it.
+func (r *rules) pollSplit() {
+	w := r.w
+	if len(r.active) > 1 {
+		ok := w.linksWhole() && w.now >= w.quietFaults()
+		for _, h := range w.gw {
+			ok = ok && h.powered && !h.frozen && h.guard != nil && h.d != nil && !h.d.stopped && !h.d.hung && h.wanCut == [2]int{}
+		}
+		switch {
+		case !ok:
+			r.double = 0
+		case r.double == 0:
+			r.double = w.now
+		case w.now-r.double > 10*time.Second:
+			w.violate(RuleOwners, "both gateways have owned for 10s although nothing keeps them apart")
+		}
+		return
+	}
+	r.double = 0
+	if !r.split {
+		return
+	}
+	o := w.owner()
+	if o == nil {
+		return
+	}
+	other := o.other()
+	entitled := false
+	if other.guard != nil && other.d != nil {
+		_, entitled = other.guard.Entitled()
+	}
+	dead := other.d == nil || other.life.began > r.splitAt
+	if !entitled && !dead {
+		return
+	}
+	r.split = false
+	r.tolerate = max(r.tolerate, w.now+time.Second)
+	r.excuse(90 * time.Second)
+	w.note("", "truth", "the split has healed")
+}
+
+// quietFaults is when the last fault that keeps nodes apart ended.
+func (w *world) quietFaults() time.Duration {
+	t := time.Duration(0)
+	for a := range w.streams {
+		for b := range w.streams[a] {
+			if p := w.streams[a][b]; p != nil {
+				t = max(t, p.stalled)
+			}
+		}
+	}
+	for _, h := range w.gw {
+		t = max(t, h.disk.until, h.disk.full)
+	}
+	return t
+}
+
+// pollPath excuses a client that could not reach an owner for long.
+func (r *rules) pollPath(i int) {
+	w := r.w
+	g := w.net.gateway()
+	ok := g != nil && g.d != nil && g.d.p.active && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{} && !w.net.clientCut(i) && w.net.lossy < 0.25
+	c := w.clients[i]
+	ok = ok && c.d != nil && !c.frozen && !c.d.stopped && !c.d.hung
+	if ok {
+		r.noPath[i] = 0
+		return
+	}
+	if r.noPath[i] == 0 {
+		r.noPath[i] = w.now
+	}
+	if w.now-r.noPath[i] >= 3*time.Second {
+		r.excuseClient(i, 90*time.Second)
+	}
+}
+
+// pollGateways looks at what the owner holds.
+func (r *rules) pollGateways() {
+	w := r.w
+	for _, h := range w.gw {
+		if h.d == nil || h.frozen {
+			continue
+		}
+		n := 0
+		for _, g := range h.d.n.Status(h.local()).Gateways {
+			n += len(g.IKE)
+		}
+		if limit := 2*halfOpenLimit + 16*len(w.clients); n > limit {
+			w.violate(RuleBounded, "%s holds %d IKE SAs for %d clients", h.name, n, len(w.clients))
+		}
+	}
+}
+
+// heal ends the schedule: everything works again, and the world has to settle.
+func (w *world) heal() {
+	w.healing = true
+	w.armed = nil
+	w.net.lossy = 0
+	clear(w.net.cut)
+	for i := range w.links {
+		w.links[i] = hbLink{}
+	}
+	for a := range w.streams {
+		for b := range w.streams[a] {
+			if p := w.streams[a][b]; p != nil {
+				p.stalled = min(p.stalled, w.now)
+			}
+		}
+	}
+	for _, h := range w.hosts() {
+		h.wanCut, h.dontStart, h.monitors = [2]int{}, false, 1
+		h.disk.until, h.disk.full, h.stubborn = 0, 0, 0
+		if h.d != nil {
+			h.d.hung, h.d.stopped = false, false
+			h.d.leaving = false
+			h.d.run(func(now time.Time) { h.d.n.HandleMonitors(now, 1) })
+		}
+		switch {
+		case !h.powered:
+			h.boot()
+		case h.frozen:
+			h.thaw()
+		case h.id != 0 && h.guard == nil:
+			h.startGuardian()
+			h.startDaemon()
+		case h.d == nil:
+			h.startDaemon()
+		default:
+			h.d.goOn()
+			h.d.p.goOn()
+		}
+	}
+	for _, h := range w.gw {
+		if d := h.d; d != nil && d.n.Status(h.local()).HA != nil {
+			d.run(func(now time.Time) { _ = d.n.Failover(now, false) })
+		}
+	}
+	w.fault("", "everything works again")
+	w.rule.heals = w.now
+	w.rule.excuse(healLimit)
+	w.busy(healLimit)
+	w.after(5*time.Second, w.settled)
+}
+
+// healLimit is how long after healing a tunnel may take until it carries traffic:
+// a client finds out by its probes that the cluster lost everything (its dead peer
+// detection takes up to a minute), begins anew, and waits for a cookie.
+const healLimit = 150 * time.Second
+
+// settled looks whether everything is well again.
+func (w *world) settled() {
+	if w.done {
+		return
+	}
+	why := w.unsettled()
+	if why == "" {
+		w.done = true
+		return
+	}
+	if w.now-w.rule.heals >= healLimit {
+		rule := RuleLiveness
+		if strings.HasPrefix(why, "left behind") {
+			rule = RuleLeft
+		}
+		w.violate(rule, "%v after everything works again: %s", healLimit, why)
+		return
+	}
+	w.after(2*time.Second, w.settled)
+}
+
+// unsettled says what is not well yet.
+func (w *world) unsettled() string {
+	if len(w.rule.active) != 1 || w.rule.split {
+		return "there is no one owner"
+	}
+	o := w.owner()
+	if o == nil {
+		return "nobody owns"
+	}
+	if o.wanCut != [2]int{} || w.net.gateway() != o {
+		return o.name + " owns without the shared addresses"
+	}
+	s := o.other()
+	if s.guard == nil || s.d == nil {
+		return "the standby is not there"
+	}
+	if _, ok := s.guard.Entitled(); !ok {
+		return "the standby is not entitled"
+	}
+	for _, f := range w.flows {
+		for dir, at := range f.arrived {
+			if w.now-at > 3*time.Second {
+				return describeFlow(f, dir) + " carries nothing"
+			}
+		}
+	}
+	return w.disagreement(o)
+}
+
+func describeFlow(f *flow, dir int) string {
+	if dir == 0 {
+		return f.w.clients[f.client].name + " to server, network " + string(rune('0'+f.network))
+	}
+	return "server to " + f.w.clients[f.client].name + ", network " + string(rune('0'+f.network))
+}
+
+// disagreement says what owner, standby and clients do not hold in common.
+func (w *world) disagreement(o *host) string {
+	at := map[ipsec.ESPSPI]bool{} // inbound SPIs of the owner
+	for _, s := range o.d.p.list {
+		at[s.SPIIn] = true
+	}
+	for _, s := range o.other().d.p.list {
+		if !at[s.SPIIn] {
+			return "left behind: the standby holds SPI " + s.SPIIn.String() + ", the owner does not"
+		}
+	}
+	if len(o.other().d.p.list) != len(at) {
+		return "left behind: the standby does not hold all SAs of the owner"
+	}
+	n := 0
+	for _, c := range w.clients {
+		if c.d == nil {
+			return c.name + " is not there"
+		}
+		for _, s := range c.d.p.list {
+			n++
+			if !at[s.SPIOut] {
+				return "left behind: " + c.name + " holds SPI " + s.SPIOut.String() + ", the owner does not"
+			}
+		}
+		for _, g := range c.d.n.Status(c.local()).Gateways {
+			established := 0
+			for _, k := range g.IKE {
+				if k.State == "established" {
+					established++
+				}
+			}
+			if established != 1 || len(g.IKE) != 1 {
+				return "left behind: " + c.name + " has more or less than one IKE SA"
+			}
+		}
+	}
+	if n != len(at) {
+		return "left behind: the owner holds SAs that no client has"
+	}
+	for _, x := range w.ledger.list {
+		if x.tainted > 0 {
+			for _, s := range o.d.p.list {
+				if s.SPIOut == x.id.spi && s.keyOut == x.id.key || s.SPIIn == x.id.spi && s.keyIn == x.id.key {
+					return "left behind: SPI " + x.id.spi.String() + " was used by both sides of a split, one of which lost its memory, and was not rekeyed"
+				}
+			}
+		}
+	}
+	return ""
+}
+
+var _ = xfrm.Outbound
+var _ = trace.Note
