@@ -130,6 +130,10 @@ type Own struct {
 	Renewal bool
 }
 
+// Reassert announces the shared addresses again: the owner that we succeeded lived,
+// has only now learnt of us, and may have drawn the neighbours' traffic meanwhile.
+type Reassert struct{}
+
 // Disown ends ownership at once: silence, remove the shared addresses.
 type Disown struct {
 	To     Epoch // of the new owner, as far as known
@@ -201,6 +205,7 @@ type Stopped struct{}
 
 func (Own) effect()        {}
 func (Disown) effect()     {}
+func (Reassert) effect()   {}
 func (Announce) effect()   {}
 func (Join) effect()       {}
 func (Leave) effect()      {}

@@ -145,7 +145,8 @@ func (p *Pair) follow(now time.Time) {
 		p.lastChange = now
 	}
 	p.ownerless, p.split = time.Time{}, time.Time{}
-	if m.Chosen == p.opt.Self && !m.Epoch.Less(p.highest) && p.entitled == (Epoch{}) && !p.shutdown {
+	if m.Chosen == p.opt.Self && !m.Epoch.Less(p.highest) && p.entitled == (Epoch{}) && !p.shutdown &&
+		p.due(now, p.gaveWay.Add(p.quiet())) { // or it chose us when it believed that we owned, too
 		// The owner cannot serve, and no handover is possible for lack of a copy.
 		p.choose(p.opt.Self)
 		p.own(now, Own{Reason: p.name() + " gave up: monitored interfaces", From: p.name()})

@@ -23,6 +23,10 @@ func (p *Pair) considerOwning(now time.Time) {
 	if !m.live() {
 		return
 	}
+	if p.rival != 0 && m.Process == p.rival {
+		p.rival = 0
+		p.emit(Reassert{})
+	}
 	if m.join != out {
 		p.considerMember(now)
 		if m.join == in {

@@ -102,6 +102,8 @@ type Pair struct {
 	// that we succeeded, or a member that fell silent while entitled.
 	tookFrom NodeID
 	tookProc ProcessID
+	rival    ProcessID // owner that we succeeded, until it is heard to know that; 0: none
+	gaveWay  time.Time // when we last ceased to own
 
 	ownerless time.Time // since when no owner is known
 	split     time.Time // since when both own
@@ -263,9 +265,13 @@ func (p *Pair) HandlePeer(now time.Time, x Peer) {
 		p.dropDead(now)
 	}
 	if p.phase == owning && m.join == in && wasEntitled && !x.Entitled {
-		// Its guardian dropped the entitlement; only the answer to our own request
-		// proves which one.
-		p.askRemoval()
+		if x.Role == RoleOwner && p.epoch.Less(x.Epoch) && !m.asking {
+			p.succeeded(now)
+		} else {
+			// Its guardian dropped the entitlement; only the answer to our own request
+			// proves which one.
+			p.askRemoval()
+		}
 	}
 	p.consider(now)
 }

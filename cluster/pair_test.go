@@ -443,16 +443,103 @@ func TestBothPausedKillsNobody(t *testing.T) {
 	}
 }
 
+// TestFrozenOwnerWakes: a host that stood still learns of its successor from the
+// heartbeats that wait for it, and gives way at once, however the election would
+// rank the two; its successor goes on as it was and announces itself again.
 func TestFrozenOwnerWakes(t *testing.T) {
+	for name, test := range map[string]struct {
+		priority int           // of the frozen node; the other one's is 128
+		frozen   time.Duration // 0: until just after the takeover
+		daemon   time.Duration // that the daemon needs longer than its guardian to wake
+	}{
+		"lower priority":           {100, 5 * time.Second, 0},
+		"higher priority":          {200, 5 * time.Second, 0},
+		"for a moment":             {200, 0, 0},
+		"its daemon wakes late":    {200, 5 * time.Second, 150 * time.Millisecond},
+		"and is ranked lower":      {100, 5 * time.Second, 150 * time.Millisecond},
+		"later than the successor": {200, 5 * time.Second, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			o, s := w.pairUp()
+			o.pair.opt.HA.Priority = test.priority
+			w.pass(time.Second) // and say so
+			o.frozen = true
+			w.until(100*time.Millisecond, "taken over", func() bool { return s.owner })
+			w.pass(test.frozen)
+			n, m := len(o.effects), len(s.effects)
+			o.stopped = test.daemon > 0
+			if o.stopped {
+				o.frozen = false
+				in := o.hostInbox
+				o.hostInbox = nil
+				for _, f := range in {
+					o.host(f)
+				}
+				w.pass(test.daemon)
+				if !o.stopped {
+					w.fail("the daemon woke by itself")
+				}
+				o.cont()
+			} else {
+				o.thaw()
+			}
+			at := w.now
+			w.until(time.Second, "one owner", func() bool { return !o.owner })
+			if took := w.now.Sub(at); took > time.Millisecond {
+				t.Errorf("it went on for %v after it woke", took)
+			}
+			w.until(2*time.Second, "synchronised", w.synchronised)
+			w.pass(2 * time.Second)
+			if !s.owner || o.owner {
+				w.fail("the woken owner took the tunnels back")
+			}
+			if o.unites != 0 || o.rekeys+s.rekeys != 0 {
+				t.Errorf("unites %d, early rekeys %d: nothing was committed without the successor", o.unites, o.rekeys+s.rekeys)
+			}
+			for _, e := range o.effects[n:] {
+				if x, ok := e.(Own); ok {
+					t.Errorf("the woken owner: %+v", x)
+				}
+			}
+			announced := false
+			for _, e := range s.effects[m:] {
+				switch x := e.(type) {
+				case Own:
+					// Beside an owner that does not learn of it, the successor heals.
+					if test.daemon == 0 || !x.Renewal {
+						t.Errorf("the successor: %+v", x)
+					}
+				case Disown:
+					t.Errorf("the successor: %+v", x)
+				case Reassert:
+					announced = true
+				}
+			}
+			if !announced {
+				t.Error("the successor did not announce itself again")
+			}
+		})
+	}
+}
+
+// TestSucceededWhileTheRemovalWasAsked: an owner that had asked its member to leave
+// cannot tell whether that one succeeded it with all of the state, or alone without
+// any: both are united.
+func TestSucceededWhileTheRemovalWasAsked(t *testing.T) {
 	w := newWorld(t, 1)
 	o, s := w.pairUp()
 	w.pass(time.Second)
 	o.frozen = true
+	o.pair.peer.asking = true
 	w.until(100*time.Millisecond, "taken over", func() bool { return s.owner })
-	w.pass(5 * time.Second)
+	w.pass(time.Second)
 	o.thaw()
-	w.until(time.Second, "one owner", func() bool { return o.owner != s.owner })
+	w.until(2*time.Second, "one owner", func() bool { return o.owner != s.owner })
 	w.until(2*time.Second, "synchronised", w.synchronised)
+	if o.unites+s.unites != 1 {
+		t.Errorf("unites %d %d", o.unites, s.unites)
+	}
 }
 
 func TestLossyHeartbeats(t *testing.T) {

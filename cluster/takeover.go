@@ -98,6 +98,9 @@ func (p *Pair) considerTaking(now time.Time) {
 		p.tookFrom, p.tookProc = m.Node, t.process
 	}
 	p.own(now, t.own)
+	if !t.handover {
+		p.rival = t.process
+	}
 	p.earlyRekey() // it may be back already
 }
 
@@ -147,12 +150,20 @@ func (p *Pair) own(now time.Time, o Own) {
 func (p *Pair) disown(now time.Time, to Epoch, why string) {
 	p.phase = standing
 	p.peer.join, p.peer.asking, p.peer.leaving = out, false, false
-	p.chosen, p.tookFrom = 0, 0
+	p.chosen, p.tookFrom, p.rival, p.gaveWay = 0, 0, 0, now
 	p.split, p.ownerless = time.Time{}, time.Time{}
 	p.last, p.lastChange = Own{Reason: why}, now
 	p.alarm("alone", "", false)
 	p.alarm("split", "", false)
 	p.emit(Disown{To: to, Reason: why})
+}
+
+// succeeded: the member that we counted on owns at a later epoch. We must have stood
+// still for so long that it took us for lost, which it may. What we committed it has,
+// and without it we committed nothing: there is nothing to heal, and every packet
+// that we would still send is one too many.
+func (p *Pair) succeeded(now time.Time) {
+	p.disown(now, p.peer.Epoch, p.name()+" took over while this node stood still")
 }
 
 // HandleCopied says, as standby, that the copy is complete and the owner counts

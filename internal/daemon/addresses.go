@@ -194,6 +194,28 @@ func (a *addresses) remove(s sharedAddr) {
 // repeat announces again, arps-1 times every arps-interval, until quiet.
 func (a *addresses) repeat() { a.announceLater(a.interval, a.arps-1) }
 
+// repetition says when to announce again.
+type repetition struct {
+	due   time.Time // the next
+	left  int
+	every time.Duration
+}
+
+// fired says whether to announce at this moment, at which the timer fired, and how
+// long to wait after it. An announcement that comes late waits once more: this
+// process stood still, another may own meanwhile, and before the event loop has
+// heard of that nothing shall draw the traffic here.
+func (r *repetition) fired(now time.Time) (announce bool, wait time.Duration) {
+	announce, wait = true, r.every
+	if now.Sub(r.due) >= reassertAfter {
+		announce, wait = false, reassertAfter
+	} else {
+		r.left--
+	}
+	r.due = now.Add(wait)
+	return announce, wait
+}
+
 // announceLater announces n times, first after a while, then every arps-interval.
 func (a *addresses) announceLater(first time.Duration, n int) {
 	a.quiet()
@@ -204,14 +226,19 @@ func (a *addresses) announceLater(first time.Duration, n int) {
 		return
 	}
 	a.wg.Go(func() {
+		r := repetition{time.Now().Add(first), n, every}
 		t := time.NewTimer(first)
 		defer t.Stop()
-		for ; n > 0; n-- {
+		for r.left > 0 {
 			select {
 			case <-stop:
 				return
 			case <-t.C:
-				t.Reset(every)
+			}
+			announce, wait := r.fired(time.Now()) // the timer tells when it was due
+			t.Reset(wait)
+			if !announce {
+				continue
 			}
 			for _, s := range shared {
 				if link, err := netlink.LinkByName(s.dev); err == nil {

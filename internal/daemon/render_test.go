@@ -77,6 +77,28 @@ func TestAnnouncementFrames(t *testing.T) {
 	}
 }
 
+// TestLateAnnouncement: after this process stood still nothing is announced before
+// the event loop had the time to learn whether another node owns.
+func TestLateAnnouncement(t *testing.T) {
+	start := time.Unix(1e9, 0)
+	r := repetition{start.Add(8 * time.Second), 2, 8 * time.Second}
+	for i, step := range []struct {
+		after    time.Duration // of the step before
+		announce bool
+		left     int
+		wait     time.Duration
+	}{
+		{8*time.Second + 20*time.Millisecond, true, 1, 8 * time.Second},
+		{13 * time.Second, false, 1, reassertAfter},
+		{reassertAfter + 10*time.Millisecond, true, 0, 8 * time.Second},
+	} {
+		start = start.Add(step.after)
+		if announce, wait := r.fired(start); announce != step.announce || wait != step.wait || r.left != step.left {
+			t.Errorf("step %d: announces %v, then waits %v, %d left", i, announce, wait, r.left)
+		}
+	}
+}
+
 func TestKeyLogLines(t *testing.T) {
 	dir := t.TempDir()
 	k, err := openKeyLog(dir)

@@ -43,8 +43,9 @@ type Claim struct{}
 type Release struct{}
 
 // Reassert announces the addresses again a moment later: a standby that fell
-// silent may have taken over behind a cut. This node's sequence numbers and windows
-// are the current ones, so the traffic shall stay with it until the cut heals.
+// silent may have taken over behind a cut, or an owner that stood still has woken
+// beside this one, its successor. This node's sequence numbers and windows are the
+// current ones, so the traffic shall stay with it.
 type Reassert struct{}
 
 // AddRoute and RemoveRoute keep the routes that add-route promises: Prefix

@@ -123,6 +123,8 @@ func (n *Node) pairEffect(now time.Time, e cluster.Effect) {
 		n.own(now, e)
 	case cluster.Disown:
 		n.disown(now, e)
+	case cluster.Reassert:
+		n.emit(Reassert{})
 	case cluster.Join:
 		n.journal.Join(now, e.Node, e.Process, n.snapshot(now), n.bounds())
 	case cluster.Leave:
