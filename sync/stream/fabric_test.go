@@ -136,11 +136,19 @@ func (f *fabric) buffered(device string) (n int) {
 
 func (f *fabric) listen() (*memListener, uint16) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.last++
-	l := &memListener{f: f, port: f.last, accepted: make(chan net.Conn, 16), closed: make(chan struct{})}
-	f.ports[l.port] = l
-	return l, l.port
+	port := f.last
+	f.mu.Unlock()
+	return f.listenAt(port), port
+}
+
+// listenAt takes over a port.
+func (f *fabric) listenAt(port uint16) *memListener {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := &memListener{f: f, port: port, accepted: make(chan net.Conn, 16), closed: make(chan struct{})}
+	f.ports[port] = l
+	return l
 }
 
 func (f *fabric) dial(ctx context.Context, at cluster.Link, port uint16) (net.Conn, error) {
@@ -217,7 +225,9 @@ func (l *memListener) Accept() (net.Conn, error) {
 func (l *memListener) Close() error {
 	l.once.Do(func() {
 		l.f.mu.Lock()
-		delete(l.f.ports, l.port)
+		if l.f.ports[l.port] == l {
+			delete(l.f.ports, l.port)
+		}
 		l.f.mu.Unlock()
 		close(l.closed)
 		for {

@@ -386,8 +386,8 @@ func (w *historyWorld) heal() {
 		if sent, have, told := uint64(len(p.sent[o.process])), o.have[p.process], p.told[o.process]; have != sent || told != sent {
 			w.fault("after healing %x has %d and acknowledged %d of %d from %x", o.process, have, told, sent, p.process)
 		}
-		if s := p.e.out[o.node]; len(s.log) != 0 || s.bytes != 0 {
-			w.fault("after healing %d frames of %d bytes are kept", len(s.log), s.bytes)
+		if frames, bytes := p.e.kept(o.node); frames != 0 || bytes != 0 {
+			w.fault("after healing %d frames of %d bytes are kept", frames, bytes)
 		}
 		for _, d := range devices {
 			if n := w.f.open(d); n != 2 {

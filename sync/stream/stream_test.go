@@ -27,8 +27,8 @@ func TestFramesTravelAndAreAcknowledged(t *testing.T) {
 	one.sends(two, 1, 2000, 100)
 	two.until("all arrive", func() bool { return two.high == 2000 })
 	one.until("all are acknowledged", func() bool { return one.ackedTo == 2000 })
-	if s := one.out[2]; len(s.log) != 0 || s.bytes != 0 {
-		t.Errorf("%d frames, %d bytes are kept although acknowledged", len(s.log), s.bytes)
+	if frames, bytes := one.kept(2); frames != 0 || bytes != 0 {
+		t.Errorf("%d frames, %d bytes are kept although acknowledged", frames, bytes)
 	}
 }
 
@@ -330,8 +330,8 @@ func TestBacklogIsBounded(t *testing.T) {
 	one.told("up 2 b1", "down 2 b1")
 	one.opt.Backlog = 10_000
 	one.sends(two, 1, 1000, 1000)
-	if s := one.out[2]; s.bytes != 10_000 || len(s.log) != 10 {
-		t.Errorf("%d frames of %d bytes are kept", len(s.log), s.bytes)
+	if frames, bytes := one.kept(2); bytes != 10_000 || frames != 10 {
+		t.Errorf("%d frames of %d bytes are kept", frames, bytes)
 	}
 }
 

@@ -1,23 +1,14 @@
 package stream
 
 import (
-	"context"
-	"crypto/tls"
 	"fmt"
-	"net"
 	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/status"
-
 	"tandem/cluster"
-	"tandem/proto/syncpb"
 	statesync "tandem/sync"
 )
 
@@ -29,6 +20,17 @@ func newBubbleHost(t testing.TB, a *authority, f *fabric, node cluster.NodeID, p
 	l, port := f.listen()
 	h.port = port
 	if err := h.Serve(l); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// newSuccessor makes a new process of a host's node, at the same port.
+func newSuccessor(t testing.TB, a *authority, f *fabric, of *host, process cluster.ProcessID) *host {
+	t.Helper()
+	h := newDeafHost(t, a, f.dial, of.node, process)
+	h.port, h.ack = of.port, true
+	if err := h.Serve(f.listenAt(h.port)); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -133,7 +135,7 @@ func TestBubbleLinkBreaksInTheMiddleOfAFrame(t *testing.T) {
 		wantDials(t, f, "hb1", t0, ms(50, 150, 350, 750, 1550, 2550, 3550, 4550))
 
 		f.mend("hb1")
-		pass(550*time.Millisecond + 6*quick) // dial, TLS, hellos
+		pass(550*time.Millisecond + 4*2*quick) // TCP, TLS, settings, hellos
 		bothOpen(t, one, two)
 		pass(maxBackoff)
 		t0 = time.Now()
@@ -198,8 +200,8 @@ func TestBubbleBothLinksBreak(t *testing.T) {
 		pass(maxBackoff + 10*quick)
 		two.wantState(25, 25, 0) // each once, in order
 		one.wantState(0, 0, 25, "up 2 b1", "down 2 b1", "up 2 b1")
-		if s := one.out[2]; len(s.log) != 0 || s.bytes != 0 {
-			t.Errorf("%d frames, %d bytes are kept although acknowledged", len(s.log), s.bytes)
+		if frames, bytes := one.kept(2); frames != 0 || bytes != 0 {
+			t.Errorf("%d frames, %d bytes are kept although acknowledged", frames, bytes)
 		}
 	})
 }
@@ -274,12 +276,9 @@ func TestBubbleHandlerThatWaits(t *testing.T) {
 					if most := maxInflight / size; held > most {
 						t.Fatalf("after %d s the handler holds %d frames, want %d at most", i+1, held, most)
 					}
-					s := one.out[2]
-					s.mu.Lock()
-					if s.bytes > one.opt.Backlog {
-						t.Errorf("the sender keeps %d bytes", s.bytes)
+					if _, bytes := one.kept(2); bytes > one.opt.Backlog {
+						t.Errorf("the sender keeps %d bytes", bytes)
 					}
-					s.mu.Unlock()
 					if b := f.buffered("hb1") + f.buffered("hb2"); b > 8*sendBuffer {
 						t.Errorf("%d bytes are on their way", b)
 					}
@@ -401,172 +400,5 @@ func TestBubbleHalfOpenStreamsAreBounded(t *testing.T) {
 		}
 		one.wantState(0, 0, 40, "up 2 b1")
 		two.wantState(40, 40, 0)
-	})
-}
-
-func TestBubbleReceiverIsReplaced(t *testing.T) {
-	for _, told := range []bool{true, false} {
-		t.Run(map[bool]string{true: "heartbeats tell", false: "heartbeats do not tell"}[told], func(t *testing.T) {
-			bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
-				pass(2 * time.Second)
-				one.sends(two, 1, 10, 1000)
-				pass(time.Second)
-				one.sends(two, 11, 20, 1000) // die with the process
-				t0 := time.Now()
-				two.Close()
-				pass(300 * time.Millisecond)
-				one.wantState(0, 0, 10, "up 2 b1", "down 2 b1")
-				wantDials(t, f, "hb1", t0, ms(53, 153))
-
-				again := newDeafHost(t, a, f.dial, 2, 0xb2)
-				l, _ := f.listen()
-				f.mu.Lock()
-				delete(f.ports, l.port)
-				l.port = two.port
-				f.ports[l.port] = l
-				f.mu.Unlock()
-				again.port, again.ack = two.port, true
-				if err := again.Serve(l); err != nil {
-					t.Fatal(err)
-				}
-				t1 := time.Now()
-				if told {
-					one.knows(again, "hb1", "hb2")
-					pass(0)
-				}
-				pass(2 * time.Second)
-				if got := since(f, "hb1", t1.Add(-1)); told && (len(got) != 1 || got[0] != 1) {
-					t.Errorf("told of the new process, %v pass until it is dialled", got)
-				} else if !told && (len(got) != 1 || t1.Add(got[0]-1).Sub(t0) != 353*time.Millisecond) {
-					t.Errorf("not told, it is dialled after %v", got)
-				}
-				bothOpen(t, one, again)
-				one.wantState(0, 0, 10, "up 2 b1", "down 2 b1", "up 2 b2")
-				again.wantState(0, 0, 0)
-				one.sends(two, 21, 22, 100) // for the old one
-				one.sends(again, 1, 5, 100)
-				pass(time.Second)
-				again.wantState(5, 5, 0)
-				one.wantState(0, 0, 10, "up 2 b1", "down 2 b1", "up 2 b2") // 5 is less than the old one's 10
-			})
-		})
-	}
-}
-
-// attempt opens a raw stream with a configuration and returns how it ended.
-func attempt(f *fabric, to *host, c *tls.Config, ask func(syncpb.StateSync_ReplicateClient) error) error {
-	cc, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(credentials.NewTLS(c)),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return f.dial(ctx, cluster.Link{Device: "hb1"}, to.port)
-		}))
-	if err != nil {
-		return err
-	}
-	defer cc.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	s, err := syncpb.NewStateSyncClient(cc).Replicate(ctx)
-	if err != nil {
-		return err
-	}
-	return ask(s)
-}
-
-func TestBubbleStrangers(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
-		speak := func(s syncpb.StateSync_ReplicateClient) error {
-			_ = s.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: 0xe1}})
-			_ = s.Send(&syncpb.StreamUp{Frame: frameOf(1, 8), Seq: 1})
-			for {
-				if _, err := s.Recv(); err != nil {
-					return err
-				}
-			}
-		}
-		silent := func(s syncpb.StateSync_ReplicateClient) error {
-			_, err := s.Recv()
-			return err
-		}
-		without := clientTLS(a.tls(t, 1))
-		without.Certificates = nil
-		stranger := clientTLS(newAuthority(t).tls(t, 1))
-		stranger.VerifyConnection = nil
-		for _, c := range []struct {
-			who  string
-			tls  *tls.Config
-			ask  func(syncpb.StateSync_ReplicateClient) error
-			code codes.Code
-			took time.Duration // dial, and TLS with the first flight, take two round trips
-		}{
-			{"no certificate", without, speak, codes.Unavailable, 0},
-			{"another cluster's certificate", stranger, speak, codes.Unavailable, 0},
-			{"the receiver's own certificate", clientTLS(a.tls(t, 2)), speak, codes.Unauthenticated, 0},
-			{"a member that says nothing", clientTLS(a.tls(t, 1)), silent, codes.DeadlineExceeded, openTimeout},
-		} {
-			t0 := time.Now()
-			err := attempt(f, two, c.tls, c.ask)
-			if status.Code(err) != c.code {
-				t.Errorf("%s: %v, want %v", c.who, err, c.code)
-			}
-			if took := time.Since(t0); took < c.took || took > c.took+10*quick {
-				t.Errorf("%s: refused after %v, want %v", c.who, took, c.took)
-			}
-		}
-		// Somebody who does not even begin TLS.
-		t0 := time.Now()
-		c, err := f.dial(t.Context(), cluster.Link{Device: "hb1"}, two.port)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Read(make([]byte, 1)); err == nil {
-			t.Error("an answer to nothing")
-		}
-		if took := time.Since(t0); took != openTimeout+2*quick {
-			t.Errorf("a connection that says nothing is ended after %v", took)
-		}
-		c.Close()
-
-		// Another node answers where node 4 is expected, and is not believed.
-		three := newBubbleHost(t, a, f, 3, 0xc1)
-		three.ack = true
-		t0 = time.Now()
-		one.SetPeers(4, 0, []cluster.Link{{Device: "hb2"}}, three.port)
-		pass(10 * time.Second)
-		one.Send(statesync.SendFrame{Node: 4, Process: 0xc1, Seq: 1, Frame: frameOf(1, 8)})
-		pass(10 * time.Second)
-		if n := len(since(f, "hb2", t0.Add(-1))); n < 10 || n > 25 {
-			t.Errorf("dialled %d times in 20 s", n)
-		}
-		one.wantState(0, 0, 0, "up 2 b1")
-		two.wantState(0, 0, 0)
-		three.wantState(0, 0, 0)
-		if n := one.live(2); n != 2 {
-			t.Errorf("%d streams are left", n)
-		}
-		one.SetPeers(4, 0, nil, 0)
-		pass(time.Minute)
-		if n := f.open("hb1") + f.open("hb2"); n != 2 {
-			t.Errorf("%d connections are open, want the two streams'", n)
-		}
-	})
-}
-
-// A member that answers wrongly: it acknowledges what was never sent.
-func TestBubbleAcknowledgementOfWhatWasNotSent(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
-		two.ack = false
-		one.sends(two, 1, 3, 100)
-		pass(time.Second)
-		two.Endpoint.Ack(ackOf(one, 1<<40))
-		pass(10 * time.Second)
-		one.sends(two, 4, 4, 100)
-		pass(time.Second)
-		if n := len(one.out[2].log); n != 4 {
-			t.Errorf("%d frames are kept, want all 4", n)
-		}
-		if one.mu.Lock(); one.ackedTo != 0 {
-			t.Errorf("%d is believed", one.ackedTo)
-		}
-		one.mu.Unlock()
 	})
 }

@@ -350,6 +350,16 @@ func (h *host) live(to cluster.NodeID) int {
 	return s.live
 }
 
+// kept is what is not acknowledged by a node.
+func (e *Endpoint) kept(to cluster.NodeID) (frames, bytes int) {
+	e.mu.Lock()
+	s := e.out[to]
+	e.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.log), s.bytes
+}
+
 // pair is two nodes with two links; node 1 sends, node 2 acknowledges.
 func pair(t testing.TB) (*authority, *medium, *host, *host) {
 	a, m := newAuthority(t), newMedium()
