@@ -139,6 +139,7 @@ func (n *network) sendIKE(h *host, d ike.Datagram) {
 					}
 				})
 			}
+			w.wire.onWire(d.Data, i, until < 0)
 		}
 	} else {
 		to = "cluster"
@@ -151,6 +152,7 @@ func (n *network) sendIKE(h *host, d ike.Datagram) {
 			n.capture(captured{ike: &x, from: from})
 			until = n.carry(len(d.Data)+28, func() { n.toGateway(x) })
 		}
+		w.wire.onWire(d.Data, h.index, until < 0)
 	}
 	if w.log != nil {
 		w.trace(trace.Event{Kind: trace.Message, From: h.name, To: to, Until: until, Class: trace.ClassIKE, Text: w.wire.describe(d.Data)})

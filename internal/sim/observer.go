@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
+	"time"
 
 	"tandem/ike"
 	"tandem/ike/keymat"
@@ -48,6 +49,8 @@ type side struct {
 	response map[uint32]uint64
 	exchange map[uint32]Exchange
 	answered map[uint32]bool // the response reached somebody on the requester's side
+	attempts map[uint32]int  // transmissions of the request
+	lost     map[uint32]int  // of the request or of its response, by the network
 }
 
 func (o *observer) init(w *world) {
@@ -75,7 +78,7 @@ func (o *observer) side(spis ipsec.IKESPIs, initiator bool) *side {
 	id := sideID{spis, initiator}
 	s := o.sides[id]
 	if s == nil {
-		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}}
+		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}, attempts: map[uint32]int{}, lost: map[uint32]int{}}
 		o.sides[id] = s
 	}
 	return s
@@ -182,6 +185,26 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 	d.takesPart(label{t.label.exchange, !t.label.initiator})
 }
 
+// onWire counts the transmissions of an exchange. A requester whose every attempt the
+// network lost, with the request or with its response, may give up; that excuses the
+// client at either end.
+func (o *observer) onWire(raw []byte, client int, lost bool) {
+	m, _ := o.read(raw)
+	if m == nil {
+		return
+	}
+	s := o.side(m.SPIs, m.Initiator != m.Response)
+	if !m.Response {
+		s.attempts[m.MessageID]++
+	}
+	if lost {
+		s.lost[m.MessageID]++
+	}
+	if n := s.attempts[m.MessageID]; n >= 3 && s.lost[m.MessageID] >= n {
+		o.w.rule.excuseClient(client, 60*time.Second)
+	}
+}
+
 // check is RFC 7296: one request at a time, retransmissions to the bit (§2.1), one
 // response to a request, and no IV twice under SK keys.
 func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
@@ -232,6 +255,9 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 		delete(s.request, m.MessageID-64)
 		delete(s.response, m.MessageID-64)
 		delete(s.exchange, m.MessageID-64)
+		delete(s.answered, m.MessageID-64)
+		delete(s.attempts, m.MessageID-64)
+		delete(s.lost, m.MessageID-64)
 	}
 	switch t.label.exchange {
 	case RekeyChildX:

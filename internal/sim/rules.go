@@ -162,6 +162,7 @@ func (r *rules) died(h *host, d *daemon) {
 	}
 	wasActive := l.active
 	r.inactive(l)
+	r.fell = nil
 	l.dead = true
 	o := h.other()
 	entitled := false
