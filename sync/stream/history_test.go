@@ -54,10 +54,14 @@ type historyWorld struct {
 	f      *fabric
 	a      *authority
 	now    [2]*party
+	undead []*party // former processes that have not ended
 	mu     sync.Mutex
-	all    map[cluster.ProcessID]*party
-	faults []string
-	story  []string
+	// Processes that spoke for a node while another did. What heartbeats name changes
+	// between them, so frames may come twice.
+	contest map[cluster.ProcessID]bool
+	all     map[cluster.ProcessID]*party
+	faults  []string
+	story   []string
 }
 
 func (w *historyWorld) fault(format string, args ...any) {
@@ -112,6 +116,11 @@ func (w *historyWorld) start(i int, process cluster.ProcessID) *party {
 	}
 	w.mu.Lock()
 	w.all[process] = p
+	for _, z := range w.undead {
+		if z.node == p.node {
+			w.contest[z.process], w.contest[process] = true, true
+		}
+	}
 	w.mu.Unlock()
 	w.now[i] = p
 	return p
@@ -155,7 +164,7 @@ func (p *party) work() {
 			}
 		case seq > have+1:
 			p.w.fault("node %d process %x: frame %d of %x after %d", p.node, p.process, seq, r.Process, have)
-		case !p.again[r.Process]:
+		case !p.again[r.Process] && !p.w.contested(r.Process):
 			p.w.fault("node %d process %x: frame %d of %x is there twice", p.node, p.process, seq, r.Process)
 		default:
 			p.second++
@@ -173,6 +182,12 @@ func (p *party) work() {
 	for _, r := range queue {
 		r.Done()
 	}
+}
+
+func (w *historyWorld) contested(process cluster.ProcessID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.contest[process]
 }
 
 func (w *historyWorld) party(process cluster.ProcessID) *party {
@@ -286,6 +301,9 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 		}
 		w.tell("node %d sends %d of up to %d bytes", p.node, k, size)
 		p.send(k, size)
+		for _, z := range w.undead {
+			z.send(1, size)
+		}
 	case n < 38:
 		w.tell("%s is cut", d)
 		w.f.sever(d)
@@ -308,7 +326,12 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 		w.f.change(d, func(l *line) { l.delay, l.rate = delay, rate })
 	case n < 76:
 		w.tell("node %d begins again as %x", p.node, *next)
-		w.end(p)
+		if w.r.IntN(3) == 0 && len(w.undead) < 3 {
+			w.tell("and %x lives on", p.process)
+			w.undead = append(w.undead, p)
+		} else {
+			w.end(p)
+		}
 		w.start(i, *next)
 		*next++
 		w.meet(i)
@@ -317,6 +340,11 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 		} else {
 			w.tell("and nobody is told")
 		}
+	case n < 78 && len(w.undead) > 0:
+		z := w.undead[0]
+		w.undead = w.undead[1:]
+		w.tell("%x ends", z.process)
+		w.end(z)
 	case n < 80:
 		w.tell("node %d is told", p.node)
 		w.meet(i)
@@ -371,6 +399,9 @@ func (w *historyWorld) heal() {
 	for _, p := range w.now {
 		p.free()
 	}
+	for _, z := range w.undead {
+		w.end(z)
+	}
 	// The links are back after a back-off and perhaps an attempt that was under way.
 	pass(2*maxBackoff + openTimeout)
 	for _, p := range w.now {
@@ -418,7 +449,7 @@ func TestBubbleHistories(t *testing.T) {
 	for seed := first; seed < first+uint64(n); seed++ {
 		synctest.Test(t, func(t *testing.T) {
 			w := &historyWorld{
-				t: t, r: rand.New(rand.NewPCG(seed, 1)), a: newAuthority(t), all: map[cluster.ProcessID]*party{},
+				t: t, r: rand.New(rand.NewPCG(seed, 1)), a: newAuthority(t), all: map[cluster.ProcessID]*party{}, contest: map[cluster.ProcessID]bool{},
 				f: newFabric(map[string]time.Duration{"hb1": quick, "hb2": slow}),
 			}
 			if w.r.IntN(3) > 0 {

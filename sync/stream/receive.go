@@ -42,11 +42,12 @@ type receiver struct {
 
 	mu       sync.Mutex
 	process  cluster.ProcessID
-	acked    uint64 // highest acknowledged frame of process
-	handed   uint64 // highest that the handler was given
-	second   uint64 // how many arrived again
-	arrivals uint64 // of frames and streams
-	inflight int    // bytes with the handler, whichever streams brought them
+	retired  []cluster.ProcessID // that it was before
+	acked    uint64              // highest acknowledged frame of process
+	handed   uint64              // highest that the handler was given
+	second   uint64              // how many arrived again
+	arrivals uint64              // of frames and streams
+	inflight int                 // bytes with the handler, whichever streams brought them
 	streams  []*incoming
 	room     chan struct{} // inflight has shrunk
 }
@@ -138,15 +139,22 @@ func (r *receiver) resync() {
 	}
 }
 
-// add counts a stream of a process. The newest one is right: a former one's end
-// may not have been noticed yet.
-func (r *receiver) add(process cluster.ProcessID) *incoming {
+// add counts a stream of a process. The newest one is right: a former one's end may
+// not have been noticed yet, and its hello may still have been on its way. But what
+// heartbeats tell, if they do, is right in any case.
+func (r *receiver) add(process, told cluster.ProcessID) (*incoming, error) {
 	s := &incoming{r: r, wake: make(chan struct{}, 1), ended: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if process != r.process {
+		if told != 0 && process != told && slices.Contains(r.retired, process) {
+			return nil, fmt.Errorf("process %x is a former one", uint64(process))
+		}
 		for _, o := range r.streams {
 			o.stop(errReplaced)
+		}
+		if r.process != 0 {
+			r.retired = retire(r.retired, r.process)
 		}
 		r.process, r.acked, r.handed = process, 0, 0
 	}
@@ -164,7 +172,7 @@ func (r *receiver) add(process cluster.ProcessID) *incoming {
 	r.arrivals++
 	s.heard = r.arrivals
 	r.streams = append(r.streams, s)
-	return s
+	return s, nil
 }
 
 func (r *receiver) remove(s *incoming) {
@@ -203,6 +211,19 @@ func (e *Endpoint) receiver(node cluster.NodeID) *receiver {
 		e.in[node] = r
 	}
 	return r
+}
+
+// told is the process that heartbeats name for a node, or 0.
+func (e *Endpoint) told(node cluster.NodeID) cluster.ProcessID {
+	e.mu.Lock()
+	s := e.out[node]
+	e.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.told
 }
 
 // Replicate serves one stream: frames in, acknowledgements out. gRPC calls it.
@@ -246,7 +267,10 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	if r == nil {
 		return status.Error(codes.Unavailable, errClosing.Error())
 	}
-	s := r.add(process)
+	s, err := r.add(process, e.told(node))
+	if err != nil {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
 	defer r.remove(s)
 	e.wg.Go(func() { s.stop(e.answer(s, stream)) })
 	e.wg.Go(func() { s.stop(e.read(s, stream, node, process)) })

@@ -163,6 +163,14 @@ func (s *sender) acked(process cluster.ProcessID, seq uint64) (ok bool) {
 	return true
 }
 
+// retire remembers the latest former processes.
+func retire(former []cluster.ProcessID, p cluster.ProcessID) []cluster.ProcessID {
+	if former = append(former, p); len(former) > maxRetired {
+		former = former[1:]
+	}
+	return former
+}
+
 // attach counts a stream whose hellos were exchanged. have is what the process
 // acknowledged before.
 func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end context.CancelFunc) (life int, err error) {
@@ -177,10 +185,7 @@ func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end con
 	if process != old {
 		gone = s.live > 0
 		if old != 0 {
-			s.retired = append(s.retired, old)
-			if len(s.retired) > maxRetired {
-				s.retired = s.retired[1:]
-			}
+			s.retired = retire(s.retired, old)
 		}
 		s.process, s.log, s.bytes, s.last, s.live = process, nil, 0, 0, 0
 		s.life++

@@ -41,11 +41,11 @@ type Handler struct {
 	// one is gone. They alternate; a new process is Down, then Up.
 	Up   func(cluster.NodeID, cluster.ProcessID)
 	Down func(cluster.NodeID, cluster.ProcessID)
-	// Frame: a frame arrived for the first time, or again after Resync. It may
-	// wait for the node, which holds up what comes from that member. Done must be
-	// called when the frame has been dealt with: at most 1 MiB from one member is
-	// handed up before. A member that has to wait longer than its Stall begins its
-	// streams again.
+	// Frame: a frame arrived for the first time; or again after Resync, or after
+	// another process spoke for the node in between. It may wait for the node, which
+	// holds up what comes from that member. Done must be called when the frame has
+	// been dealt with: at most 1 MiB from one member is handed up before. A member
+	// that has to wait longer than its Stall begins its streams again.
 	Frame func(Received)
 	// Ack: the member's process acknowledged every frame up to the number.
 	Ack func(cluster.NodeID, cluster.ProcessID, uint64)

@@ -209,3 +209,31 @@ func TestBubbleAcknowledgementOfWhatWasNotSent(t *testing.T) {
 		one.mu.Unlock()
 	})
 }
+
+// The hello of a process that has ended since was still on its way while its successor
+// opened its streams by the other link. It ends nothing, and nothing comes twice.
+func TestBubbleFormerProcessSpeaksLate(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		f.change("hb1", func(l *line) { l.delay = 200 * time.Millisecond })
+		f.change("hb2", func(l *line) { l.delay = quick })
+		two.ack = false
+		one.SetPeers(2, 0, nil, 0)
+		pass(time.Second)
+		one.knows(two, "hb1")
+		pass(1300 * time.Millisecond) // TCP, TLS and settings take 1.2 s; the hello is there after 1.4 s
+		one.Close()
+		next := newBubbleHost(t, a, f, 1, 0xa2)
+		two.SetPeers(1, next.process, nil, 0) // as heartbeats do
+		next.knows(two, "hb2")
+		pass(50 * time.Millisecond)
+		next.sends(two, 1, 5, 100)
+		pass(quick)
+		two.wantState(5, 5, 0)
+		pass(5 * time.Second)
+		two.wantState(5, 5, 0)
+		next.wantState(0, 0, 0, "up 2 b1")
+		if n := len(since(f, "hb2", time.Now().Add(-5*time.Second))); n != 0 {
+			t.Errorf("the successor had to dial %d times more", n)
+		}
+	})
+}
