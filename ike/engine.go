@@ -91,6 +91,8 @@ type tx struct {
 	gone  []Entry  // keys that no IKE SA has any more
 	held  []Effect // rest on the record
 	free  []Effect // rest on nothing
+
+	unused []ipsec.KeyID // whose last reference went
 }
 
 // heldBatch waits for its ticket.
@@ -119,6 +121,7 @@ func (e *Engine) begin(now time.Time) func() {
 // commit ends the event: one record with all that changed, and everything that
 // rests on it held until the record is committed.
 func (e *Engine) commit() {
+	e.forgetUnused()
 	t := e.tx
 	e.tx = tx{}
 	if len(t.dirty) == 0 && len(t.gone) == 0 {
@@ -297,7 +300,20 @@ func (e *Engine) unrefKey(id ipsec.KeyID) {
 	}
 	if e.keyRefs[id]--; e.keyRefs[id] <= 0 {
 		delete(e.keyRefs, id)
-		if e.o.Nonces != nil {
+		e.tx.unused = append(e.tx.unused, id)
+		if !e.tx.open {
+			e.forgetUnused()
+		}
+	}
+}
+
+// forgetUnused lets go of the keys that nobody uses at the end of an event: within
+// it a key may pass from one IKE SA to the next.
+func (e *Engine) forgetUnused() {
+	ids := e.tx.unused
+	e.tx.unused = nil
+	for _, id := range ids {
+		if e.keyRefs[id] == 0 && e.o.Nonces != nil {
 			e.o.Nonces.Forget(id)
 		}
 	}

@@ -55,6 +55,13 @@ func TestStandbyFollows(t *testing.T) {
 		if !maps.Equal(a.e.keyRefs, a2.e.keyRefs) {
 			t.Error("the standby holds other keys than the owner")
 		}
+		for _, n := range []*side{a, b, a2, b2} {
+			for id := range n.e.keyRefs {
+				if n.ledger.forgot[id] {
+					t.Errorf("%s has let go of key %x, which it uses", n.name, id)
+				}
+			}
+		}
 	}
 	check()
 	for _, f := range []func(){a.rekeyChild, b.rekeyChild, a.rekeyIKE, b.rekeyIKE, func() { a.down("net") }, func() { b.up("net") }} {
