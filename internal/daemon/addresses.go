@@ -99,7 +99,7 @@ func (a *addresses) configure(c *config.Config) {
 	}
 	a.shared, a.arps, a.interval = next, c.HA.ARPs, c.HA.ARPsInterval
 	if a.held {
-		a.claim()
+		a.claim(nil)
 	}
 }
 
@@ -137,23 +137,35 @@ func nlAddr(p netip.Prefix) *netlink.Addr {
 	return addr
 }
 
-// claim puts every shared address on its interface and announces it at once; the
-// repetitions follow. Called again it repairs what the kernel dropped.
-func (a *addresses) claim() {
+// claim puts every shared address on its interface, calls ready (unless nil) for what
+// else has to be there, and then announces them all; the repetitions follow. What one
+// announcement draws here needs the others' networks: before those are there the
+// kernel would drop it for want of a route. Called again it repairs what the kernel
+// dropped.
+func (a *addresses) claim(ready func()) {
 	a.held = true
 	if a.tell != nil {
 		a.tell(a.shared)
 	}
-	for _, s := range a.shared {
+	links := make([]netlink.Link, len(a.shared))
+	for i, s := range a.shared {
 		link, err := a.link(s.dev)
 		if err != nil {
 			a.log.Error("shared address: no such interface", "interface", s.dev, "address", s.prefix.String(), "error", err)
 			continue
 		}
+		links[i] = link
 		if err := netlink.AddrReplace(link, nlAddr(s.prefix)); err != nil {
 			a.log.Error("shared address not added", "interface", s.dev, "address", s.prefix.String(), "error", err)
 		}
-		a.announce(link, s.prefix.Addr())
+	}
+	if ready != nil {
+		ready()
+	}
+	for i, s := range a.shared {
+		if links[i] != nil {
+			a.announce(links[i], s.prefix.Addr())
+		}
 	}
 	a.repeat()
 }

@@ -52,9 +52,10 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.TakeWindows:
 		d.loop.node.HandleWindows(now, d.plane.Windows(e.Scope))
 	case node.Claim:
-		d.addresses.claim()
-		// Routes into tunnels have been there all the time.
-		d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
+		d.addresses.claim(func() {
+			// Routes into tunnels have been there all the time.
+			d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
+		})
 	case node.Reassert:
 		d.addresses.reassert()
 	case node.Release:

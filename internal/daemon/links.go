@@ -183,7 +183,7 @@ func (d *Daemon) linksChanged(now time.Time) {
 		for _, s := range d.addresses.shared {
 			for _, dev := range cameUp {
 				if s.dev == dev {
-					d.addresses.claim()
+					d.addresses.claim(nil)
 					d.routes.apply(nil)
 					return
 				}

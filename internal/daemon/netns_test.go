@@ -147,9 +147,17 @@ func TestSharedAddressesMove(t *testing.T) {
 	}
 
 	arp, nd := listen(t, "far0", unix.ETH_P_ARP), listen(t, "far0", unix.ETH_P_IPV6)
-	a.claim()
-	if !hasAddr(v4) || !hasAddr(v6) {
-		t.Fatalf("claimed, but not there: %s", out.String())
+	silent := false
+	a.claim(func() {
+		if !hasAddr(v4) || !hasAddr(v6) {
+			t.Fatalf("claimed, but not there: %s", out.String())
+		}
+		// Nothing has been announced before all of them were there.
+		_, _, err := unix.Recvfrom(arp, make([]byte, 2048), unix.MSG_DONTWAIT)
+		silent = err == unix.EAGAIN
+	})
+	if !silent {
+		t.Error("announced before every address was there")
 	}
 	addrs, _ := netlink.AddrList(link, netlink.FAMILY_V6)
 	for _, x := range addrs {
@@ -164,7 +172,7 @@ func TestSharedAddressesMove(t *testing.T) {
 	na := neighbourAdvertisement([6]byte(link.Attrs().HardwareAddr), v6.prefix.Addr())
 	wantFrame(t, nd, "unsolicited neighbour advertisement", func(f []byte) bool { return bytes.Equal(f, na) })
 
-	a.claim() // again, as after a link came back
+	a.claim(nil) // again, as after a link came back
 	a.release()
 	if hasAddr(v4) || hasAddr(v6) {
 		t.Error("released, but still there")
@@ -187,7 +195,7 @@ func TestStandaloneLeavesForeignAddresses(t *testing.T) {
 	}
 	defer a.close()
 	a.configure(mustConfig(t, strings.Replace(sharedConfig, "set mode a-p", "set mode standalone", 1)))
-	a.claim()
+	a.claim(nil)
 	a.release()
 	if !hasAddr(s) {
 		t.Error("an address that was there before was taken away")
