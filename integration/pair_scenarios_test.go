@@ -20,6 +20,7 @@ var shortForms = map[string][]string{
 	"back-and-forth":        {"repeat 20", "repeat 4"},
 	"demo":                  {"repeat 5", "repeat 2", "kills = 10", "kills = 4"},
 	"freeze":                {"freeze active 5s", "freeze active 2s"},
+	"freeze-host":           {"freeze-host active 5s", "freeze-host active 2s"},
 	"handover":              {"repeat 10", "repeat 3"},
 	"heartbeat-flap":        {"repeat 5", "repeat 2"},
 	"heartbeat-split":       {"run 10s", "run 6s", "run 5s", "run 2s"},
@@ -109,7 +110,7 @@ func disturbed(res lab.Result, keep string) string {
 	if times {
 		return "only times were missed"
 	}
-	if res.Scenario == "pause-both" {
+	if res.Scenario == "pause-both" || res.Scenario == "freeze-host" {
 		return "" // there the guardians are stopped on purpose
 	}
 	logs, _ := filepath.Glob(filepath.Join(keep, "gw*.log"))

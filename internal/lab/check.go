@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sort"
 	"time"
 )
@@ -16,8 +17,11 @@ type CheckOptions struct {
 	Up     time.Time // the tunnel stood; IKE_SA_INIT and IKE_AUTH later than this are counted
 	End    time.Time // a request first sent in the last second before it may stay unanswered
 	// Tolerated holds the times in which sequence regressions are counted apart
-	// (both gateways own the tunnel because their heartbeats were cut).
+	// (both gateways own the tunnel because their heartbeats were cut, or a frozen
+	// owner has just woken).
 	Tolerated []Interval
+	// Shared are the addresses that only an owner may speak in the name of.
+	Shared []netip.Addr
 }
 
 // Interval is [From, To).
@@ -84,12 +88,19 @@ type exchangeSeen struct {
 	answered  bool
 }
 
-// espPoint is one ESP packet that a gateway sent.
+// espPoint is one ESP packet that a gateway sent, or that came to its port.
 type espPoint struct {
 	at   time.Time
 	port string
+	mac  [6]byte // to whom
 	sa   saKey
 	seq  uint32
+}
+
+// sentPoint is one packet of an owner's that is no ESP.
+type sentPoint struct {
+	at   time.Time
+	port string
 }
 
 // Checker reads outer captures by its own code and knows nothing of the daemon.
@@ -102,9 +113,10 @@ type Checker struct {
 	ikeSAs   map[[2]uint64]bool
 	messages map[uint64]bool // hashes of IKE messages counted
 	children map[exchangeKey]*exchangeSeen
-	sent     []espPoint         // by gateways
-	reached  []espPoint         // gateways
-	macs     map[string][6]byte // of the node at each port, from what it sent
+	sent     []espPoint                  // by gateways
+	spoken   []sentPoint                 // by gateways, see AddSpoken
+	reached  []espPoint                  // gateways' ports
+	macs     map[string]map[[6]byte]bool // of the node at each port, from what it sent
 }
 
 // NewChecker returns a checker that has seen nothing.
@@ -115,7 +127,7 @@ func NewChecker(opts CheckOptions) *Checker {
 	return &Checker{
 		opts: opts, seed: maphash.MakeSeed(),
 		rep: CheckReport{IKE: map[string]int{}},
-		sas: map[saKey]*saSeen{}, ikeSAs: map[[2]uint64]bool{}, messages: map[uint64]bool{}, children: map[exchangeKey]*exchangeSeen{}, macs: map[string][6]byte{},
+		sas: map[saKey]*saSeen{}, ikeSAs: map[[2]uint64]bool{}, messages: map[uint64]bool{}, children: map[exchangeKey]*exchangeSeen{}, macs: map[string]map[[6]byte]bool{},
 	}
 }
 
@@ -127,9 +139,15 @@ func (c *Checker) Add(f Frame) {
 		c.rep.Oversize++
 	}
 	if f.FromNode && len(f.Data) >= 12 {
-		c.macs[f.Port] = [6]byte(f.Data[6:12])
+		if c.macs[f.Port] == nil {
+			c.macs[f.Port] = map[[6]byte]bool{}
+		}
+		c.macs[f.Port][[6]byte(f.Data[6:12])] = true
 	}
 	o := decodeOuter(f.Data)
+	if o.kind != outerESP {
+		c.AddSpoken(f)
+	}
 	switch o.kind {
 	case outerESP:
 		c.addESP(f, o)
@@ -162,16 +180,22 @@ func (c *Checker) addESP(f Frame, o outer) {
 		c.checkOrder(f, o, sa, sum)
 	case f.Port != c.opts.Client && f.FromNode:
 		c.sent = append(c.sent, espPoint{at: f.Time, port: f.Port, sa: key, seq: o.seq})
-	case f.Port != c.opts.Client && c.addressed(f):
-		c.reached = append(c.reached, espPoint{at: f.Time, port: f.Port, sa: key, seq: o.seq})
+	case f.Port != c.opts.Client:
+		c.reached = append(c.reached, espPoint{at: f.Time, port: f.Port, mac: [6]byte(f.Data[:6]), sa: key, seq: o.seq})
 	}
 }
 
-// addressed: a frame towards a node is meant for it, and does not just pass its
-// port because the switch does not know where its neighbour went.
-func (c *Checker) addressed(f Frame) bool {
-	mac, known := c.macs[f.Port]
-	return !known || len(f.Data) >= 6 && mac == [6]byte(f.Data[:6])
+// AddSpoken notes what a gateway sends in the name of a shared address: any IP
+// packet from it, IKE above all, and what makes neighbours send to the gateway, ARP
+// and neighbour advertisements. Add does so for the outer captures; frames of the
+// inner side are for this alone.
+func (c *Checker) AddSpoken(f Frame) {
+	if !f.FromNode || f.Port == c.opts.Client {
+		return
+	}
+	if a := speaksFor(f.Data); a.IsValid() && slices.Contains(c.opts.Shared, a) {
+		c.spoken = append(c.spoken, sentPoint{f.Time, f.Port})
+	}
 }
 
 func (c *Checker) checkIV(f Frame, o outer, sa *saSeen, sum uint64) {

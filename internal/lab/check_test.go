@@ -307,6 +307,51 @@ func TestSuccession(t *testing.T) {
 	}
 }
 
+// TestSentBy: what an owner sends is ESP, IKE and anything else in the name of a
+// shared address; what a standby sends as itself is not.
+func TestSentBy(t *testing.T) {
+	shared6 := netip.MustParseAddr("2001:db8:1::1")
+	arp := func(sender netip.Addr) []byte {
+		f := append(make([]byte, 12), 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1)
+		f = append(append(f, make([]byte, 6)...), sender.AsSlice()...)
+		return append(f, make([]byte, 10)...)
+	}
+	own, own6 := netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("fe80::77")
+	advertise := func(target netip.Addr) []byte {
+		return ipFrame(own6, netip.MustParseAddr("ff02::1"), protoICMP, append([]byte{136, 0, 0, 0, 0, 0, 0, 0}, target.AsSlice()...))
+	}
+	for name, test := range map[string]struct {
+		frame []byte
+		want  int
+	}{
+		"ESP":                          {udpFrame(wireGateway, wireClient, portNATT, espBytes(1, 1, 1, "x")), 1},
+		"ESP from another address":     {ipFrame(own, wireClient, protoESP, espBytes(1, 1, 1, "x")), 1},
+		"IKE":                          {udpFrame(wireGateway, wireClient, portIKE, ikeBytes(exchangeInformational, 0, 1, "x")), 1},
+		"anything else":                {udpFrame(wireGateway, wireClient, 53, []byte("x")), 1},
+		"IPv6":                         {udpFrame(shared6, netip.MustParseAddr("2001:db8:1::10"), 53, []byte("x")), 1},
+		"gratuitous ARP":               {arp(wireGateway), 1},
+		"neighbour advertisement":      {advertise(shared6), 1},
+		"its own ARP":                  {arp(own), 0},
+		"ARP that looks for a double":  {arp(netip.IPv4Unspecified()), 0},
+		"its own advertisement":        {advertise(own6), 0},
+		"as itself":                    {udpFrame(own, wireClient, 53, []byte("x")), 0},
+		"cut short":                    {arp(wireGateway)[:30], 0},
+		"nothing":                      {nil, 0},
+		"an answer that it advertised": {advertise(shared6)[:60], 0},
+	} {
+		c := NewChecker(CheckOptions{Client: NodeClient, Shared: []netip.Addr{wireGateway, shared6}})
+		for _, f := range []Frame{
+			{at(1), NodeGW1, true, test.frame}, {at(1), NodeGW1, false, test.frame}, {at(1), NodeClient, true, test.frame},
+			{at(3), NodeGW1, true, test.frame},
+		} {
+			c.Add(f)
+		}
+		if n := c.SentBy(NodeGW1, at(0), at(2)); n != test.want {
+			t.Errorf("%s: %d", name, n)
+		}
+	}
+}
+
 func FuzzDecodeOuter(f *testing.F) {
 	for _, fr := range clean().frames[:8] {
 		f.Add(fr.Data)

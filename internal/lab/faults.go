@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 )
 
@@ -33,6 +34,48 @@ func (t *Topology) CutNode(node string) error {
 
 // RestoreNode gives a node its links back.
 func (t *Topology) RestoreNode(node string) error { return t.each(ports(node, nil), t.linkUp) }
+
+// Mute drops at the far ends of a node's cables whatever the node sends, until
+// Unmute. A host that stands still says nothing, but the kernel of a simulated one
+// goes on when its processes are stopped: it answers for the shared addresses, and
+// draws the neighbours' traffic when it asks for them. What others send to the node
+// still comes, and waits there.
+func (t *Topology) Mute(node string) error {
+	return t.each(ports(node, nil), func(far, dev string) error {
+		return t.nft(far, func(c *nftables.Conn) {
+			drop := nftables.ChainPolicyDrop
+			table := c.AddTable(muteTable(dev))
+			c.AddChain(&nftables.Chain{
+				Name: "in", Table: table, Type: nftables.ChainTypeFilter, Device: dev,
+				Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+			})
+		})
+	})
+}
+
+// Unmute undoes Mute.
+func (t *Topology) Unmute(node string) error {
+	return t.each(ports(node, nil), func(far, dev string) error {
+		return t.nft(far, func(c *nftables.Conn) { c.DelTable(muteTable(dev)) })
+	})
+}
+
+func muteTable(dev string) *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyNetdev, Name: "mute-" + dev}
+}
+
+// nft carries out what do asks for in a node's namespace.
+func (t *Topology) nft(node string, do func(*nftables.Conn)) error {
+	c, err := nftables.New(nftables.WithNetNSFd(int(t.ns[node])))
+	if err == nil {
+		do(c)
+		err = c.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: nftables: %w", node, err)
+	}
+	return nil
+}
 
 // CutHeartbeats cuts the named heartbeat links (all when none is named) for
 // both gateways; RestoreHeartbeats joins them again and waits until they carry,

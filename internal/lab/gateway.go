@@ -95,6 +95,27 @@ func identify(pid int) (signalled, error) {
 	return signalled{pid, s}, err
 }
 
+func identifyAll(pids []int) ([]signalled, error) {
+	var all []signalled
+	for _, pid := range pids {
+		p, err := identify(pid)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// sendAll signals one after another; false if one of them is gone.
+func sendAll(all []signalled, sig syscall.Signal) bool {
+	lived := true
+	for _, p := range all {
+		lived = p.send(sig) && lived
+	}
+	return lived
+}
+
 // send sends a signal; false if the process is gone.
 func (s signalled) send(sig syscall.Signal) bool {
 	now, err := processStart(s.pid)

@@ -50,10 +50,12 @@ type outer struct {
 }
 
 const (
+	etherARP  = 0x0806
 	etherIPv4 = 0x0800
 	etherIPv6 = 0x86dd
 	protoUDP  = 17
 	protoESP  = 50
+	protoICMP = 58 // for IPv6
 	portIKE   = 500
 	portNATT  = 4500
 )
@@ -72,6 +74,20 @@ func decodeOuter(frame []byte) outer {
 		return decodeUDP(o, body)
 	}
 	return o
+}
+
+// speaksFor is the address in whose name a frame speaks: an IP packet's source, the
+// sender of an ARP message (RFC 826), the target of a neighbour advertisement (RFC
+// 4861 §4.4). Invalid when there is none.
+func speaksFor(frame []byte) netip.Addr {
+	if len(frame) >= 42 && binary.BigEndian.Uint16(frame[12:]) == etherARP {
+		return netip.AddrFrom4([4]byte(frame[28:32]))
+	}
+	o, body, ok := decodeIP(frame)
+	if ok && o.proto == protoICMP && len(body) >= 24 && body[0] == 136 {
+		return netip.AddrFrom16([16]byte(body[8:24]))
+	}
+	return o.src
 }
 
 // decodeIP returns the addresses, the protocol and what follows the headers.

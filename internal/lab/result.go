@@ -56,9 +56,12 @@ type Result struct {
 	LostPerTakeover     int            `json:"lost_per_takeover"`     // the most probes lost at one takeover, worse direction
 	DoubledAtClient     int            `json:"doubled_at_client"`     // probes that reached the client's host twice
 	Replayed            int            `json:"replayed"`              // packets that the lab sent again
-	SurvivorRejected    int            `json:"survivor_rejected"`     // the most packets of the client that a survivor did not deliver
-	StaleOwnerPackets   int            `json:"stale_owner_packets"`   // ESP packets of a frozen owner later than 10 ms after waking
-	SeqRegressionsSplit int            `json:"seq_regressions_split"` // while both owned the tunnel
+	SurvivorReached     int            `json:"survivor_reached"`      // the fewest packets of the client that reached a survivor: what the next two figures rest on
+	SurvivorRejected    int            `json:"survivor_rejected"`     // the most of them that a survivor did not deliver
+	RejectedOverLead    int            `json:"rejected_over_lead"`    // the most by which they exceed the fence's lead, 10 ms of each SA's rate before the fault; 0 when they nowhere do
+	StaleOwnerPackets   int            `json:"stale_owner_packets"`   // of a frozen owner later than 10 ms after waking: ESP, packets delivered, and all in the name of a shared address
+	WakingPackets       int            `json:"waking_packets"`        // the most of them that left within those 10 ms
+	SeqRegressionsSplit int            `json:"seq_regressions_split"` // while both owned the tunnel, or within 10 ms of a frozen host's waking
 	TransferBytes       int64          `json:"transfer_bytes"`        // through the one TCP connection
 	IKEMessages         map[string]int `json:"ike_messages"`          // distinct, by exchange
 	CaptureDrops        int            `json:"capture_drops"`         // frames the kernel did not give to the captures
@@ -86,8 +89,10 @@ type Takeover struct {
 	FirstMS   float64 `json:"first_esp_ms"` // from the fault to the survivor's first ESP packet
 	OutageMS  float64 `json:"outage_ms"`
 	Lost      int     `json:"lost_pings"` // around it, worse direction
-	Rejected  int     `json:"rejected"`
-	Explained bool    `json:"explained"` // reason, covered and epoch are known
+	Reached   int     `json:"reached"`    // ESP packets of the client that came to the survivor
+	Rejected  int     `json:"rejected"`   // of those, not delivered
+	Lead      int     `json:"fence_lead"` // of the owner before: so many may be rejected
+	Explained bool    `json:"explained"`  // reason, covered and epoch are known
 }
 
 // judge fills in Violations and Verdict from the bounds and from what the
@@ -157,6 +162,9 @@ func (t *Takeover) line() string {
 	}
 	if t.First > 0 {
 		fmt.Fprintf(&b, ", first sequence %d, jump %d", t.First, t.Jump)
+	}
+	if t.Reached > 0 {
+		fmt.Fprintf(&b, ", %d of %d rejected (lead %d)", t.Rejected, t.Reached, t.Lead)
 	}
 	fmt.Fprintf(&b, "; outage %.1f ms", t.OutageMS)
 	return b.String()

@@ -20,12 +20,13 @@ type faultKind struct {
 }
 
 var (
-	faultKill     = faultKind{"SIGKILL", true, true}
-	faultLoss     = faultKind{"loss of the host", true, true}
-	faultFreeze   = faultKind{"freeze", false, true}
-	faultHandover = faultKind{"planned handover", false, true}
-	faultPause    = faultKind{"pause of both", false, false}
-	faultSplit    = faultKind{"heartbeats cut", false, false}
+	faultKill       = faultKind{"SIGKILL", true, true}
+	faultLoss       = faultKind{"loss of the host", true, true}
+	faultFreeze     = faultKind{"freeze", false, true}
+	faultFreezeHost = faultKind{"freeze of the host", false, true}
+	faultHandover   = faultKind{"planned handover", false, true}
+	faultPause      = faultKind{"pause of both", false, false}
+	faultSplit      = faultKind{"heartbeats cut", false, false}
 )
 
 // fault is one thing that the lab did to the pair.
@@ -35,6 +36,7 @@ type fault struct {
 	lasted           time.Duration // freeze, pause, cut: until it was undone
 	victim, survivor string
 	logFrom          int64 // where the survivor's log stood
+	widened          int   // factor on the victim's fences, as it said a moment before
 	told             HAStatus
 	toldOK           bool
 }
@@ -59,11 +61,13 @@ type run struct {
 	ended      time.Time // the steps were done
 	faults     []*fault
 	tolerated  []Interval
+	waking     []Interval // of frozen hosts, see wakeGrace
 	replays    []time.Time
 	before     CharonEvents // when the tunnel stood
 	initial    map[string]bool
 	noted      map[string]HAStatus // at the last `wait synchronised`
 	quiet      []Interval          // probes paused
+	widened    map[string]int      // see fenceWidened; when a step last looked
 	unexpected []string
 
 	mu     sync.Mutex
@@ -77,7 +81,7 @@ func newRun(ctx context.Context, o Options, s *Scenario) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{o: o, s: s, topo: topo, began: timeNow(), initial: map[string]bool{}}
+	r := &run{o: o, s: s, topo: topo, began: timeNow(), initial: map[string]bool{}, widened: map[string]int{}}
 	r.d = &daemonSet{bin: o.Binary, status: o.status, argv: o.argv, single: o.single}
 	if r.d.status == nil {
 		r.d.status = BinaryStatus(o.Binary, topo.socketOf)
@@ -309,8 +313,16 @@ func (r *run) waitSynchronised(ctx context.Context, within time.Duration) error 
 	})
 }
 
-// who resolves active, standby, gw1, gw2.
+// who resolves active, standby, gw1, gw2 for a step that is about to hurt it.
 func (r *run) who(ctx context.Context, word string) (*Gateway, error) {
+	g, err := r.resolve(ctx, word)
+	if err == nil {
+		r.widened[g.Name] = r.fenceWidened(ctx, g.Name)
+	}
+	return g, err
+}
+
+func (r *run) resolve(ctx context.Context, word string) (*Gateway, error) {
 	if g, ok := r.gws[word]; ok {
 		return g, nil
 	}
@@ -327,7 +339,7 @@ func (r *run) who(ctx context.Context, word string) (*Gateway, error) {
 
 // fault notes what was just done to a victim.
 func (r *run) fault(k faultKind, at time.Time, victim string) *fault {
-	f := &fault{kind: k, at: at, victim: victim, survivor: other(victim)}
+	f := &fault{kind: k, at: at, victim: victim, survivor: other(victim), widened: r.widened[victim]}
 	if st, err := os.Stat(r.gws[f.survivor].proc.LogPath); err == nil {
 		f.logFrom = st.Size()
 	}

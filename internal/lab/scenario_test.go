@@ -19,7 +19,7 @@ func TestExampleScenarios(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []string{"demo", "rekey-client", "rekey-gateway", "handover", "freeze", "pause-both",
+	for _, n := range []string{"demo", "rekey-client", "rekey-gateway", "handover", "freeze", "freeze-host", "pause-both",
 		"heartbeat-split", "heartbeat-flap", "back-and-forth", "replay-after-takeover"} {
 		s, err := LoadScenario(examplePair, n)
 		if err != nil {
@@ -34,6 +34,9 @@ func TestExampleScenarios(t *testing.T) {
 			if !fields[f] {
 				t.Errorf("%s does not bound %s", n, f)
 			}
+		}
+		if n != "pause-both" && !strings.HasPrefix(n, "heartbeat") && !fields["rejected_over_lead"] {
+			t.Errorf("%s has takeovers and does not bound what they reject", n)
 		}
 		if s.About == "" {
 			t.Errorf("%s does not say what it is about", n)

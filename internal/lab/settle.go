@@ -13,9 +13,14 @@ import (
 	"time"
 )
 
-// faultWindow is how long after a fault (or its end) a gap of the probes is
-// its outage.
-const faultWindow = 3 * time.Second
+const (
+	// faultWindow is how long after a fault (or its end) a gap of the probes is
+	// its outage.
+	faultWindow = 3 * time.Second
+	// wakeGrace is how long a frozen owner may still act as one after waking: nothing
+	// within a host can stop what it does first.
+	wakeGrace = 10 * time.Millisecond
+)
 
 // settle ends the traffic, reads the captures, and judges.
 func (r *run) settle(ctx context.Context) error {
@@ -38,7 +43,7 @@ func (r *run) settle(ctx context.Context) error {
 		return err
 	}
 	end := timeNow()
-	check := NewChecker(CheckOptions{Client: NodeClient, Up: r.up, End: end, Tolerated: r.tolerated})
+	check := NewChecker(CheckOptions{Client: NodeClient, Up: r.up, End: end, Tolerated: append(r.tolerated, r.waking...), Shared: sharedAddrs})
 	for _, c := range r.caps {
 		drops, err := c.Stop()
 		r.res.CaptureDrops += drops
@@ -133,7 +138,7 @@ func (r *run) fromProbes(streams [2]Stream) {
 // explain works out each fault's outage, jump and reason.
 func (r *run) explain(check *Checker, streams [2]Stream) error {
 	var outages, detects, jumps []float64
-	inner, err := r.delivered()
+	inner, err := r.delivered(check)
 	if err != nil {
 		return err
 	}
@@ -186,10 +191,16 @@ func (r *run) explain(check *Checker, streams [2]Stream) error {
 			t.Jump, t.First = s.Jump, s.First
 			jumps = append(jumps, float64(s.Jump))
 		}
-		t.Rejected = r.rejected(check, inner, f, until)
+		t.Reached, t.Rejected, t.Lead = r.judgeRejected(check, inner[f.survivor], f, until)
+		if n := len(r.res.Takeovers); n == 0 || t.Reached < r.res.SurvivorReached {
+			r.res.SurvivorReached = t.Reached
+		}
 		r.res.SurvivorRejected = max(r.res.SurvivorRejected, t.Rejected)
-		if f.kind == faultFreeze {
-			r.res.StaleOwnerPackets += check.SentBy(f.victim, f.at.Add(f.lasted+10*time.Millisecond), next)
+		r.res.RejectedOverLead = max(r.res.RejectedOverLead, t.Rejected-t.Lead)
+		if f.kind == faultFreeze || f.kind == faultFreezeHost {
+			woke := f.at.Add(f.lasted)
+			r.res.StaleOwnerPackets += check.SentBy(f.victim, woke.Add(wakeGrace), next) + within(inner[f.victim], woke.Add(wakeGrace), next)
+			r.res.WakingPackets = max(r.res.WakingPackets, check.SentBy(f.victim, woke, woke.Add(wakeGrace)))
 		}
 		r.res.Takeovers = append(r.res.Takeovers, t)
 	}
@@ -243,32 +254,24 @@ func (r *run) otherGap(streams [2]Stream, around []Interval) float64 {
 	return milliseconds(max(0, worst))
 }
 
-// rejected compares what of the client's came to the survivor's WAN port with
-// what left its LAN port for the server, from its first delivery on.
-func (r *run) rejected(check *Checker, inner map[string][]time.Time, f *fault, until time.Time) int {
-	for _, t := range r.replays {
-		if t.After(f.at) && t.Before(until) {
-			until = t
+// within counts the times in [from, to).
+func within(times []time.Time, from, to time.Time) (n int) {
+	for _, t := range times {
+		if !t.Before(from) && t.Before(to) {
+			n++
 		}
 	}
-	from := f.at
-	// The last packets may still be under way within the survivor.
-	reached := check.ReachedBy(f.survivor, from, until.Add(-20*time.Millisecond))
-	delivered := 0
-	for _, at := range inner[f.survivor] {
-		if !at.Before(from) && at.Before(until) {
-			delivered++
-		}
-	}
-	return max(0, reached-delivered)
+	return n
 }
 
-// delivered lists when each gateway handed inner packets to the LAN.
-func (r *run) delivered() (map[string][]time.Time, error) {
+// delivered lists when each gateway handed inner packets to the LAN, and shows the
+// checker what it said there in its own name.
+func (r *run) delivered(check *Checker) (map[string][]time.Time, error) {
 	site := netip.MustParsePrefix("10.1.0.0/24")
 	all := map[string][]time.Time{}
 	for _, c := range r.caps[3:] {
 		err := ReadCapture(c.Path, func(f Frame) error {
+			check.AddSpoken(f)
 			if f.FromNode && len(f.Data) >= 34 && binary.BigEndian.Uint16(f.Data[12:]) == etherIPv4 &&
 				site.Contains(netip.AddrFrom4([4]byte(f.Data[26:30]))) {
 				all[f.Port] = append(all[f.Port], f.Time)

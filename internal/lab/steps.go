@@ -36,6 +36,7 @@ func init() {
 		"lose":            {"active|standby|gw1|gw2", wantNode, (*run).doLose},
 		"restore":         {"", wantNone, (*run).doRestore},
 		"freeze":          {"active|standby|gw1|gw2 TIME", checkFreeze, (*run).doFreeze},
+		"freeze-host":     {"active|standby|gw1|gw2 TIME", checkFreeze, (*run).doFreezeHost},
 		"pause-both":      {"TIME", wantDuration, (*run).doPause},
 		"handover":        {"", wantNone, (*run).doHandover},
 		"cut-heartbeats":  {"[hb0|hb1…]", wantLinks, (*run).doCut},
@@ -277,58 +278,78 @@ func (r *run) doRestore(ctx context.Context, _ Step) error {
 }
 
 func (r *run) doFreeze(ctx context.Context, s Step) error {
+	return r.freeze(ctx, s, faultFreeze, "the daemon")
+}
+
+// doFreezeHost stops all of a host: nothing is left on it that could fence the daemon
+// before it wakes.
+func (r *run) doFreezeHost(ctx context.Context, s Step) error {
+	return r.freeze(ctx, s, faultFreezeHost, "guardian and daemon")
+}
+
+func (r *run) freeze(ctx context.Context, s Step, kind faultKind, what string) error {
 	g, err := r.who(ctx, s.Args[0])
 	if err != nil {
 		return err
 	}
 	d, _ := positive(s.Args[1])
-	_, pid, err := g.pids(r.d)
-	if err != nil {
-		return err
-	}
-	daemon, err := identify(pid)
-	if err != nil {
-		return err
-	}
 	wasActive := g.Name == r.activeName()
-	f := r.fault(faultFreeze, timeNow(), g.Name)
-	daemon.send(syscall.SIGSTOP)
-	r.say("SIGSTOP of the daemon of %s for %v", g.Name, d)
-	if err := pass(ctx, d); err != nil {
+	guardian, daemon, err := g.pids(r.d)
+	if err != nil {
 		return err
 	}
-	// The guardian has killed it meanwhile, if all is well.
-	woke := daemon.send(syscall.SIGCONT)
+	pids := []int{daemon}
+	if kind == faultFreezeHost && guardian != daemon {
+		pids = append(pids, guardian) // after the daemon, whose silence it would notice
+	}
+	stopped, err := identifyAll(pids)
+	if err != nil {
+		return err
+	}
+	f := r.fault(kind, timeNow(), g.Name)
+	sendAll(stopped, syscall.SIGSTOP)
+	if kind == faultFreezeHost {
+		err = r.topo.Mute(g.Name)
+	}
+	r.say("SIGSTOP of %s of %s for %v", what, g.Name, d)
+	err = errors.Join(err, pass(ctx, d))
+	if kind == faultFreezeHost {
+		err = errors.Join(err, r.topo.Unmute(g.Name)) // before it has something to say
+	}
 	f.lasted = timeNow().Sub(f.at)
+	woke := sendAll(stopped, syscall.SIGCONT)
+	if err != nil {
+		return err
+	}
+	if kind == faultFreezeHost {
+		// Its first packets are late ones, with numbers that its successor has left
+		// behind; later than that it must be silent.
+		at := f.at.Add(f.lasted)
+		r.waking = append(r.waking, Interval{at, at.Add(wakeGrace)})
+	}
 	r.say("  SIGCONT (%s)", map[bool]string{true: "it still lived", false: "it was gone"}[woke])
 	return r.afterFault(ctx, f, wasActive)
 }
 
 func (r *run) doPause(ctx context.Context, s Step) error {
 	d, _ := positive(s.Args[0])
-	var all []signalled
+	var pids []int
 	for _, n := range Gateways {
 		guardian, daemon, err := r.gws[n].pids(r.d)
 		if err != nil {
 			return err
 		}
-		for _, pid := range []int{guardian, daemon} {
-			p, err := identify(pid)
-			if err != nil {
-				return err
-			}
-			all = append(all, p)
-		}
+		pids = append(pids, guardian, daemon)
+	}
+	all, err := identifyAll(pids)
+	if err != nil {
+		return err
 	}
 	f := r.fault(faultPause, timeNow(), r.activeName())
-	for _, p := range all {
-		p.send(syscall.SIGSTOP)
-	}
+	sendAll(all, syscall.SIGSTOP)
 	r.say("both nodes paused for %v", d)
-	err := pass(ctx, d)
-	for _, p := range all {
-		p.send(syscall.SIGCONT)
-	}
+	err = pass(ctx, d)
+	sendAll(all, syscall.SIGCONT)
 	f.lasted = timeNow().Sub(f.at)
 	return errors.Join(err, pass(ctx, settleTime))
 }

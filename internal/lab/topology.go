@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -50,6 +51,9 @@ const (
 	ServerAddr = "10.2.0.10/24"
 	ServerAdr6 = "2001:db8:b::10/64"
 )
+
+// sharedAddrs are the addresses that only the active gateway speaks in the name of.
+var sharedAddrs = []netip.Addr{addrOf(SharedWAN), addrOf(SharedWAN6), addrOf(SharedLAN), addrOf(SharedLAN6)}
 
 // Gateways are the nodes under test.
 var Gateways = []string{NodeGW1, NodeGW2}

@@ -97,6 +97,16 @@ func TestTopologyCarriesAndBreaks(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 3*time.Second, "client reaches gw1 again", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
+	if err := topo.Mute(NodeGW1); err != nil {
+		t.Fatal(err)
+	}
+	if reaches(topo, NodeClient, "192.0.2.1") {
+		t.Error("gw1 answers, though it is mute")
+	}
+	if err := topo.Unmute(NodeGW1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 3*time.Second, "client reaches gw1, which speaks again", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
 
 	if err := topo.address(NodeGW1, "hb0", "169.254.0.1/30"); err != nil {
 		t.Fatal(err)
