@@ -1,6 +1,7 @@
 # make demo      installs what is needed, then kills a pair's active gateway ten times under traffic
 # make test      what CI runs: unit tests, fuzz seeds, integration in short form
 # make acceptance  every scenario at full length, with its figures
+# make sim SEEDS=n  n simulated clusters; make sim SEED=s replays one (HELP=1 tells more)
 
 GO ?= go
 FUZZTIME ?= 1m
@@ -11,7 +12,7 @@ PROTOC_GEN_GO_GRPC = google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 # Scenarios time real processes: one at a time, and apart from the unit tests.
 UNIT = $(shell $(GO) list ./... | grep -v '/integration')
 
-.PHONY: all build deps test acceptance race lint fuzz demo bench proto clean
+.PHONY: all build deps test acceptance race lint fuzz sim demo bench proto clean
 
 all: build
 
@@ -43,6 +44,13 @@ lint:
 fuzz:
 	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
 
+# Seeded simulation of whole clusters: docs/simulation.md.
+sim:
+	CGO_ENABLED=0 $(GO) build -o bin/simulate ./internal/sim/simulate
+	bin/simulate $(if $(HELP),--help) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FROM),--from $(FROM)) $(if $(REAL),--real $(REAL)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(CRASH),--crash "$(CRASH)") $(if $(SCHEDULE),--schedule $(SCHEDULE)) \
+		$(if $(OUT),--out $(OUT)) $(if $(JSON),--json $(JSON))
+
 demo: deps build
 	bin/tandem lab run examples/pair
 
@@ -56,4 +64,4 @@ proto:
 	PATH="$(CURDIR)/bin/gen:$$PATH" protoc -I proto --go_out=. --go_opt=module=tandem --go-grpc_out=. --go-grpc_opt=module=tandem proto/*/*.proto
 
 clean:
-	rm -rf bin
+	rm -rf bin out

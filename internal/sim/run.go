@@ -1,9 +1,59 @@
 package sim
 
-import "tandem/internal/sim/trace"
+import (
+	"fmt"
+	"runtime"
+	"strings"
+
+	"tandem/internal/sim/trace"
+)
+
+// RealEvery is how many seeds share one run with real cryptography, unless somebody
+// wants another share.
+const RealEvery = 8
+
+// ForSeed is the schedule of a seed: every realEvery-th uses real cryptography, none
+// with 0. Whoever says the same realEvery gets the same schedule.
+func ForSeed(seed, realEvery uint64) *Schedule {
+	return Generate(seed, realEvery > 0 && seed%realEvery == 0)
+}
+
+// RulePanic is broken by production code that panics.
+const RulePanic Rule = "nothing panics"
 
 // Run carries out a schedule.
-func Run(s *Schedule) *Result { return newWorld(s, nil).run() }
+func Run(s *Schedule) *Result { return RunTraced(s, nil) }
 
-// RunTraced does the same and tells what happens.
-func RunTraced(s *Schedule, log *trace.Log) *Result { return newWorld(s, log).run() }
+// RunTraced does the same and tells what happens, if log is not nil. A panic is a
+// violation as any other: it can be replayed and shrunk.
+func RunTraced(s *Schedule, log *trace.Log) (r *Result) {
+	w := newWorld(s, log)
+	defer func() {
+		if p := recover(); p != nil {
+			r = w.Result
+			r.Violations = nil
+			w.violate(RulePanic, "%v, in %s", p, panicked())
+			r.Virtual, r.Digest, r.Steps = w.now, w.digest, w.steps
+		}
+	}()
+	return w.run()
+}
+
+// panicked names the functions that were under way, without addresses: the same
+// panic gives the same text.
+func panicked() string {
+	pc := make([]uintptr, 64)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(2, pc)])
+	var out []string
+	inside := false
+	for {
+		f, more := frames.Next()
+		if name := strings.TrimPrefix(f.Function, "tandem/"); inside && name != f.Function && len(out) < 8 {
+			out = append(out, fmt.Sprintf("%s (%s:%d)", name, f.File[strings.LastIndexByte(f.File, '/')+1:], f.Line))
+		}
+		inside = inside || f.Function == "runtime.gopanic"
+		if !more {
+			return strings.Join(out, " < ")
+		}
+	}
+}
