@@ -402,3 +402,41 @@ func TestBubbleHalfOpenStreamsAreBounded(t *testing.T) {
 		two.wantState(40, 40, 0)
 	})
 }
+
+// A handler that is done before the links lose patience lets everything go on at once.
+// One that is never done does not hold up Close.
+func TestBubbleHandlerThatIsDoneInTime(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fabric, a *authority, one, two *host) {
+		pass(2 * time.Second)
+		two.mu.Lock()
+		two.hold, two.ack = true, false
+		two.mu.Unlock()
+		const n, size = 100, 64 << 10
+		t0 := time.Now()
+		one.sends(two, 1, n, size)
+		pass(time.Second)
+		two.wantState(maxInflight/size, maxInflight/size, 0)
+		for range n {
+			two.mu.Lock()
+			held := two.held
+			two.held = nil
+			two.mu.Unlock()
+			for _, r := range held {
+				r.Done()
+			}
+			pass(time.Millisecond)
+		}
+		two.wantState(n, n, 0)
+		wantDials(t, f, "hb1", t0, nil)
+		wantDials(t, f, "hb2", t0, nil)
+
+		one.sends(two, n+1, 2*n, size)
+		pass(time.Second)
+		two.wantState(n+maxInflight/size, n+maxInflight/size, 0)
+		t0 = time.Now()
+		two.Close()
+		if d := time.Since(t0); d != 0 {
+			t.Errorf("Close takes %v", d)
+		}
+	})
+}
