@@ -278,6 +278,26 @@ func (e *Engine) repeat(sa *ikeSA, d Datagram) {
 	e.proceed(sa)
 }
 
+// maxUnasked is by how much an answer to a request that we never sent may be ahead.
+const maxUnasked = 64
+
+// unasked takes notice of an authenticated response to a request that this cluster's
+// other side sent in a split: its message ID is used up (RFC 7296 §2.2), and the peer
+// would answer ours from its cache.
+func (e *Engine) unasked(sa *ikeSA, d Datagram, h message.Header) {
+	if sa.req != nil || sa.state == stateHalfOpen || h.MessageID < sa.nextSend || h.MessageID-sa.nextSend >= maxUnasked {
+		return
+	}
+	if _, ok, _ := e.open(sa, d); !ok {
+		return
+	}
+	e.heard(sa)
+	e.warn(sa, "response to a request of another owner: its message ID is used up", slog.Uint64("message_id", uint64(h.MessageID)))
+	e.touch(sa)
+	sa.nextSend, sa.lastRequest = h.MessageID+1, nil
+	e.proceed(sa)
+}
+
 func (e *Engine) response(sa *ikeSA, d Datagram, h message.Header) {
 	if sa.req == nil && sa.nextSend > 0 && h.MessageID == sa.nextSend-1 {
 		// The answer to a probe after a takeover: our last request once more.
@@ -289,6 +309,7 @@ func (e *Engine) response(sa *ikeSA, d Datagram, h message.Header) {
 	}
 	if sa.req == nil || h.MessageID != sa.req.id || h.Exchange != sa.req.kind.exchangeType() {
 		e.counters.OutsideWindow++
+		e.unasked(sa, d, h)
 		return
 	}
 	if sa.state == stateHalfOpen {

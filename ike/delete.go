@@ -58,6 +58,8 @@ func (e *Engine) deleteChildResponse(sa *ikeSA, _ *event) {
 	for _, s := range x.deletes {
 		if c := e.children[s]; c != nil && c.ike == sa && c.state == childOwed {
 			e.childDeleted(sa, c)
+		} else {
+			sa.noteDeleted(s)
 		}
 	}
 	sa.owed = slices.DeleteFunc(sa.owed, func(s ipsec.ESPSPI) bool { return slices.Contains(x.deletes, s) })

@@ -180,11 +180,16 @@ func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
 			}
 		}
 	}
-	sa.deletedChildren = append(sa.deletedChildren, c.SPIIn)
+	sa.noteDeleted(c.SPIIn)
+	e.removeChild(c)
+}
+
+// noteDeleted remembers a Child SA that ended with the peer's authenticated word.
+func (sa *ikeSA) noteDeleted(spi ipsec.ESPSPI) {
+	sa.deletedChildren = append(sa.deletedChildren, spi)
 	if n := len(sa.deletedChildren); n > maxDeletedChildren {
 		sa.deletedChildren = slices.Clone(sa.deletedChildren[n-maxDeletedChildren:])
 	}
-	e.removeChild(c)
 }
 
 // maxDeletedChildren is how many ended Child SAs a record remembers, for healing.

@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"tandem/internal/ipsec"
 )
 
 // Unite takes the other side's state after a split into ours, on the side that
@@ -93,14 +95,25 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	if newer {
 		keep, other = theirs, ours
 	}
+	ended := func(spi ipsec.ESPSPI) bool { return ours.ended(spi) || theirs.ended(spi) }
+	owed := slices.Clone(keep.owed)
+	for _, spi := range other.owing() {
+		if !keep.ended(spi) {
+			owed = append(owed, spi)
+		}
+	}
 	var extra []*childSA
 	for _, c := range other.children {
 		known := slices.ContainsFunc(keep.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn })
-		if !known && !slices.Contains(keep.deletedChildren, c.SPIIn) {
+		if !known && !ended(c.SPIIn) {
 			extra = append(extra, c)
 		}
 	}
-	if !newer && len(extra) == 0 && ours.nextSend >= theirs.nextSend {
+	same := len(extra) == 0 && len(owed) == len(keep.owed) && !slices.ContainsFunc(keep.children, func(c *childSA) bool { return ended(c.SPIIn) })
+	// A request of one side whose answer came to the other, which only counted it:
+	// the peer answers it again.
+	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil
+	if !newer && same && !open {
 		return
 	}
 	merged := theirs
@@ -112,18 +125,33 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 		k.ike = merged
 		merged.children = append(merged.children, &k)
 	}
-	merged.children = slices.DeleteFunc(merged.children, func(c *childSA) bool {
-		return slices.Contains(ours.deletedChildren, c.SPIIn) || slices.Contains(theirs.deletedChildren, c.SPIIn)
-	})
+	merged.owed = owed
+	merged.children = slices.DeleteFunc(merged.children, func(c *childSA) bool { return ended(c.SPIIn) })
 	merged.deletedChildren = slices.Concat(ours.deletedChildren, theirs.deletedChildren)
 	if n := len(merged.deletedChildren); n > maxDeletedChildren {
 		merged.deletedChildren = merged.deletedChildren[n-maxDeletedChildren:]
 	}
 	// No message ID is used twice: the higher one counts in both directions.
-	if other.nextSend > merged.nextSend {
+	if open {
 		merged.nextSend, merged.lastRequest, merged.req = other.nextSend, other.lastRequest, other.req
 	}
 	e.take(merged, ours)
+}
+
+// owing are the Child SAs that this side has ended and whose DELETE the peer has not
+// acknowledged.
+func (sa *ikeSA) owing() []ipsec.ESPSPI {
+	if sa.req == nil {
+		return sa.owed
+	}
+	return slices.Concat(sa.owed, sa.req.deletes)
+}
+
+// ended says whether this side has ended a Child SA: by the peer's word, or with a
+// DELETE that is under way.
+func (sa *ikeSA) ended(spi ipsec.ESPSPI) bool {
+	alive := slices.ContainsFunc(sa.children, func(c *childSA) bool { return c.SPIIn == spi })
+	return slices.Contains(sa.deletedChildren, spi) || !alive && slices.Contains(sa.owing(), spi)
 }
 
 // clone copies an IKE SA through its record.

@@ -24,6 +24,9 @@ func (n *Node) install(e ike.Install) {
 		return
 	}
 	c := &childSA{sa: e.SA, ceiling: initialCeiling}
+	if b, ok := n.buried[e.SA.SPIIn]; ok {
+		c.ceiling, c.fence = b.ceiling, b.fence
+	}
 	n.sas[e.SA.SPIIn] = c
 	sa := xfrm.SA{ChildSA: e.SA, Scope: scope, Ceiling: c.ceiling, Fence: c.fence,
 		SoftBytes: e.SoftBytes, HardBytes: e.HardBytes}
@@ -44,6 +47,7 @@ func (n *Node) remove(spi ipsec.ESPSPI) {
 		return
 	}
 	delete(n.sas, spi)
+	n.bury(spi, c)
 	n.emit(Remove{spi})
 	for _, r := range n.routesOf(c.sa) {
 		if n.routes[r]--; n.routes[r] == 0 {
@@ -51,6 +55,18 @@ func (n *Node) remove(spi ipsec.ESPSPI) {
 			n.emit(RemoveRoute(r))
 		}
 	}
+}
+
+// maxBuried bounds the SAs whose bounds are remembered.
+const maxBuried = 4096
+
+// bury remembers up to where an SA was used that ended while nobody followed: the
+// other side of a split may still have it, and brings it back at healing.
+func (n *Node) bury(spi ipsec.ESPSPI, c *childSA) {
+	if n.pair == nil || !n.owner || len(n.pair.SyncSet()) > 0 || len(n.buried) >= maxBuried {
+		return
+	}
+	n.buried[spi] = burial{c.ceiling, c.fence}
 }
 
 // routesOf are the routes that add-route promises: the remote selectors of a dialup client.

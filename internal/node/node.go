@@ -48,6 +48,7 @@ type Node struct {
 	stopped bool
 
 	sas    map[ipsec.ESPSPI]*childSA
+	buried map[ipsec.ESPSPI]burial // see bury
 	wanted []xfrm.Bound
 	routes map[AddRoute]int
 	out    []Effect
@@ -60,6 +61,9 @@ type childSA struct {
 	ceiling, fence uint64
 }
 
+// burial is what is remembered of an SA that has gone.
+type burial struct{ ceiling, fence uint64 }
+
 // New makes a node that does nothing before Start.
 func New(o Options) *Node {
 	if o.HalfOpenLimit == 0 {
@@ -71,6 +75,7 @@ func New(o Options) *Node {
 		peers:   map[cluster.NodeID]cluster.ProcessID{},
 		lagging: map[cluster.NodeID]bool{},
 		sas:     map[ipsec.ESPSPI]*childSA{},
+		buried:  map[ipsec.ESPSPI]burial{},
 		routes:  map[AddRoute]int{},
 	}
 	n.journal = statesync.NewJournal(o.Process, n.ledger, queueLimit)

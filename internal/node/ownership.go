@@ -89,6 +89,21 @@ func (n *Node) drainJournal(now time.Time) {
 	}
 }
 
+// drain carries out what engine and journal have ready, and what each then has for the
+// other, so that it stands before what is emitted next. A sync set that is empty
+// commits at once.
+func (n *Node) drain(now time.Time) {
+	for {
+		if e, ok := n.ike.Poll(); ok {
+			n.ikeEffect(now, e)
+		} else if e, ok := n.journal.Poll(); ok {
+			n.journalEffect(now, e)
+		} else {
+			return
+		}
+	}
+}
+
 // drainIKE carries out what the engine has ready, so that it stands before what is emitted next.
 func (n *Node) drainIKE(now time.Time) {
 	for {

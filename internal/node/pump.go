@@ -73,6 +73,7 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 	case statesync.BoundsEffective:
 		n.emit(SetBounds{e.Bounds})
 	case statesync.Entered:
+		clear(n.buried) // whoever copied from us brings nothing back
 		n.pair.HandleEntered(now, e.Node)
 	case statesync.HandedOver:
 		n.handing = nil
@@ -173,7 +174,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	// What is installed into an inactive scope is known to have been used before.
 	n.emit(Deactivate{scope})
 	n.ike.Unite(now, entries)
-	n.drainIKE(now)
+	n.drain(now)
 	var raised []xfrm.Bound
 	for _, b := range u.Bounds {
 		if sa := n.sas[b.SPIIn]; sa != nil {
@@ -186,7 +187,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.wanted = append(n.wanted, raised...)
 	n.journal.SetBounds(now, n.wanted)
 	n.wanted = nil
-	n.drainJournal(now)
+	n.drain(now)
 	n.emit(Activate{scope})
 	n.emit(Claim{}) // once more, now that the other owner has surely released the addresses
 }
