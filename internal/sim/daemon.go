@@ -252,19 +252,26 @@ func (d *daemon) carry(e node.Effect) {
 	case ike.KeyLog:
 		w.wire.keys(e)
 	case node.Install:
+		w.note(h.name, "plane", "install SPI %s (out %s), ceiling %d, fence %d", e.SA.SPIIn, e.SA.SPIOut, e.SA.Ceiling, e.SA.Fence)
 		d.p.install(e.SA)
 	case node.SetOutbound:
 		d.p.setOutbound(e.SPIIn, e.Use)
 	case node.SetPeer:
 		d.p.setPeer(e)
 	case node.Remove:
+		w.note(h.name, "plane", "remove SPI %s", e.SPIIn)
 		d.p.remove(e.SPIIn)
 	case node.SetBounds:
+		for _, b := range e.Bounds {
+			w.note(h.name, "plane", "SPI %s: %s is now %d", b.SPIIn, boundName(b.Dir), b.N)
+		}
 		d.p.setBounds(e.Bounds)
 	case node.Activate:
+		w.note(h.name, "plane", "activate")
 		w.rule.activates(d)
 		d.p.activate()
 	case node.Deactivate:
+		w.note(h.name, "plane", "deactivate")
 		d.p.deactivate()
 		w.rule.deactivates(d)
 	case node.SetWindows:
@@ -312,6 +319,13 @@ func (d *daemon) carry(e node.Effect) {
 	default:
 		panic(fmt.Sprintf("sim: nobody carries out %T", e))
 	}
+}
+
+func boundName(d xfrm.Direction) string {
+	if d == xfrm.Outbound {
+		return "ceiling"
+	}
+	return "fence"
 }
 
 func roleName(r cluster.Role) string {
