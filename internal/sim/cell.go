@@ -1,6 +1,11 @@
 package sim
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
+
+//go:generate go run ./effects_gen
 
 // Exchange tells apart what an IKE message is about. None: no message is involved.
 type Exchange string
@@ -43,6 +48,25 @@ func (c Cell) String() string {
 	return fmt.Sprintf("%s %s, %s as %s", when, c.Effect, c.Exchange, role)
 }
 
+// Crash kills the daemon at the Nth moment (from 1; 0: never) at which any gateway
+// is at the crash point. Up to that moment the run is the one without it: this
+// reaches every moment that a run is known to pass.
+type Crash struct {
+	Cell Cell
+	Nth  int
+}
+
+// crash ends a daemon at a crash point.
+func (w *world) crash(d *daemon, c Cell) {
+	w.Result.Crashes[c]++
+	w.Result.Faults[CrashAt]++
+	if w.log != nil {
+		w.fault(d.h.name, "SIGKILL %s", c)
+	}
+	w.rule.disturbed(d.h, CrashAt)
+	d.h.die(d, "crash point")
+}
+
 // Cells are the crash points that schedules aim at: every effect type that a node
 // can emit (effectTypes is generated from its source), in every exchange and role.
 // Not all of them exist: no note is written because of a probe. A crash that finds
@@ -60,6 +84,15 @@ var cells = func() (out []Cell) {
 	}
 	return out
 }()
+
+// ParseCell reads what Cell.String wrote.
+func ParseCell(text string) (Cell, error) {
+	i := slices.IndexFunc(cells, func(c Cell) bool { return c.String() == text })
+	if i < 0 {
+		return Cell{}, fmt.Errorf("%q is no crash point; one is %q", text, cells[len(cells)-1])
+	}
+	return cells[i], nil
+}
 
 // label is what a daemon is doing: the exchange of the IKE message that it last
 // sent or received, in its role.

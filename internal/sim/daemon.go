@@ -210,12 +210,17 @@ func effectName(e node.Effect) string {
 }
 
 // crashPoint counts the moment, and ends the daemon if the schedule wants it here.
+// Healing has no crash points: from then on everything works.
 func (w *world) crashPoint(d *daemon, effect string, after bool) bool {
-	if d.h.id == 0 || d.dead {
+	if d.h.id == 0 || d.dead || w.healing {
 		return d.dead
 	}
 	c := d.doing.cell(effect, after)
 	w.Result.Moments[c]++
+	if w.s.Crash.Cell == c && w.s.Crash.Nth == w.Result.Moments[c] {
+		w.crash(d, c)
+		return true
+	}
 	for i, a := range w.armed {
 		if a.Cell.Effect != effect || a.Cell.After != after {
 			continue
@@ -227,13 +232,7 @@ func (w *world) crashPoint(d *daemon, effect string, after bool) bool {
 			continue
 		}
 		w.armed = append(w.armed[:i:i], w.armed[i+1:]...)
-		w.Result.Crashes[c]++
-		w.Result.Faults[CrashAt]++
-		if w.log != nil {
-			w.fault(d.h.name, "SIGKILL %s", c)
-		}
-		w.rule.disturbed(d.h, CrashAt)
-		d.h.die(d, "crash point")
+		w.crash(d, c)
 		return true
 	}
 	return false

@@ -16,6 +16,7 @@ type Schedule struct {
 	Length  time.Duration // of virtual time before everything is healed and settles
 	Setup   Setup
 	Actions []Action // by time
+	Crash   Crash
 }
 
 // Setup is the cluster and its surroundings.
@@ -154,6 +155,9 @@ func (s *Schedule) String() string {
 	}
 	for _, a := range s.Actions {
 		fmt.Fprintf(&b, "%12v  %s\n", a.At, a)
+	}
+	if s.Crash.Nth > 0 {
+		fmt.Fprintf(&b, "SIGKILL %s, the %d. time\n", s.Crash.Cell, s.Crash.Nth)
 	}
 	return b.String()
 }
