@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,10 +91,11 @@ func runLab(t *testing.T, example string, args ...string) lab.Result {
 }
 
 // disturbed says why a failed run tells more about the machine than about us;
-// empty when it does not. Two things excuse it: only times were missed, or a
-// guardian noticed that its processor stood still for several heartbeats, which
-// for the other node is the silence of a lost host. A repeated IV or an accepted
-// replay is never excused.
+// empty when it does not. Three things excuse it: only times were missed; a guardian
+// noticed that its processor stood still for several heartbeats, which for the other
+// node is the silence of a lost host; or the kernel says that it left a woken process
+// without a processor for most of the 10 ms after which it must be silent. A repeated
+// IV or an accepted replay is never excused.
 func disturbed(res lab.Result, keep string) string {
 	if res.IVRepeats > 0 || res.ReplaysAccepted > 0 {
 		return ""
@@ -109,6 +111,9 @@ func disturbed(res lab.Result, keep string) string {
 	}
 	if times {
 		return "only times were missed"
+	}
+	if res.WakeDelayMS > 5 {
+		return fmt.Sprintf("a woken process waited %.1f ms for a processor", res.WakeDelayMS)
 	}
 	if res.Scenario == "pause-both" || res.Scenario == "freeze-host" {
 		return "" // there the guardians are stopped on purpose

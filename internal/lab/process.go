@@ -117,6 +117,35 @@ func (p *Process) Daemon(single bool) (int, error) {
 	return living[0], nil
 }
 
+// runDelays says for each thread of some processes how long it has been ready to run
+// and had no processor (the kernel's scheduler statistics). Empty where the kernel
+// keeps none.
+func runDelays(pids []int) map[string]time.Duration {
+	all := map[string]time.Duration{}
+	for _, pid := range pids {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is well formed
+		for _, path := range threads {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				continue // a thread that ended
+			}
+			if f := strings.Fields(string(text)); len(f) == 3 {
+				ns, _ := strconv.ParseInt(f[1], 10, 64)
+				all[path] = time.Duration(ns)
+			}
+		}
+	}
+	return all
+}
+
+// waited is the most that a thread had to wait between two runDelays.
+func waited(before, after map[string]time.Duration) (most time.Duration) {
+	for path, d := range after {
+		most = max(most, d-before[path])
+	}
+	return most
+}
+
 // permanentError ends a poll at once.
 type permanentError struct{ error }
 

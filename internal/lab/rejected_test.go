@@ -2,6 +2,7 @@ package lab
 
 import (
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -172,5 +173,14 @@ func TestLargest(t *testing.T) {
 	}
 	if n := largest(nil, "fence_widened"); n != 0 {
 		t.Errorf("%d in nothing", n)
+	}
+}
+
+func TestWaited(t *testing.T) {
+	if d := waited(map[string]time.Duration{"a": 1, "c": 9}, map[string]time.Duration{"a": 5, "b": 3, "c": 9}); d != 4 {
+		t.Errorf("%v", d)
+	}
+	if _, err := os.Stat("/proc/self/schedstat"); err == nil && len(runDelays([]int{os.Getpid()})) == 0 {
+		t.Error("this process has no threads")
 	}
 }

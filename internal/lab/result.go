@@ -61,6 +61,7 @@ type Result struct {
 	RejectedOverLead    int            `json:"rejected_over_lead"`    // the most by which they exceed the fence's lead, 10 ms of each SA's rate before the fault; 0 when they nowhere do
 	StaleOwnerPackets   int            `json:"stale_owner_packets"`   // of a frozen owner later than 10 ms after waking: ESP, packets delivered, and all in the name of a shared address
 	WakingPackets       int            `json:"waking_packets"`        // the most of them that left within those 10 ms
+	WakeDelayMS         float64        `json:"wake_delay_ms"`         // the longest that a thread woken by SIGCONT had to wait for a processor within 20 ms: the machine's own delay
 	SeqRegressionsSplit int            `json:"seq_regressions_split"` // while both owned the tunnel, or within 10 ms of a frozen host's waking
 	TransferBytes       int64          `json:"transfer_bytes"`        // through the one TCP connection
 	IKEMessages         map[string]int `json:"ike_messages"`          // distinct, by exchange

@@ -316,8 +316,11 @@ func (r *run) freeze(ctx context.Context, s Step, kind faultKind, what string) e
 	if kind == faultFreezeHost {
 		err = errors.Join(err, r.topo.Unmute(g.Name)) // before it has something to say
 	}
+	delays := runDelays(pids)
 	f.lasted = timeNow().Sub(f.at)
 	woke := sendAll(stopped, syscall.SIGCONT)
+	err = errors.Join(err, pass(ctx, 2*wakeGrace))
+	r.res.WakeDelayMS = max(r.res.WakeDelayMS, milliseconds(waited(delays, runDelays(pids))))
 	if err != nil {
 		return err
 	}
