@@ -1,0 +1,106 @@
+package ike
+
+import (
+	"testing"
+	"time"
+)
+
+// split makes a standby of a follow it and then go on beside it, unheard by the
+// peer: what follows happens on both sides of a split.
+func split(t *testing.T, phase2 func(*testing.T) (*world, *side, *side)) (w *world, a, a2, b *side) {
+	t.Helper()
+	w, a, b = phase2(t)
+	a2 = w.standby(a, 77)
+	for _, x := range a.e.Snapshot(w.now) {
+		a2.e.Apply(w.now, Record{Entries: []Entry{x}})
+	}
+	a2.drain()
+	a.onRecord = nil
+	return w, a, a2, b
+}
+
+// mute takes over on a2 without anything of it reaching the peer.
+func mute(w *world, a2 *side) {
+	a2.onRecord = nil
+	w.drop = func(Datagram) bool { return true }
+	a2.resume()
+	w.settle()
+	w.drop = nil
+}
+
+func TestUniteLeavesAcknowledgedDeletesAlone(t *testing.T) {
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, twoPhase2) })
+	children := len(b.installed)
+	a.down("net2")
+	w.settle()
+	if len(b.installed) != children-1 {
+		t.Fatal("setup: the peer did not acknowledge the DELETE")
+	}
+	mute(w, a2)
+	theirs := a2.e.Snapshot(w.now)
+	a2.dead = true
+	a.e.Unite(w.now, theirs) // the other side still has the Child SA
+	a.drain()
+	w.settle()
+	agree(t, a, b, 1, children-1)
+}
+
+func TestUniteFinishesARequestWhoseAnswerWentAstray(t *testing.T) {
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	// The other side hears the peer and rekeys; its request arrives, the answer comes
+	// to this side.
+	mute(w, a2)
+	if !b.esp(a2) {
+		t.Fatal("setup: no traffic")
+	}
+	w.drop = func(d Datagram) bool { return d.Local.Addr() == b.addr }
+	seen := len(w.seen)
+	a2.rekeyChild()
+	w.run(3 * time.Second)
+	w.drop = nil
+	var answer *Datagram
+	for _, d := range w.seen[seen:] {
+		if d.Local.Addr() == b.addr {
+			answer = &d
+		}
+	}
+	if answer == nil {
+		t.Fatal("setup: no answer")
+	}
+	next := a.ike()[0].nextSend
+	a.e.HandleDatagram(w.now, Datagram{Local: answer.Remote, Remote: answer.Local, NonESP: answer.NonESP, Data: answer.Data})
+	a.drain()
+	if got := a.ike()[0].nextSend; got != next+1 {
+		t.Fatalf("a message ID that the other side used is next: %d after %d", got, next)
+	}
+	theirs := a2.e.Snapshot(w.now)
+	a2.dead = true
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	if !a.esp(b) || !b.esp(a) {
+		t.Error("traffic does not pass")
+	}
+}
+
+func TestForgedAnswersUseUpNothing(t *testing.T) {
+	w, a, b := up(t, nil)
+	b.rekeyChild()
+	w.settle()
+	var answer Datagram
+	for _, d := range w.seen {
+		if d.Local.Addr() == b.addr && len(d.Data) > 40 {
+			answer = d
+		}
+	}
+	d := Datagram{Local: answer.Remote, Remote: answer.Local, NonESP: answer.NonESP, Data: append([]byte(nil), answer.Data...)}
+	d.Data[19] |= 0x20 // a response
+	d.Data[23] = 40    // far ahead
+	next := a.ike()[0].nextSend
+	a.e.HandleDatagram(w.now, d)
+	a.drain()
+	if a.ike()[0].nextSend != next {
+		t.Error("an unauthenticated response used up message IDs")
+	}
+}
