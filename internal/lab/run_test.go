@@ -94,6 +94,7 @@ steps
     pause-both 200ms
     expect unchanged
     expect one-owner
+    freeze-host gw2 100ms
     kill gw2
     replay 1s
     run 200ms
