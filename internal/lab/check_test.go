@@ -357,10 +357,17 @@ func FuzzDecodeOuter(f *testing.F) {
 		f.Add(fr.Data)
 	}
 	f.Add(ipFrame(netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), 44, make([]byte, 24)))
+	f.Add(ipFrame(netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("ff02::1"), protoICMP, append([]byte{136}, make([]byte, 31)...)))
+	f.Add(append(append(make([]byte, 12), 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1), make([]byte, 32)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c := NewChecker(CheckOptions{Client: NodeClient})
+		c := NewChecker(CheckOptions{Client: NodeClient, Shared: []netip.Addr{wireGateway}})
 		c.Add(Frame{wireStart, NodeClient, false, b})
+		c.Add(Frame{wireStart, NodeGW1, true, b})
+		c.Add(Frame{wireStart, NodeGW2, false, b})
 		c.Report()
+		if n := c.SentBy(NodeGW1, wireStart, wireStart.Add(1)); n > 1 {
+			t.Errorf("one frame counts %d times", n)
+		}
 		if o := decodeOuter(b); len(o.payload) > len(b) {
 			t.Error("payload lies outside the frame")
 		}
