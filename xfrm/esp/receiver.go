@@ -91,10 +91,15 @@ func (r *Receiver) Grant(fence uint64) { r.lease.Grant(fence) }
 // Tick is due about every 10 ms until Settled. It withdraws a lead that the rate no
 // longer justifies and repeats a question that was never answered. When it returns
 // a question below the former bound, nothing above it passes from that moment.
-func (r *Receiver) Tick(now time.Time) (question uint64, ask bool) { return r.lease.Tick(now) }
+func (r *Receiver) Tick(now time.Time) (question uint64, ask bool) {
+	if r.win.size == 0 {
+		return 0, false
+	}
+	return r.lease.Tick(now)
+}
 
 // Settled says that Tick has nothing to do until the next packet or Grant.
-func (r *Receiver) Settled() bool { return r.lease.Settled() }
+func (r *Receiver) Settled() bool { return r.win.size == 0 || r.lease.Settled() }
 
 // Forget takes back the acceptance of a packet that is authentic but was never
 // delivered, before Export: the next owner shall deliver it.

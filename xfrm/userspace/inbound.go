@@ -199,10 +199,6 @@ func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now 
 	if ask {
 		p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: n}})
 	}
-	if l.recv.Window().Size() == 0 {
-		l.deliver(payload, now) // no fence holds, so there is no lease to look after
-		return
-	}
 	l.look(p)
 	switch {
 	case pass:

@@ -228,6 +228,18 @@ func testIKE(t *testing.T, make Factory) {
 	}
 }
 
+// Inbound traffic counts against the limits too, also where no fence looks at it.
+func testInboundLimits(t *testing.T, make Factory) {
+	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("B", func(_ *site, x *xfrm.SA) { x.SoftBytes, x.ReplayWindow = 200, 0 }))
+	for i := range 3 {
+		ha.send(hb, uint32(i+1), 72)
+	}
+	hb.want(1, 2, 3)
+	if e := waitEvent[xfrm.Expiring](p.b, "soft limit of what came in", nil); e.Hard {
+		t.Fatalf("%+v", e)
+	}
+}
+
 func testLimits(t *testing.T, make Factory) {
 	p, ha, hb := standard(t, make, xfrm.Tunnel{}, only("A", func(_ *site, x *xfrm.SA) { x.SoftBytes, x.HardBytes = 200, 400 }))
 	ha.send(hb, 1, 72) // 100 bytes

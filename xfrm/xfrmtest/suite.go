@@ -46,6 +46,7 @@ func Run(t *testing.T, make Factory) {
 		{"PeerMoved", testPeerMoved},
 		{"IKE", testIKE},
 		{"Limits", testLimits},
+		{"InboundLimits", testInboundLimits},
 		{"DontFragment", testDontFragment},
 		{"MSS", testMSS},
 		{"ECN", testECN},
