@@ -73,9 +73,14 @@ func runLab(t *testing.T, example string, args ...string) lab.Result {
 	t.Helper()
 	for n := 1; ; n++ {
 		res, out, keep := runLabOnce(t, example, args...)
-		t.Logf("outage median %.1f, max %.1f ms; disturbance %.1f ms; detected in %.1f, max %.1f ms; lost %d of %d; rekeys %d+%d, %d unanswered; jump %.0f, max %.0f; quiet times %.1f ms",
+		t.Logf("outage median %.1f, max %.1f ms; disturbance %.1f ms; detected in %.1f, max %.1f ms; lost %d of %d; rekeys %d+%d, %d unanswered; jump %.0f, max %.0f; rejected %d of at least %d, %d over the lead; quiet times %.1f ms",
 			res.OutageMS.Median, res.OutageMS.Max, res.DisturbanceMS, res.DetectMS.Median, res.DetectMS.Max, res.LostPings, res.PingsSent,
-			res.ChildRekeys, res.IKERekeys, res.RekeysUnanswered, res.SeqJump.Median, res.SeqJump.Max, res.OtherGapMS)
+			res.ChildRekeys, res.IKERekeys, res.RekeysUnanswered, res.SeqJump.Median, res.SeqJump.Max,
+			res.SurvivorRejected, res.SurvivorReached, res.RejectedOverLead, res.OtherGapMS)
+		if res.WakingPackets+res.StaleOwnerPackets > 0 {
+			t.Logf("a frozen owner sent %d packets within 10 ms of waking, %d later; the machine let it wait for %.1f ms",
+				res.WakingPackets, res.StaleOwnerPackets, res.WakeDelayMS)
+		}
 		if res.Verdict == lab.VerdictPass {
 			_ = os.RemoveAll(keep)
 			return res
