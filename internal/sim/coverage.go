@@ -12,16 +12,26 @@ import (
 type Coverage struct {
 	Moments map[Cell]int
 	Crashes map[Cell]int
+	Aimed   map[Cell]int    // of Crashes, those of Schedule.Crash
 	seen    map[Cell]uint64 // the lowest seed that passed the cell
 }
 
 func newCoverage() *Coverage {
-	return &Coverage{map[Cell]int{}, map[Cell]int{}, map[Cell]uint64{}}
+	return &Coverage{map[Cell]int{}, map[Cell]int{}, map[Cell]int{}, map[Cell]uint64{}}
 }
 
-func (c *Coverage) add(seed uint64, r *Result) {
-	addTo(c.Moments, r.Moments)
+// add counts a run. What a run with a crash of its own passed after it is not
+// counted: no seed leads there.
+func (c *Coverage) add(s *Schedule, r *Result) {
 	addTo(c.Crashes, r.Crashes)
+	if s.Crash.Nth > 0 {
+		if n := r.Crashes[s.Crash.Cell]; n > 0 {
+			c.Aimed[s.Crash.Cell]++
+		}
+		return
+	}
+	seed := s.Seed
+	addTo(c.Moments, r.Moments)
 	for k := range r.Moments {
 		if old, ok := c.seen[k]; !ok || seed < old {
 			c.seen[k] = seed
@@ -32,6 +42,7 @@ func (c *Coverage) add(seed uint64, r *Result) {
 func (c *Coverage) merge(o *Coverage) {
 	addTo(c.Moments, o.Moments)
 	addTo(c.Crashes, o.Crashes)
+	addTo(c.Aimed, o.Aimed)
 	for k, seed := range o.seen {
 		if old, ok := c.seen[k]; !ok || seed < old {
 			c.seen[k] = seed
@@ -74,20 +85,32 @@ func (c *Coverage) Unseen() (out []string) {
 	return out
 }
 
-// Line is the coverage in a few words.
-func (c *Coverage) Line() string {
-	return fmt.Sprintf("crash points: %d of %d reached, %d of %d effect types seen",
-		len(c.Moments)-len(c.Missing()), len(c.Moments), len(effectTypes)-len(c.Unseen()), len(effectTypes))
+// byAim is how many crash points only a Schedule.Crash reached.
+func (c *Coverage) byAim() (n int) {
+	for k := range c.Moments {
+		n += count(c.Crashes[k] > 0 && c.Crashes[k] == c.Aimed[k])
+	}
+	return n
 }
 
-// Write tells the coverage to people: for each effect type how many cells exist
-// (exchange × role, before and after), how often a daemon was killed there, and
-// what was missed.
+// Line is the coverage in a few words.
+func (c *Coverage) Line() string {
+	aim := ""
+	if n := c.byAim(); n > 0 {
+		aim = fmt.Sprintf(" (%d by runs aimed at them)", n)
+	}
+	return fmt.Sprintf("crash points: %d of %d reached%s, %d of %d effect types seen",
+		len(c.Moments)-len(c.Missing()), len(c.Moments), aim, len(effectTypes)-len(c.Unseen()), len(effectTypes))
+}
+
+// Write tells the coverage to people: for each effect type how many crash points
+// exist (exchange × role, before and after), at how many of them a daemon was
+// killed, how often, and what was missed.
 func (c *Coverage) Write(w io.Writer) {
 	fmt.Fprintf(w, "%s\n", c.Line())
-	fmt.Fprintf(w, "    %-24s %10s %7s %8s %8s\n", "effect", "carried", "points", "reached", "crashes")
+	fmt.Fprintf(w, "    %-24s %10s %7s %8s %8s %6s\n", "effect", "carried", "points", "reached", "crashes", "aimed")
 	for _, e := range effectTypes {
-		carried, points, reached, crashes := 0, 0, 0, 0
+		carried, points, reached, crashes, aimed := 0, 0, 0, 0, 0
 		for k, n := range c.Moments {
 			if k.Effect != e {
 				continue
@@ -97,9 +120,10 @@ func (c *Coverage) Write(w io.Writer) {
 			}
 			points++
 			crashes += c.Crashes[k]
+			aimed += c.Aimed[k]
 			reached += count(c.Crashes[k] > 0)
 		}
-		fmt.Fprintf(w, "    %-24s %10d %7d %8d %8d\n", e, carried, points, reached, crashes)
+		fmt.Fprintf(w, "    %-24s %10d %7d %8d %8d %6d\n", e, carried, points, reached, crashes, aimed)
 	}
 	for _, e := range c.Unseen() {
 		fmt.Fprintf(w, "    no gateway ever carried out %s\n", e)

@@ -19,10 +19,12 @@ type Shrunk struct {
 // one by one, drops clients, makes the surroundings plain, and draws together the
 // times, over and over until nothing helps. The text of the violation may become
 // another; the rule does not.
-func Shrink(s *Schedule, rule Rule, limit int) Shrunk {
-	k := &shrinker{rule: rule, limit: limit}
+func Shrink(s *Schedule, rule Rule, limit int) Shrunk { return shrink(s, rule, limit, Run) }
+
+func shrink(s *Schedule, rule Rule, limit int, run func(s *Schedule) *Result) Shrunk {
+	k := &shrinker{rule: rule, limit: limit, run: run}
 	k.best = clone(s)
-	k.result = Run(k.best)
+	k.result = run(k.best)
 	if !violates(k.result, rule) {
 		return Shrunk{k.best, k.result, 1}
 	}
@@ -45,6 +47,7 @@ func violates(r *Result, rule Rule) bool {
 type shrinker struct {
 	rule    Rule
 	limit   int
+	run     func(s *Schedule) *Result
 	runs    int
 	best    *Schedule
 	result  *Result
@@ -70,7 +73,7 @@ func (k *shrinker) try(change func(s *Schedule)) bool {
 		return false
 	}
 	k.runs++
-	r := Run(c)
+	r := k.run(c)
 	if !violates(r, k.rule) {
 		return false
 	}
@@ -161,6 +164,7 @@ func (s *Schedule) dropClient(i int) {
 // plain makes the surroundings plain.
 func (k *shrinker) plain() {
 	for _, change := range []func(s *Schedule){
+		func(s *Schedule) { s.Crash = Crash{} },
 		func(s *Schedule) { s.Real = false },
 		func(s *Schedule) { s.Setup.Loss, s.Setup.Duplicate, s.Setup.Reorder = 0, 0, 0 },
 		func(s *Schedule) { s.Setup.Loss = 0 },

@@ -13,6 +13,7 @@ import (
 type Summary struct {
 	Schedules  int
 	Real       int // of these, with real cryptography
+	Aimed      int // beside these: seeds with a crash of their own
 	Violations []Found
 
 	Virtual                                  time.Duration
@@ -47,8 +48,12 @@ func (t *Summary) Add(s *Schedule, r *Result) {
 	if s.Real {
 		t.Real++
 	}
+	crash := ""
+	if s.Crash.Nth > 0 {
+		crash = s.Crash.Cell.String()
+	}
 	for _, v := range r.Violations {
-		t.Violations = append(t.Violations, Found{s.Seed, s.Real, "", v})
+		t.Violations = append(t.Violations, Found{s.Seed, s.Real, crash, v})
 	}
 	t.Virtual += r.Virtual
 	t.Starts += r.Starts
@@ -66,7 +71,7 @@ func (t *Summary) Add(s *Schedule, r *Result) {
 	addTo(t.Faults, r.Faults)
 	addTo(t.States, r.States)
 	addTo(t.Alarms, r.Alarms)
-	t.Coverage.add(s.Seed, r)
+	t.Coverage.add(s, r)
 	rekeys := r.ChildRekeys + r.IKERekeys
 	t.minutes = append(t.minutes, int(r.Virtual/time.Second))
 	t.faults = append(t.faults, r.FaultCount())
@@ -77,10 +82,19 @@ func (t *Summary) Add(s *Schedule, r *Result) {
 	t.WithThreeFaults += count(r.FaultCount() >= 3)
 }
 
+// MergeAimed adds what runs with a crash of their own found: violations and coverage.
+// The other figures remain those of the seeds.
+func (t *Summary) MergeAimed(o *Summary) {
+	t.Aimed += o.Schedules
+	t.Violations = append(t.Violations, o.Violations...)
+	t.Coverage.merge(o.Coverage)
+}
+
 // Merge adds what another summary holds.
 func (t *Summary) Merge(o *Summary) {
 	t.Schedules += o.Schedules
 	t.Real += o.Real
+	t.Aimed += o.Aimed
 	t.Violations = append(t.Violations, o.Violations...)
 	t.Virtual += o.Virtual
 	t.Starts += o.Starts
@@ -232,6 +246,7 @@ func table(w io.Writer, m map[string]int) {
 // Figures is the summary as JSON has it.
 type Figures struct {
 	Schedules, Real       int
+	Aimed                 int
 	Seconds               float64 // of real time
 	VirtualHours          float64
 	Median                Median
@@ -256,7 +271,7 @@ type Figures struct {
 // Figures are for programs.
 func (t *Summary) Figures(took time.Duration) Figures {
 	f := Figures{
-		Schedules: t.Schedules, Real: t.Real, Seconds: took.Seconds(), VirtualHours: t.Virtual.Hours(), Median: t.Median(),
+		Schedules: t.Schedules, Real: t.Real, Aimed: t.Aimed, Seconds: took.Seconds(), VirtualHours: t.Virtual.Hours(), Median: t.Median(),
 		Faults: t.Faults, States: t.States, Alarms: t.Alarms, Starts: t.Starts, Takeovers: t.Takeovers, Uncovered: t.Uncovered,
 		Handovers: t.Handovers, ChildRekeys: t.ChildRekeys, IKERekeys: t.IKERekeys, Packets: t.Packets, Delivered: t.Delivered,
 		Rejected: t.Rejected, Frames: t.Frames, Gaps: t.Gaps, CrashPoints: len(t.Coverage.Moments), EffectsUnseen: t.Coverage.Unseen(),

@@ -24,6 +24,8 @@ what is a model).
   make sim SEEDS=1000 FROM=5000    seeds 5000 to 5999
   make sim SEEDS=1000 REAL=1       all with real cryptography (1/8 is usual, 0: none)
   make sim SEED=42                 replays seed 42 and writes its trace and diagrams
+  make sim SEED=42 CRASH="before node.Claim"
+                                   the same with a crash at the first such moment
   make sim SCHEDULE=out/sim/seed-42/minimal/schedule.json
                                    replays a schedule, for example a shrunk one
 
@@ -46,14 +48,14 @@ Flags:
 `
 
 type options struct {
-	seeds, from, every   uint64
-	seed, schedule       string
-	crash                string
-	out, json            string
-	workers, shrink      int
-	runs                 int
-	at                   time.Duration
-	coverage, keep, real bool
+	seeds, from, every uint64
+	seed, schedule     string
+	crash              string
+	out, json          string
+	workers, shrink    int
+	runs               int
+	at                 time.Duration
+	coverage           bool
 }
 
 func main() {
@@ -130,7 +132,10 @@ func replaySeed(out io.Writer, o options) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("--seed %q is not a number from 0 to 2^64-1", o.seed)
 	}
-	s := sim.ForSeed(seed, o.every)
+	s, err := seeded(seed, o.crash, o.every)
+	if err != nil {
+		return false, err
+	}
 	dir := fmt.Sprintf("out/sim/seed-%d", seed)
 	if o.out != "" {
 		dir = o.out

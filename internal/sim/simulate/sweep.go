@@ -24,21 +24,38 @@ type fleet struct {
 	mu    sync.Mutex
 	next  uint64 // index of the next job
 	sum   *sim.Summary
-	under map[uint64]time.Time // what runs, since when
-	found int                  // violations so far
+	under map[uint64]underWay
+	count int // violations so far
+}
+
+// underWay is a run that has not ended.
+type underWay struct {
+	since time.Time
+	what  sim.Found // its name
 }
 
 // sweep runs o.seeds seeds and reports.
 func sweep(out io.Writer, o options) (bool, error) {
-	f := &fleet{out: out, o: o, begin: time.Now(), sum: sim.NewSummary(), under: map[uint64]time.Time{}}
+	f := &fleet{out: out, o: o, begin: time.Now(), sum: sim.NewSummary(), under: map[uint64]underWay{}}
 	fmt.Fprintf(out, "seeds %d to %d, %d at a time\n", o.from, o.from+o.seeds-1, o.workers)
-	f.each(o.seeds, "seeds", func(i uint64) *sim.Schedule { return sim.ForSeed(o.from+i, o.every) })
+	f.each(o.seeds, "seeds", f.sum, func(i uint64) *sim.Schedule { return sim.ForSeed(o.from+i, o.every) })
+	if missing := f.sum.Coverage.Missing(); o.coverage && len(missing) > 0 {
+		fmt.Fprintf(out, "%d crash points that no crash reached: a run aimed at each\n", len(missing))
+		aimed := sim.NewSummary()
+		f.each(uint64(len(missing)), "crash points", aimed, func(i uint64) *sim.Schedule {
+			seed, _ := f.sum.Coverage.Seed(missing[i])
+			s := sim.ForSeed(seed, o.every)
+			s.Crash = sim.Crash{Cell: missing[i], Nth: 1}
+			return s
+		})
+		f.sum.MergeAimed(aimed)
+	}
 	fmt.Fprintln(out)
 	f.sum.Write(out)
 	fmt.Fprintln(out)
 	f.sum.Coverage.Write(out)
 	took := time.Since(f.begin)
-	fmt.Fprintf(out, "\n%d schedules in %v\n", f.sum.Schedules, took.Round(time.Second))
+	fmt.Fprintf(out, "\n%d schedules and %d aimed runs in %v\n", f.sum.Schedules, f.sum.Aimed, took.Round(time.Second))
 	if o.json != "" {
 		b, err := json.MarshalIndent(f.sum.Figures(took), "", "  ")
 		if err == nil {
@@ -55,7 +72,7 @@ func sweep(out io.Writer, o options) (bool, error) {
 	}
 	fmt.Fprintf(out, "%d VIOLATIONS\n", len(found))
 	for _, v := range found {
-		fmt.Fprintf(out, "  seed %d: %s\n", v.Seed, v.Violation)
+		fmt.Fprintf(out, "  %s: %s\n", name(v), v.Violation)
 	}
 	return false, f.explain(found)
 }
@@ -76,25 +93,64 @@ func (f *fleet) explain(found []sim.Found) error {
 		if i >= f.o.shrink {
 			break
 		}
-		fmt.Fprintf(f.out, "\nseed %d: %s\n", v.Seed, v.Violation)
+		fmt.Fprintf(f.out, "\n%s: %s\n", name(v), v.Violation)
 		dir := fmt.Sprintf("out/sim/seed-%d", v.Seed)
 		if f.o.out != "" {
 			dir = fmt.Sprintf("%s/seed-%d", f.o.out, v.Seed)
 		}
-		if err := shrink(f.out, sim.ForSeed(v.Seed, f.o.every), v.Violation.Rule, dir+"/minimal", f.o); err != nil {
+		s, err := seeded(v.Seed, v.Crash, f.o.every)
+		if err != nil {
 			return err
 		}
-		again := ""
-		if f.o.every != sim.RealEvery {
-			again = fmt.Sprintf(" REAL=1/%d", f.o.every)
+		if v.Crash != "" {
+			dir += "-crash"
 		}
-		fmt.Fprintf(f.out, "replay the whole seed with: make sim SEED=%d%s\n", v.Seed, again)
+		if err := shrink(f.out, s, v.Violation.Rule, dir+"/minimal", f.o); err != nil {
+			return err
+		}
+		fmt.Fprintf(f.out, "replay the whole schedule with: %s\n", command(v, f.o.every))
 	}
 	return nil
 }
 
-// each runs count schedules and shows how far it is.
-func (f *fleet) each(count uint64, what string, schedule func(i uint64) *sim.Schedule) {
+// name is how a run is called.
+func name(v sim.Found) string {
+	if v.Crash == "" {
+		return fmt.Sprintf("seed %d", v.Seed)
+	}
+	return fmt.Sprintf("seed %d with a crash %s", v.Seed, v.Crash)
+}
+
+// command replays a run.
+func command(v sim.Found, every uint64) string {
+	c := fmt.Sprintf("make sim SEED=%d", v.Seed)
+	if v.Crash != "" {
+		c += fmt.Sprintf(" CRASH=%q", v.Crash)
+	}
+	switch every {
+	case sim.RealEvery:
+		return c
+	case 0, 1:
+		return fmt.Sprintf("%s REAL=%d", c, every)
+	}
+	return fmt.Sprintf("%s REAL=1/%d", c, every)
+}
+
+// seeded is the schedule of a seed, with a crash at a crash point if one is named.
+func seeded(seed uint64, crash string, every uint64) (*sim.Schedule, error) {
+	s := sim.ForSeed(seed, every)
+	if crash != "" {
+		c, err := sim.ParseCell(crash)
+		if err != nil {
+			return nil, err
+		}
+		s.Crash = sim.Crash{Cell: c, Nth: 1}
+	}
+	return s, nil
+}
+
+// each runs count schedules, adds them to all, and shows how far it is.
+func (f *fleet) each(count uint64, what string, all *sim.Summary, schedule func(i uint64) *sim.Schedule) {
 	f.next = 0
 	begin := time.Now()
 	done := make(chan struct{})
@@ -125,13 +181,14 @@ func (f *fleet) each(count uint64, what string, schedule func(i uint64) *sim.Sch
 					break
 				}
 				s := schedule(i)
+				f.started(i, s)
 				r := sim.Run(s)
 				sum.Add(s, r)
 				f.finish(i, s, r)
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			f.sum.Merge(sum)
+			all.Merge(sum)
 		}()
 	}
 	workers.Wait()
@@ -147,8 +204,23 @@ func (f *fleet) take(count uint64) (uint64, bool) {
 	}
 	i := f.next
 	f.next++
-	f.under[i] = time.Now()
+	f.under[i] = underWay{since: time.Now()}
 	return i, true
+}
+
+func (f *fleet) started(i uint64, s *sim.Schedule) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.under[i] = underWay{time.Now(), found(s)}
+}
+
+// found names a run.
+func found(s *sim.Schedule) sim.Found {
+	x := sim.Found{Seed: s.Seed, Real: s.Real}
+	if s.Crash.Nth > 0 {
+		x.Crash = s.Crash.Cell.String()
+	}
+	return x
 }
 
 func (f *fleet) finish(i uint64, s *sim.Schedule, r *sim.Result) {
@@ -156,8 +228,8 @@ func (f *fleet) finish(i uint64, s *sim.Schedule, r *sim.Result) {
 	defer f.mu.Unlock()
 	delete(f.under, i)
 	for _, v := range r.Violations {
-		fmt.Fprintf(f.out, "VIOLATION seed %d: %s\n", s.Seed, v)
-		f.found++
+		fmt.Fprintf(f.out, "VIOLATION %s: %s\n", name(found(s)), v)
+		f.count++
 	}
 }
 
@@ -172,10 +244,10 @@ func (f *fleet) progress(begin time.Time, count uint64, what string) {
 	if n > 0 {
 		left = time.Duration(float64(count-n) / rate * float64(time.Second)).Round(time.Second).String()
 	}
-	fmt.Fprintf(f.out, "%d of %d %s, %.1f a second, %d violations, %s to go\n", n, count, what, rate, f.found, left)
-	for i, since := range f.under {
-		if time.Since(since) > stuck {
-			fmt.Fprintf(f.out, "VIOLATION: run %d of these %s (seed %d) has not come to an end in %v\n", i, what, f.o.from+i, stuck)
+	fmt.Fprintf(f.out, "%d of %d %s, %.1f a second, %d violations, %s to go\n", n, count, what, rate, f.count, left)
+	for _, x := range f.under {
+		if time.Since(x.since) > stuck {
+			fmt.Fprintf(f.out, "VIOLATION %s: the run has not come to an end in %v; replay it with: %s\n", name(x.what), stuck, command(x.what, f.o.every))
 			os.Exit(1)
 		}
 	}
