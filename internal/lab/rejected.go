@@ -17,6 +17,7 @@ const (
 
 	rateWindow = time.Second            // before the fault, over which rates are taken
 	rateLeast  = 50 * time.Millisecond  // of a rate's own time: an SA may be younger than the window
+	fenceRest  = 50 * time.Millisecond  // without a packet, after which a fence surely is withdrawn
 	restTail   = 200 * time.Millisecond // before the end of a window, in which nothing is under way for a moment
 )
 
@@ -48,21 +49,22 @@ func (c *Checker) inbound(port string, from, to time.Time) []espPoint {
 // Lead is how many packets the fence of an owner may stand above the highest number
 // that it delivered when the fault came: for each SA 10 ms of the rate at which
 // packets reached the owner in the last second (or since the SA's first packet in
-// it), rounded up, and none for an SA below 100 packets a second; the sum over all
-// SAs. It rests on the capture at the owner's port alone: what the owner says of its
+// it), rounded up, and none for an SA below 100 packets a second, or one that has been
+// silent for 50 ms, as after a rekey; the sum over all SAs. It rests on the capture at the owner's port alone: what the owner says of its
 // fences would excuse any fence.
 func (c *Checker) Lead(port string, fault time.Time) int {
 	count := map[saKey]int{}
-	first := map[saKey]time.Time{}
+	first, last := map[saKey]time.Time{}, map[saKey]time.Time{}
 	for _, p := range c.inbound(port, fault.Add(-rateWindow), fault) {
 		if count[p.sa]++; count[p.sa] == 1 {
 			first[p.sa] = p.at
 		}
+		last[p.sa] = p.at
 	}
 	lead := 0
 	for sa, n := range count {
 		rate := float64(n) / max(fault.Sub(first[sa]), rateLeast).Seconds()
-		if rate >= leadLeast {
+		if rate >= leadLeast && fault.Sub(last[sa]) < fenceRest {
 			lead += int(math.Ceil(rate * leadTime.Seconds()))
 		}
 	}

@@ -141,14 +141,15 @@ func TestRejectedAndLead(t *testing.T) {
 }
 
 // TestLeadOfEachSA: the leads of several SAs add up, that of a young SA is of its
-// own rate, and what another gateway received gives none.
+// own rate, and one that fell silent has none, nor has what another gateway received.
 func TestLeadOfEachSA(t *testing.T) {
 	w := newWire() // a packet each millisecond
-	for i := uint32(1); i <= 900; i++ {
+	for i := uint32(1); i <= 700; i++ {
 		w.up(NodeGW1, 0xb0, i, uint64(i), "up")
 	}
-	for i := uint32(1); i <= 100; i++ {
+	for i := uint32(1); i <= 200; i++ { // two SAs
 		w.up(NodeGW1, 0xb1, i, uint64(i), "up")
+		w.up(NodeGW1, 0xb3, i, uint64(i), "up")
 	}
 	for i := uint32(1); i <= 500; i++ {
 		w.up(NodeGW2, 0xb2, i, uint64(i), "up")
@@ -157,9 +158,9 @@ func TestLeadOfEachSA(t *testing.T) {
 	for _, f := range w.frames {
 		c.Add(f)
 	}
-	fault := wireStart.Add(1001 * time.Millisecond)
-	if n := c.Lead(NodeGW1, fault); n < 19 || n > 21 {
-		t.Errorf("lead of 900/s and 1000/s: %d", n)
+	fault := wireStart.Add(1101 * time.Millisecond)
+	if n := c.Lead(NodeGW1, fault); n < 10 || n > 12 {
+		t.Errorf("lead of two SAs at 500/s each: %d", n)
 	}
 	if n := c.Lead(NodeGW2, fault); n != 0 {
 		t.Errorf("lead of a standby: %d", n)
