@@ -93,9 +93,11 @@ type Persist struct {
 type Send struct{ Datagram }
 
 // Install installs a Child SA, inbound live at once.
+// Known: it comes from a record and may have carried packets elsewhere.
 type Install struct {
 	SA                   ipsec.ChildSA
 	SoftBytes, HardBytes uint64
+	Known                bool
 }
 
 // SetOutbound makes a Child SA the one to send through, or stops it.

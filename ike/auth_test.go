@@ -394,3 +394,30 @@ func TestGating(t *testing.T) {
 		t.Error("sent after ownership ended")
 	}
 }
+
+func TestRequestBeforeTheAuthResponseWaits(t *testing.T) {
+	// The responder begins an exchange at once, and its request overtakes the
+	// IKE_AUTH response.
+	w, a, b := pair(t, twoPhase2)
+	var late []Datagram
+	w.drop = func(d Datagram) bool {
+		h, err := message.ParseHeader(d.Data)
+		if err == nil && h.Exchange == message.IKEAuth && h.Response && late == nil {
+			late = append(late, d)
+			return true
+		}
+		return false
+	}
+	b.resume()
+	a.resume()
+	w.settle()
+	if len(late) != 1 {
+		t.Fatal("setup: no IKE_AUTH response")
+	}
+	b.up("net2")
+	w.settle()
+	w.drop = nil
+	w.deliver(late[0])
+	w.run(5 * time.Second)
+	agree(t, a, b, 1, 2)
+}

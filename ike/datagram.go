@@ -187,6 +187,12 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 		e.counters.Malformed++
 		return
 	}
+	if sa.state == stateAuthSent {
+		// It overtook the IKE_AUTH response; without that nobody is authenticated. It
+		// will come again.
+		e.counters.OutsideWindow++
+		return
+	}
 	m, ok, err := e.open(sa, d)
 	if !ok {
 		return

@@ -63,7 +63,7 @@ func (d *childDiff) emit(e *Engine) {
 		}
 		old := find(d.before, c.SPIIn)
 		if old == nil {
-			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes})
+			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes, Known: true})
 		} else if old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
 			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
 		}

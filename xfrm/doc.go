@@ -13,8 +13,8 @@
 //   - Inbound, nothing above the fence is delivered: authenticated packets wait in
 //     a bounded queue. When a scope becomes active everything at or below the
 //     fence is rejected as a replay, unless an exact window was imported.
-//   - An SA installed into an active scope is new: its numbers begin at 1. One
-//     installed into an inactive scope is known from elsewhere.
+//   - An SA installed into an active scope is new, unless it is said to be Known: its
+//     numbers begin at 1. One installed into an inactive scope is known from elsewhere.
 //   - An exact window (SetWindows) holds for the next activation only, and not if a
 //     higher bound is recorded before it: then the exporter has gone on.
 //   - With Unbounded nobody is asked. With replay detection off (ReplayWindow 0)

@@ -39,6 +39,9 @@ type SA struct {
 	IV    *ipsec.IVCounter // of KeyID in this process; nil unless the suite is an AEAD
 	// Ceiling and Fence are the bounds that hold at installation.
 	Ceiling, Fence uint64
+	// Known: it was used elsewhere. It goes on above the ceiling and rejects up to
+	// the fence, also when its scope is active.
+	Known bool
 	// SoftBytes and HardBytes limit the traffic (either direction); 0: no limit.
 	SoftBytes, HardBytes uint64
 }

@@ -18,17 +18,30 @@ func (c *childSA) bound(d xfrm.Direction) *uint64 {
 	return &c.fence
 }
 
+func (b *burial) bound(d xfrm.Direction) *uint64 {
+	if d == xfrm.Outbound {
+		return &b.ceiling
+	}
+	return &b.fence
+}
+
 // install puts a Child SA into the data plane, on an owner as on a standby.
 func (n *Node) install(e ike.Install) {
 	if n.sas[e.SA.SPIIn] != nil {
 		return
 	}
 	c := &childSA{sa: e.SA, ceiling: initialCeiling}
-	if b, ok := n.buried[e.SA.SPIIn]; ok {
-		c.ceiling, c.fence = b.ceiling, b.fence
-	}
 	n.sas[e.SA.SPIIn] = c
-	sa := xfrm.SA{ChildSA: e.SA, Scope: scope, Ceiling: c.ceiling, Fence: c.fence,
+	if b, ok := n.buried[e.SA.SPIIn]; ok {
+		// It was used on one side of a split or on both: it goes on above that.
+		delete(n.buried, e.SA.SPIIn)
+		c.ceiling, c.fence = max(c.ceiling, b.ceiling), b.fence
+		if n.owner {
+			n.wanted = append(n.wanted, xfrm.Bound{SPIIn: e.SA.SPIIn, Dir: xfrm.Outbound, N: c.ceiling},
+				xfrm.Bound{SPIIn: e.SA.SPIIn, Dir: xfrm.Inbound, N: c.fence})
+		}
+	}
+	sa := xfrm.SA{ChildSA: e.SA, Scope: scope, Ceiling: c.ceiling, Fence: c.fence, Known: e.Known,
 		SoftBytes: e.SoftBytes, HardBytes: e.HardBytes}
 	if e.SA.Suite.Encr.AEAD() {
 		sa.IV = n.ledger.IV(e.SA.KeyID)

@@ -171,19 +171,29 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
-	// What is installed into an inactive scope is known to have been used before.
 	n.emit(Deactivate{scope})
-	n.ike.Unite(now, entries)
-	n.drain(now)
 	var raised []xfrm.Bound
 	for _, b := range u.Bounds {
-		if sa := n.sas[b.SPIIn]; sa != nil {
-			if p := sa.bound(b.Dir); b.N > *p {
+		sa := n.sas[b.SPIIn]
+		if sa == nil { // it is about to come, or to come back
+			was := n.buried[b.SPIIn]
+			if p := was.bound(b.Dir); b.N > *p {
 				*p = b.N
-				raised = append(raised, b)
+				n.buried[b.SPIIn] = was
 			}
+			continue
+		}
+		if p := sa.bound(b.Dir); b.N > *p {
+			*p = b.N
+			raised = append(raised, b)
 		}
 	}
+	if len(raised) > 0 {
+		// Skipping numbers is always safe, and need not wait for anybody.
+		n.emit(SetBounds{raised})
+	}
+	n.ike.Unite(now, entries)
+	n.drain(now)
 	n.wanted = append(n.wanted, raised...)
 	n.journal.SetBounds(now, n.wanted)
 	n.wanted = nil

@@ -73,6 +73,7 @@ func (h *host) startDaemon() {
 		}
 	}
 	h.said = cluster.Announce{}
+	h.release() // what an earlier process left behind
 	d.n = node.New(o)
 	h.d = d
 	h.life = &lifetime{host: h, process: d.process, began: w.now}
@@ -228,7 +229,7 @@ func (w *world) crashPoint(d *daemon, effect string, after bool) bool {
 		if a.Cell != c && w.now < a.At+a.For {
 			continue
 		}
-		if h := w.node(a.Node); h != d.h && w.now < a.At+2*a.For {
+		if a.Node != "" && w.node(a.Node) != d.h && w.now < a.At+2*a.For {
 			continue
 		}
 		w.armed = append(w.armed[:i:i], w.armed[i+1:]...)

@@ -119,7 +119,11 @@ func (p *plane) install(x xfrm.SA) {
 		return
 	}
 	last := esp.MaxSequence(x.Suite.ESN)
-	s := &sa{SA: x, p: p, keyIn: keyName(x.EncrIn), keyOut: keyName(x.EncrOut), out: esp.NewSender(p.gen, x.Ceiling, last), in: esp.NewReceiver(p.gen, x.Fence, x.ReplayWindow, last)}
+	gen := p.gen
+	if x.Known {
+		gen--
+	}
+	s := &sa{SA: x, p: p, keyIn: keyName(x.EncrIn), keyOut: keyName(x.EncrOut), out: esp.NewSender(gen, x.Ceiling, last), in: esp.NewReceiver(gen, x.Fence, x.ReplayWindow, last)}
 	p.sas[x.SPIIn] = s
 	p.list = append(p.list, s)
 	p.d.h.w.rule.installed(p.d, s)

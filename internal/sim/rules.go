@@ -35,6 +35,7 @@ type rules struct {
 	disturbed_ time.Duration   // when anything but a crash disturbed the pair last
 	fell       *fallen         // the latest owner that died
 	keysHex    []string
+	strays     map[ipsec.ESPSPI]bool // installed by clients in a split
 	heals      time.Duration
 	carriedAt  []time.Duration
 }
@@ -59,6 +60,7 @@ func (r *rules) init(w *world) {
 	r.w = w
 	r.epochs = map[cluster.Epoch]cluster.ProcessID{}
 	r.splitIKE = map[ipsec.IKESPIs]bool{}
+	r.strays = map[ipsec.ESPSPI]bool{}
 	r.excuses = make([]time.Duration, len(w.s.Setup.Clients))
 	r.noPath = make([]time.Duration, len(w.s.Setup.Clients))
 	r.carriedAt = make([]time.Duration, len(w.s.Setup.Clients))
@@ -210,6 +212,9 @@ func (r *rules) sentIKE(d *daemon) {}
 func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {}
 
 func (r *rules) installed(d *daemon, s *sa) {
+	if d.h.id == 0 && (r.split || r.w.now < r.tolerate) {
+		r.strays[s.SPIIn] = true
+	}
 	r.learnKey(s.EncrIn, s.EncrOut)
 	if len(d.p.list) > 64*(1+len(r.w.s.Setup.Clients)) {
 		r.w.violate(RuleBounded, "%s has %d Child SAs installed", d.h.name, len(d.p.list))
@@ -558,6 +563,13 @@ func (w *world) disagreement(o *host) string {
 			return c.name + " is not there"
 		}
 		for _, s := range c.d.p.list {
+			if !at[s.SPIOut] && w.rule.strays[s.SPIIn] {
+				// The answer that made it went to the gateway that had not asked, and the
+				// one that had gave up: nobody knows its SPI but the client, until its
+				// lifetime ends.
+				w.Result.States["SA of a split left at a client"]++
+				continue
+			}
 			n++
 			if !at[s.SPIOut] {
 				return "left behind: " + c.name + " holds SPI " + s.SPIOut.String() + ", the owner does not"

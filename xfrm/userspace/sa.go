@@ -98,6 +98,9 @@ func (p *Plane) Install(x xfrm.SA) error {
 		return err
 	}
 	gen, _ := s.scope.active()
+	if x.Known {
+		gen-- // of another activation than the present one
+	}
 	last := esp.MaxSequence(x.Suite.ESN)
 	s.out = outLane{sa: s, send: esp.NewSender(gen, x.Ceiling, last)}
 	s.in = inLane{sa: s, recv: esp.NewReceiver(gen, x.Fence, x.ReplayWindow, last)}
