@@ -77,6 +77,10 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 	case peer != nil && peer.notify == message.InvalidKEPayload:
 		e.childGroupDemanded(sa, x, old, peer.data)
 		return
+	case peer != nil && peer.notify == message.ChildSANotFound && old != nil && !old.initiator && e.now.Sub(old.installed) < responseMayCome:
+		// The answer that made it may still be on its way to the peer, again and again.
+		old.rekeyAt = old.installed.Add(responseMayCome)
+		return
 	case peer != nil && peer.notify == message.ChildSANotFound && old != nil && !x.collided && old.state == childInstalled:
 		// RFC 7296 §2.25: the peer lost it; drop it silently and begin afresh.
 		phase2 := old.Phase2
@@ -163,6 +167,10 @@ func (e *Engine) HandleFirstInbound(now time.Time, spiIn ipsec.ESPSPI) {
 	e.proceed(sa)
 	e.arm(sa)
 }
+
+// responseMayCome is how long a peer may go on asking for the answer that makes a
+// Child SA.
+const responseMayCome = 30 * time.Second
 
 // childDeleted follows a DELETE by the peer.
 func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -576,14 +577,12 @@ func (w *world) disagreement(o *host) string {
 			}
 		}
 		for _, g := range c.d.n.Status(c.local()).Gateways {
-			established := 0
+			var sas []string
 			for _, k := range g.IKE {
-				if k.State == "established" {
-					established++
-				}
+				sas = append(sas, k.SPIs.String()+" "+k.State)
 			}
-			if established != 1 || len(g.IKE) != 1 {
-				return "left behind: " + c.name + " has more or less than one IKE SA"
+			if len(sas) != 1 || g.IKE[0].State != "established" {
+				return fmt.Sprintf("left behind: %s has not one IKE SA but %q", c.name, sas)
 			}
 		}
 	}
