@@ -167,6 +167,7 @@ const deleteWait = 30 * time.Second
 func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 	x := e.finish(sa)
 	defer e.drop(x)
+	closing := sa.closing
 	var rival *ikeSA
 	if x.collided {
 		if n := e.sas[ownOf(x.collidedIKE, false)]; n != nil && n.state == stateEstablished {
@@ -198,6 +199,7 @@ func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 		e.close(n, "redundant")
 		e.proceed(n)
 		e.arm(n)
+		e.endSuccessor(closing, rival)
 		return
 	}
 	if rival != nil {
@@ -208,6 +210,17 @@ func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 	}
 	e.inherit(sa, n)
 	e.close(sa, "rekeyed")
+	e.endSuccessor(closing, n)
+}
+
+// endSuccessor ends the successor of an IKE SA that was to end while its rekey was
+// under way.
+func (e *Engine) endSuccessor(closing bool, n *ikeSA) {
+	if closing {
+		e.close(n, "its predecessor was to end")
+		e.proceed(n)
+		e.arm(n)
+	}
 }
 
 func (e *Engine) acceptRekeyIKE(sa *ikeSA, ev *event, x *exchange) (*ikeSA, error) {

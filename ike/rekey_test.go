@@ -619,3 +619,18 @@ func TestChildRekeyedBeforeThePeerKnowsIt(t *testing.T) {
 		t.Error("traffic does not pass")
 	}
 }
+
+func TestClearWhileTheIKESAIsRekeyed(t *testing.T) {
+	// The IKE SA is to end while the answer to its rekey is under way.
+	w, a, b := up(t, nil)
+	w.drop = func(Datagram) bool { return true }
+	a.rekeyIKE()
+	w.settle()
+	clearAll(a)
+	w.drop = nil
+	w.run(time.Minute)
+	if n := len(a.ike()); n > 1 {
+		t.Errorf("A has %d IKE SAs: %v", n, describe(a.ike()))
+	}
+	agree(t, a, b, 1, 1)
+}

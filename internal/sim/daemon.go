@@ -29,7 +29,7 @@ type daemon struct {
 	peer     cluster.Peer
 	leaving  bool
 
-	pending []node.Effect
+	pending []due
 	timer   uint64 // generation of the armed timer
 	timerAt time.Duration
 	armed   bool
@@ -174,26 +174,50 @@ func (d *daemon) drain() {
 			if !ok {
 				break
 			}
-			d.pending = append(d.pending, e)
+			x := due{effect: e}
 			if s, ok := e.(ike.Send); ok {
-				d.takesPart(w.wire.sent(d, s.Datagram))
+				x.label = w.wire.sent(d, s.Datagram)
 			}
+			d.pending = append(d.pending, x)
 		}
 		if len(d.pending) == 0 {
 			d.pending = nil
 			return
 		}
-		e := d.pending[0]
+		e := d.pending[0].effect
+		d.nowDoing()
 		d.pending = d.pending[1:]
-		if w.now-d.doingAt > doingFor {
-			d.doing = label{}
-		}
 		name := effectName(e)
 		if w.crashPoint(d, name, false) {
 			return
 		}
 		d.carry(e)
 		if w.crashPoint(d, name, true) {
+			return
+		}
+	}
+}
+
+// due is an effect that is not carried out yet.
+type due struct {
+	effect node.Effect
+	label  label // of an IKE message
+}
+
+// nowDoing finds the exchange to which the next effect counts: that of the message
+// it sends, else the one that the daemon is in, else the one it is about to begin.
+func (d *daemon) nowDoing() {
+	if l := d.pending[0].label; l.exchange != "" {
+		d.takesPart(l)
+		return
+	}
+	if d.h.w.now-d.doingAt <= doingFor && d.doing != (label{}) {
+		return
+	}
+	d.doing = label{}
+	for _, x := range d.pending {
+		if x.label.exchange != "" {
+			d.takesPart(x.label)
 			return
 		}
 	}
@@ -281,12 +305,9 @@ func (d *daemon) carry(e node.Effect) {
 	case node.Claim:
 		h.claim()
 	case node.Reassert:
-		n := h.claims
-		w.after(100*time.Millisecond, func() {
-			if h.claims == n && h.d == d {
-				w.net.announce(h)
-			}
-		})
+		if h.holds {
+			h.announce(100 * time.Millisecond)
+		}
 	case node.Release:
 		h.release()
 	case node.AddRoute, node.RemoveRoute:

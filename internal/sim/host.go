@@ -363,13 +363,32 @@ func (h *host) claim() {
 		return
 	}
 	h.holds = true
+	h.announce(between(h.w.chance, 100*time.Microsecond, 5*time.Millisecond))
+}
+
+// The arps and arps-interval of the configurations.
+const (
+	arps         = 5
+	arpsInterval = 8 * time.Second
+)
+
+// announce tells the neighbours after a while, and a few times more.
+func (h *host) announce(after time.Duration) {
 	h.claims++
-	n := h.claims
-	h.w.after(between(h.w.chance, 100*time.Microsecond, 5*time.Millisecond), func() {
-		if h.claims == n {
+	n, d, left := h.claims, h.d, arps
+	var again func()
+	again = func() {
+		if h.claims != n || h.d != d || d == nil {
+			return
+		}
+		if !h.frozen && !d.stopped {
 			h.w.net.announce(h)
 		}
-	})
+		if left--; left > 0 {
+			h.w.after(arpsInterval, again)
+		}
+	}
+	h.w.after(after, again)
 }
 
 func (h *host) release() {
