@@ -36,6 +36,8 @@ type daemon struct {
 
 	doing   label
 	doingAt time.Duration
+
+	reported time.Duration // FIFO of what the data plane reports
 }
 
 // doingFor is how long after an IKE message a daemon's effects count to its exchange.
@@ -269,7 +271,7 @@ func (d *daemon) carry(e node.Effect) {
 	w.mix(fmt.Sprintf("%T", e), uint64(h.id), uint64(h.index))
 	switch e := e.(type) {
 	case ike.Send:
-		w.rule.sentIKE(d)
+		w.rule.sentIKE(d, e.Datagram)
 		w.net.sendIKE(h, e.Datagram)
 	case ike.SendKeepalive:
 		w.net.keepalive(h, e)
@@ -317,6 +319,7 @@ func (d *daemon) carry(e node.Effect) {
 	case statesync.SendFrame:
 		w.sendFrame(d, e)
 	case statesync.SendAck:
+		w.rule.acks(d, e)
 		w.sendAck(d, e)
 	case cluster.Announce:
 		h.said = e
@@ -421,7 +424,8 @@ func (d *daemon) events(es []xfrm.Event) {
 	if len(es) == 0 {
 		return
 	}
-	d.h.w.after(d.h.w.hop()/4, func() {
+	w := d.h.w
+	d.reported = w.fifo(d.reported, w.hop()/4, func() {
 		d.run(func(now time.Time) { d.n.HandlePlane(now, es) })
 	})
 }

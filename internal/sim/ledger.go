@@ -6,6 +6,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/internal/ipsec"
+	"tandem/xfrm"
 )
 
 // ledger remembers every packet that was sealed and every inner packet that was
@@ -92,6 +93,7 @@ func (l *ledger) sealed(w *world, d *daemon, s *sa, x *sealed, iv [8]byte) {
 			w.violate(RuleSequence, "%s sends #%d on SPI %s, on which the cluster had sent #%d", d.h.name, x.seq, x.spi, r.maxSent)
 		}
 		w.rule.sends(d, r)
+		w.rule.uses(d, s, xfrm.Outbound, x.seq)
 	}
 	r.maxSent = max(r.maxSent, x.seq)
 	r.sentBy[d.process] = x.seq
@@ -123,6 +125,7 @@ func (l *ledger) delivered(w *world, d *daemon, s *sa, seq uint64, pkt *packet) 
 	r.maxGot = max(r.maxGot, seq)
 	if d.h.id != 0 {
 		w.rule.sends(d, r)
+		w.rule.uses(d, s, xfrm.Inbound, seq)
 	}
 	dir := 0
 	if pkt.toSite {

@@ -14,6 +14,7 @@ const (
 	RuleSequence  Rule = "sequence numbers only rise"
 	RuleReplay    Rule = "no packet is delivered twice"
 	RuleLost      Rule = "nothing acknowledged is lost"
+	RuleGate      Rule = "nothing leaves before it is acknowledged"
 	RuleEpoch     Rule = "epochs are made once, older ones refused"
 	RuleEcho      Rule = "echoes are inert"
 	RuleKeys      Rule = "keys stay in memory"

@@ -12,7 +12,6 @@ import (
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
 	"tandem/internal/sim/trace"
-	statesync "tandem/sync"
 	"tandem/xfrm"
 )
 
@@ -29,6 +28,7 @@ type rules struct {
 	splitAt  time.Duration
 	tolerate time.Duration          // until when rules 2 to 4 rest
 	splitIKE map[ipsec.IKESPIs]bool // messages differ since a split
+	left     map[uint64]bool        // IKE messages that gateways have sent, by hash
 	double   time.Duration          // since when two are active although nothing is broken
 
 	excuses    []time.Duration // until when each client may have to begin anew
@@ -49,6 +49,8 @@ type lifetime struct {
 	active  bool
 	dead    bool
 	used    map[*record]bool // in a split
+	owned   cluster.Epoch    // the latest that it announced as its own
+	acked   acknowledged
 }
 
 // fallen is an owner that died while its standby was entitled and nothing else was wrong.
@@ -62,6 +64,7 @@ func (r *rules) init(w *world) {
 	r.epochs = map[cluster.Epoch]cluster.ProcessID{}
 	r.splitIKE = map[ipsec.IKESPIs]bool{}
 	r.strays = map[ipsec.ESPSPI]bool{}
+	r.left = map[uint64]bool{}
 	r.excuses = make([]time.Duration, len(w.s.Setup.Clients))
 	r.noPath = make([]time.Duration, len(w.s.Setup.Clients))
 	r.carriedAt = make([]time.Duration, len(w.s.Setup.Clients))
@@ -108,6 +111,9 @@ func (r *rules) announced(d *daemon, a cluster.Announce) {
 		r.w.violate(RuleEpoch, "%s owns in epoch %s, as another process did", d.h.name, a.Epoch)
 	}
 	r.epochs[a.Epoch] = d.process
+	if l := d.h.life; l.owned.Less(a.Epoch) {
+		l.owned = a.Epoch
+	}
 	if r.highest.Less(a.Epoch) {
 		r.highest = a.Epoch
 	}
@@ -206,11 +212,6 @@ func (r *rules) sends(d *daemon, x *record) {
 }
 
 func (r *rules) noted(h *host, e cluster.WriteNote) {}
-
-func (r *rules) sentIKE(d *daemon) {}
-
-// frame: what is about to be handed to o's replica.
-func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {}
 
 func (r *rules) installed(d *daemon, s *sa) {
 	if d.h.id == 0 && (r.split || r.w.now < r.tolerate) {
