@@ -6,6 +6,7 @@ import (
 )
 
 //go:generate go run ./effects_gen
+//go:generate go run ./simulate --census census_gen.go
 
 // Exchange tells apart what an IKE message is about. None: no message is involved.
 type Exchange string
@@ -67,10 +68,9 @@ func (w *world) crash(d *daemon, c Cell) {
 	d.h.die(d, "crash point")
 }
 
-// Cells are the crash points that schedules aim at: every effect type that a node
-// can emit (effectTypes is generated from its source), in every exchange and role.
-// Not all of them exist: no note is written because of a probe. A crash that finds
-// no such moment happens at the effect's next one, and counts for what it was.
+// Cells are all crash points that could be: every effect type that a node can emit
+// (effectTypes is generated from its source), in every exchange and role. Most of
+// them exist only now and then, some never: no note is written because of a probe.
 func Cells() []Cell { return cells }
 
 var cells = func() (out []Cell) {

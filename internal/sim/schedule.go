@@ -163,14 +163,17 @@ func (s *Schedule) String() string {
 }
 
 // Generate makes the schedule of a seed.
-func Generate(seed uint64, real bool) *Schedule {
+func Generate(seed uint64, real bool) *Schedule { return generate(seed, real, aims) }
+
+// generate lets crashes aim at some of the crash points.
+func generate(seed uint64, real bool, aims []Cell) *Schedule {
 	r := stream(seed, "schedule")
 	s := &Schedule{Seed: seed, Real: real, Setup: setup(r)}
 	s.Length = between(r, 8*time.Minute, 13*time.Minute)
 	n := pick(r, 1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 9)
 	at := between(r, 5*time.Second, 30*time.Second)
 	for i := range n {
-		a := fault(r, seed, i)
+		a := fault(r, seed, i, aims)
 		a.At = at
 		s.Actions = append(s.Actions, a)
 		if room := s.Length - at; chance(r, 0.4) {
@@ -243,7 +246,7 @@ func client(r *rand.Rand) Client {
 
 // fault is the i-th of a seed. Seeds take turns with the crash points, so that a
 // number of them reaches all.
-func fault(r *rand.Rand, seed uint64, i int) Action {
+func fault(r *rand.Rand, seed uint64, i int, aims []Cell) Action {
 	owner := pick(r, "owner", "owner", "owner", "standby", "gw1", "gw2")
 	short := between(r, 20*time.Millisecond, 3*time.Second)
 	long := between(r, 500*time.Millisecond, 40*time.Second)
@@ -251,8 +254,7 @@ func fault(r *rand.Rand, seed uint64, i int) Action {
 		PauseBoth, CutHB, CutHB, LossHB, CutWAN, CutClient, Lossy, StallStream, BreakStream, Handover, Handover, Restart,
 		Rolling, SlowDisk, FullDisk, StepClock, Monitor, Stubborn, FlapARP, Echo); v {
 	case CrashAt:
-		cells := Cells()
-		return Action{Verb: v, Node: pick(r, "owner", "owner", "owner", "standby"), Cell: cells[(seed*7+uint64(i)*131+uint64(r.IntN(3)))%uint64(len(cells))], For: long}
+		return Action{Verb: v, Node: pick(r, "owner", "", "", "standby"), Cell: aims[(seed*7+uint64(i)*131+uint64(r.IntN(3)))%uint64(len(aims))], For: between(r, 10*time.Second, 80*time.Second)}
 	case StopDaemon, FreezeHost, PauseHost:
 		return Action{Verb: v, Node: owner, For: pick(r, short, long)}
 	case PauseBoth, StallStream, BreakStream, CutClient, CutWAN, SlowDisk, FullDisk:

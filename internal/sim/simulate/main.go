@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"tandem/internal/sim"
@@ -50,7 +51,7 @@ Flags:
 type options struct {
 	seeds, from, every uint64
 	seed, schedule     string
-	crash              string
+	crash, census      string
 	out, json          string
 	workers, shrink    int
 	runs               int
@@ -83,6 +84,7 @@ func run(args []string, out io.Writer) int {
 	f.IntVar(&o.shrink, "shrink", 3, "how many violations to shrink, one of each rule first; 0: none")
 	f.IntVar(&o.runs, "shrink-runs", 600, "how many runs to shrink one violation with")
 	f.DurationVar(&o.at, "at", 0, "with --seed or --schedule, and no violation: draw what led to this moment")
+	f.StringVar(&o.census, "census", "", "write census_gen.go to this file (go generate does)")
 	f.BoolVar(&o.coverage, "coverage", true, "when all seeds have run, crash once more at every crash point that they passed and at which none crashed")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -101,6 +103,8 @@ func run(args []string, out io.Writer) int {
 			ok, err = replaySeed(out, o)
 		case o.schedule != "":
 			ok, err = replayFile(out, o)
+		case o.census != "":
+			ok, err = true, census(o)
 		default:
 			ok, err = sweep(out, o)
 		}
@@ -198,4 +202,27 @@ func shrink(out io.Writer, s *sim.Schedule, rule sim.Rule, dir string, o options
 	tellStory(out, st)
 	fmt.Fprintf(out, "replay it with: make sim SCHEDULE=%s/schedule.json\n", dir)
 	return nil
+}
+
+func census(o options) error {
+	text, err := sim.Census(func(count int, run func(i int)) {
+		next := make(chan int)
+		var workers sync.WaitGroup
+		for range max(1, o.workers) {
+			workers.Go(func() {
+				for i := range next {
+					run(i)
+				}
+			})
+		}
+		for i := range count {
+			next <- i
+		}
+		close(next)
+		workers.Wait()
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.census, text, 0o666)
 }
