@@ -89,11 +89,12 @@ type Takeover struct {
 	DetectMS  float64 `json:"detect_ms"`
 	FirstMS   float64 `json:"first_esp_ms"` // from the fault to the survivor's first ESP packet
 	OutageMS  float64 `json:"outage_ms"`
-	Lost      int     `json:"lost_pings"` // around it, worse direction
-	Reached   int     `json:"reached"`    // ESP packets of the client that came to the survivor
-	Rejected  int     `json:"rejected"`   // of those, not delivered
-	Lead      int     `json:"fence_lead"` // of the owner before: so many may be rejected
-	Explained bool    `json:"explained"`  // reason, covered and epoch are known
+	Lost      int     `json:"lost_pings"`    // around it, worse direction
+	Reached   int     `json:"reached"`       // ESP packets of the client that came to the survivor
+	Rejected  int     `json:"rejected"`      // of those, not delivered
+	Lead      int     `json:"fence_lead"`    // of the owner before, widened: so many may be rejected
+	Widened   int     `json:"fence_widened"` // factor in it, as the owner's status said before the fault; 1: none
+	Explained bool    `json:"explained"`     // reason, covered and epoch are known
 }
 
 // judge fills in Violations and Verdict from the bounds and from what the

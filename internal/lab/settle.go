@@ -192,6 +192,7 @@ func (r *run) explain(check *Checker, streams [2]Stream) error {
 			jumps = append(jumps, float64(s.Jump))
 		}
 		t.Reached, t.Rejected, t.Lead = r.judgeRejected(check, inner[f.survivor], f, until)
+		t.Widened = max(1, f.widened)
 		if n := len(r.res.Takeovers); n == 0 || t.Reached < r.res.SurvivorReached {
 			r.res.SurvivorReached = t.Reached
 		}
