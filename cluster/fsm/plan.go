@@ -1,0 +1,76 @@
+package fsm
+
+import (
+	"slices"
+
+	"tandem/proto/clusterpb"
+)
+
+// Plan is what the leader of a farm should propose next for its slots, each a
+// command without ID: slots for every able member, standbys for each slot, and the
+// member that a slot was made for as its successor as soon as it holds the records.
+// Where all is as it should be, the plan is empty.
+//
+// The eight slots of a member have different first standbys, so that its load is
+// spread when it dies. Whether a member is lost changes nothing in the order, only
+// who is passed over: a member that comes back finds its old place.
+func (m *Machine) Plan(standbys int) (out []*clusterpb.Command) {
+	var as []*clusterpb.Assignment
+	for _, p := range m.members {
+		for k := range SlotsPerMember {
+			id := Slot(p.Node, k)
+			s, owner := m.scope(uint32(id)), p.Node
+			if s == nil || s.Owner == 0 {
+				if !p.Able() {
+					continue
+				}
+			} else {
+				owner = s.Owner
+			}
+			want := m.standbysFor(p, k, owner, standbys)
+			if s != nil && s.Owner == owner && slices.Equal(s.Standbys, want) {
+				continue
+			}
+			as = append(as, &clusterpb.Assignment{Scope: uint32(id), Owner: uint32(owner), Standbys: numbers(want)})
+		}
+	}
+	if len(as) > 0 {
+		out = append(out, &clusterpb.Command{What: &clusterpb.Command_AssignSlots{AssignSlots: &clusterpb.AssignSlots{Assignments: as}}})
+	}
+	for i := range m.scopes {
+		s := &m.scopes[i]
+		if h := s.ID.Home(); h != 0 && s.Owner != 0 && s.Successor != h && m.mayFollow(s, h, false) {
+			out = append(out, &clusterpb.Command{What: &clusterpb.Command_SetSuccessor{
+				SetSuccessor: &clusterpb.SetSuccessor{Scope: uint32(s.ID), Epoch: s.Epoch.Proto(), Node: uint32(h)}}})
+		}
+	}
+	for _, c := range out {
+		c.Version = 1
+	}
+	return out
+}
+
+// standbysFor lists who should stand by for the k-th slot of a member: the member
+// itself if another owns it, then the others in a ring whose beginning and
+// direction differ from slot to slot.
+func (m *Machine) standbysFor(home Member, k int, owner NodeID, n int) (out []NodeID) {
+	var ring []Member
+	for _, p := range m.members {
+		if p.Node != home.Node && p.State != Left && !p.Witness {
+			ring = append(ring, p)
+		}
+	}
+	if home.Node != owner && home.Able() && n > 0 {
+		out = append(out, home.Node)
+	}
+	for i := range ring {
+		at := k + i
+		if k/len(ring)%2 == 1 {
+			at = k + len(ring) - i
+		}
+		if p := ring[at%len(ring)]; len(out) < n && p.Able() && p.Node != owner {
+			out = append(out, p.Node)
+		}
+	}
+	return out
+}
