@@ -177,8 +177,11 @@ func (d *daemon) drain() {
 				break
 			}
 			x := due{effect: e}
-			if s, ok := e.(ike.Send); ok {
-				x.label = w.wire.sent(d, s.Datagram)
+			switch e := e.(type) {
+			case ike.KeyLog: // the observer reads what follows, whether it leaves or not
+				w.wire.keys(e)
+			case ike.Send:
+				x.label = w.wire.sent(d, e.Datagram)
 			}
 			d.pending = append(d.pending, x)
 		}
@@ -276,7 +279,7 @@ func (d *daemon) carry(e node.Effect) {
 	case ike.SendKeepalive:
 		w.net.keepalive(h, e)
 	case ike.KeyLog:
-		w.wire.keys(e)
+		// The observer has it already.
 	case node.Install:
 		w.note(h.name, "plane", "install SPI %s (out %s), ceiling %d, fence %d", e.SA.SPIIn, e.SA.SPIOut, e.SA.Ceiling, e.SA.Fence)
 		d.p.install(e.SA)
