@@ -10,7 +10,6 @@ import (
 	"tandem/cluster"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
-	"tandem/xfrm"
 )
 
 // rules knows the truth about who owns, and judges.
