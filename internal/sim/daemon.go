@@ -181,7 +181,7 @@ func (d *daemon) drain() {
 			case ike.KeyLog: // the observer reads what follows, whether it leaves or not
 				w.wire.keys(e)
 			case ike.Send:
-				x.label = w.wire.sent(d, e.Datagram)
+				x.label = w.wire.label(e.Datagram)
 			}
 			d.pending = append(d.pending, x)
 		}
@@ -274,6 +274,7 @@ func (d *daemon) carry(e node.Effect) {
 	w.mix(fmt.Sprintf("%T", e), uint64(h.id), uint64(h.index))
 	switch e := e.(type) {
 	case ike.Send:
+		w.wire.sent(d, e.Datagram)
 		w.rule.sentIKE(d, e.Datagram)
 		w.net.sendIKE(h, e.Datagram)
 	case ike.SendKeepalive:

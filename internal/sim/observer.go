@@ -158,16 +158,22 @@ func (o *observer) describe(b []byte) string {
 	return "unreadable"
 }
 
-// sent is a message that a daemon wants to send: what exchange it belongs to, in the
-// daemon's role.
-func (o *observer) sent(d *daemon, x ike.Datagram) label {
+// label is what exchange a message belongs to, in its sender's role.
+func (o *observer) label(x ike.Datagram) label {
+	if _, t := o.read(x.Data); t != nil {
+		return t.label
+	}
+	return label{}
+}
+
+// sent is a message that leaves a daemon.
+func (o *observer) sent(d *daemon, x ike.Datagram) {
 	m, t := o.read(x.Data)
 	if m == nil {
 		o.w.violate(RuleEffects, "%s sends a message that does not parse", d.h.name)
-		return label{}
+		return
 	}
 	o.check(d, m, t, x.Data)
-	return t.label
 }
 
 // received is a message that arrived at a daemon.
