@@ -82,6 +82,16 @@ func (n *Node) bury(spi ipsec.ESPSPI, c *childSA) {
 	n.buried[spi] = burial{c.ceiling, c.fence}
 }
 
+// buriedBounds are those of SAs that have gone, for a side that may still have them.
+func (n *Node) buriedBounds() []xfrm.Bound {
+	var out []xfrm.Bound
+	for _, spi := range slices.Sorted(maps.Keys(n.buried)) {
+		b := n.buried[spi]
+		out = append(out, xfrm.Bound{SPIIn: spi, Dir: xfrm.Outbound, N: b.ceiling}, xfrm.Bound{SPIIn: spi, Dir: xfrm.Inbound, N: b.fence})
+	}
+	return out
+}
+
 // routesOf are the routes that add-route promises: the remote selectors of a dialup client.
 func (n *Node) routesOf(sa ipsec.ChildSA) []AddRoute {
 	var out []AddRoute

@@ -98,6 +98,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.ApplyBounds:
 		n.applyBounds(e.Bounds)
 	case statesync.CopyComplete:
+		clear(n.buried) // told, if anybody wanted to know
 		n.ike.EndCopy()
 		n.pair.HandleCopied(now, e.Epoch)
 	case statesync.HandoverReceived:
@@ -134,7 +135,7 @@ func (n *Node) pairEffect(now time.Time, e cluster.Effect) {
 	case cluster.HandOver:
 		n.handOver(now, e)
 	case cluster.Unite:
-		n.journal.Unite(now, e.Owner, n.peers[e.Owner], n.snapshot(now), n.bounds(), n.journal.Tombstones())
+		n.journal.Unite(now, e.Owner, n.peers[e.Owner], n.snapshot(now), append(n.bounds(), n.buriedBounds()...), n.journal.Tombstones())
 	case cluster.RekeyEarly:
 		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
 		n.ike.RekeyAll(now, e.Reason)
