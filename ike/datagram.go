@@ -265,7 +265,7 @@ func (e *Engine) respond(sa *ikeSA, d Datagram, h message.Header, ps []message.P
 		return
 	}
 	sa.nextRecv = h.MessageID + 1
-	sa.lastResponse = b
+	sa.lastResponse, sa.answered = b, true
 	e.logSent(sa, h.Exchange.String()+"_RESPONSE", h.MessageID, len(b))
 	e.hold(sa, Send{reply(d, b)})
 }
@@ -276,7 +276,7 @@ func (e *Engine) repeat(sa *ikeSA, d Datagram) {
 		return
 	}
 	e.heard(sa)
-	if sa.dirty || sa.ticket > e.done || sa.lastResponse == nil {
+	if sa.answered || sa.answerTicket > e.done || sa.lastResponse == nil {
 		return // the response is still waiting for its record
 	}
 	e.counters.Duplicates++

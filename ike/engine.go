@@ -139,6 +139,9 @@ func (e *Engine) commit() {
 	for _, sa := range t.dirty {
 		sa.dirty = false
 		sa.ticket = e.last
+		if sa.answered {
+			sa.answered, sa.answerTicket = false, e.last
+		}
 		if sa.state == stateGone {
 			if sa.goneAt == 0 {
 				sa.goneAt = e.last

@@ -49,3 +49,27 @@ func TestClearWhileTheIKESAIsRekeyed(t *testing.T) {
 	}
 	agree(t, a, b, 1, 1)
 }
+
+func TestRetransmissionIsAnsweredWhileAnotherRecordIsUnderWay(t *testing.T) {
+	// Our own request waits for its record when the peer asks again for an answer that
+	// was committed long ago.
+	w, a, b := up(t, nil)
+	w.drop = func(d Datagram) bool { return d.Local.Addr() == b.addr }
+	a.rekeyChild()
+	w.settle()
+	w.drop = nil
+	var request Datagram
+	for _, d := range w.seen {
+		if d.Local.Addr() == a.addr {
+			request = d
+		}
+	}
+	b.manual = true
+	b.e.Rekey(w.now, "", true)
+	b.drain()
+	n := len(w.seen)
+	b.receive(flip(request))
+	if len(w.seen) != n+1 {
+		t.Errorf("%d messages instead of the answer once more", len(w.seen)-n)
+	}
+}

@@ -111,6 +111,8 @@ type ikeSA struct {
 	seq               uint64
 	dirty             bool
 	ticket            Ticket // latest record
+	answered          bool   // lastResponse is not in a record yet
+	answerTicket      Ticket // of the record that has it
 	goneAt            Ticket
 	peerDeleted       bool
 	initKey           initKey
