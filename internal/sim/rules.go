@@ -275,7 +275,7 @@ func (r *rules) logged(d *daemon, e node.Log) {
 		w.Result.States["uncovered takeover"]++
 		r.tolerate = max(r.tolerate, w.now+time.Second)
 		for _, x := range w.ledger.list {
-			if x.tainted == 0 && w.now-x.last < 10*time.Minute {
+			if trusted && x.tainted == 0 && w.now-x.last < 10*time.Minute {
 				x.tainted = w.now
 			}
 		}
