@@ -191,9 +191,10 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 	d.takesPart(label{t.label.exchange, !t.label.initiator})
 }
 
-// onWire counts the transmissions of an exchange. A requester whose every attempt the
-// network lost, with the request or with its response, may give up; that excuses the
-// client at either end.
+// onWire counts the transmissions of an exchange. A requester most of whose attempts
+// the network lost, with the request or with its response, may give up (an attempt that
+// comes while the answer to the one before is made is not answered apart); that excuses
+// the client at either end.
 func (o *observer) onWire(raw []byte, client int, lost bool) {
 	m, _ := o.read(raw)
 	if m == nil {
@@ -206,7 +207,7 @@ func (o *observer) onWire(raw []byte, client int, lost bool) {
 	if lost {
 		s.lost[m.MessageID]++
 	}
-	if n := s.attempts[m.MessageID]; n >= 3 && s.lost[m.MessageID] >= n {
+	if n := s.attempts[m.MessageID]; n >= 3 && 2*s.lost[m.MessageID] >= n {
 		o.w.rule.excuseClient(client, 60*time.Second)
 	}
 }
