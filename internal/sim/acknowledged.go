@@ -181,8 +181,8 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 // SA and a bound that is not below.
 func (r *rules) uses(d *daemon, s *sa, dir xfrm.Direction, seq uint64) {
 	a := r.syncSet(d)
-	if a == nil {
-		return
+	if a == nil || d.p.sas[s.SPIIn] != s {
+		return // of an SA that has ended everybody knows that it has
 	}
 	what := "sends"
 	if dir == xfrm.Inbound {
