@@ -175,6 +175,9 @@ func (r *rules) died(h *host, d *daemon) {
 	if o.guard != nil {
 		_, entitled = o.guard.Entitled()
 	}
+	if r.split && wasActive && len(r.active) == 0 && entitled {
+		r.healed() // since the last look
+	}
 	if r.split {
 		// What it did in the split, nobody else knows.
 		for x := range l.used {
@@ -371,10 +374,15 @@ func (r *rules) pollSplit() {
 	if !entitled && !dead {
 		return
 	}
+	r.healed()
+}
+
+// healed: one owns, and the other knows what it did.
+func (r *rules) healed() {
 	r.split = false
-	r.tolerate = max(r.tolerate, w.now+time.Second)
+	r.tolerate = max(r.tolerate, r.w.now+time.Second)
 	r.excuse(90 * time.Second)
-	w.note("", "truth", "the split has healed")
+	r.w.note("", "truth", "the split has healed")
 }
 
 // quietFaults is when the last fault that keeps nodes apart ended.
