@@ -66,8 +66,8 @@ var pools = []struct {
 	first, last Number
 	count       uint64
 }{
-	{SpaceSPI, SPINumber(256), SPINumber(256 + 2047), 64},
-	{SpaceIPv4, SPINumber(10 << 24), SPINumber(10<<24 + 255), 16},
+	{SpaceSPI, SPINumber(256), SPINumber(256 + 4095), 64},
+	{SpaceIPv4, SPINumber(10 << 24), SPINumber(10<<24 + 511), 16},
 	{SpaceIPv6, Number{1, ^uint64(0) - 100}, Number{2, 100}, 8},
 }
 
@@ -248,6 +248,11 @@ func (w *world) commit(e []byte) {
 		}
 		w.ranges[c.GetId().String()] = r.Value
 	}
+	if x := c.GetTakeOver(); x != nil && r.OK() && !r.Repeated {
+		if s, _ := w.truth.Scope(ScopeID(x.GetScope())); s.Owner != NodeID(c.GetId().GetNode()) || !s.Epoch.SameTenure(epochOf(x.GetEpoch())) {
+			w.t.Fatalf("%v was accepted: %+v", c, s)
+		}
+	}
 	for i := range w.truth.scopes {
 		s, old := &w.truth.scopes[i], before[w.truth.scopes[i].ID]
 		if s.Epoch.Counter < old.Epoch.Counter || s.Burnt < old.Burnt {
@@ -302,8 +307,16 @@ func (w *world) giveOut(h *host) {
 		return
 	}
 	r := usable[w.r.IntN(len(usable))]
+	if i := slices.IndexFunc(w.truth.ranges, func(q Range) bool { return q.ID == r.ID }); i < 0 || w.truth.ranges[i] != r {
+		w.t.Fatalf("node %d gives numbers out of range %d, which is no longer its own (synchronised: %v)", h.id, r.ID, h.synced)
+	}
 	if _, opened := slices.BinarySearch(h.disk.Opened, r.ID); !opened {
 		h.disk.Open(r.ID)
+		for _, l := range w.leases {
+			if r.Contains(l.space, l.n) {
+				w.t.Fatalf("node %d takes range %d for fresh, in which %v is in use", h.id, r.ID, l.n)
+			}
+		}
 	}
 	if h.used[r.ID] == nil {
 		h.used[r.ID] = map[Number]bool{}
@@ -341,7 +354,7 @@ func (w *world) release(i int) {
 
 // synchronise: the host learns from the owners of the tunnels what is in use.
 func (w *world) synchronise(h *host) {
-	if h.witness || w.cut[h.id] != 0 || !h.joined() {
+	if h.witness || w.cut[h.id] != 0 {
 		return
 	}
 	h.synced = true
@@ -359,7 +372,15 @@ func (w *world) useRanges(h *host) {
 		return
 	}
 	p := pools[w.r.IntN(len(pools))]
-	if fresh := h.disk.Fresh(h.state, p.space); len(fresh) < 2 || w.r.IntN(4) == 0 {
+	if w.r.IntN(4) == 0 {
+		for _, r := range w.truth.ranges { // what a removed member left behind
+			if q, _ := w.truth.Member(r.Node); q.State == Left && !slices.ContainsFunc(w.leases, func(l *lease) bool { return r.Contains(l.space, l.n) }) {
+				w.propose(h, returns(h.id, r.ID))
+				return
+			}
+		}
+	}
+	if fresh := h.disk.Fresh(h.state, p.space); len(fresh) < 2 && w.r.IntN(2) == 0 {
 		w.propose(h, &clusterpb.Command{What: &clusterpb.Command_DelegateRange{DelegateRange: &clusterpb.DelegateRange{
 			Node: uint32(h.id), Store: h.disk.Store, Space: uint32(p.space), First: p.space.Bytes(p.first), Last: p.space.Bytes(p.last), Count: p.count}}})
 		return
@@ -451,7 +472,10 @@ func (w *world) administer(h *host) {
 		w.propose(h, drains(n, w.r.IntN(2) == 0))
 		return
 	}
-	w.stop(w.nodes[n-1])
+	// Who removes a node vouches that it has stopped for good.
+	gone := w.nodes[n-1]
+	w.stop(gone)
+	gone.disk, gone.snapshot, gone.at = Holdings{Node: n, Store: w.r.Uint64() | 1}, nil, 0
 	w.propose(h, removes(n))
 }
 
@@ -521,7 +545,8 @@ func (w *world) heal() {
 			w.start(h)
 		}
 	}
-	for range 2000 {
+	late := func(h *host) bool { return h.applied < w.log.Len() }
+	for i := 0; i < 100 || i < 100_000 && slices.ContainsFunc(w.nodes, late); i++ {
 		w.now = w.now.Add(5 * time.Millisecond)
 		w.deliver()
 	}
