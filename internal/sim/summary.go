@@ -201,10 +201,25 @@ func (t *Summary) Write(w io.Writer) {
 	table(w, verbs(t.Faults, true))
 	fmt.Fprintf(w, "other actions\n")
 	table(w, verbs(t.Faults, false))
-	fmt.Fprintf(w, "states\n")
+	fmt.Fprintf(w, "states            %s\n", reached(t.States, stateNames))
 	table(w, t.States)
-	fmt.Fprintf(w, "alarms\n")
+	fmt.Fprintf(w, "alarms            %s\n", reached(t.Alarms, alarmNames))
 	table(w, t.Alarms)
+}
+
+// reached says how many of all names were counted.
+func reached(m map[string]int, all []string) string {
+	var never []string
+	for _, n := range all {
+		if m[n] == 0 {
+			never = append(never, n)
+		}
+	}
+	text := fmt.Sprintf("%d of %d reached", len(all)-len(never), len(all))
+	if len(never) > 0 {
+		text += "; never: " + strings.Join(never, ", ")
+	}
+	return text
 }
 
 func (t *Summary) share(n int) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,7 +30,7 @@ func module(t *testing.T, node string) string {
 	core := "package %s\ntype Effect interface{ effect() }\ntype Kept struct{}\ntype Passed struct{}\nfunc (Kept) effect() {}\nfunc (*Passed) effect() {}\n"
 	for dir, text := range map[string]string{
 		"cluster": strings.Replace(core, "%s", "cluster", 1), "ike": strings.Replace(core, "%s", "ike", 1),
-		"sync": strings.Replace(core, "%s", "statesync", 1), nodeFolder: node,
+		"sync": strings.Replace(core, "%s", "statesync", 1), nodeFolder: node, "internal/sim": simulation,
 	} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o777); err != nil {
 			t.Fatal(err)
@@ -40,6 +41,16 @@ func module(t *testing.T, node string) string {
 	}
 	return root
 }
+
+const simulation = `package sim
+func f(p *pair, r *Result) {
+	p.alarm("fire", "it burns", true)
+	p.alarm("fire", "", false)
+	r.States["calm"]++
+	r.States["calm"]++
+	_ = r.States["never counted"]
+}
+`
 
 const before = `package node
 import ("tandem/cluster"; "tandem/ike"; statesync "tandem/sync")
@@ -73,6 +84,10 @@ func (n *Node) g(e statesync.Effect) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !strings.Contains(string(text), "stateNames = []string{\n\t\"calm\",\n}") || strings.Contains(string(text), "never counted") {
+		t.Errorf("the states are not the ones counted:\n%s", text)
+	}
+	text, _, _ = bytes.Cut(text, []byte("var alarmNames"))
 	var got []string
 	for _, l := range strings.Split(string(text), "\n") {
 		if l = strings.TrimSpace(l); strings.HasPrefix(l, `"`) {
