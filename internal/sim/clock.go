@@ -23,12 +23,12 @@ func (c *clock) at(now time.Duration) time.Time { return epoch.Add(c.elapsed(now
 // unix is the wall clock, in seconds.
 func (c *clock) unix(now time.Duration) int64 { return c.at(now).Add(c.wall).Unix() }
 
-// when is the first moment of virtual time at which the clock shows t.
+// when is a moment of virtual time at which the clock has just come to show t.
 func (c *clock) when(t time.Time) time.Duration {
 	want := t.Sub(epoch) + c.late
 	now := want - want/1_000_000*time.Duration(c.ppm)
-	for c.elapsed(now) < want-c.late {
-		now++
+	for missing := time.Duration(1); missing > 0; now += max(0, missing) {
+		missing = want - c.late - c.elapsed(now)
 	}
 	return now
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,6 +61,7 @@ type options struct {
 }
 
 func main() {
+	debug.SetGCPercent(400) // worlds are small and short-lived
 	os.Exit(run(os.Args[1:], os.Stdout))
 }
 
