@@ -358,7 +358,7 @@ func TestConfigAndPolicy(t *testing.T) {
 }
 
 func TestVersions(t *testing.T) {
-	old, young := newBuild(1, 1), newBuild(1, 2)
+	old, young := NewBuild(1, 1), NewBuild(1, 2)
 	seq := map[NodeID]uint64{}
 	both := func(code Code, by NodeID, c *clusterpb.Command) {
 		t.Helper()
@@ -393,7 +393,7 @@ func TestVersions(t *testing.T) {
 	if old.Unfit() == nil {
 		t.Error("the old build does not see that it cannot follow")
 	}
-	if err := newBuild(1, 1).Restore(young.Snapshot()); err == nil {
+	if err := NewBuild(1, 1).Restore(young.Snapshot()); err == nil {
 		t.Error("the old build takes a snapshot that it does not understand")
 	}
 	if r := young.Apply(Encode(&clusterpb.Command{Id: &clusterpb.CommandID{Node: 3, Life: 1, Seq: 1}, Version: 1, What: joins(3, 300).What})); r.Code != TooNew {

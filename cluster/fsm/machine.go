@@ -84,10 +84,10 @@ func refuse(c Code, format string, args ...any) Result {
 }
 
 // New is the state before the first entry.
-func New() *Machine { return newBuild(MinVersion, MaxVersion) }
+func New() *Machine { return NewBuild(MinVersion, MaxVersion) }
 
-// newBuild is a machine of a build that understands other versions.
-func newBuild(lowest, highest uint32) *Machine {
+// NewBuild is a machine of a build that understands other log versions.
+func NewBuild(lowest, highest uint32) *Machine {
 	return &Machine{version: 1, nextRange: 1, spiCursor: firstSPI, min: lowest, max: highest}
 }
 

@@ -318,6 +318,11 @@ func (w *world) giveOut(h *host) {
 			}
 		}
 	}
+	for _, l := range w.leases {
+		if l.in == r.ID && !h.used[r.ID][l.n] {
+			w.t.Fatalf("node %d gives numbers out of range %d, and does not know that %v is in use", h.id, r.ID, l.n)
+		}
+	}
 	if h.used[r.ID] == nil {
 		h.used[r.ID] = map[Number]bool{}
 	}

@@ -79,7 +79,7 @@ func (m *Machine) Restore(snapshot []byte) error {
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(snapshot, f); err != nil {
 		return err
 	}
-	n := newBuild(m.min, m.max)
+	n := NewBuild(m.min, m.max)
 	n.version, n.applied, n.floor, n.nextRange = f.GetVersion(), f.GetApplied(), f.GetFloor(), RangeID(f.GetNextRange())
 	n.spiCursor, n.stop = f.GetSpiCursor(), f.GetStopOnQuorumLoss()
 	if n.checkFit(); n.unfit != nil {
