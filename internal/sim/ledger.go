@@ -47,7 +47,7 @@ type record struct {
 	maxGot    uint64
 	tainted   time.Duration // since when both sides of a split used it and one lost its memory; 0: no
 	last      time.Duration // of use
-	rejected  int           // first copies refused since the last takeover
+	price     price
 }
 
 func (l *ledger) init() {
@@ -124,6 +124,7 @@ func (l *ledger) delivered(w *world, d *daemon, s *sa, seq uint64, pkt *packet) 
 	r.got[seq] = d.process
 	r.maxGot = max(r.maxGot, seq)
 	if d.h.id != 0 {
+		r.price.count(w.now)
 		w.rule.sends(d, r)
 		w.rule.uses(d, s, xfrm.Inbound, seq)
 	}
@@ -146,7 +147,7 @@ func (l *ledger) refused(w *world, d *daemon, s *sa, x *sealed) {
 	}
 	r := l.record(s.SPIIn, s.keyIn)
 	if _, ok := r.got[x.seq]; !ok && x.key == s.keyIn {
-		r.rejected++
 		w.Result.Rejected++
+		w.rule.pays(d, s, r, x)
 	}
 }

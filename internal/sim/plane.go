@@ -69,7 +69,7 @@ type sealed struct {
 	seq    uint64
 	data   []byte // real cryptography
 	inner  *packet
-	key    uint64 // names the key, without real cryptography
+	key    uint64 // names the key
 	from   netip.AddrPort
 	to     netip.AddrPort
 	forged bool
@@ -340,7 +340,7 @@ func (p *plane) send(pkt *packet) {
 func (p *plane) seal(s *sa, seq uint64, pkt *packet) {
 	h, w := p.d.h, p.d.h.w
 	now := h.local()
-	x := &sealed{spi: s.SPIOut, seq: seq, inner: pkt, from: s.Local, to: s.Remote}
+	x := &sealed{spi: s.SPIOut, seq: seq, inner: pkt, key: s.keyOut, from: s.Local, to: s.Remote}
 	var iv [8]byte
 	if w.s.Real {
 		if s.seal == nil {
@@ -371,7 +371,6 @@ func (p *plane) seal(s *sa, seq uint64, pkt *packet) {
 				return
 			}
 		}
-		x.key = s.keyOut
 	}
 	s.out.Sent()
 	s.lastOut = now

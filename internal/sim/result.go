@@ -13,6 +13,7 @@ const (
 	RuleNonce     Rule = "no nonce twice"
 	RuleSequence  Rule = "sequence numbers only rise"
 	RuleReplay    Rule = "no packet is delivered twice"
+	RulePrice     Rule = "a takeover rejects at most the fence's lead"
 	RuleLost      Rule = "nothing acknowledged is lost"
 	RuleGate      Rule = "nothing leaves before it is acknowledged"
 	RuleEpoch     Rule = "epochs are made once, older ones refused"

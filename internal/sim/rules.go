@@ -25,6 +25,7 @@ type rules struct {
 	splitAt  time.Duration
 	tolerate time.Duration          // until when rules 2 to 4 rest
 	splitIKE map[ipsec.IKESPIs]bool // messages differ since a split
+	forgot   time.Duration          // when an owner began without the SAs, or died in a split
 	left     map[uint64]bool        // IKE messages that gateways have sent, by hash
 	double   time.Duration          // since when two are active although nothing is broken
 
@@ -134,16 +135,13 @@ func (r *rules) activates(d *daemon) {
 	}
 	l.active = true
 	r.active = append(r.active, l)
+	r.prices()
 	if r.last != nil && r.last != l {
 		w.Result.Takeovers++
 		if r.last.dead {
 			w.Result.States["takeover from the dead"]++
 		} else {
 			w.Result.States["takeover from the living"]++
-		}
-		// Who succeeds may not have been entitled, or the old owner may go on.
-		for _, x := range w.ledger.list {
-			x.rejected = 0
 		}
 	}
 	r.last = l
@@ -186,6 +184,7 @@ func (r *rules) died(h *host, d *daemon) {
 			}
 		}
 		r.w.Result.States["memory of a split lost"]++
+		r.forgot = r.w.now
 	}
 	if wasActive && !r.split && entitled && r.w.now-r.disturbed_ > 10*time.Second && r.w.linksWhole() {
 		r.fell = &fallen{l, r.w.now}
@@ -272,6 +271,7 @@ func (r *rules) logged(d *daemon, e node.Log) {
 	if !trusted {
 		r.excuse(90 * time.Second)
 		w.Result.States["untrusted takeover"]++
+		r.forgot = w.now
 	}
 	if !covered {
 		w.Result.Uncovered++
@@ -373,6 +373,9 @@ func (r *rules) pollSplit() {
 	dead := other.d == nil || other.life.began > r.splitAt
 	if !entitled && !dead {
 		return
+	}
+	if !dead && r.forgot < r.splitAt {
+		r.united()
 	}
 	r.healed()
 }

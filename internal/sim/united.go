@@ -1,0 +1,69 @@
+package sim
+
+import (
+	"time"
+
+	"tandem/internal/ipsec"
+)
+
+// united: a split is over, and nobody lost their memory in it. What a client still
+// uses, one side or the other has; so the owner has it.
+func (r *rules) united() {
+	w := r.w
+	for _, c := range w.clients {
+		k, ok := r.inUse(c)
+		if !ok || w.ownerHolds(k) {
+			continue
+		}
+		w.after(3*time.Second, func() {
+			if again, ok := r.inUse(c); ok && again == k && !w.ownerHolds(k) && !r.split {
+				w.violate(RuleLost, "%s uses IKE SA %s, but since the split healed the owner does not have it", c.name, k)
+			}
+		})
+	}
+}
+
+// inUse is the only IKE SA that a client has, if that is established and a gateway
+// lately delivered a packet of one of its Child SAs.
+func (r *rules) inUse(c *host) (k ipsec.IKESPIs, ok bool) {
+	if c.d == nil || c.frozen || c.d.stopped {
+		return k, false
+	}
+	n, carried := 0, false
+	for _, g := range c.d.n.Status(c.local()).Gateways {
+		for _, x := range g.IKE {
+			n++
+			k, ok = x.SPIs, x.State == "established"
+		}
+		for _, x := range g.Children {
+			carried = carried || r.carries(x.SA.SPIOut)
+		}
+	}
+	return k, ok && carried && n == 1
+}
+
+// carries says whether a gateway lately delivered a packet with an inbound SPI of its own.
+func (r *rules) carries(spi ipsec.ESPSPI) bool {
+	for _, x := range r.w.ledger.list {
+		if x.id.spi == spi && x.price.last > 0 && r.w.now-x.price.last < 15*time.Second {
+			return true
+		}
+	}
+	return false
+}
+
+// ownerHolds says whether the owner has an IKE SA; true if there is no owner.
+func (w *world) ownerHolds(k ipsec.IKESPIs) bool {
+	o := w.owner()
+	if o == nil {
+		return true
+	}
+	for _, g := range o.d.n.Status(o.local()).Gateways {
+		for _, x := range g.IKE {
+			if x.SPIs == k {
+				return true
+			}
+		}
+	}
+	return false
+}
