@@ -331,7 +331,10 @@ func (d *daemon) carry(e node.Effect) {
 		w.state(h.name, roleName(e.Role))
 		h.tellGuard(d, func(now time.Time) { h.guard.HandleAnnounce(now, e) })
 	case cluster.Entitle:
-		h.tellGuard(d, func(now time.Time) { h.guard.HandleEntitle(now, e) })
+		h.tellGuard(d, func(now time.Time) {
+			h.guard.HandleEntitle(now, e)
+			w.rule.pollSplit()
+		})
 	case cluster.Claim:
 		h.tellGuard(d, func(now time.Time) { h.guard.HandleClaim(now, e.Epoch) })
 	case cluster.AskRemoval:

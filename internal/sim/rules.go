@@ -173,9 +173,6 @@ func (r *rules) died(h *host, d *daemon) {
 	if o.guard != nil {
 		_, entitled = o.guard.Entitled()
 	}
-	if r.split && wasActive && len(r.active) == 0 && entitled {
-		r.healed() // since the last look
-	}
 	if r.split {
 		// What it did in the split, nobody else knows.
 		for x := range l.used {
@@ -377,15 +374,10 @@ func (r *rules) pollSplit() {
 	if !dead && r.forgot < r.splitAt {
 		r.united()
 	}
-	r.healed()
-}
-
-// healed: one owns, and the other knows what it did.
-func (r *rules) healed() {
 	r.split = false
-	r.tolerate = max(r.tolerate, r.w.now+time.Second)
+	r.tolerate = max(r.tolerate, w.now+time.Second)
 	r.excuse(90 * time.Second)
-	r.w.note("", "truth", "the split has healed")
+	w.note("", "truth", "the split has healed")
 }
 
 // quietFaults is when the last fault that keeps nodes apart ended.

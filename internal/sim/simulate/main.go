@@ -143,6 +143,9 @@ func replaySeed(out io.Writer, o options) (bool, error) {
 		return false, err
 	}
 	dir := fmt.Sprintf("out/sim/seed-%d", seed)
+	if o.crash != "" {
+		dir += "-" + slug(o.crash)
+	}
 	if o.out != "" {
 		dir = o.out
 	}

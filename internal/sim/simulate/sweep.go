@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -103,7 +104,7 @@ func (f *fleet) explain(found []sim.Found) error {
 			return err
 		}
 		if v.Crash != "" {
-			dir += "-crash"
+			dir += "-" + slug(v.Crash)
 		}
 		if err := shrink(f.out, s, v.Violation.Rule, dir+"/minimal", f.o); err != nil {
 			return err
@@ -111,6 +112,16 @@ func (f *fleet) explain(found []sim.Found) error {
 		fmt.Fprintf(f.out, "replay the whole schedule with: %s\n", command(v, f.o.every))
 	}
 	return nil
+}
+
+// slug is a text as part of a file's name.
+func slug(text string) string {
+	return strings.Trim(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' {
+			return r
+		}
+		return '-'
+	}, text), "-")
 }
 
 // name is how a run is called.
