@@ -168,8 +168,8 @@ func (e *Engine) heard(sa *ikeSA) {
 	if sa.quiet {
 		sa.quiet, sa.probe = false, probe{}
 		e.debug(sa, "peer is there, exchanges may begin")
-		e.rivals(sa)
 	}
+	e.rivals(sa)
 }
 
 func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {

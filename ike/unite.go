@@ -169,6 +169,9 @@ func (e *Engine) rivals(sa *ikeSA) {
 	if sa.tunnel == nil || !sa.lives() || len(sa.children) == 0 {
 		return
 	}
+	if len(sa.tunnel.sas) < 2 {
+		return
+	}
 	for _, r := range slices.Clone(sa.tunnel.sas) {
 		if r != sa && r.quiet && (r.rival || sa.rival) && r.lives() && r.peerID == sa.peerID {
 			e.info(r, "the peer uses another IKE SA")

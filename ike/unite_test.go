@@ -104,3 +104,23 @@ func TestForgedAnswersUseUpNothing(t *testing.T) {
 		t.Error("an unauthenticated response used up message IDs")
 	}
 }
+
+func TestUniteRivalOfAnIKESAThatIsInUse(t *testing.T) {
+	// The peer has come back to this side under a new IKE SA, and uses it; the other
+	// side brings the old one.
+	w, a, b := up(t, nil)
+	theirs := a.e.Snapshot(w.now)
+	clearAll(a)
+	w.run(time.Minute)
+	agree(t, a, b, 1, 1)
+	b.rekeyChild()
+	w.settle()
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	if len(a.established()) != 2 {
+		t.Fatalf("setup: %v", describe(a.ike()))
+	}
+	b.rekeyChild() // the peer's next authenticated message
+	w.run(time.Second)
+	agree(t, a, b, 1, 1)
+}
