@@ -103,7 +103,7 @@ func (w *world) act(a Action) {
 			d := h.d
 			d.hung = true
 			h.stubborn = w.now + a.For
-			w.rule.disturbed_ = w.now + a.For
+			w.rule.disturbedAt = w.now + a.For
 			w.after(a.For, func() {
 				if d.hung {
 					d.hung = false
@@ -306,7 +306,7 @@ func (w *world) cutHeartbeats(h *host, a Action) {
 		if w.healing {
 			return
 		}
-		w.rule.disturbed_ = w.now
+		w.rule.disturbedAt = w.now
 		w.busy(10 * time.Second)
 		for i := range w.links {
 			if a.Links&(1<<i) == 0 {

@@ -398,9 +398,6 @@ func (d *daemon) writeNote(e cluster.WriteNote) {
 		if h.d != d {
 			return
 		}
-		if !fails {
-			w.rule.noted(h, e)
-		}
 		d.run(func(now time.Time) {
 			if fails {
 				d.n.HandleNote(now, errDisk)

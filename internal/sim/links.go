@@ -31,17 +31,6 @@ func (w *world) linksWhole() bool {
 	return true
 }
 
-// reach says whether packets get from a gateway to the other on any heartbeat link.
-func (w *world) reach(from *host) bool {
-	dir := int(from.id) - 1
-	for _, l := range w.links {
-		if l.cut[dir] == 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // connected: TCP works, which needs both directions of a link.
 func (w *world) connected() bool {
 	for _, l := range w.links {

@@ -26,7 +26,6 @@ type network struct {
 type natState struct {
 	addr netip.Addr
 	port uint16 // its port 4500; port 500 is one less
-	old  []netip.AddrPort
 }
 
 // captured is a packet that an attacker has seen.

@@ -27,7 +27,7 @@ type plane struct {
 	asked  map[string]time.Duration
 	ivs    *esp.IVSource
 
-	noSA, silent, unknown, rejected, forged int
+	noSA, silent, unknown int
 }
 
 // sa is a Child SA.
@@ -152,7 +152,6 @@ func (p *plane) remove(spi ipsec.ESPSPI) {
 	}
 	delete(p.sas, spi)
 	p.list = slices.DeleteFunc(p.list, func(x *sa) bool { return x == s })
-	p.d.h.w.rule.removed(p.d, s)
 	if !p.active {
 		return
 	}

@@ -49,7 +49,7 @@ func (p *price) count(now time.Duration) {
 // prices begins to count: a gateway's data plane was activated.
 func (r *rules) prices() {
 	w := r.w
-	telling := w.now-r.disturbed_ > 10*time.Second && w.linksWhole() && w.now >= w.quietFaults()
+	telling := w.now-r.disturbedAt > 10*time.Second && w.linksWhole() && w.now >= w.quietFaults()
 	for _, x := range w.ledger.list {
 		p := &x.price
 		if p.since > 0 && !p.fresh && p.limit >= 0 && telling && !r.excused(x) {

@@ -56,7 +56,6 @@ type Result struct {
 	ChildRekeys, IKERekeys                  int
 	Packets, Delivered, Rejected            int
 	Frames, Gaps                            int
-	Outage                                  time.Duration // the longest of covered takeovers under traffic
 }
 
 func newResult() *Result {

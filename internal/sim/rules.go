@@ -29,14 +29,14 @@ type rules struct {
 	left     map[uint64]bool        // IKE messages that gateways have sent, by hash
 	double   time.Duration          // since when two are active although nothing is broken
 
-	excuses    []time.Duration // until when each client may have to begin anew
-	noPath     []time.Duration // since when each client has no owner that it reaches; 0: it has
-	disturbed_ time.Duration   // when anything but a crash disturbed the pair last
-	fell       *fallen         // the latest owner that died
-	keysHex    []string
-	strays     map[ipsec.ESPSPI]bool // installed by clients in a split
-	heals      time.Duration
-	carriedAt  []time.Duration
+	excuses     []time.Duration // until when each client may have to begin anew
+	noPath      []time.Duration // since when each client has no owner that it reaches; 0: it has
+	disturbedAt time.Duration   // when anything but a crash disturbed the pair last
+	fell        *fallen         // the latest owner that died
+	keysHex     []string
+	strays      map[ipsec.ESPSPI]bool // installed by clients in a split
+	heals       time.Duration
+	carriedAt   []time.Duration
 }
 
 // lifetime is one run of a daemon, as far as checkers remember it.
@@ -93,7 +93,7 @@ func (r *rules) disturbed(h *host, v Verb) {
 	switch v {
 	case Kill, CrashAt, LoseHost, Handover:
 	default:
-		r.disturbed_ = r.w.now
+		r.disturbedAt = r.w.now
 	}
 }
 
@@ -183,7 +183,7 @@ func (r *rules) died(h *host, d *daemon) {
 		r.w.Result.States["memory of a split lost"]++
 		r.forgot = r.w.now
 	}
-	if wasActive && !r.split && entitled && r.w.now-r.disturbed_ > 10*time.Second && r.w.linksWhole() {
+	if wasActive && !r.split && entitled && r.w.now-r.disturbedAt > 10*time.Second && r.w.linksWhole() {
 		r.fell = &fallen{l, r.w.now}
 	}
 	if wasActive && !entitled {
@@ -207,8 +207,6 @@ func (r *rules) sends(d *daemon, x *record) {
 	}
 }
 
-func (r *rules) noted(h *host, e cluster.WriteNote) {}
-
 func (r *rules) installed(d *daemon, s *sa) {
 	if d.h.id == 0 && (r.split || r.w.now < r.tolerate) {
 		r.strays[s.SPIIn] = true
@@ -218,8 +216,6 @@ func (r *rules) installed(d *daemon, s *sa) {
 		r.w.violate(RuleBounded, "%s has %d Child SAs installed", d.h.name, len(d.p.list))
 	}
 }
-
-func (r *rules) removed(d *daemon, s *sa) {}
 
 // learnKey remembers what must never be read in a log. Half of a key is enough.
 func (r *rules) learnKey(keys ...ipsec.Key) {

@@ -28,17 +28,16 @@ type world struct {
 	rule    rules
 	people  attacker
 
-	chance   *rand.Rand // of what is outside the network
-	armed    []Action   // CrashAt that wait for their moment
-	quiet    time.Duration
-	echo     time.Duration // until when frames come back to who sent them
-	healing  bool          // the schedule is over; everything works again
-	done     bool
-	Result   *Result
-	digest   uint64
-	log      *trace.Log // nil: nobody looks
-	serial   uint64
-	describe string // what the schedule did last
+	chance  *rand.Rand // of what is outside the network
+	armed   []Action   // CrashAt that wait for their moment
+	quiet   time.Duration
+	echo    time.Duration // until when frames come back to who sent them
+	healing bool          // the schedule is over; everything works again
+	done    bool
+	Result  *Result
+	digest  uint64
+	log     *trace.Log // nil: nobody looks
+	serial  uint64
 }
 
 func newWorld(s *Schedule, log *trace.Log) *world {

@@ -131,7 +131,7 @@ func TestBubbleLinkBreaksInTheMiddleOfAFrame(t *testing.T) {
 		}
 		pass(slow)
 		one.wantState(0, 0, 3, "up 2 b1")
-		pass(t0.Add(5 * time.Second).Sub(time.Now()))
+		pass(time.Until(t0.Add(5 * time.Second)))
 		wantDials(t, f, "hb1", t0, ms(50, 150, 350, 750, 1550, 2550, 3550, 4550))
 
 		f.mend("hb1")
