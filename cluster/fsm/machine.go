@@ -250,3 +250,12 @@ func (m *Machine) checkFit() {
 // Unfit says why this build cannot follow the log any more: an older build was
 // started in place of one that had announced more. It must stop.
 func (m *Machine) Unfit() error { return m.unfit }
+
+// Proposer is whose command an entry is; 0: it is none.
+func Proposer(entry []byte) NodeID {
+	c, err := decode(entry)
+	if err != nil {
+		return 0
+	}
+	return NodeID(c.GetId().GetNode())
+}

@@ -33,6 +33,7 @@ var order = []string{
 	"cluster/fsm",
 	"cluster",
 	"cluster/guardian",
+	"cluster/raftauth",
 	"sync",
 	"sync/stream",
 	"internal/node",
