@@ -1,0 +1,311 @@
+package raftauth
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/proto/clusterpb"
+)
+
+const (
+	handshakeTimeout = 2 * time.Second
+	maxConns         = 8 * fsm.MaxNodes // that wait or are open, from all members together
+	maxCall          = fsm.MaxEntry + 64
+
+	// The first byte of a connection says what it is for.
+	forRaft  byte = 'R'
+	forCalls byte = 'C'
+)
+
+// StreamLayer carries Raft and the calls beside it over one TCP port: mutual TLS
+// with the cluster's certificates, and nothing is read before both sides are known.
+type StreamLayer struct {
+	id      *cluster.Identity
+	listen  net.Listener
+	resolve func(fsm.NodeID) (string, bool)
+	log     *slog.Logger
+
+	raft   chan net.Conn
+	done   chan struct{}
+	slots  chan struct{}
+	wg     sync.WaitGroup
+	answer func(fsm.NodeID, *clusterpb.RaftCall) *clusterpb.RaftAnswer
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[net.Conn]bool
+	calls  map[fsm.NodeID]net.Conn // idle, one a member
+}
+
+// NewStreamLayer serves on a listener; resolve says where a member listens.
+func NewStreamLayer(id *cluster.Identity, l net.Listener, resolve func(fsm.NodeID) (string, bool), log *slog.Logger) *StreamLayer {
+	return &StreamLayer{id: id, listen: l, resolve: resolve, log: log, raft: make(chan net.Conn), done: make(chan struct{}),
+		slots: make(chan struct{}, maxConns), conns: map[net.Conn]bool{}, calls: map[fsm.NodeID]net.Conn{}}
+}
+
+// Transport is Raft's transport over the layer.
+func (s *StreamLayer) Transport(log *slog.Logger) raft.Transport {
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: s, MaxPool: 3, Timeout: time.Second, Logger: Logger(log), MaxRPCsInFlight: 1,
+	})
+}
+
+// Serve begins to accept; calls are answered by the function.
+func (s *StreamLayer) Serve(answer func(fsm.NodeID, *clusterpb.RaftCall) *clusterpb.RaftAnswer) {
+	s.answer = answer
+	s.wg.Add(1)
+	go s.acceptAll()
+}
+
+func (s *StreamLayer) acceptAll() {
+	defer s.wg.Done()
+	for {
+		c, err := s.listen.Accept()
+		if err != nil {
+			select {
+			case <-s.done:
+				return
+			case <-time.After(HeartbeatTimeout): // out of descriptors, most likely
+			}
+			continue
+		}
+		select {
+		case s.slots <- struct{}{}:
+			s.wg.Add(1)
+			go s.incoming(c)
+		default:
+			c.Close()
+		}
+	}
+}
+
+func (s *StreamLayer) incoming(raw net.Conn) {
+	defer s.wg.Done()
+	c := tls.Server(raw, s.id.TLS())
+	if !s.track(c) {
+		return
+	}
+	from, purpose, err := s.greet(c)
+	if err != nil {
+		s.log.Warn("HA raft connection refused", "from", raw.RemoteAddr().String(), "error", err)
+		s.untrack(c)
+		return
+	}
+	if purpose == forRaft {
+		select {
+		case s.raft <- &counted{Conn: c, end: func() { s.untrack(c) }}:
+		case <-s.done:
+			s.untrack(c)
+		}
+		return
+	}
+	defer s.untrack(c)
+	for {
+		q := &clusterpb.RaftCall{}
+		if err := readMessage(c, q); err != nil {
+			return
+		}
+		c.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+		if err := writeMessage(c, s.answer(from, q)); err != nil {
+			return
+		}
+	}
+}
+
+func (s *StreamLayer) greet(c *tls.Conn) (fsm.NodeID, byte, error) {
+	c.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err := c.Handshake(); err != nil {
+		return 0, 0, err
+	}
+	from, err := s.id.PeerNode(c.ConnectionState())
+	if err != nil {
+		return 0, 0, err
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return 0, 0, err
+	}
+	if b[0] != forRaft && b[0] != forCalls {
+		return 0, 0, fmt.Errorf("unknown purpose %d", b[0])
+	}
+	return fsm.NodeID(from), b[0], c.SetDeadline(time.Time{})
+}
+
+// track remembers an incoming connection, so that Close can end it.
+func (s *StreamLayer) track(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		c.Close()
+		<-s.slots
+		return false
+	}
+	s.conns[c] = true
+	return true
+}
+
+func (s *StreamLayer) untrack(c net.Conn) {
+	s.mu.Lock()
+	known := s.conns[c]
+	delete(s.conns, c)
+	s.mu.Unlock()
+	if known {
+		c.Close()
+		<-s.slots
+	}
+}
+
+// counted is a connection in Raft's hands.
+type counted struct {
+	net.Conn
+	end func()
+}
+
+func (c *counted) Close() error {
+	c.end()
+	return nil
+}
+
+// Accept gives Raft its connections.
+func (s *StreamLayer) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.raft:
+		return c, nil
+	case <-s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Addr is where the layer listens.
+func (s *StreamLayer) Addr() net.Addr { return s.listen.Addr() }
+
+// Dial connects Raft to a member, named by its number, and to nobody else.
+func (s *StreamLayer) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return s.dial(ctx, nodeOf(a), forRaft)
+}
+
+func (s *StreamLayer) dial(ctx context.Context, to fsm.NodeID, purpose byte) (net.Conn, error) {
+	at, ok := s.resolve(to)
+	if !ok {
+		return nil, fmt.Errorf("node %d has no known address", to)
+	}
+	d := tls.Dialer{Config: s.id.TLS()}
+	c, err := d.DialContext(ctx, "tcp", at)
+	if err != nil {
+		return nil, err
+	}
+	got, err := s.id.PeerNode(c.(*tls.Conn).ConnectionState())
+	if err == nil && fsm.NodeID(got) != to {
+		err = fmt.Errorf("at %s is node %d, not %d", at, got, to)
+	}
+	if err == nil {
+		if t, ok := ctx.Deadline(); ok {
+			c.SetWriteDeadline(t)
+		}
+		_, err = c.Write([]byte{purpose})
+		c.SetWriteDeadline(time.Time{})
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Call asks another member. A connection that has failed is not used again, and the
+// call is repeated on a new one: what is asked bears repetition.
+func (s *StreamLayer) Call(ctx context.Context, to fsm.NodeID, q *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error) {
+	s.mu.Lock()
+	c := s.calls[to]
+	delete(s.calls, to)
+	s.mu.Unlock()
+	if c != nil {
+		if a, err := s.exchange(ctx, to, c, q); err == nil || ctx.Err() != nil {
+			return a, err
+		}
+	}
+	c, err := s.dial(ctx, to, forCalls)
+	if err != nil {
+		return nil, err
+	}
+	return s.exchange(ctx, to, c, q)
+}
+
+func (s *StreamLayer) exchange(ctx context.Context, to fsm.NodeID, c net.Conn, q *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error) {
+	t, _ := ctx.Deadline() // zero: none
+	c.SetDeadline(t)
+	a := &clusterpb.RaftAnswer{}
+	if err := errors.Join(writeMessage(c, q), readMessage(c, a)); err != nil {
+		c.Close()
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.calls[to] != nil {
+		c.Close()
+	} else {
+		s.calls[to] = c
+	}
+	return a, nil
+}
+
+// Close ends everything.
+func (s *StreamLayer) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.done)
+	err := s.listen.Close()
+	for c := range s.conns {
+		c.Close()
+	}
+	for _, c := range s.calls {
+		c.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	return err
+}
+
+func writeMessage(w io.Writer, m proto.Message) error {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return err
+}
+
+func readMessage(r io.Reader, m proto.Message) error {
+	var h [4]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(h[:])
+	if n > maxCall {
+		return fmt.Errorf("a message of %d bytes", n)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return err
+	}
+	return proto.Unmarshal(b, m)
+}

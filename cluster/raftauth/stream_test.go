@@ -1,0 +1,228 @@
+package raftauth
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/proto/clusterpb"
+)
+
+type logLines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logLines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func until(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(30 * time.Second) // a loaded machine is no fault
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("in vain: %s", what)
+		}
+	}
+}
+
+// TestOverTLSAndDisk: three members with certificates, one port each, and bolt on
+// disk: a group forms, decides, restarts, and refuses strangers.
+func TestOverTLSAndDisk(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	for _, c := range []string{"ours", "theirs"} {
+		if err := cluster.InitCluster(filepath.Join(dir, c), c, []string{"a", "b", "c"}, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := &logLines{}
+	slogger := slog.New(slog.NewTextHandler(log, nil))
+	voters := []fsm.NodeID{1, 2, 3}
+	listen, at := map[fsm.NodeID]net.Listener{}, map[fsm.NodeID]string{}
+	for _, n := range voters {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		listen[n], at[n] = l, l.Addr().String()
+	}
+	resolve := func(n fsm.NodeID) (string, bool) { s, ok := at[n]; return s, ok }
+	nodes := map[fsm.NodeID]*Node{}
+	start := func(n fsm.NodeID, process uint64) {
+		t.Helper()
+		name := string(rune('a' + n - 1))
+		id, err := cluster.LoadIdentity(filepath.Join(dir, "ours", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if listen[n] == nil {
+			if listen[n], err = net.Listen("tcp", at[n]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := NewStreamLayer(id, listen[n], resolve, slogger)
+		disk, err := OpenDisk(filepath.Join(dir, "state-"+name), Logger(slogger))
+		if err != nil {
+			t.Fatal(err)
+		}
+		node, err := New(Options{Self: n, Name: name, Process: process, Voters: voters, Members: voters, Standbys: 1,
+			Disk: disk, Transport: s.Transport(slogger), Peers: s, Log: slogger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Serve(node.Answer)
+		nodes[n], listen[n] = node, nil
+	}
+	stop := func(n fsm.NodeID) {
+		t.Helper()
+		if err := nodes[n].Close(); err != nil {
+			t.Error(err)
+		}
+		delete(nodes, n)
+	}
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			n.Close()
+		}
+	})
+	all := func(so func(*Node) bool) func() bool {
+		return func() bool {
+			for _, n := range nodes {
+				if !so(n) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	for _, n := range voters {
+		start(n, uint64(n))
+	}
+	slots := func(want int) func(*Node) bool {
+		return func(n *Node) bool { return n.Joined() && len(n.View().Scopes()) == want && n.View().Applied() > 0 }
+	}
+	until(t, "all have joined and have slots", all(slots(24)))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for _, n := range voters {
+		if r, err := nodes[n].Propose(ctx, drain(2, n%2 == 0)); err != nil || !r.OK() {
+			t.Fatalf("node %d: %+v, %v", n, r, err)
+		}
+	}
+
+	stop(1)
+	start(1, 11)
+	until(t, "it is back", all(slots(24)))
+
+	// Strangers.
+	refused := func(what string, c *tls.Config, first byte) {
+		t.Helper()
+		conn, err := net.Dial("tcp", at[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		var rw io.ReadWriter = conn
+		if c != nil {
+			rw = tls.Client(conn, c)
+		}
+		rw.Write([]byte{first, 0, 0, 0, 0})
+		if n, err := rw.Read(make([]byte, 1)); c != nil && n > 0 || err == nil && c != nil {
+			t.Errorf("%s: answered", what)
+		}
+	}
+	before := strings.Count(log.String(), "HA raft connection refused")
+	refused("no certificate", &tls.Config{InsecureSkipVerify: true}, forCalls)
+	theirs, err := cluster.LoadIdentity(filepath.Join(dir, "theirs", "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := theirs.TLS()
+	foreign.InsecureSkipVerify, foreign.VerifyConnection = true, nil
+	refused("another cluster's certificate", foreign, forCalls)
+	twin, err := cluster.LoadIdentity(filepath.Join(dir, "ours", "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := twin.TLS()
+	same.VerifyConnection = nil
+	refused("our own number", same, forCalls)
+	honest, err := cluster.LoadIdentity(filepath.Join(dir, "ours", "c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("an unknown purpose", honest.TLS(), 'X')
+	until(t, "one line for each", func() bool { return strings.Count(log.String(), "HA raft connection refused") == before+4 })
+
+	// Who speaks for another is refused, whatever it says.
+	stranger := NewStreamLayer(honest, nopListener{}, resolve, slogger)
+	entry := fsm.Encode(&clusterpb.Command{Id: &clusterpb.CommandID{Node: 1, Life: 1 << 50, Seq: 1}, Version: 1,
+		What: &clusterpb.Command_RemoveMember{RemoveMember: &clusterpb.RemoveMember{Node: 1}}})
+	until(t, "the leader has answered", func() bool {
+		for _, n := range []fsm.NodeID{1, 2} {
+			a, err := stranger.Call(ctx, n, &clusterpb.RaftCall{Entry: entry})
+			if err == nil && !a.GetNotLeader() {
+				if fsm.Code(a.GetCode()) != fsm.NotYours {
+					t.Errorf("%v", a)
+				}
+				return true
+			}
+		}
+		// Node 3 leads: it hands over.
+		nodes[3].yield()
+		return false
+	})
+	stranger.Close()
+	for _, n := range voters {
+		stop(n)
+	}
+	if strings.Contains(log.String(), "panic") {
+		t.Error(log.String())
+	}
+}
+
+type nopListener struct{ net.Listener }
+
+func (nopListener) Close() error { return nil }
+
+// FuzzReadMessage: no frame makes the reader allocate beyond its bound or fail otherwise.
+func FuzzReadMessage(f *testing.F) {
+	var b bytes.Buffer
+	writeMessage(&b, &clusterpb.RaftCall{Entry: []byte("entry")})
+	f.Add(b.Bytes())
+	f.Add([]byte{255, 255, 255, 255})
+	f.Add([]byte{0, 0, 0, 2, 10})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q := &clusterpb.RaftCall{}
+		if readMessage(bytes.NewReader(b), q) == nil && len(q.GetEntry()) > maxCall {
+			t.Fatal("too long")
+		}
+		readMessage(bytes.NewReader(b), &clusterpb.RaftAnswer{})
+	})
+}
