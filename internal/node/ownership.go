@@ -72,9 +72,10 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 // successor can begin. What still arrives here meanwhile is dropped by a silent scope.
 func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.handing = &h
+	// Silence comes first: what ends without everybody's word delivers nothing any more.
+	n.emit(Deactivate{scope})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
-	n.emit(Deactivate{scope})
 	n.emit(TakeWindows{scope})
 }
 

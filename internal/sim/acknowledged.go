@@ -21,7 +21,8 @@ type acknowledged struct {
 	handed []handedFrame     // delivered since, in order; may come twice, or be refused
 	entry  cluster.Epoch     // of the latest entry among them
 
-	spis     map[ipsec.ESPSPI]bool
+	spis     map[ipsec.ESPSPI]ipsec.IKESPIs // Child SAs, and whose they are
+	ever     map[ipsec.ESPSPI]bool          // and those that have ended since
 	bounds   map[boundOf]uint64
 	messages map[uint64]bool // by hash: last responses, last requests
 	gone     map[ipsec.IKESPIs]bool
@@ -61,7 +62,7 @@ func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {
 	}
 	a := &o.h.life.acked
 	if a.of != from.process {
-		*a = acknowledged{of: from.process, entry: a.entry, spis: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, gone: map[ipsec.IKESPIs]bool{}}
+		*a = acknowledged{of: from.process, entry: a.entry, spis: map[ipsec.ESPSPI]ipsec.IKESPIs{}, ever: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, gone: map[ipsec.IKESPIs]bool{}}
 	}
 	if f.Seq > a.seq {
 		a.handed = append(a.handed, handedFrame{f, o.h.life.owned})
@@ -116,13 +117,23 @@ func (r *rules) learn(a *acknowledged, f handedFrame, v *syncpb.Frame_Event) {
 			a.bounds[boundOf{ipsec.ESPSPI(s >> 1), xfrm.Direction(s & 1)}] = b.N[i]
 		}
 	case v.GetRecord() != nil:
+		named := func(e *syncpb.Frame_Entry) ipsec.IKESPIs {
+			return ipsec.IKESPIs{I: ipsec.IKESPI(e.SpiI), R: ipsec.IKESPI(e.SpiR)}
+		}
+		for _, e := range v.GetRecord().Entries { // before any of them has its new ones
+			for s, of := range a.spis {
+				if of == named(e) {
+					delete(a.spis, s)
+				}
+			}
+		}
 		for _, e := range v.GetRecord().Entries {
 			if len(e.Value) == 0 {
-				a.gone[ipsec.IKESPIs{I: ipsec.IKESPI(e.SpiI), R: ipsec.IKESPI(e.SpiR)}] = true
+				a.gone[named(e)] = true
 				continue
 			}
 			for _, s := range e.ChildSpis {
-				a.spis[ipsec.ESPSPI(s)] = true
+				a.spis[ipsec.ESPSPI(s)], a.ever[ipsec.ESPSPI(s)] = named(e), true
 			}
 			var sa syncpb.IKESA
 			if err := proto.Unmarshal(e.Value, &sa); err != nil {
@@ -181,14 +192,20 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 // SA and a bound that is not below.
 func (r *rules) uses(d *daemon, s *sa, dir xfrm.Direction, seq uint64) {
 	a := r.syncSet(d)
-	if a == nil || d.p.sas[s.SPIIn] != s {
-		return // of an SA that has ended everybody knows that it has
+	if a == nil {
+		return
 	}
 	what := "sends"
 	if dir == xfrm.Inbound {
 		what = "delivers"
 	}
-	if !a.spis[s.SPIIn] {
+	if d.p.sas[s.SPIIn] != s {
+		if _, held := a.spis[s.SPIIn]; held {
+			r.w.violate(RuleGate, "%s %s #%d of Child SA %s, which has ended here; its entitled standby has not acknowledged that", d.h.name, what, seq, s.SPIIn)
+		}
+		return
+	}
+	if !a.ever[s.SPIIn] {
 		r.w.violate(RuleGate, "%s %s #%d of Child SA %s, of which its entitled standby has acknowledged no record", d.h.name, what, seq, s.SPIIn)
 		return
 	}
