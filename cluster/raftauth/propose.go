@@ -47,6 +47,11 @@ func (n *Node) Propose(ctx context.Context, c *clusterpb.Command) (fsm.Result, e
 	}
 }
 
+// leads: as leader with a disk that answers.
+func (n *Node) leads() bool {
+	return n.r.State() == raft.Leader && !n.disk.silent(n.opt.DiskPatience)
+}
+
 func (n *Node) number(c *clusterpb.Command) {
 	n.seq++
 	c.Id = &clusterpb.CommandID{Node: uint32(n.opt.Self), Life: n.life, Seq: n.seq}
@@ -56,7 +61,7 @@ func (n *Node) number(c *clusterpb.Command) {
 // attempt tries once: here if this member leads, else with the leader, or with
 // whoever may know it.
 func (n *Node) attempt(ctx context.Context, entry []byte) (fsm.Result, error) {
-	if n.r.State() == raft.Leader {
+	if n.leads() {
 		return n.commit(entry)
 	}
 	ask := n.opt.Members
@@ -124,7 +129,7 @@ func wait(f raft.Future, d time.Duration) error {
 // Answer answers another member's call. Who it is, the transport knows from its certificate.
 func (n *Node) Answer(from fsm.NodeID, c *clusterpb.RaftCall) *clusterpb.RaftAnswer {
 	a := &clusterpb.RaftAnswer{NotLeader: true, Leader: uint32(n.Leader()), Blank: n.blank()}
-	if len(c.GetEntry()) == 0 || n.r.State() != raft.Leader {
+	if len(c.GetEntry()) == 0 || !n.leads() {
 		return a
 	}
 	if by := fsm.Proposer(c.GetEntry()); by != from {
