@@ -130,8 +130,9 @@ type Own struct {
 	Renewal bool
 }
 
-// Reassert announces the shared addresses again: the owner that we succeeded lived,
-// has only now learnt of us, and may have drawn the neighbours' traffic meanwhile.
+// Reassert announces the shared addresses again. Either the owner that we succeeded lived,
+// has only now learnt of us, and may have drawn the neighbours' traffic meanwhile; or
+// another owner beside us was lost, whom the neighbours may believe in.
 type Reassert struct{}
 
 // Disown ends ownership at once: silence, remove the shared addresses.

@@ -55,8 +55,10 @@ func (p *Pair) heal(now time.Time, why string) {
 	p.own(now, o)
 }
 
-// rivalLost: before a split was healed, the other owner was lost.
+// rivalLost: before a split was healed, the other owner was lost. It may have been the
+// last to announce the shared addresses.
 func (p *Pair) rivalLost(kind Loss) {
+	p.emit(Reassert{})
 	if kind == LossDeath {
 		p.tookFrom = 0
 		p.emit(RekeyEarly{p.name() + " owned beside this node and ended"})

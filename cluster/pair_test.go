@@ -551,3 +551,26 @@ func TestLossyHeartbeats(t *testing.T) {
 		t.Errorf("%d owners under 5 %% loss on both links", len(w.runs))
 	}
 }
+
+func TestRivalOwnerLostBeforeHealing(t *testing.T) {
+	// The neighbours may have heard of the rival last: whoever is left announces itself.
+	w := newWorld(t, 1)
+	o, s := w.pairUp()
+	w.cutAll(true)
+	w.until(100*time.Millisecond, "both own", func() bool { return o.owner && s.owner })
+	w.pass(time.Second)
+	n := len(s.effects)
+	w.cutAll(false)
+	w.pass(15 * time.Millisecond) // heard, not yet healed
+	if !o.owner || !s.owner {
+		w.fail("healed already")
+	}
+	o.crash()
+	w.pass(200 * time.Millisecond)
+	for _, e := range s.effects[n:] {
+		if _, ok := e.(Reassert); ok {
+			return
+		}
+	}
+	t.Errorf("node %d did not announce itself again", s.id)
+}
