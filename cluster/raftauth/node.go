@@ -33,6 +33,7 @@ const (
 	snapshotEvery = 30 * time.Second
 	snapshotAfter = 1024 // entries
 	trailing      = 1024
+	keepEvery     = 200 * time.Millisecond
 )
 
 // Options configure a Node.
@@ -288,7 +289,8 @@ func poke(c chan struct{}) {
 	}
 }
 
-// keep writes the state beside the log, for a start with nobody to ask. It may lag.
+// keep writes the state beside the log, for a start with nobody to ask. It may lag,
+// and does not write often: the log waits for the same disk.
 func (n *Node) keep() {
 	defer n.wg.Done()
 	var last uint64
@@ -312,6 +314,11 @@ func (n *Node) keep() {
 			if err := n.holdings.forget(onDisk); err != nil {
 				n.opt.Log.Warn("the marks of ranges cannot be written", "error", err)
 			}
+		}
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-time.After(keepEvery):
 		}
 	}
 }
