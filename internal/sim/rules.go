@@ -35,6 +35,7 @@ type rules struct {
 	fell        *fallen         // the latest owner that died
 	keysHex     []string
 	strays      map[ipsec.ESPSPI]bool // installed by clients in a split
+	wiped       time.Duration         // when nobody had the memory of the SAs any more
 	heals       time.Duration
 	carriedAt   []time.Duration
 }
@@ -189,10 +190,12 @@ func (r *rules) died(h *host, d *daemon) {
 	if wasActive && !entitled {
 		// The last resort: nobody was entitled.
 		r.excuse(90 * time.Second)
+		r.wiped = r.w.now
 		r.w.Result.States["owner died alone"]++
 	}
 	if o.d == nil {
 		r.excuse(90 * time.Second)
+		r.wiped = r.w.now
 		r.w.Result.States["both dead"]++
 	}
 }
@@ -263,6 +266,7 @@ func (r *rules) logged(d *daemon, e node.Log) {
 	}
 	if !trusted {
 		r.excuse(90 * time.Second)
+		r.wiped = r.w.now
 		w.Result.States["untrusted takeover"]++
 		r.forgot = w.now
 	}

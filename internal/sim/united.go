@@ -7,12 +7,13 @@ import (
 )
 
 // united: a split is over, and nobody lost their memory in it. What a client still
-// uses, one side or the other has; so the owner has it.
+// uses, one side or the other has; so the owner has it. Unless nobody had it even
+// before: then its dead peer detection has to find out.
 func (r *rules) united() {
 	w := r.w
 	for _, c := range w.clients {
 		k, ok := r.inUse(c)
-		if !ok || w.ownerHolds(k) {
+		if !ok || w.ownerHolds(k) || r.wiped > 0 && w.now-r.wiped < 2*time.Minute {
 			continue
 		}
 		w.after(3*time.Second, func() {
