@@ -418,13 +418,22 @@ func TestRollingUpgrade(t *testing.T) {
 		}
 		g.within(5*time.Second, "all agree on version 2", func() bool { return g.same() && g.nodes[4].View().Version() == 2 })
 		// An old build in place of a new one says that it cannot follow.
+		time.Sleep(time.Second) // the state is kept with some delay
 		g.kill(4)
-		time.Sleep(time.Second)
 		_, trans := raft.NewInmemTransport(Address(4))
 		_, err := New(Options{Self: 4, Name: "gw4", Process: 99, Voters: g.voters, Members: g.members, Disk: g.disks[4].Disk, Transport: trans, Peers: &caller{g, 4}})
 		if err == nil {
-			t.Error("an old build starts with a state that it does not understand")
+			t.Fatal("an old build starts with a state that it does not understand")
 		}
+		// With an empty disk it only finds out from the log.
+		g.wipe(4)
+		g.start(4)
+		g.within(5*time.Second, "the old build says that it cannot follow", func() bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			ev := g.events[4]
+			return len(ev) > 0 && ev[len(ev)-1].Unfit != nil
+		})
 	})
 }
 

@@ -34,6 +34,7 @@ const (
 	snapshotAfter = 1024 // entries
 	trailing      = 1024
 	keepEvery     = 200 * time.Millisecond
+	maxPatience   = 10 * time.Second // between attempts to join that are refused
 )
 
 // Options configure a Node.
@@ -102,6 +103,8 @@ type Node struct {
 
 	proposing sync.Mutex // one at a time, so that they are decided in the order of their numbers
 	life, seq uint64     // guarded by proposing
+
+	refused bool // something that serve proposed; only serve looks at it
 
 	kick   chan struct{} // the state has changed
 	keepCh chan struct{}

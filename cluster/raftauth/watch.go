@@ -71,18 +71,32 @@ func (n *Node) serve() {
 	defer n.wg.Done()
 	tick := time.NewTicker(HeartbeatTimeout)
 	defer tick.Stop()
+	var notBefore time.Time // of the next attempt to join
+	patience := HeartbeatTimeout
 	for {
+		// What was refused is decided, too, and so a change of the state: after a
+		// refusal only time may bring the next attempt, not the change.
+		kick := n.kick
+		if n.refused {
+			kick, n.refused = nil, false
+		}
 		select {
 		case <-n.ctx.Done():
 			return
 		case <-tick.C:
-		case <-n.kick:
+		case <-kick:
 		}
 		if n.fresh && !n.admitted.Load() {
 			n.form()
 		}
-		if !n.Joined() && !n.removed() {
-			n.join()
+		switch {
+		case n.Joined():
+			patience = HeartbeatTimeout
+		case !n.removed() && !time.Now().Before(notBefore):
+			if n.join() {
+				notBefore = time.Now().Add(patience)
+				patience = min(2*patience, maxPatience)
+			}
 		}
 		if n.r.State() == raft.Leader {
 			n.lead()
@@ -134,15 +148,17 @@ func (n *Node) removed() bool {
 	return ok && p.State == fsm.Left && p.Process == n.opt.Process
 }
 
-func (n *Node) join() {
+// join says whether it was refused: then there is no haste.
+func (n *Node) join() (refused bool) {
 	c := &clusterpb.Command{What: &clusterpb.Command_AddMember{AddMember: &clusterpb.AddMember{
 		Node: uint32(n.opt.Self), Name: n.opt.Name, Witness: n.opt.Witness, MinVersion: n.opt.MinVersion, MaxVersion: n.opt.MaxVersion,
 		Process: n.opt.Process, Store: n.store, Floor: n.opt.Floor}}}
-	n.try(c)
+	_, refused = n.try(c)
+	return refused
 }
 
 // try proposes what will be proposed again if it does not come about.
-func (n *Node) try(c *clusterpb.Command) bool {
+func (n *Node) try(c *clusterpb.Command) (ok, refused bool) {
 	n.proposing.Lock()
 	defer n.proposing.Unlock()
 	n.number(c)
@@ -152,12 +168,14 @@ func (n *Node) try(c *clusterpb.Command) bool {
 		err = setUint(n.opt.Disk.Stable, keyLife, n.life)
 	}
 	if err != nil {
-		return false
+		n.refused = true
+		return false, false
 	}
+	n.refused = n.refused || !r.OK()
 	if !r.OK() && r.Code != fsm.Superseded {
 		n.opt.Log.Warn("HA refused", "command", c.String(), "why", r.Why)
 	}
-	return r.OK()
+	return r.OK(), !r.OK() && r.Code != fsm.Superseded
 }
 
 // lead: the group follows what was decided. Nobody is ever taken out because it is
