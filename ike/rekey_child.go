@@ -160,6 +160,7 @@ func (e *Engine) HandleFirstInbound(now time.Time, spiIn ipsec.ESPSPI) {
 	}
 	sa := c.ike
 	e.heard(sa)
+	e.childRivals(c)
 	// The peer sends on the successor: it can receive there, too (RFC 7296 §2.8).
 	if !c.outbound && c.state == childInstalled && c.replaces != 0 && c.successorOf() == nil {
 		e.useOutbound(c)

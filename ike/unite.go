@@ -163,6 +163,20 @@ func (e *Engine) clone(sa *ikeSA) *ikeSA {
 	return c
 }
 
+// childRivals ends what is left beside a Child SA that the peer uses: both sides of a
+// split have answered the same request of the peer, which has taken one of the answers.
+func (e *Engine) childRivals(c *childSA) {
+	for _, r := range slices.Clone(c.ike.children) {
+		if r != c && r.SPIOut == c.SPIOut {
+			e.infoChild(r, "the peer uses another Child SA", slog.String("rival", c.SPIIn.String()))
+			e.removeChild(r)
+			if r.outbound {
+				e.useOutbound(c)
+			}
+		}
+	}
+}
+
 // rivals lets the peer's authenticated message choose among IKE SAs that a split
 // has left side by side: the one that it uses stays.
 func (e *Engine) rivals(sa *ikeSA) {

@@ -124,3 +124,31 @@ func TestUniteRivalOfAnIKESAThatIsInUse(t *testing.T) {
 	w.run(time.Second)
 	agree(t, a, b, 1, 1)
 }
+
+func TestUniteTwoAnswersToOneRequest(t *testing.T) {
+	// In a split the same request of the peer reaches both sides, and each makes a
+	// Child SA; the peer takes the first answer.
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	b.rekeyChild()
+	request := w.wire[0]
+	w.settle() // this side answers, and the peer takes it
+	a.dead = true
+	w.drop = func(d Datagram) bool { return d.Local.Addr() == a.addr }
+	a2.onRecord = nil
+	a2.resume()
+	a2.receive(flip(request))
+	w.settle()
+	w.drop = nil
+	theirs := a2.e.Snapshot(w.now)
+	a2.dead, a.dead = true, false
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	if !b.esp(a) {
+		t.Fatal("what the peer sends is not understood")
+	}
+	w.settle()
+	agree(t, a, b, 1, 1)
+	if !a.esp(b) {
+		t.Error("what the peer is sent it does not understand")
+	}
+}
