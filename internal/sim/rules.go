@@ -42,6 +42,8 @@ type rules struct {
 
 // lifetime is one run of a daemon, as far as checkers remember it.
 type lifetime struct {
+	epoch   cluster.Epoch // that it announced last as owner
+	epochAt time.Duration
 	host    *host
 	process cluster.ProcessID
 	began   time.Duration
@@ -113,6 +115,9 @@ func (r *rules) announced(d *daemon, a cluster.Announce) {
 	if l := d.h.life; l.owned.Less(a.Epoch) {
 		l.owned = a.Epoch
 	}
+	if l := d.h.life; l.epoch != a.Epoch {
+		l.epoch, l.epochAt = a.Epoch, r.w.now
+	}
 	if r.highest.Less(a.Epoch) {
 		r.highest = a.Epoch
 	}
@@ -174,8 +179,9 @@ func (r *rules) died(h *host, d *daemon) {
 	if o.guard != nil {
 		_, entitled = o.guard.Entitled()
 	}
-	if r.split {
-		// What it did in the split, nobody else knows.
+	if r.split && l.epochAt > r.splitAt-time.Second {
+		// What it did in the split under an epoch of its own, nobody else knows. An owner
+		// that only stood still has stayed beneath bounds that its successor knows.
 		for x := range l.used {
 			if x.tainted == 0 {
 				x.tainted = r.w.now
