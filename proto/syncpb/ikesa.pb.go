@@ -8,7 +8,7 @@
 // versions:
 // 	protoc-gen-go v1.36.11
 // 	protoc        v3.21.12
-// source: proto/syncpb/ikesa.proto
+// source: syncpb/ikesa.proto
 
 package syncpb
 
@@ -83,7 +83,7 @@ type IKESA struct {
 
 func (x *IKESA) Reset() {
 	*x = IKESA{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[0]
+	mi := &file_syncpb_ikesa_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -95,7 +95,7 @@ func (x *IKESA) String() string {
 func (*IKESA) ProtoMessage() {}
 
 func (x *IKESA) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[0]
+	mi := &file_syncpb_ikesa_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -108,7 +108,7 @@ func (x *IKESA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKESA.ProtoReflect.Descriptor instead.
 func (*IKESA) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{0}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *IKESA) GetSpiI() uint64 {
@@ -461,7 +461,7 @@ type Suite struct {
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +473,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +486,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -546,7 +546,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +558,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +571,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -633,7 +633,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +645,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +658,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -688,7 +688,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +700,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +713,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -788,7 +788,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +800,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +813,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1038,7 +1038,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1050,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1063,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_proto_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -1241,11 +1241,11 @@ func (x *ChildSA) GetSeq() uint32 {
 	return 0
 }
 
-var File_proto_syncpb_ikesa_proto protoreflect.FileDescriptor
+var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
-const file_proto_syncpb_ikesa_proto_rawDesc = "" +
+const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x18proto/syncpb/ikesa.proto\x12\vtandem.sync\"\xe5\v\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xe5\v\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1390,19 +1390,19 @@ const file_proto_syncpb_ikesa_proto_rawDesc = "" +
 	"\x03seq\x18\x18 \x01(\rR\x03seqB\x15Z\x13tandem/proto/syncpbb\x06proto3"
 
 var (
-	file_proto_syncpb_ikesa_proto_rawDescOnce sync.Once
-	file_proto_syncpb_ikesa_proto_rawDescData []byte
+	file_syncpb_ikesa_proto_rawDescOnce sync.Once
+	file_syncpb_ikesa_proto_rawDescData []byte
 )
 
-func file_proto_syncpb_ikesa_proto_rawDescGZIP() []byte {
-	file_proto_syncpb_ikesa_proto_rawDescOnce.Do(func() {
-		file_proto_syncpb_ikesa_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_proto_syncpb_ikesa_proto_rawDesc), len(file_proto_syncpb_ikesa_proto_rawDesc)))
+func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
+	file_syncpb_ikesa_proto_rawDescOnce.Do(func() {
+		file_syncpb_ikesa_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)))
 	})
-	return file_proto_syncpb_ikesa_proto_rawDescData
+	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_proto_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
-var file_proto_syncpb_ikesa_proto_goTypes = []any{
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_syncpb_ikesa_proto_goTypes = []any{
 	(*IKESA)(nil),    // 0: tandem.sync.IKESA
 	(*Suite)(nil),    // 1: tandem.sync.Suite
 	(*IKEKeys)(nil),  // 2: tandem.sync.IKEKeys
@@ -1411,7 +1411,7 @@ var file_proto_syncpb_ikesa_proto_goTypes = []any{
 	(*Exchange)(nil), // 5: tandem.sync.Exchange
 	(*ChildSA)(nil),  // 6: tandem.sync.ChildSA
 }
-var file_proto_syncpb_ikesa_proto_depIdxs = []int32{
+var file_syncpb_ikesa_proto_depIdxs = []int32{
 	1,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
 	2,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
 	5,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
@@ -1431,26 +1431,26 @@ var file_proto_syncpb_ikesa_proto_depIdxs = []int32{
 	0,  // [0:12] is the sub-list for field type_name
 }
 
-func init() { file_proto_syncpb_ikesa_proto_init() }
-func file_proto_syncpb_ikesa_proto_init() {
-	if File_proto_syncpb_ikesa_proto != nil {
+func init() { file_syncpb_ikesa_proto_init() }
+func file_syncpb_ikesa_proto_init() {
+	if File_syncpb_ikesa_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_syncpb_ikesa_proto_rawDesc), len(file_proto_syncpb_ikesa_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_proto_syncpb_ikesa_proto_goTypes,
-		DependencyIndexes: file_proto_syncpb_ikesa_proto_depIdxs,
-		MessageInfos:      file_proto_syncpb_ikesa_proto_msgTypes,
+		GoTypes:           file_syncpb_ikesa_proto_goTypes,
+		DependencyIndexes: file_syncpb_ikesa_proto_depIdxs,
+		MessageInfos:      file_syncpb_ikesa_proto_msgTypes,
 	}.Build()
-	File_proto_syncpb_ikesa_proto = out.File
-	file_proto_syncpb_ikesa_proto_goTypes = nil
-	file_proto_syncpb_ikesa_proto_depIdxs = nil
+	File_syncpb_ikesa_proto = out.File
+	file_syncpb_ikesa_proto_goTypes = nil
+	file_syncpb_ikesa_proto_depIdxs = nil
 }
