@@ -11,6 +11,13 @@ import (
 // before: then its dead peer detection has to find out.
 func (r *rules) united() {
 	w := r.w
+	for _, twice := range r.splitIKE {
+		if twice {
+			// Both sides have begun an exchange with the same message ID, and the peer's one
+			// answer may have gone to either: it has to begin anew.
+			return
+		}
+	}
 	for _, c := range w.clients {
 		k, ok := r.inUse(c)
 		if !ok || w.ownerHolds(k) || r.wiped > 0 && w.now-r.wiped < 2*time.Minute {
