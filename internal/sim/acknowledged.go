@@ -71,6 +71,10 @@ func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {
 
 // acks: d acknowledges every frame up to a number.
 func (r *rules) acks(d *daemon, e statesync.SendAck) {
+	if e.Process == d.process {
+		r.w.violate(RuleEcho, "%s acknowledges frame %d of its own", d.h.name, e.Seq)
+		return
+	}
 	a := &d.h.life.acked
 	if a.of != e.Process || e.Seq <= a.seq {
 		return
