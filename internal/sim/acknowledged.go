@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/proto"
 
 	"tandem/cluster"
@@ -20,6 +22,7 @@ type acknowledged struct {
 	epoch  cluster.Epoch     // of the latest one
 	handed []handedFrame     // delivered since, in order; may come twice, or be refused
 	entry  cluster.Epoch     // of the latest entry among them
+	since  time.Duration     // when that was acknowledged
 
 	spis     map[ipsec.ESPSPI]ipsec.IKESPIs // Child SAs, and whose they are
 	ever     map[ipsec.ESPSPI]bool          // and those that have ended since
@@ -62,7 +65,7 @@ func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {
 	}
 	a := &o.h.life.acked
 	if a.of != from.process {
-		*a = acknowledged{of: from.process, entry: a.entry, spis: map[ipsec.ESPSPI]ipsec.IKESPIs{}, ever: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, gone: map[ipsec.IKESPIs]bool{}}
+		*a = acknowledged{of: from.process, entry: a.entry, since: a.since, spis: map[ipsec.ESPSPI]ipsec.IKESPIs{}, ever: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, gone: map[ipsec.IKESPIs]bool{}}
 	}
 	if f.Seq > a.seq {
 		a.handed = append(a.handed, handedFrame{f, o.h.life.owned})
@@ -114,7 +117,7 @@ func (r *rules) acks(d *daemon, e statesync.SendAck) {
 func (r *rules) learn(a *acknowledged, f handedFrame, v *syncpb.Frame_Event) {
 	switch {
 	case v.GetEntry() != nil:
-		a.entry = f.epoch()
+		a.entry, a.since = f.epoch(), r.w.now
 	case v.GetBounds() != nil:
 		b := v.GetBounds()
 		for i, s := range b.Sa {
@@ -181,12 +184,13 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 		return
 	}
 	r.left[h] = true
-	a := r.syncSet(d)
-	if a == nil || a.messages[h] {
+	m, t := r.w.wire.read(x.Data)
+	if m == nil || m.Exchange == message.IKESAInit || !protected(m) {
 		return
 	}
-	m, t := r.w.wire.read(x.Data)
-	if m == nil || m.Exchange == message.IKESAInit || !protected(m) || a.gone[m.SPIs] {
+	d.h.life.sent(h, m.SPIs, t.text, r.w.now)
+	a := r.syncSet(d)
+	if a == nil || a.messages[h] || a.gone[m.SPIs] {
 		return
 	}
 	r.w.violate(RuleGate, "%s sends %s, of which its entitled standby has acknowledged no record", d.h.name, t.text)
@@ -195,6 +199,9 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 // uses: number seq of an SA is sent (out) or delivered. The member has to hold the
 // SA and a bound that is not below.
 func (r *rules) uses(d *daemon, s *sa, dir xfrm.Direction, seq uint64) {
+	if d.p.sas[s.SPIIn] == s {
+		d.h.life.numbers(s, dir, seq)
+	}
 	a := r.syncSet(d)
 	if a == nil {
 		return

@@ -23,9 +23,9 @@ func (w *world) act(a Action) {
 	if a.Verb.Fault() {
 		w.busy(5*time.Second + min(a.For, time.Minute))
 		if h != nil {
-			w.rule.disturbed(h, a.Verb)
+			w.rule.disturbed(h, a.Verb, a.For)
 		} else {
-			w.rule.disturbed(w.gw[0], a.Verb)
+			w.rule.disturbed(w.gw[0], a.Verb, a.For)
 		}
 	}
 	if h == nil {

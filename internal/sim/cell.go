@@ -64,7 +64,7 @@ func (w *world) crash(d *daemon, c Cell) {
 	if w.log != nil {
 		w.fault(d.h.name, "SIGKILL %s", c)
 	}
-	w.rule.disturbed(d.h, CrashAt)
+	w.rule.disturbed(d.h, CrashAt, 0)
 	d.h.die(d, "crash point")
 }
 

@@ -225,6 +225,7 @@ func (h *host) tellDaemon(e cluster.GuardEffect) {
 	case cluster.TellLoss:
 		w.note(h.name, "guardian", "lost gw%d (%d), entitled %v", e.Node, e.Kind, e.Entitled)
 		w.busy(5 * time.Second)
+		w.rule.loses(h)
 	}
 	h.toDaemon = w.fifo(h.toDaemon, w.hop(), func() {
 		d.run(func(now time.Time) {

@@ -66,6 +66,7 @@ func (w *world) sendHeartbeat(h *host, e cluster.SendHeartbeat) {
 						to.wake()
 					}
 					x := *hb
+					w.rule.hears(to, &x)
 					_ = to.guard.HandleHeartbeat(to.guardTime(), cluster.Link{Device: fmt.Sprintf("hb%d", i), Addr: fmt.Sprintf("fe80::%d", h.id)}, &x)
 					to.carryGuard()
 				})

@@ -20,11 +20,13 @@ type rules struct {
 	epochs  map[cluster.Epoch]cluster.ProcessID
 	highest cluster.Epoch
 	last    *lifetime // the latest owner
+	before  *lifetime // and the one before
 
 	split    bool // two were active, and it has not healed yet
 	splitAt  time.Duration
 	tolerate time.Duration          // until when rules 2 to 4 rest
 	splitIKE map[ipsec.IKESPIs]bool // messages differ since a split
+	parted   time.Duration          // until when something kept the gateways, or one of them, from acting
 	forgot   time.Duration          // when an owner began without the SAs, or died in a split
 	left     map[uint64]bool        // IKE messages that gateways have sent, by hash
 	double   time.Duration          // since when two are active although nothing is broken
@@ -52,6 +54,11 @@ type lifetime struct {
 	used    map[*record]bool // in a split
 	owned   cluster.Epoch    // the latest that it announced as its own
 	acked   acknowledged
+
+	highest  map[boundOf]uint64 // numbers used
+	messages []sentMessage      // the latest
+	heard    cluster.Epoch      // highest that the other node said to own
+	excluded cluster.Epoch      // without this node, when the other one was lost
 }
 
 // fallen is an owner that died while its standby was entitled and nothing else was wrong.
@@ -91,8 +98,12 @@ func (r *rules) excuseClient(i int, d time.Duration) {
 	r.excuses[i] = max(r.excuses[i], r.w.now+d)
 }
 
-// disturbed notes that something other than the crash of one process happened.
-func (r *rules) disturbed(h *host, v Verb) {
+// disturbed notes that something other than the crash of one process happens, for d.
+func (r *rules) disturbed(h *host, v Verb, d time.Duration) {
+	switch v {
+	case CutHB, LossHB, StopDaemon, FreezeHost, PauseHost, PauseBoth, Stubborn:
+		r.parted = max(r.parted, r.w.now+d)
+	}
 	switch v {
 	case Kill, CrashAt, LoseHost, Handover:
 	default:
@@ -133,6 +144,9 @@ func (r *rules) activates(d *daemon) {
 		if o != l {
 			if !r.split {
 				r.splitAt = w.now
+				if w.now > r.parted+10*time.Second && w.linksWhole() && o.host.monitors > 0 {
+					w.violate(RuleOwners, "%s begins to own while %s owns, although nothing has come between them", d.h.name, o.host.name)
+				}
 			}
 			r.split = true
 			w.Result.States["split"]++
@@ -150,7 +164,7 @@ func (r *rules) activates(d *daemon) {
 			w.Result.States["takeover from the living"]++
 		}
 	}
-	r.last = l
+	r.before, r.last = r.last, l
 }
 
 func (r *rules) deactivates(d *daemon) { r.inactive(d.h.life) }
@@ -288,6 +302,9 @@ func (r *rules) logged(d *daemon, e node.Log) {
 		r.excuse(90 * time.Second)
 	} else {
 		w.Result.States["covered takeover"]++
+		if trusted && !handover {
+			r.succeeds(d, r.before)
+		}
 	}
 	if f := r.fell; f != nil {
 		r.fell = nil

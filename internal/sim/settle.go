@@ -53,7 +53,7 @@ func (w *world) heal() {
 		}
 	}
 	w.fault("", "everything works again")
-	w.rule.heals = w.now
+	w.rule.heals, w.rule.parted = w.now, max(w.rule.parted, w.now)
 	w.rule.excuse(healLimit)
 	w.busy(healLimit)
 	w.after(5*time.Second, w.settled)

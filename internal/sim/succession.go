@@ -1,0 +1,102 @@
+package sim
+
+import (
+	"time"
+
+	"tandem/cluster"
+	"tandem/internal/ipsec"
+	"tandem/xfrm"
+)
+
+// lastMessages is how many messages a lifetime remembers.
+const lastMessages = 32
+
+// sentMessage is an IKE message that a process sent first.
+type sentMessage struct {
+	hash uint64
+	spis ipsec.IKESPIs
+	text string
+	at   time.Duration
+}
+
+func (l *lifetime) sent(hash uint64, spis ipsec.IKESPIs, text string, now time.Duration) {
+	if len(l.messages) == lastMessages {
+		l.messages = append(l.messages[:0], l.messages[lastMessages/2:]...)
+	}
+	l.messages = append(l.messages, sentMessage{hash, spis, text, now})
+}
+
+// numbers notes the highest number that a process used of a Child SA.
+func (l *lifetime) numbers(s *sa, dir xfrm.Direction, seq uint64) {
+	if dir == xfrm.Inbound && s.ReplayWindow == 0 {
+		return
+	}
+	if l.highest == nil {
+		l.highest = map[boundOf]uint64{}
+	}
+	k := boundOf{s.SPIIn, dir}
+	l.highest[k] = max(l.highest[k], seq)
+}
+
+// hears: h's guardian takes a heartbeat of the other node.
+func (r *rules) hears(h *host, x *cluster.Heartbeat) {
+	if l := h.life; l != nil && x.Running && x.Announce.Role == cluster.RoleOwner && l.heard.Less(x.Announce.Epoch) {
+		l.heard = x.Announce.Epoch
+	}
+}
+
+// loses: h's guardian tells of the loss of the other node, at the end of what it has
+// heard from there. An owner that went on under a later epoch than that of the latest
+// entry has excluded h.
+func (r *rules) loses(h *host) {
+	l := h.life
+	entry := l.acked.entry
+	for _, f := range l.acked.handed {
+		for _, v := range f.f.Events {
+			if v.GetEntry() != nil && entry.Less(f.epoch()) {
+				entry = f.epoch()
+			}
+		}
+	}
+	l.excluded = cluster.Epoch{}
+	if entry.Less(l.heard) {
+		l.excluded = l.heard
+	}
+}
+
+// succeeds: d says that it succeeds another node and that the takeover is covered.
+// Unless something had come between the two, d has acknowledged all that the other
+// one did last.
+func (r *rules) succeeds(d *daemon, o *lifetime) {
+	w, a := r.w, &d.h.life.acked
+	if e := d.h.life.excluded; e != (cluster.Epoch{}) {
+		w.violate(RuleCoverage, "%s succeeds and calls that covered, but it had heard the other one own in epoch %s, without an entry in that", d.h.name, e)
+		return
+	}
+	if o == nil || o.host == d.h || w.now <= r.parted+10*time.Second || !w.linksWhole() || r.split {
+		return
+	}
+	if a.of != o.process {
+		w.violate(RuleCoverage, "%s succeeds %s, of whose process it has acknowledged nothing, and calls that covered", d.h.name, o.host.name)
+		return
+	}
+	for _, s := range d.p.list {
+		for _, dir := range []xfrm.Direction{xfrm.Outbound, xfrm.Inbound} {
+			k := boundOf{s.SPIIn, dir}
+			n := a.bounds[k]
+			if dir == xfrm.Outbound {
+				n = max(n, initialCeiling)
+			}
+			if o.highest[k] > n {
+				w.violate(RuleCoverage, "%s succeeds %s and calls that covered, but has acknowledged %d as the bound of SPI %s (direction %d), of which #%d was used", d.h.name, o.host.name, n, s.SPIIn, dir, o.highest[k])
+				return
+			}
+		}
+	}
+	for _, m := range o.messages {
+		if m.at > a.since && !a.messages[m.hash] && !a.gone[m.spis] {
+			w.violate(RuleCoverage, "%s succeeds %s and calls that covered, but has acknowledged no record of %s, sent at %v", d.h.name, o.host.name, m.text, m.at)
+			return
+		}
+	}
+}
