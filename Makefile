@@ -2,6 +2,7 @@
 # make test      what CI runs: unit tests, fuzz seeds, integration in short form
 # make acceptance  every scenario at full length, with its figures
 # make sim SEEDS=n  n simulated clusters; make sim SEED=s replays one (HELP=1 tells more)
+# make planted   plants bugs, and counts the schedules that it takes to find each
 
 GO ?= go
 FUZZTIME ?= 1m
@@ -12,7 +13,7 @@ PROTOC_GEN_GO_GRPC = google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 # Scenarios time real processes: one at a time, and apart from the unit tests.
 UNIT = $(shell $(GO) list ./... | grep -v '/integration')
 
-.PHONY: all build deps test acceptance race lint fuzz sim demo bench proto clean
+.PHONY: all build deps test acceptance race lint fuzz sim planted demo bench proto clean
 
 all: build
 
@@ -50,6 +51,11 @@ sim:
 	bin/simulate $(if $(HELP),--help) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FROM),--from $(FROM)) $(if $(REAL),--real $(REAL)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(CRASH),--crash "$(CRASH)") $(if $(SCHEDULE),--schedule $(SCHEDULE)) \
 		$(if $(OUT),--out $(OUT)) $(if $(JSON),--json $(JSON))
+
+# Bugs planted into copies of the tree, and how many schedules the simulation needs to
+# find each: internal/sim/planted.
+planted:
+	GO="$(GO)" scripts/planted.sh $(if $(LIMIT),--limit $(LIMIT)) $(PLANTED)
 
 demo: deps build
 	bin/tandem lab run examples/pair
