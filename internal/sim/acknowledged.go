@@ -189,6 +189,7 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 		return
 	}
 	d.h.life.sent(h, m.SPIs, t.text, r.w.now)
+	r.begins(d, m, t.text, h, x)
 	a := r.syncSet(d)
 	if a == nil || a.messages[h] || a.gone[m.SPIs] {
 		return

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"tandem/cluster"
@@ -48,6 +49,7 @@ type record struct {
 	tainted   time.Duration // since when both sides of a split used it and one lost its memory; 0: no
 	last      time.Duration // of use
 	price     price
+	to, was   netip.AddrPort // where the cluster last sent, and where before
 }
 
 func (l *ledger) init() {
@@ -94,6 +96,7 @@ func (l *ledger) sealed(w *world, d *daemon, s *sa, x *sealed, iv [8]byte) {
 		}
 		w.rule.sends(d, r)
 		w.rule.uses(d, s, xfrm.Outbound, x.seq)
+		w.rule.sendsTo(d, r, x.to, x.inner.flow.client)
 	}
 	r.maxSent = max(r.maxSent, x.seq)
 	r.sentBy[d.process] = x.seq

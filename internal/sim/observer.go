@@ -188,6 +188,9 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 	if m.Response {
 		o.side(m.SPIs, m.Initiator != m.Response).answered[m.MessageID] = true
 	}
+	if d.h.id != 0 {
+		d.h.life.hearsFrom(o.w.clientOf(x.Remote.Addr()))
+	}
 	d.takesPart(label{t.label.exchange, !t.label.initiator})
 }
 

@@ -401,6 +401,7 @@ func (p *plane) receive(x *sealed, from netip.AddrPort) {
 		w.violate(RuleForgery, "%s accepted a forged packet on SPI %s", h.name, x.spi)
 	}
 	s.lastIn = now
+	h.life.hearsFrom(x.inner.flow.client)
 	var es []xfrm.Event
 	if !s.seen {
 		s.seen = true

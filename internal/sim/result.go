@@ -14,6 +14,7 @@ const (
 	RuleSequence  Rule = "sequence numbers only rise"
 	RuleReplay    Rule = "no packet is delivered twice"
 	RulePrice     Rule = "a takeover rejects at most the fence's lead"
+	RuleSurvivor  Rule = "a survivor goes on where the other one stood"
 	RuleLost      Rule = "nothing acknowledged is lost"
 	RuleGate      Rule = "nothing leaves before it is acknowledged"
 	RuleEpoch     Rule = "epochs are made once, older ones refused"

@@ -55,10 +55,11 @@ type lifetime struct {
 	owned   cluster.Epoch    // the latest that it announced as its own
 	acked   acknowledged
 
-	highest  map[boundOf]uint64 // numbers used
-	messages []sentMessage      // the latest
-	heard    cluster.Epoch      // highest that the other node said to own
-	excluded cluster.Epoch      // without this node, when the other one was lost
+	highest   map[boundOf]uint64 // numbers used
+	messages  []sentMessage      // the latest
+	heardFrom map[int]bool       // clients, since the last takeover; nil: there was none
+	heard     cluster.Epoch      // highest that the other node said to own
+	excluded  cluster.Epoch      // without this node, when the other one was lost
 }
 
 // fallen is an owner that died while its standby was entitled and nothing else was wrong.
@@ -140,6 +141,7 @@ func (r *rules) activates(d *daemon) {
 	if d.h.id == 0 || l.active {
 		return
 	}
+	split := r.split
 	for _, o := range r.active {
 		if o != l {
 			if !r.split {
@@ -163,6 +165,9 @@ func (r *rules) activates(d *daemon) {
 		} else {
 			w.Result.States["takeover from the living"]++
 		}
+	}
+	if r.last != l && !split {
+		l.takesOver()
 	}
 	r.before, r.last = r.last, l
 }
@@ -282,6 +287,7 @@ func (r *rules) logged(d *daemon, e node.Log) {
 		}
 	}
 	if handover {
+		r.handedOver()
 		w.Result.Handovers++
 	}
 	if !trusted {

@@ -69,11 +69,14 @@ func (r *rules) loses(h *host) {
 // one did last.
 func (r *rules) succeeds(d *daemon, o *lifetime) {
 	w, a := r.w, &d.h.life.acked
+	if o == nil || o.host == d.h {
+		return // it takes back what it handed over in vain
+	}
 	if e := d.h.life.excluded; e != (cluster.Epoch{}) {
 		w.violate(RuleCoverage, "%s succeeds and calls that covered, but it had heard the other one own in epoch %s, without an entry in that", d.h.name, e)
 		return
 	}
-	if o == nil || o.host == d.h || w.now <= r.parted+10*time.Second || !w.linksWhole() || r.split {
+	if w.now <= r.parted+10*time.Second || !w.linksWhole() || r.split {
 		return
 	}
 	if a.of != o.process {

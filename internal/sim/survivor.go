@@ -1,0 +1,56 @@
+package sim
+
+import (
+	"net/netip"
+
+	"tandem/ike"
+	"tandem/ike/message"
+)
+
+// A survivor goes on where the other one stood: until it hears a peer itself, it
+// begins nothing new with it and sends to the address that was known. A planned
+// handover costs no packet at all, since the windows travel exactly.
+
+// takesOver: d's data plane was activated after another process's.
+func (l *lifetime) takesOver() { l.heardFrom = map[int]bool{} }
+
+// hearsFrom: something authentic of a client, or what was once, arrived at d.
+func (l *lifetime) hearsFrom(client int) {
+	if l.heardFrom != nil {
+		l.heardFrom[client] = true
+	}
+}
+
+// deafTo says that d took over and has heard nothing of a client yet.
+func (l *lifetime) deafTo(client int) bool {
+	return l.heardFrom != nil && client >= 0 && !l.heardFrom[client]
+}
+
+// begins: an IKE message leaves for the first time.
+func (r *rules) begins(d *daemon, m *message.Message, text string, hash uint64, x ike.Datagram) {
+	if m.Response || m.MessageID == 0 || !d.h.life.deafTo(r.w.clientOf(x.Remote.Addr())) || d.h.life.acked.messages[hash] {
+		return // MessageID 0: where nothing was ever sent, an empty request asks for the peer
+	}
+	r.w.violate(RuleSurvivor, "%s sends %s before it has heard the peer", d.h.name, text)
+}
+
+// sendsTo: a packet leaves on a Child SA. The other one may have learnt of another
+// address without sending there, but it forgot the one before.
+func (r *rules) sendsTo(d *daemon, x *record, to netip.AddrPort, client int) {
+	if to == x.to {
+		return
+	}
+	if to == x.was && d.h.life.deafTo(client) && !r.excused(x) {
+		r.w.violate(RuleSurvivor, "%s sends on SPI %s to %s before it has heard the peer, whom the other one knew at %s", d.h.name, x.id.spi, to, x.to)
+	}
+	x.was, x.to = x.to, to
+}
+
+// handedOver: d took over by a planned handover.
+func (r *rules) handedOver() {
+	for _, x := range r.w.ledger.list {
+		if p := &x.price; p.since == r.w.now && p.limit > 0 {
+			p.limit = 0
+		}
+	}
+}
