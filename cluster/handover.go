@@ -110,8 +110,9 @@ func (p *Pair) successorLost(now time.Time, kind Loss, role Role) {
 		p.disown(now, p.handTo, "shutdown")
 		p.stop()
 	case kind == LossDeath:
-		// Its last words tell whether it had begun to own.
-		p.takeBack(now, role != RoleOwner, p.name()+" ended")
+		// It may have begun to own, and have gone on alone, without having been able to
+		// say so: its loss is told before its last words.
+		p.takeBack(now, false, p.name()+" ended")
 	default:
 		// It may have begun to own: that wants the note first.
 		p.handAsked, p.handBy = true, now.Add(takeoverNote)
