@@ -104,7 +104,7 @@ func (p *Pair) takeBack(now time.Time, covered bool, why string) {
 }
 
 // successorLost: the successor was lost while we wait for it.
-func (p *Pair) successorLost(now time.Time, kind Loss, role Role) {
+func (p *Pair) successorLost(now time.Time, kind Loss) {
 	switch {
 	case p.shutdown:
 		p.disown(now, p.handTo, "shutdown")

@@ -311,7 +311,7 @@ func (p *Pair) lose(now time.Time, kind Loss, role Role, entitled bool, detected
 		}
 		p.memberLost(now, kind)
 	case handing:
-		p.successorLost(now, kind, role)
+		p.successorLost(now, kind)
 	}
 }
 
