@@ -8,22 +8,25 @@ set -euo pipefail
 
 usage() {
 	cat <<'TEXT'
-usage: scripts/planted.sh [--limit N] [--from SEED] [--workers N] [--check] [BUG...]
+usage: scripts/planted.sh [--limit N] [--from SEED] [--workers N] [--patches DIR] [--check] [BUG...]
 
   --limit N      give a bug up after N schedules (5000)
   --from SEED    begin with this seed (0)
   --workers N    schedules at a time (as many as GOMAXPROCS)
+  --patches DIR  where the patches are (internal/sim/planted)
   --check        only see whether every patch applies
-  BUG            names of files in internal/sim/planted, without .patch (all)
+  BUG            names of patches, without .patch (all)
 TEXT
 }
 
-limit=5000 first=0 workers="" check="" bugs=()
+root=$(cd "$(dirname "$0")/.." && pwd)
+limit=5000 first=0 workers="" check="" bugs=() patches=$root/internal/sim/planted
 while [ $# -gt 0 ]; do
 	case $1 in
 	--limit) limit=$2; shift ;;
 	--from) first=$2; shift ;;
 	--workers) workers=$2; shift ;;
+	--patches) patches=$(cd "$2" && pwd); shift ;;
 	--check) check=1 ;;
 	-h | --help) usage; exit 0 ;;
 	-*) usage >&2; exit 2 ;;
@@ -33,8 +36,6 @@ while [ $# -gt 0 ]; do
 done
 : "${GO:=go}"
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-patches=$root/internal/sim/planted
 if [ ${#bugs[@]} -eq 0 ]; then
 	for p in "$patches"/*.patch; do bugs+=("$(basename "$p" .patch)"); done
 fi
