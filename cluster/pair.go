@@ -255,7 +255,13 @@ func (p *Pair) HandlePeer(now time.Time, x Peer) {
 		m.since = now
 	}
 	wasEntitled := m.Entitled && m.Process == x.Process
+	// The last words of one that owned beside us while this node stood still: its loss
+	// has been told already, but not what it was.
+	rival := p.phase == owning && m.Process == x.Process && m.Role != RoleOwner && x.Role == RoleOwner && !x.Running
 	m.Peer, m.heard, m.seen = x, true, now
+	if rival {
+		p.rivalLost(LossDeath)
+	}
 	if p.highest.Less(x.Epoch) {
 		p.highest = x.Epoch
 	}

@@ -201,4 +201,8 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.drain(now)
 	n.emit(Activate{scope})
 	n.emit(Claim{}) // once more, now that the other owner has surely released the addresses
+	if n.opt.Pair.Coverage != cluster.CoverageProven {
+		// The other side may have succeeded the life of this node that left the note.
+		n.ike.RekeyAll(now, "an earlier life of this node may have gone on alone with these SAs")
+	}
 }

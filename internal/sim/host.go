@@ -67,6 +67,7 @@ func (h *host) boot() {
 		return
 	}
 	h.powered, h.frozen, h.waiting, h.late = true, false, nil, false
+	h.clock.wall = 0 // a host that boots asks for the time: see cluster/DESIGN.md, invariant 1
 	h.boots++
 	h.w.mix("boot", uint64(h.id), uint64(h.boots))
 	if h.id != 0 {
