@@ -105,7 +105,7 @@ type PairOptions struct {
 	Coverage Coverage
 	Epoch    Epoch // highest that this node's disk knows; zero on a new disk
 	// Floor is a counter that surely lies above every epoch this node ever made:
-	// the wall clock in seconds. Only a node whose disk is lost uses it.
+	// the wall clock in milliseconds. Only a node whose disk is lost uses it.
 	Floor uint64
 }
 

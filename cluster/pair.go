@@ -339,6 +339,10 @@ func (p *Pair) announce(now time.Time) {
 	a := Announce{Role: p.Role(), Epoch: p.highest, Election: p.election(now), Coverage: p.coverage, Chosen: p.chosen}
 	if p.phase == owning || p.phase == handing {
 		a.Epoch = p.epoch
+	} else if p.floor > a.Epoch.Counter {
+		// What an earlier life of this node may have made: an owner that hands over to us
+		// makes our epoch, and must go above.
+		a.Epoch = Epoch{p.floor, p.opt.Self}
 	}
 	old := p.said
 	old.Election.Age = a.Election.Age

@@ -46,7 +46,7 @@ func (d *Daemon) openCluster(o *node.Options) (*clusterEnds, error) {
 	o.CookieSecret = id.CookieSecret()
 	o.Pair = &cluster.PairOptions{
 		Self: id.Node, Name: d.hostname(), Serial: id.Serial, HA: d.cfg.HA,
-		Coverage: state.Coverage(), Epoch: state.Epoch(), Floor: uint64(max(time.Now().Unix(), 0)),
+		Coverage: state.Coverage(), Epoch: state.Epoch(), Floor: uint64(max(time.Now().UnixMilli(), 0)),
 	}
 	return &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}, nil
 }

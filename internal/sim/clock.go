@@ -20,8 +20,8 @@ func (c *clock) elapsed(now time.Duration) time.Duration {
 // at is what the clock shows at a moment of virtual time.
 func (c *clock) at(now time.Duration) time.Time { return epoch.Add(c.elapsed(now)) }
 
-// unix is the wall clock, in seconds.
-func (c *clock) unix(now time.Duration) int64 { return c.at(now).Add(c.wall).Unix() }
+// unix is the wall clock, in milliseconds.
+func (c *clock) unix(now time.Duration) int64 { return c.at(now).Add(c.wall).UnixMilli() }
 
 // when is a moment of virtual time at which the clock has just come to show t.
 func (c *clock) when(t time.Time) time.Duration {
