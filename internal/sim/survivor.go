@@ -31,6 +31,9 @@ func (r *rules) begins(d *daemon, m *message.Message, text string, hash uint64, 
 	if m.Response || m.MessageID == 0 || !d.h.life.deafTo(r.w.clientOf(x.Remote.Addr())) || d.h.life.acked.messages[hash] {
 		return // MessageID 0: where nothing was ever sent, an empty request asks for the peer
 	}
+	if r.split || r.w.now < r.tolerate {
+		return // healing brings what the other side has begun
+	}
 	r.w.violate(RuleSurvivor, "%s sends %s before it has heard the peer", d.h.name, text)
 }
 
