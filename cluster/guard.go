@@ -16,6 +16,7 @@ type Guard struct {
 	tick    time.Duration
 	perBeat int // ticks between heartbeats
 	beat    int // ticks until the next
+	step    int // ticks that the next Tick stands for
 	seq     uint64
 	nonce   uint64
 	last    time.Time // of Tick
@@ -54,6 +55,7 @@ type GuardOptions struct {
 const (
 	maxTick      = 10 * time.Millisecond
 	ticksPerBeat = 2 // at least; more only make an idle node busier
+	calmStep     = 2 // ticks at once while nobody is late
 	watchdogTime = 500 * time.Millisecond
 	watchdogMin  = 10 // ticks
 	killTime     = 100 * time.Millisecond
@@ -92,7 +94,8 @@ type guardPeer struct {
 type guardLink struct {
 	Link
 	seq    uint64
-	misses int // ticks since the last heartbeat
+	misses int       // ticks since the last heartbeat
+	at     time.Time // of the last heartbeat
 }
 
 // GuardEffect is what the guardian's shell has to do.
@@ -147,11 +150,16 @@ func (g *Guard) SetInterval(interval time.Duration, threshold int) {
 	g.opt.Interval, g.opt.Threshold = interval, threshold
 	g.perBeat = max(ticksPerBeat, int(interval/maxTick))
 	g.tick = interval / time.Duration(g.perBeat)
-	g.forgive()
+	g.step = 1
+	g.forgive(g.last)
 }
 
-// TickInterval is how often Tick must be called.
-func (g *Guard) TickInterval() time.Duration { return g.tick }
+// TickInterval is how long after the last Tick the next must be called. It is
+// longer while everybody is heard in time: most of what heartbeats cost is waking up.
+func (g *Guard) TickInterval() time.Duration { return time.Duration(g.step) * g.tick }
+
+// Calm says that everybody is heard in time.
+func (g *Guard) Calm() bool { return g.step > 1 }
 
 // Poll returns the next effect; drain it after each input.
 func (g *Guard) Poll() (GuardEffect, bool) {
@@ -187,11 +195,11 @@ func (g *Guard) watchdog() int {
 }
 
 // forgive begins every count of silence anew.
-func (g *Guard) forgive() {
+func (g *Guard) forgive(now time.Time) {
 	for _, p := range g.peers {
 		for i := range p.links {
 			if p.links[i].misses <= g.silence() {
-				p.links[i].misses = 0
+				p.links[i].misses, p.links[i].at = 0, now
 			}
 		}
 	}
@@ -199,41 +207,50 @@ func (g *Guard) forgive() {
 
 // Tick is one beat of our own clock.
 func (g *Guard) Tick(now time.Time) {
-	late := now.Sub(g.last)
-	if !g.last.IsZero() && late > time.Duration(g.silence())*g.tick {
+	slept := now.Sub(g.last)
+	if !g.last.IsZero() && slept > time.Duration(g.silence())*g.tick {
 		// We were stopped for so long that others may have been, too.
-		g.logf("this process was stopped for %v", late.Round(time.Millisecond))
-		g.forgive()
+		g.logf("this process was stopped for %v", slept.Round(time.Millisecond))
+		g.forgive(now)
 	}
 	g.last = now
+	late := false
 	for _, p := range g.peers {
-		g.countSilence(now, p)
+		late = g.countSilence(now, p) || late
 	}
 	g.watch(now)
-	if g.beat--; g.beat <= 0 {
+	if g.beat -= g.step; g.beat <= 0 {
 		g.send(now, 1)
+	}
+	g.step = 1
+	if !late && g.killing <= 0 {
+		g.step = min(calmStep, g.beat)
 	}
 }
 
-func (g *Guard) countSilence(now time.Time, p *guardPeer) {
+// countSilence returns whether a link that is not dead yet has missed a heartbeat.
+func (g *Guard) countSilence(now time.Time, p *guardPeer) (late bool) {
 	if !p.heard {
-		return
+		return false
 	}
 	alive := false
 	for i := range p.links {
 		l := &p.links[i]
 		if l.misses <= g.silence() {
-			l.misses++
+			l.misses += min(g.step, 1+int(now.Sub(l.at)/g.tick))
 		}
-		alive = alive || l.misses <= g.silence()
+		if l.misses <= g.silence() {
+			alive, late = true, late || l.misses > g.perBeat
+		}
 	}
 	if alive {
 		g.tell(p)
-		return
+		return late
 	}
 	p.heard, p.told = false, nil
 	p.request, p.answered = Removal{}, 0
 	g.lose(now, p, LossSilence)
+	return false
 }
 
 // lose tells the daemon of the loss of a peer's process, with what our
@@ -305,7 +322,7 @@ func (g *Guard) HandleHeartbeat(now time.Time, link Link, h *Heartbeat) error {
 	if h.Seq <= l.seq && p.hb.Seq != 0 {
 		return fmt.Errorf("heartbeat of %s seen before", h.Name)
 	}
-	l.seq, l.misses, l.Addr = h.Seq, 0, link.Addr
+	l.seq, l.misses, l.at, l.Addr = h.Seq, 0, now, link.Addr
 	if h.Seq > p.hb.Seq {
 		g.apply(now, p, h)
 	}

@@ -164,7 +164,12 @@ func (g *Guard) watch(now time.Time) {
 	if g.killing < 0 || !g.watched {
 		return
 	}
-	if g.idle++; g.idle < g.watchdog() || g.said.Role != RoleOwner {
+	if g.idle == 0 {
+		g.idle = 1 // how long ago it was, within this step, is not known
+	} else {
+		g.idle += g.step
+	}
+	if g.idle < g.watchdog() || g.said.Role != RoleOwner {
 		return
 	}
 	if !slices.ContainsFunc(g.peers, func(p *guardPeer) bool {

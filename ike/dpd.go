@@ -25,6 +25,12 @@ const (
 	defaultRetryCount    = 3
 )
 
+// probeSlack is by how much a probe may come later than its interval: those of many
+// idle tunnels leave together, since waking up costs more than a probe.
+const probeSlack = 100 * time.Millisecond
+
+func nextProbe(t time.Time) time.Time { return t.Add(probeSlack - 1).Truncate(probeSlack) }
+
 // lastTraffic is when the peer last proved its life, and when we last sent to it.
 func (e *Engine) lastTraffic(sa *ikeSA) (in, out time.Time) {
 	in = sa.lastIn
@@ -51,19 +57,19 @@ func (e *Engine) dpdDue(sa *ikeSA) bool {
 	}
 	interval, _ := e.dpdRetry(sa)
 	if sa.dpdAt.IsZero() {
-		sa.dpdAt = sa.lastIn.Add(interval)
+		sa.dpdAt = nextProbe(sa.lastIn.Add(interval))
 	}
 	if sa.dpdAt.After(e.now) {
 		return false
 	}
 	in, out := e.lastTraffic(sa)
 	if idle := in.Add(interval); idle.After(e.now) {
-		sa.dpdAt = idle
+		sa.dpdAt = nextProbe(idle)
 		return false
 	}
 	if sa.p1.DPD == "on-demand" && !out.After(in) {
 		// Nothing was sent since the peer was last heard: nothing may be lost.
-		sa.dpdAt = e.now.Add(interval)
+		sa.dpdAt = nextProbe(e.now.Add(interval))
 		return false
 	}
 	return true

@@ -5,12 +5,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"tandem/cluster"
 )
 
 // group is where heartbeats go: a transient multicast group of link scope.
@@ -148,7 +145,7 @@ func (d *device) send(b []byte, nl *netlink.Handle, log *slog.Logger) {
 	if d.fd < 0 {
 		return
 	}
-	err := unix.Send(d.out, b, unix.MSG_DONTWAIT)
+	err := sendNow(d.out, b)
 	switch {
 	case err == nil && d.sendE != "":
 		log.Info("heartbeats leave again", "device", d.name)
@@ -158,43 +155,4 @@ func (d *device) send(b []byte, nl *netlink.Handle, log *slog.Logger) {
 		d.sendE = err.Error()
 		log.Warn("heartbeats do not leave", "device", d.name, "error", err)
 	}
-}
-
-// receive takes one datagram; ok is false when none is pending. A datagram that
-// crossed a router (hop limit below 255) has link zero and must be ignored.
-func (d *device) receive(b []byte) (n int, link cluster.Link, ok bool) {
-	var oob [128]byte
-	for range 2 {
-		n, oobn, _, from, err := unix.Recvmsg(d.fd, b, oob[:], unix.MSG_DONTWAIT)
-		if err != nil {
-			// A pending error (interface down) is taken away by reading it once.
-			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EBADF) {
-				return 0, link, false
-			}
-			continue
-		}
-		a, isV6 := from.(*unix.SockaddrInet6)
-		src := netip.Addr{}
-		if isV6 {
-			src = netip.AddrFrom16(a.Addr)
-		}
-		if !src.IsLinkLocalUnicast() || hopLimit(oob[:oobn]) != 255 {
-			return n, cluster.Link{}, true
-		}
-		return n, cluster.Link{Device: d.name, Addr: src.String()}, true
-	}
-	return 0, link, false
-}
-
-func hopLimit(oob []byte) int {
-	ms, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return 0
-	}
-	for _, m := range ms {
-		if m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_HOPLIMIT && len(m.Data) >= 4 {
-			return int(*(*int32)(unsafe.Pointer(&m.Data[0])))
-		}
-	}
-	return 0
 }

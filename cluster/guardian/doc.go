@@ -3,7 +3,7 @@
 // and clock.
 //
 // The guardian runs under SCHED_FIFO with locked memory, so that its heartbeats
-// leave on time whatever the daemon and the rest of the machine do. One thread
+// leave on time whatever the daemon and the rest of the machine do. One goroutine
 // does all its work: it waits for datagrams, the daemon and its next tick, reads
 // everything that is pending, and then ticks. The daemon is started from a
 // second thread that keeps normal scheduling, with a better nice value than others,

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
 	"slices"
 	"time"
 
@@ -50,7 +49,7 @@ const (
 	backoffMax    = 5 * time.Second
 	livedLong     = 10 * time.Second // a daemon that lived that long begins the back-off anew
 	checkInterval = 250 * time.Millisecond
-	lateBy        = time.Millisecond // a tick that comes later than that reads first
+	lateBy        = time.Millisecond // such a late tick looks again for messages of the daemon
 	garbage       = 16 << 20         // until the collector runs
 )
 
@@ -63,6 +62,8 @@ type guardian struct {
 	ctl     int // a socket for asking about interfaces
 	netlink *netlink.Handle
 	buf     []byte
+	inbox   inbox
+	wakes   *device            // heard last
 	heard   *cluster.Heartbeat // the last, and its bytes
 	heardAs []byte
 
@@ -100,8 +101,6 @@ func Run(ctx context.Context, o Options) int {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	g.spawn(time.Now())
 	g.loop(ctx, signals)
 	return g.code
@@ -188,10 +187,11 @@ func (g *guardian) loop(ctx context.Context, signals <-chan os.Signal) {
 	for !g.over {
 		pending := g.wait(time.Until(next))
 		now := time.Now()
-		// If we were stopped after having looked, much may have come meanwhile: it
-		// must be read before silence is counted.
-		if pending || now.Sub(next) > lateBy {
+		// What came meanwhile is read before silence is counted.
+		if pending || !now.Before(next) {
 			g.readDevices(now)
+		}
+		if pending || now.Sub(next) > lateBy { // or stopped after having looked
 			g.readDaemon(now)
 		}
 		g.readSignals(ctx, now, signals)
@@ -212,7 +212,8 @@ func (g *guardian) loop(ctx context.Context, signals <-chan os.Signal) {
 	}
 }
 
-// wait returns whether there may be something to read.
+// wait returns whether there may be something to read. While all is calm one device
+// is enough to be woken by: what matters comes on each.
 func (g *guardian) wait(d time.Duration) (pending bool) {
 	var fds [20]unix.PollFd
 	n := 0
@@ -236,35 +237,44 @@ func (g *guardian) wait(d time.Duration) (pending bool) {
 		}
 	}
 	for _, d := range g.devices {
-		add(d.fd, unix.POLLIN)
+		if d == g.wakes || !g.guard.Calm() {
+			add(d.fd, unix.POLLIN)
+		}
 	}
 	return sleep(fds[:n], max(d, 0)) || pending
 }
 
 func (g *guardian) readDevices(now time.Time) {
 	for _, d := range g.devices {
-		for range 256 { // of each device in turn; what is left comes next time
-			if d.fd < 0 {
+		more := d.fd >= 0
+		for range 32 { // of each device in turn; what is left comes next time
+			if !more {
 				break
 			}
-			n, link, ok := d.receive(g.buf)
-			if !ok {
-				break
-			}
-			if link.Device == "" {
-				continue
-			}
-			h, err := g.decode(g.buf[:n])
-			if err != nil {
-				if g.strangers++; g.strangers&(g.strangers-1) == 0 { // 1, 2, 4, 8…
-					g.log.Warn("datagram ignored", "device", d.name, "from", link.Addr, "error", err, "count", g.strangers)
-				}
-				continue
-			}
-			if err := g.guard.HandleHeartbeat(now, link, h); err != nil {
-				g.log.Debug("heartbeat ignored", "device", d.name, "error", err)
+			var n int
+			n, more = g.inbox.receive(d.fd)
+			for i := range n {
+				g.readDatagram(now, d, i)
 			}
 		}
+	}
+}
+
+func (g *guardian) readDatagram(now time.Time, d *device, i int) {
+	b, from, local := g.inbox.datagram(i)
+	if !local {
+		return
+	}
+	h, err := g.decode(b)
+	if err != nil {
+		if g.strangers++; g.strangers&(g.strangers-1) == 0 { // 1, 2, 4, 8…
+			g.log.Warn("datagram ignored", "device", d.name, "from", from, "error", err, "count", g.strangers)
+		}
+		return
+	}
+	g.wakes = d
+	if err := g.guard.HandleHeartbeat(now, cluster.Link{Device: d.name, Addr: from.String()}, h); err != nil {
+		g.log.Debug("heartbeat ignored", "device", d.name, "error", err)
 	}
 }
 
