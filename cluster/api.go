@@ -7,31 +7,22 @@
 package cluster
 
 import (
-	"fmt"
+	"slices"
 	"time"
 
+	"tandem/cluster/fsm"
 	"tandem/internal/config"
 )
 
 // NodeID is a member's number within the cluster, from its certificate: 1–16.
-type NodeID uint32
+type NodeID = fsm.NodeID
 
 // Epoch numbers the ownership of a scope: it grows with every change of owner,
 // and no two nodes ever make the same one. Zero: nobody has ever owned it.
-type Epoch struct {
-	Counter uint64
-	Node    NodeID
-}
+type Epoch = fsm.Epoch
 
-// Less orders epochs by counter, then node.
-func (e Epoch) Less(o Epoch) bool {
-	return e.Counter < o.Counter || e.Counter == o.Counter && e.Node < o.Node
-}
-
-// Next is the epoch that node makes after e.
-func (e Epoch) Next(node NodeID) Epoch { return Epoch{e.Counter + 1, node} }
-
-func (e Epoch) String() string { return fmt.Sprintf("%d.%d", e.Counter, e.Node) }
+// ScopeID names what is owned and moves as one. A pair has one, 0.
+type ScopeID = fsm.ScopeID
 
 // ProcessID is a random number of a daemon process: what is in memory lives as long as it.
 type ProcessID uint64
@@ -79,6 +70,10 @@ type Peer struct {
 	StreamPort uint16
 	Chosen     NodeID // whom it chose to own, in an election or a healing that it decides; 0: nobody
 	Deaf       bool   // its heartbeats say that it does not hear us
+	// In a farm: the scopes that it owns, and those whose owners its guardian would
+	// let it succeed, with the owners' epochs; by number.
+	Owned      []Tenure
+	EntitledTo []Tenure
 }
 
 // Link is a heartbeat device with the peer's address on it.
@@ -148,6 +143,20 @@ type Announce struct {
 	Election Election
 	Coverage Coverage
 	Chosen   NodeID // see Peer
+	// Owned are the scopes that a member of a farm owns, by number. Role and Epoch
+	// are those of a pair's one scope.
+	Owned []Tenure
+}
+
+func (a Announce) equal(b Announce) bool {
+	return a.Role == b.Role && a.Epoch == b.Epoch && a.Election == b.Election && a.Coverage == b.Coverage &&
+		a.Chosen == b.Chosen && slices.Equal(a.Owned, b.Owned)
+}
+
+// Tenure is the ownership of a scope under an epoch.
+type Tenure struct {
+	Scope ScopeID
+	Epoch Epoch
 }
 
 // Join starts the copy to a member; Leave takes it out of the sync set: what
@@ -159,12 +168,16 @@ type Join struct {
 type Leave struct{ Node NodeID }
 
 // AskRemoval makes the guardian ask the member's guardian to give up its entitlement.
-type AskRemoval struct{ Node NodeID }
+type AskRemoval struct {
+	Scope ScopeID
+	Node  NodeID
+}
 
 // Entitle makes our guardian hold our entitlement for the epoch (or drop it).
 // HandleEntitled answers; when the guardian refuses (the member was removed from
 // this epoch meanwhile), HandleRemoved with our own node.
 type Entitle struct {
+	Scope ScopeID
 	Epoch Epoch
 	On    bool
 }
@@ -172,7 +185,10 @@ type Entitle struct {
 // Claim asks our guardian to turn our entitlement into ownership of the epoch: from
 // its yes on it no longer grants a removal. It says no if the entitlement was
 // given up or overtaken meanwhile. HandleClaimed answers.
-type Claim struct{ Epoch Epoch }
+type Claim struct {
+	Scope ScopeID
+	Epoch Epoch
+}
 
 // WriteNote writes (On) or removes the note "went on alone" and the epoch, with
 // fsync, before anything that depends on it; HandleNote answers.

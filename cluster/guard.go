@@ -112,12 +112,22 @@ type TellPeer struct{ Peer Peer }
 type TellLoss struct {
 	Node     NodeID
 	Kind     Loss
-	Entitled bool
+	Entitled bool // for a pair's one scope
+	// Claimed are the scopes of a farm's member whose entitlement this loss turned
+	// into a claim, with the lost owner's epochs.
+	Claimed  []Tenure
 	Detected time.Duration
 }
-type TellRemoved struct{ Node NodeID } // our own: our entitlement was given up, or not granted
-type TellEntitled struct{ Epoch Epoch }
+type TellRemoved struct {
+	Scope ScopeID
+	Node  NodeID // our own: our entitlement was given up, or not granted
+}
+type TellEntitled struct {
+	Scope ScopeID
+	Epoch Epoch
+}
 type TellClaimed struct {
+	Scope ScopeID
 	Epoch Epoch
 	OK    bool
 }
@@ -266,7 +276,7 @@ func (g *Guard) lose(now time.Time, p *guardPeer, kind Loss) {
 		g.held.state = hasClaimed
 	}
 	if g.attached {
-		g.emit(TellLoss{p.hb.Node, kind, entitled, now.Sub(p.lastTime)})
+		g.emit(TellLoss{Node: p.hb.Node, Kind: kind, Entitled: entitled, Detected: now.Sub(p.lastTime)})
 	}
 }
 
@@ -377,7 +387,7 @@ func (g *Guard) apply(now time.Time, p *guardPeer, h *Heartbeat) {
 	if g.held.state == hasClaimed && h.Running && h.Announce.Role == RoleOwner && g.held.epoch.Less(h.Announce.Epoch) {
 		g.held = entitlement{}
 		g.logf("takeover too late: %s owns at epoch %s", h.Name, h.Announce.Epoch)
-		g.toDaemon(TellRemoved{g.opt.Self})
+		g.toDaemon(TellRemoved{Node: g.opt.Self})
 	}
 	if old.Running && !(h.Running && h.Process == old.Process) {
 		kind := LossDeath
@@ -396,7 +406,7 @@ func (g *Guard) apply(now time.Time, p *guardPeer, h *Heartbeat) {
 		return r.Node == g.opt.Self && r.Nonce == p.request.Nonce
 	}) {
 		p.request = Removal{}
-		g.toDaemon(TellRemoved{h.Node})
+		g.toDaemon(TellRemoved{Node: h.Node})
 	}
 }
 

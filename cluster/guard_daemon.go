@@ -67,7 +67,7 @@ func (g *Guard) HandleEntitle(now time.Time, e Entitle) {
 		g.refuse("the owner is at epoch " + p.hb.Announce.Epoch.String())
 	default:
 		g.held = entitlement{isEntitled, e.Epoch}
-		g.emit(TellEntitled{e.Epoch})
+		g.emit(TellEntitled{Epoch: e.Epoch})
 		g.send(now, 1)
 	}
 }
@@ -75,7 +75,7 @@ func (g *Guard) HandleEntitle(now time.Time, e Entitle) {
 func (g *Guard) refuse(why string) {
 	g.held = entitlement{}
 	g.logf("not entitled: %s", why)
-	g.toDaemon(TellRemoved{g.opt.Self})
+	g.toDaemon(TellRemoved{Node: g.opt.Self})
 }
 
 // drop gives our entitlement up.
@@ -83,7 +83,7 @@ func (g *Guard) drop(why string) {
 	if g.held.state == isEntitled {
 		g.held = entitlement{}
 		g.logf("entitlement given up: %s", why)
-		g.toDaemon(TellRemoved{g.opt.Self})
+		g.toDaemon(TellRemoved{Node: g.opt.Self})
 	}
 }
 
@@ -93,7 +93,7 @@ func (g *Guard) HandleClaim(_ time.Time, e Epoch) {
 	if ok {
 		g.held.state = hasClaimed
 	}
-	g.toDaemon(TellClaimed{e, ok})
+	g.toDaemon(TellClaimed{Epoch: e, OK: ok})
 }
 
 // HandleAskRemoval asks a member's guardian to give up its entitlement, until it

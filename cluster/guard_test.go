@@ -23,10 +23,10 @@ func newBench(t *testing.T) *bench {
 	})}
 	b.peer = Heartbeat{
 		Node: 1, Name: "gw1", Incarnation: 7, Process: 100, Running: true,
-		Announce: Announce{Role: RoleOwner, Epoch: Epoch{5, 1}}, Heard: []Heard{{2, 50}},
+		Announce: Announce{Role: RoleOwner, Epoch: Epoch{Counter: 5, Node: 1}}, Heard: []Heard{{2, 50}},
 	}
 	b.g.DaemonStarted(b.now, 200)
-	b.g.HandleAnnounce(b.now, Announce{Role: RoleStandby, Epoch: Epoch{5, 1}})
+	b.g.HandleAnnounce(b.now, Announce{Role: RoleStandby, Epoch: Epoch{Counter: 5, Node: 1}})
 	b.drain()
 	b.got = nil
 	return b
@@ -94,7 +94,7 @@ func find[E GuardEffect](got []GuardEffect) (x E, ok bool) {
 }
 
 func (b *bench) entitle(e Epoch) bool {
-	b.g.HandleEntitle(b.now, Entitle{e, true})
+	b.g.HandleEntitle(b.now, Entitle{Epoch: e, On: true})
 	_, ok := find[TellEntitled](b.take())
 	return ok
 }
@@ -216,7 +216,7 @@ func TestEndOfADaemon(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBench(t)
 			b.beat("hb0")
-			if !b.entitle(Epoch{5, 1}) {
+			if !b.entitle(Epoch{Counter: 5, Node: 1}) {
 				t.Fatal("not entitled")
 			}
 			c.does(&b.peer)
@@ -235,7 +235,7 @@ func TestEndOfADaemon(t *testing.T) {
 }
 
 func TestEntitlement(t *testing.T) {
-	e := Epoch{5, 1}
+	e := Epoch{Counter: 5, Node: 1}
 	t.Run("not before the owner is heard", func(t *testing.T) {
 		if newBench(t).entitle(e) {
 			t.Error("granted")
@@ -243,7 +243,7 @@ func TestEntitlement(t *testing.T) {
 	})
 	t.Run("not for an epoch that has passed", func(t *testing.T) {
 		b := newBench(t)
-		b.peer.Announce.Epoch = Epoch{6, 1}
+		b.peer.Announce.Epoch = Epoch{Counter: 6, Node: 1}
 		b.beat("hb0")
 		if b.entitle(e) {
 			t.Error("granted")
@@ -252,7 +252,7 @@ func TestEntitlement(t *testing.T) {
 	t.Run("for an epoch ahead of the heartbeat", func(t *testing.T) {
 		b := newBench(t)
 		b.beat("hb0")
-		if !b.entitle(Epoch{6, 1}) {
+		if !b.entitle(Epoch{Counter: 6, Node: 1}) {
 			t.Error("refused")
 		}
 		if _, ok := find[TellRemoved](b.beat("hb0")); ok {
@@ -263,7 +263,7 @@ func TestEntitlement(t *testing.T) {
 		b := newBench(t)
 		b.beat("hb0")
 		b.entitle(e)
-		b.peer.Announce.Epoch = Epoch{6, 1}
+		b.peer.Announce.Epoch = Epoch{Counter: 6, Node: 1}
 		if r, ok := find[TellRemoved](b.beat("hb0")); !ok || r.Node != 2 {
 			t.Error("held on")
 		}
@@ -276,7 +276,7 @@ func TestEntitlement(t *testing.T) {
 		b := newBench(t)
 		b.beat("hb0")
 		b.entitle(e)
-		b.peer.Announce.Epoch, b.peer.Running = Epoch{6, 1}, false
+		b.peer.Announce.Epoch, b.peer.Running = Epoch{Counter: 6, Node: 1}, false
 		if l, ok := find[TellLoss](b.beat("hb0")); !ok || l.Entitled {
 			t.Errorf("%+v", l)
 		}
@@ -299,7 +299,7 @@ func TestEntitlement(t *testing.T) {
 }
 
 func TestRemovalRequest(t *testing.T) {
-	e := Epoch{5, 1}
+	e := Epoch{Counter: 5, Node: 1}
 	ask := []Removal{{Node: 2, Nonce: 77, Epoch: e}}
 	t.Run("granted", func(t *testing.T) {
 		b := newBench(t)
@@ -315,9 +315,9 @@ func TestRemovalRequest(t *testing.T) {
 		if b.entitle(e) {
 			t.Error("granted again for the epoch that goes on without us")
 		}
-		b.peer.Requests, b.peer.Announce.Epoch = nil, Epoch{6, 1}
+		b.peer.Requests, b.peer.Announce.Epoch = nil, Epoch{Counter: 6, Node: 1}
 		b.beat("hb0")
-		if !b.entitle(Epoch{6, 1}) {
+		if !b.entitle(Epoch{Counter: 6, Node: 1}) {
 			t.Error("refused for the next epoch")
 		}
 		b.ticks(4)
@@ -329,10 +329,10 @@ func TestRemovalRequest(t *testing.T) {
 		b := newBench(t)
 		b.peer.Requests = ask
 		b.beat("hb0")
-		b.peer.Incarnation, b.peer.Seq, b.peer.Announce.Epoch, b.peer.Requests = 8, 0, Epoch{6, 1}, nil
+		b.peer.Incarnation, b.peer.Seq, b.peer.Announce.Epoch, b.peer.Requests = 8, 0, Epoch{Counter: 6, Node: 1}, nil
 		b.beat("hb0")
-		b.entitle(Epoch{6, 1})
-		b.peer.Requests = []Removal{{Node: 2, Nonce: 77, Epoch: Epoch{6, 1}}}
+		b.entitle(Epoch{Counter: 6, Node: 1})
+		b.peer.Requests = []Removal{{Node: 2, Nonce: 77, Epoch: Epoch{Counter: 6, Node: 1}}}
 		if _, ok := find[TellRemoved](b.beat("hb0")); !ok {
 			t.Error("answered without giving it up")
 		}
@@ -341,13 +341,13 @@ func TestRemovalRequest(t *testing.T) {
 		b := newBench(t)
 		b.beat("hb0")
 		b.entitle(e)
-		b.g.HandleClaim(b.now, Epoch{6, 2})
+		b.g.HandleClaim(b.now, Epoch{Counter: 6, Node: 2})
 		if c, _ := find[TellClaimed](b.take()); !c.OK {
 			t.Error("claim refused")
 		}
 		b.peer.Requests = ask
 		b.beat("hb0")
-		b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{6, 2}})
+		b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{Counter: 6, Node: 2}})
 		b.ticks(8)
 		if len(b.sent.Answers) != 0 {
 			t.Error("granted, although our daemon owns")
@@ -359,7 +359,7 @@ func TestRemovalRequest(t *testing.T) {
 		b.entitle(e)
 		b.peer.Requests = ask
 		b.beat("hb0")
-		b.g.HandleClaim(b.now, Epoch{6, 2})
+		b.g.HandleClaim(b.now, Epoch{Counter: 6, Node: 2})
 		if c, ok := find[TellClaimed](b.take()); !ok || c.OK {
 			t.Error("claim granted")
 		}
@@ -370,9 +370,9 @@ func TestRemovalRequest(t *testing.T) {
 		b.entitle(e)
 		b.peer.Running = false
 		b.beat("hb0")
-		b.peer.Process, b.peer.Running, b.peer.Announce.Epoch = 101, true, Epoch{9, 1}
+		b.peer.Process, b.peer.Running, b.peer.Announce.Epoch = 101, true, Epoch{Counter: 9, Node: 1}
 		b.beat("hb0")
-		b.g.HandleClaim(b.now, Epoch{6, 2})
+		b.g.HandleClaim(b.now, Epoch{Counter: 6, Node: 2})
 		if c, ok := find[TellClaimed](b.take()); !ok || c.OK {
 			t.Error("claim granted, although the other node owns again")
 		}
@@ -381,12 +381,12 @@ func TestRemovalRequest(t *testing.T) {
 
 func TestAskingForRemoval(t *testing.T) {
 	b := newBench(t)
-	b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{6, 2}})
+	b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{Counter: 6, Node: 2}})
 	b.peer.Announce.Role = RoleStandby
 	b.beat("hb0")
 	b.g.HandleAskRemoval(b.now, 1)
 	b.drain()
-	if len(b.sent.Requests) != 1 || b.sent.Requests[0].Epoch != (Epoch{6, 2}) {
+	if len(b.sent.Requests) != 1 || b.sent.Requests[0].Epoch != (Epoch{Counter: 6, Node: 2}) {
 		t.Fatalf("%+v", b.sent)
 	}
 	nonce := b.sent.Requests[0].Nonce
@@ -423,8 +423,8 @@ func TestWatchdog(t *testing.T) {
 	}
 	owner := func(t *testing.T) *bench {
 		b := newBench(t)
-		b.peer.Announce.Role, b.peer.Entitled = RoleStandby, Epoch{6, 2}
-		b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{6, 2}})
+		b.peer.Announce.Role, b.peer.Entitled = RoleStandby, Epoch{Counter: 6, Node: 2}
+		b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{Counter: 6, Node: 2}})
 		progress(b, 50, 1)
 		return b
 	}
@@ -460,7 +460,7 @@ func TestWatchdog(t *testing.T) {
 	for name, change := range map[string]func(*bench){
 		"no progress yet":           func(b *bench) { b.g.watched = false },
 		"nobody entitled":           func(b *bench) { b.peer.Entitled = Epoch{} },
-		"entitled for another time": func(b *bench) { b.peer.Entitled = Epoch{5, 2} },
+		"entitled for another time": func(b *bench) { b.peer.Entitled = Epoch{Counter: 5, Node: 2} },
 		"the standby is dead":       func(b *bench) { b.peer.Running = false },
 		"not the owner":             func(b *bench) { b.g.HandleAnnounce(b.now, Announce{Role: RoleStandby}) },
 	} {

@@ -184,7 +184,7 @@ func EpochToProto(e Epoch) *clusterpb.Epoch {
 
 // EpochFromProto decodes an epoch and checks its node.
 func EpochFromProto(m *clusterpb.Epoch) (Epoch, error) {
-	e := Epoch{m.GetCounter(), NodeID(m.GetNode())}
+	e := Epoch{Counter: m.GetCounter(), Node: NodeID(m.GetNode())}
 	if e != (Epoch{}) && (e.Counter == 0 || e.Counter >= 1<<62 || e.Node < 1 || e.Node > maxNode) {
 		return Epoch{}, fmt.Errorf("impossible epoch %s", e)
 	}

@@ -13,13 +13,13 @@ import (
 
 func fullHeartbeat() Heartbeat {
 	return Heartbeat{
-		Node: 1, Name: "gw1", Incarnation: 1 << 60, Seq: 99, Process: 1<<64 - 1, Running: true, Entitled: Epoch{7, 2},
+		Node: 1, Name: "gw1", Incarnation: 1 << 60, Seq: 99, Process: 1<<64 - 1, Running: true, Entitled: Epoch{Counter: 7, Node: 2},
 		Announce: Announce{
-			Role: RoleOwner, Epoch: Epoch{8, 1}, Coverage: CoverageNote, Chosen: 2,
+			Role: RoleOwner, Epoch: Epoch{Counter: 8, Node: 1}, Coverage: CoverageNote, Chosen: 2,
 			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true},
 		},
 		StreamPort: 65535, Heard: []Heard{{2, 5}, {16, 1}},
-		Requests: []Removal{{2, 6, Epoch{8, 1}}}, Answers: []Removal{{Node: 3, Nonce: 7}},
+		Requests: []Removal{{2, 6, Epoch{Counter: 8, Node: 1}}}, Answers: []Removal{{Node: 3, Nonce: 7}},
 	}
 }
 
@@ -76,15 +76,15 @@ func TestHeartbeatRanges(t *testing.T) {
 		"role":             func(h *Heartbeat) { h.Announce.Role = 3 },
 		"coverage":         func(h *Heartbeat) { h.Announce.Coverage = 3 },
 		"chosen":           func(h *Heartbeat) { h.Announce.Chosen = 17 },
-		"epoch":            func(h *Heartbeat) { h.Announce.Epoch = Epoch{1 << 63, 1} },
-		"epoch's node":     func(h *Heartbeat) { h.Announce.Epoch = Epoch{1, 0} },
-		"entitled":         func(h *Heartbeat) { h.Entitled = Epoch{1, 99} },
+		"epoch":            func(h *Heartbeat) { h.Announce.Epoch = Epoch{Counter: 1 << 63, Node: 1} },
+		"epoch's node":     func(h *Heartbeat) { h.Announce.Epoch = Epoch{Counter: 1, Node: 0} },
+		"entitled":         func(h *Heartbeat) { h.Entitled = Epoch{Counter: 1, Node: 99} },
 		"priority":         func(h *Heartbeat) { h.Announce.Election.Priority = 256 },
 		"monitors":         func(h *Heartbeat) { h.Announce.Election.MonitorsUp = -1 },
 		"heard, a node":    func(h *Heartbeat) { h.Heard = []Heard{{99, 1}} },
 		"heard, too many":  func(h *Heartbeat) { h.Heard = make([]Heard, 17) },
 		"request's node":   func(h *Heartbeat) { h.Requests = []Removal{{Node: 0, Nonce: 1}} },
-		"answer's epoch":   func(h *Heartbeat) { h.Answers = []Removal{{Node: 1, Nonce: 1, Epoch: Epoch{1, 77}}} },
+		"answer's epoch":   func(h *Heartbeat) { h.Answers = []Removal{{Node: 1, Nonce: 1, Epoch: Epoch{Counter: 1, Node: 77}}} },
 		"answers too many": func(h *Heartbeat) { h.Answers = make([]Removal, 17) },
 	} {
 		h := fullHeartbeat()

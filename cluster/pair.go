@@ -150,7 +150,7 @@ func (p *Pair) Start(now time.Time) {
 	p.started = true
 	p.ageFrom, p.ownerless, p.lastChange = now, now, now
 	p.last.Reason = "listening for the other node"
-	p.writeNote(p.noteOn, Epoch{p.floor, p.opt.Self}, nil)
+	p.writeNote(p.noteOn, Epoch{Counter: p.floor, Node: p.opt.Self}, nil)
 	p.consider(now)
 }
 
@@ -342,12 +342,12 @@ func (p *Pair) announce(now time.Time) {
 	} else if p.floor > a.Epoch.Counter {
 		// What an earlier life of this node may have made: an owner that hands over to us
 		// makes our epoch, and must go above.
-		a.Epoch = Epoch{p.floor, p.opt.Self}
+		a.Epoch = Epoch{Counter: p.floor, Node: p.opt.Self}
 	}
 	old := p.said
 	old.Election.Age = a.Election.Age
 	drift := a.Election.Age - p.said.Election.Age - now.Sub(p.saidAt)
-	if old == a && !p.saidAt.IsZero() && drift.Abs() < time.Second {
+	if old.equal(a) && !p.saidAt.IsZero() && drift.Abs() < time.Second {
 		return
 	}
 	p.said, p.saidAt = a, now

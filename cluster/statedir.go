@@ -161,7 +161,7 @@ func (d *StateDir) Epoch() Epoch {
 	if d.was.counter == 0 {
 		return Epoch{}
 	}
-	return Epoch{d.was.counter, d.was.epochBy}
+	return Epoch{Counter: d.was.counter, Node: d.was.epochBy}
 }
 
 // WriteNote writes the note (on or off) and the epoch, and returns when they are on disk.
@@ -169,7 +169,7 @@ func (d *StateDir) WriteNote(on bool, e Epoch) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	x := slot{counter: d.s.cur.counter, epochBy: d.s.cur.epochBy}
-	if (Epoch{x.counter, x.epochBy}).Less(e) {
+	if (Epoch{Counter: x.counter, Node: x.epochBy}).Less(e) {
 		x.counter, x.epochBy = e.Counter, e.Node
 	}
 	if on {

@@ -33,13 +33,13 @@ func TestStateDir(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(true, Epoch{5, 1})
-	if x := openState(t, dir, 1); x.Coverage() != CoverageNote || x.Epoch() != (Epoch{5, 1}) {
+	write(true, Epoch{Counter: 5, Node: 1})
+	if x := openState(t, dir, 1); x.Coverage() != CoverageNote || x.Epoch() != (Epoch{Counter: 5, Node: 1}) {
 		t.Error("note not found again")
 	}
-	write(false, Epoch{7, 2})
-	write(false, Epoch{6, 1}) // the highest stays
-	if x := openState(t, dir, 1); x.Coverage() != CoverageProven || x.Epoch() != (Epoch{7, 2}) {
+	write(false, Epoch{Counter: 7, Node: 2})
+	write(false, Epoch{Counter: 6, Node: 1}) // the highest stays
+	if x := openState(t, dir, 1); x.Coverage() != CoverageProven || x.Epoch() != (Epoch{Counter: 7, Node: 2}) {
 		t.Errorf("%v %v", x.Coverage(), x.Epoch())
 	}
 	if openState(t, dir, 2).Coverage() != CoverageLost {
@@ -51,7 +51,7 @@ func TestStateFileSurvivesATornWrite(t *testing.T) {
 	dir := t.TempDir()
 	d := openState(t, dir, 1)
 	for i := range uint64(4) {
-		if err := d.WriteNote(i%2 == 0, Epoch{i + 1, 1}); err != nil {
+		if err := d.WriteNote(i%2 == 0, Epoch{Counter: i + 1, Node: 1}); err != nil {
 			t.Fatal(err)
 		}
 		path := filepath.Join(dir, "epoch.state")
@@ -70,7 +70,7 @@ func TestStateFileSurvivesATornWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 		x := openState(t, other, 1)
-		if x.Epoch() != (Epoch{i + 1, 1}) || (x.Coverage() == CoverageNote) != (i%2 == 0) {
+		if x.Epoch() != (Epoch{Counter: i + 1, Node: 1}) || (x.Coverage() == CoverageNote) != (i%2 == 0) {
 			t.Errorf("after write %d: %v %v", i, x.Epoch(), x.Coverage())
 		}
 	}
@@ -78,7 +78,7 @@ func TestStateFileSurvivesATornWrite(t *testing.T) {
 
 func TestLostAndBrokenDisks(t *testing.T) {
 	dir := t.TempDir()
-	if err := openState(t, dir, 1).WriteNote(false, Epoch{5, 1}); err != nil {
+	if err := openState(t, dir, 1).WriteNote(false, Epoch{Counter: 5, Node: 1}); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "epoch.state")
@@ -101,7 +101,7 @@ func TestLostAndBrokenDisks(t *testing.T) {
 	}
 	d := openState(t, dir, 1)
 	d.s.f.Close()
-	if err := d.WriteNote(true, Epoch{9, 1}); err == nil || !strings.Contains(err.Error(), dir) {
+	if err := d.WriteNote(true, Epoch{Counter: 9, Node: 1}); err == nil || !strings.Contains(err.Error(), dir) {
 		t.Errorf("a failed write: %v", err)
 	}
 }
@@ -115,7 +115,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &StateDir{dir: "/somewhere", s: &stateFile{f: f}}
-	if err := d.WriteNote(true, Epoch{1, 1}); err == nil || !strings.Contains(err.Error(), "no space left") {
+	if err := d.WriteNote(true, Epoch{Counter: 1, Node: 1}); err == nil || !strings.Contains(err.Error(), "no space left") {
 		t.Errorf("%v", err)
 	}
 	if d.s.cur.counter != 0 {

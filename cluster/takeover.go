@@ -108,7 +108,7 @@ func (p *Pair) considerTaking(now time.Time) {
 func (p *Pair) next() Epoch { return p.nextFor(p.opt.Self) }
 
 func (p *Pair) nextFor(n NodeID) Epoch {
-	return Epoch{max(p.highest.Counter, p.floor) + 1, n}
+	return Epoch{Counter: max(p.highest.Counter, p.floor) + 1, Node: n}
 }
 
 // own begins ownership, or its next epoch if we own already. An epoch given is one

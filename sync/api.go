@@ -30,9 +30,10 @@ type Effect interface{ effect() }
 // Effects of the Journal.
 
 // SendFrame goes to a member on every link; the first arrival counts. Frame is a
-// marshalled syncpb.Frame; Seq rises by one per (our process, member process).
+// marshalled syncpb.Frame; Seq rises by one per (scope, our process, member process).
 // Restart: earlier frames to this process need not be delivered any more.
 type SendFrame struct {
+	Scope   cluster.ScopeID
 	Node    cluster.NodeID
 	Process cluster.ProcessID
 	Seq     uint64
@@ -68,6 +69,7 @@ type CopyStalled struct {
 
 // SendAck acknowledges frames of an owner process up to Seq.
 type SendAck struct {
+	Scope   cluster.ScopeID
 	Node    cluster.NodeID
 	Process cluster.ProcessID
 	Seq     uint64

@@ -55,7 +55,7 @@ func (s *standby) take1(why string, f []byte, refused error) {
 func (s *standby) takes(why string, f []byte)              { s.t.Helper(); s.take1(why, f, nil) }
 func (s *standby) refuses(why string, f []byte, err error) { s.t.Helper(); s.take1(why, f, err) }
 
-func ack(seq uint64) Effect { return SendAck{1, ownerProcess, seq} }
+func ack(seq uint64) Effect { return SendAck{Node: 1, Process: ownerProcess, Seq: seq} }
 
 // frame makes a frame of the owner to the standby.
 func frame(seq uint64, e cluster.Epoch, events ...*syncpb.Frame_Event) []byte {
@@ -198,7 +198,7 @@ func TestReplicaSenderRestarts(t *testing.T) {
 	if err := s.HandleFrame(t0, 1, 0xC, marshal(f)); err != nil {
 		t.Fatal(err)
 	}
-	s.want("only the living are answered", CopyBegins{epoch1}, ApplyRecord{[]Entry{}}, CopyBegins{cluster.Epoch{Counter: 2, Node: 1}}, SendAck{1, 0xC, 1})
+	s.want("only the living are answered", CopyBegins{epoch1}, ApplyRecord{[]Entry{}}, CopyBegins{cluster.Epoch{Counter: 2, Node: 1}}, SendAck{Node: 1, Process: 0xC, Seq: 1})
 	s.refuses("the dead process", frame(9, cluster.Epoch{Counter: 9, Node: 1}, begin()), ErrAddress)
 }
 

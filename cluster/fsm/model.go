@@ -47,9 +47,15 @@ func (e Epoch) Term() uint64 { return e.Counter >> LocalBits }
 // SameTenure says whether both are of one owner in one term.
 func (e Epoch) SameTenure(o Epoch) bool { return e.Node == o.Node && e.Term() == o.Term() }
 
-func (e Epoch) String() string {
-	return fmt.Sprintf("%d+%d.%d", e.Term(), e.Counter&(1<<LocalBits-1), e.Node)
+// Less orders epochs by counter, then node.
+func (e Epoch) Less(o Epoch) bool {
+	return e.Counter < o.Counter || e.Counter == o.Counter && e.Node < o.Node
 }
+
+// Next is the epoch that node makes after e.
+func (e Epoch) Next(node NodeID) Epoch { return Epoch{e.Counter + 1, node} }
+
+func (e Epoch) String() string { return fmt.Sprintf("%d.%d", e.Counter, e.Node) }
 
 // termAbove is the first counter of the term above that of c.
 func termAbove(c uint64) uint64 { return (c>>LocalBits + 1) << LocalBits }
