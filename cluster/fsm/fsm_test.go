@@ -87,6 +87,11 @@ func takes(id ScopeID, e, from Epoch) *clusterpb.Command {
 		Scope: uint32(id), Epoch: e.Proto(), From: from.Proto(), Reason: uint32(ReasonSilence)}}}
 }
 
+func renews(id ScopeID, e Epoch, above uint64) *clusterpb.Command {
+	return &clusterpb.Command{What: &clusterpb.Command_RenewTerm{RenewTerm: &clusterpb.RenewTerm{
+		Scope: uint32(id), Epoch: e.Proto(), Above: above}}}
+}
+
 func loses(n NodeID, process uint64) *clusterpb.Command {
 	return &clusterpb.Command{What: &clusterpb.Command_ReportLoss{ReportLoss: &clusterpb.ReportLoss{Node: uint32(n), Process: process}}}
 }
@@ -480,4 +485,22 @@ func TestNoFieldCanHoldASecret(t *testing.T) {
 	}
 	walk((&clusterpb.Command{}).ProtoReflect().Descriptor())
 	walk((&clusterpb.Farm{}).ProtoReflect().Descriptor())
+}
+
+func TestAnOwnerGoesAboveWhatARivalUsed(t *testing.T) {
+	f := newFarm(t, 1, 2, 3)
+	f.want(Done, 1, assign(0, 1, 2, 3))
+	s, _ := f.Scope(0)
+	f.want(Done, 1, syncs(0, s.Epoch, 2, 3))
+	s, _ = f.Scope(0)
+	used := s.Next
+	f.want(Done, 1, syncs(0, s.Epoch, 3)) // node 2 fell silent, and acted behind the cut
+	s, _ = f.Scope(0)
+	f.want(NotYours, 3, renews(0, s.Epoch, used.Counter))
+	f.want(Done, 1, renews(0, s.Epoch, used.Counter))
+	n, _ := f.Scope(0)
+	if n.Owner != 1 || n.Epoch.Term() <= used.Term() || n.Next.Term() <= n.Epoch.Term() || n.Successor != 3 {
+		t.Errorf("%+v after a rival at %v", n, used)
+	}
+	f.want(OldEpoch, 3, takes(0, s.Next, s.Epoch)) // promised under the term before
 }

@@ -188,6 +188,8 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 		return m.setSuccessor(w.SetSuccessor)
 	case *clusterpb.Command_TakeOver:
 		return m.takeOver(by, w.TakeOver)
+	case *clusterpb.Command_RenewTerm:
+		return m.renewTerm(by, w.RenewTerm)
 	case *clusterpb.Command_ReportLoss:
 		return m.reportLoss(w.ReportLoss)
 	case *clusterpb.Command_DelegateRange:

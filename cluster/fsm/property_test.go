@@ -200,6 +200,14 @@ func (w *world) step() {
 		w.restoreAndCompare()
 	case k < 829:
 		w.administer(h)
+	case k < 833:
+		for _, s := range h.state.Scopes() {
+			if s.Owner == h.id {
+				w.propose(h, renews(s.ID, s.Epoch, s.Burnt+uint64(w.r.IntN(3))<<LocalBits))
+				w.counted["rivals"]++
+				break
+			}
+		}
 	}
 }
 
@@ -534,8 +542,12 @@ func TestFarmUnderRandomFaults(t *testing.T) {
 		})
 	}
 	t.Logf("%v", total)
-	for _, k := range []string{"given out", "given out alone", "returned", "acted first", "renewals", "lone restarts", "lost disks", "partitions",
-		"deposed leaders", "owners silence", "owners reported lost", "owners restarted", "done", "unchanged", "superseded", "old epoch", "refused", "exhausted", "restores"} {
+	happens := []string{"given out", "given out alone", "returned", "acted first", "renewals", "lone restarts", "lost disks", "partitions",
+		"deposed leaders", "owners silence", "owners reported lost", "owners restarted", "done", "unchanged", "superseded", "old epoch", "refused", "restores", "rivals"}
+	if !testing.Short() {
+		happens = append(happens, "exhausted") // takes more steps
+	}
+	for _, k := range happens {
 		if total[k] == 0 {
 			t.Errorf("never happened: %s", k)
 		}

@@ -256,3 +256,24 @@ func (m *Machine) takeOver(by NodeID, w *clusterpb.TakeOver) Result {
 	m.pass(s, Reason(w.GetReason()))
 	return Result{Code: Done, Scopes: []ScopeID{s.ID}}
 }
+
+// renewTerm lets the owner go above what a rival used behind a cut.
+func (m *Machine) renewTerm(by NodeID, w *clusterpb.RenewTerm) Result {
+	s, r := m.tenure(w.GetScope(), epochOf(w.GetEpoch()))
+	switch {
+	case s == nil:
+		return r
+	case by != s.Owner:
+		return refuse(NotYours, "only node %d renews its term of %v", s.Owner, s.ID)
+	case w.GetAbove() >= maxCounter:
+		return refuse(Malformed, "%d is no counter", w.GetAbove())
+	case w.GetAbove() < s.Epoch.Counter:
+		return Result{Code: Unchanged}
+	}
+	s.Burnt = max(s.Burnt, w.GetAbove())
+	s.Epoch = m.promise(s, s.Owner)
+	if s.Successor != 0 {
+		s.Next = m.promise(s, s.Successor)
+	}
+	return Result{Code: Done, Scopes: []ScopeID{s.ID}}
+}

@@ -107,6 +107,7 @@ type Command struct {
 	//	*Command_SetConfigRevision
 	//	*Command_SetQuorumLoss
 	//	*Command_SetVersion
+	//	*Command_RenewTerm
 	What          isCommand_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -289,6 +290,15 @@ func (x *Command) GetSetVersion() *SetVersion {
 	return nil
 }
 
+func (x *Command) GetRenewTerm() *RenewTerm {
+	if x != nil {
+		if x, ok := x.What.(*Command_RenewTerm); ok {
+			return x.RenewTerm
+		}
+	}
+	return nil
+}
+
 type isCommand_What interface {
 	isCommand_What()
 }
@@ -349,6 +359,10 @@ type Command_SetVersion struct {
 	SetVersion *SetVersion `protobuf:"bytes,16,opt,name=set_version,json=setVersion,proto3,oneof"`
 }
 
+type Command_RenewTerm struct {
+	RenewTerm *RenewTerm `protobuf:"bytes,17,opt,name=renew_term,json=renewTerm,proto3,oneof"`
+}
+
 func (*Command_AddMember) isCommand_What() {}
 
 func (*Command_PromoteVoter) isCommand_What() {}
@@ -376,6 +390,8 @@ func (*Command_SetConfigRevision) isCommand_What() {}
 func (*Command_SetQuorumLoss) isCommand_What() {}
 
 func (*Command_SetVersion) isCommand_What() {}
+
+func (*Command_RenewTerm) isCommand_What() {}
 
 // AddMember adds a member, or says that it has come again: restarted, upgraded,
 // with a new disk. With another process than before its memory is gone.
@@ -923,6 +939,68 @@ func (x *TakeOver) GetReason() uint32 {
 	return 0
 }
 
+// RenewTerm gives the owner a term above a counter that a rival has used: one that
+// was promised, then burnt, and taken behind a cut all the same.
+type RenewTerm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Epoch         *Epoch                 `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // the owner's
+	Above         uint64                 `protobuf:"varint,3,opt,name=above,proto3" json:"above,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewTerm) Reset() {
+	*x = RenewTerm{}
+	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewTerm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewTerm) ProtoMessage() {}
+
+func (x *RenewTerm) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewTerm.ProtoReflect.Descriptor instead.
+func (*RenewTerm) Descriptor() ([]byte, []int) {
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RenewTerm) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *RenewTerm) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *RenewTerm) GetAbove() uint64 {
+	if x != nil {
+		return x.Above
+	}
+	return 0
+}
+
 // ReportLoss says that a member's process has gone: all that it owned passes on.
 type ReportLoss struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -934,7 +1012,7 @@ type ReportLoss struct {
 
 func (x *ReportLoss) Reset() {
 	*x = ReportLoss{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	mi := &file_clusterpb_fsm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1024,7 @@ func (x *ReportLoss) String() string {
 func (*ReportLoss) ProtoMessage() {}
 
 func (x *ReportLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	mi := &file_clusterpb_fsm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1037,7 @@ func (x *ReportLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportLoss.ProtoReflect.Descriptor instead.
 func (*ReportLoss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{11}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReportLoss) GetNode() uint32 {
@@ -990,7 +1068,7 @@ type DelegateRange struct {
 
 func (x *DelegateRange) Reset() {
 	*x = DelegateRange{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[12]
+	mi := &file_clusterpb_fsm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1080,7 @@ func (x *DelegateRange) String() string {
 func (*DelegateRange) ProtoMessage() {}
 
 func (x *DelegateRange) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[12]
+	mi := &file_clusterpb_fsm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1093,7 @@ func (x *DelegateRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelegateRange.ProtoReflect.Descriptor instead.
 func (*DelegateRange) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{12}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DelegateRange) GetNode() uint32 {
@@ -1070,7 +1148,7 @@ type ReturnRange struct {
 
 func (x *ReturnRange) Reset() {
 	*x = ReturnRange{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[13]
+	mi := &file_clusterpb_fsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1160,7 @@ func (x *ReturnRange) String() string {
 func (*ReturnRange) ProtoMessage() {}
 
 func (x *ReturnRange) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[13]
+	mi := &file_clusterpb_fsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1173,7 @@ func (x *ReturnRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnRange.ProtoReflect.Descriptor instead.
 func (*ReturnRange) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{13}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReturnRange) GetRange() uint64 {
@@ -1122,7 +1200,7 @@ type SetConfigRevision struct {
 
 func (x *SetConfigRevision) Reset() {
 	*x = SetConfigRevision{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[14]
+	mi := &file_clusterpb_fsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1212,7 @@ func (x *SetConfigRevision) String() string {
 func (*SetConfigRevision) ProtoMessage() {}
 
 func (x *SetConfigRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[14]
+	mi := &file_clusterpb_fsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1225,7 @@ func (x *SetConfigRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfigRevision.ProtoReflect.Descriptor instead.
 func (*SetConfigRevision) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{14}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetConfigRevision) GetNumber() uint64 {
@@ -1173,7 +1251,7 @@ type SetQuorumLoss struct {
 
 func (x *SetQuorumLoss) Reset() {
 	*x = SetQuorumLoss{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[15]
+	mi := &file_clusterpb_fsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1263,7 @@ func (x *SetQuorumLoss) String() string {
 func (*SetQuorumLoss) ProtoMessage() {}
 
 func (x *SetQuorumLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[15]
+	mi := &file_clusterpb_fsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1276,7 @@ func (x *SetQuorumLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumLoss.ProtoReflect.Descriptor instead.
 func (*SetQuorumLoss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{15}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetQuorumLoss) GetStop() bool {
@@ -1217,7 +1295,7 @@ type SetVersion struct {
 
 func (x *SetVersion) Reset() {
 	*x = SetVersion{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[16]
+	mi := &file_clusterpb_fsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1307,7 @@ func (x *SetVersion) String() string {
 func (*SetVersion) ProtoMessage() {}
 
 func (x *SetVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[16]
+	mi := &file_clusterpb_fsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1320,7 @@ func (x *SetVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVersion.ProtoReflect.Descriptor instead.
 func (*SetVersion) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{16}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetVersion) GetVersion() uint32 {
@@ -1272,7 +1350,7 @@ type Farm struct {
 
 func (x *Farm) Reset() {
 	*x = Farm{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	mi := &file_clusterpb_fsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1362,7 @@ func (x *Farm) String() string {
 func (*Farm) ProtoMessage() {}
 
 func (x *Farm) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	mi := &file_clusterpb_fsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1375,7 @@ func (x *Farm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Farm.ProtoReflect.Descriptor instead.
 func (*Farm) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{17}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Farm) GetVersion() uint32 {
@@ -1387,7 +1465,7 @@ type ConfigRevision struct {
 
 func (x *ConfigRevision) Reset() {
 	*x = ConfigRevision{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[18]
+	mi := &file_clusterpb_fsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1477,7 @@ func (x *ConfigRevision) String() string {
 func (*ConfigRevision) ProtoMessage() {}
 
 func (x *ConfigRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[18]
+	mi := &file_clusterpb_fsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1490,7 @@ func (x *ConfigRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRevision.ProtoReflect.Descriptor instead.
 func (*ConfigRevision) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{18}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ConfigRevision) GetNumber() uint64 {
@@ -1448,7 +1526,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[19]
+	mi := &file_clusterpb_fsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1538,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[19]
+	mi := &file_clusterpb_fsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1551,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{19}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Member) GetNode() uint32 {
@@ -1570,7 +1648,7 @@ type ScopeState struct {
 
 func (x *ScopeState) Reset() {
 	*x = ScopeState{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[20]
+	mi := &file_clusterpb_fsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1660,7 @@ func (x *ScopeState) String() string {
 func (*ScopeState) ProtoMessage() {}
 
 func (x *ScopeState) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[20]
+	mi := &file_clusterpb_fsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1673,7 @@ func (x *ScopeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeState.ProtoReflect.Descriptor instead.
 func (*ScopeState) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{20}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ScopeState) GetScope() uint32 {
@@ -1675,7 +1753,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[21]
+	mi := &file_clusterpb_fsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1765,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[21]
+	mi := &file_clusterpb_fsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1778,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Range) GetId() uint64 {
@@ -1758,7 +1836,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[22]
+	mi := &file_clusterpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1848,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[22]
+	mi := &file_clusterpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1861,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Session) GetNode() uint32 {
@@ -1825,7 +1903,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[23]
+	mi := &file_clusterpb_fsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1915,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[23]
+	mi := &file_clusterpb_fsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1928,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Outcome) GetSeq() uint64 {
@@ -1882,7 +1960,7 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\tCommandID\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04life\x18\x02 \x01(\x04R\x04life\x12\x10\n" +
-	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\xf1\a\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\xad\b\n" +
 	"\aCommand\x12)\n" +
 	"\x02id\x18\x01 \x01(\v2\x19.tandem.cluster.CommandIDR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12:\n" +
@@ -1904,7 +1982,9 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\x13set_config_revision\x18\x0e \x01(\v2!.tandem.cluster.SetConfigRevisionH\x00R\x11setConfigRevision\x12G\n" +
 	"\x0fset_quorum_loss\x18\x0f \x01(\v2\x1d.tandem.cluster.SetQuorumLossH\x00R\rsetQuorumLoss\x12=\n" +
 	"\vset_version\x18\x10 \x01(\v2\x1a.tandem.cluster.SetVersionH\x00R\n" +
-	"setVersionB\x06\n" +
+	"setVersion\x12:\n" +
+	"\n" +
+	"renew_term\x18\x11 \x01(\v2\x19.tandem.cluster.RenewTermH\x00R\trenewTermB\x06\n" +
 	"\x04what\"\xf1\x01\n" +
 	"\tAddMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
@@ -1945,7 +2025,11 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12)\n" +
 	"\x04from\x18\x03 \x01(\v2\x15.tandem.cluster.EpochR\x04from\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\rR\x06reason\":\n" +
+	"\x06reason\x18\x04 \x01(\rR\x06reason\"d\n" +
+	"\tRenewTerm\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
+	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x14\n" +
+	"\x05above\x18\x03 \x01(\x04R\x05above\":\n" +
 	"\n" +
 	"ReportLoss\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x18\n" +
@@ -2041,7 +2125,7 @@ func file_clusterpb_fsm_proto_rawDescGZIP() []byte {
 	return file_clusterpb_fsm_proto_rawDescData
 }
 
-var file_clusterpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_clusterpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_clusterpb_fsm_proto_goTypes = []any{
 	(*CommandID)(nil),         // 0: tandem.cluster.CommandID
 	(*Command)(nil),           // 1: tandem.cluster.Command
@@ -2054,20 +2138,21 @@ var file_clusterpb_fsm_proto_goTypes = []any{
 	(*SetSyncSet)(nil),        // 8: tandem.cluster.SetSyncSet
 	(*SetSuccessor)(nil),      // 9: tandem.cluster.SetSuccessor
 	(*TakeOver)(nil),          // 10: tandem.cluster.TakeOver
-	(*ReportLoss)(nil),        // 11: tandem.cluster.ReportLoss
-	(*DelegateRange)(nil),     // 12: tandem.cluster.DelegateRange
-	(*ReturnRange)(nil),       // 13: tandem.cluster.ReturnRange
-	(*SetConfigRevision)(nil), // 14: tandem.cluster.SetConfigRevision
-	(*SetQuorumLoss)(nil),     // 15: tandem.cluster.SetQuorumLoss
-	(*SetVersion)(nil),        // 16: tandem.cluster.SetVersion
-	(*Farm)(nil),              // 17: tandem.cluster.Farm
-	(*ConfigRevision)(nil),    // 18: tandem.cluster.ConfigRevision
-	(*Member)(nil),            // 19: tandem.cluster.Member
-	(*ScopeState)(nil),        // 20: tandem.cluster.ScopeState
-	(*Range)(nil),             // 21: tandem.cluster.Range
-	(*Session)(nil),           // 22: tandem.cluster.Session
-	(*Outcome)(nil),           // 23: tandem.cluster.Outcome
-	(*Epoch)(nil),             // 24: tandem.cluster.Epoch
+	(*RenewTerm)(nil),         // 11: tandem.cluster.RenewTerm
+	(*ReportLoss)(nil),        // 12: tandem.cluster.ReportLoss
+	(*DelegateRange)(nil),     // 13: tandem.cluster.DelegateRange
+	(*ReturnRange)(nil),       // 14: tandem.cluster.ReturnRange
+	(*SetConfigRevision)(nil), // 15: tandem.cluster.SetConfigRevision
+	(*SetQuorumLoss)(nil),     // 16: tandem.cluster.SetQuorumLoss
+	(*SetVersion)(nil),        // 17: tandem.cluster.SetVersion
+	(*Farm)(nil),              // 18: tandem.cluster.Farm
+	(*ConfigRevision)(nil),    // 19: tandem.cluster.ConfigRevision
+	(*Member)(nil),            // 20: tandem.cluster.Member
+	(*ScopeState)(nil),        // 21: tandem.cluster.ScopeState
+	(*Range)(nil),             // 22: tandem.cluster.Range
+	(*Session)(nil),           // 23: tandem.cluster.Session
+	(*Outcome)(nil),           // 24: tandem.cluster.Outcome
+	(*Epoch)(nil),             // 25: tandem.cluster.Epoch
 }
 var file_clusterpb_fsm_proto_depIdxs = []int32{
 	0,  // 0: tandem.cluster.Command.id:type_name -> tandem.cluster.CommandID
@@ -2079,30 +2164,32 @@ var file_clusterpb_fsm_proto_depIdxs = []int32{
 	8,  // 6: tandem.cluster.Command.set_sync_set:type_name -> tandem.cluster.SetSyncSet
 	9,  // 7: tandem.cluster.Command.set_successor:type_name -> tandem.cluster.SetSuccessor
 	10, // 8: tandem.cluster.Command.take_over:type_name -> tandem.cluster.TakeOver
-	11, // 9: tandem.cluster.Command.report_loss:type_name -> tandem.cluster.ReportLoss
-	12, // 10: tandem.cluster.Command.delegate_range:type_name -> tandem.cluster.DelegateRange
-	13, // 11: tandem.cluster.Command.return_range:type_name -> tandem.cluster.ReturnRange
-	14, // 12: tandem.cluster.Command.set_config_revision:type_name -> tandem.cluster.SetConfigRevision
-	15, // 13: tandem.cluster.Command.set_quorum_loss:type_name -> tandem.cluster.SetQuorumLoss
-	16, // 14: tandem.cluster.Command.set_version:type_name -> tandem.cluster.SetVersion
-	7,  // 15: tandem.cluster.AssignSlots.assignments:type_name -> tandem.cluster.Assignment
-	24, // 16: tandem.cluster.SetSyncSet.epoch:type_name -> tandem.cluster.Epoch
-	24, // 17: tandem.cluster.SetSuccessor.epoch:type_name -> tandem.cluster.Epoch
-	24, // 18: tandem.cluster.TakeOver.epoch:type_name -> tandem.cluster.Epoch
-	24, // 19: tandem.cluster.TakeOver.from:type_name -> tandem.cluster.Epoch
-	18, // 20: tandem.cluster.Farm.config:type_name -> tandem.cluster.ConfigRevision
-	19, // 21: tandem.cluster.Farm.members:type_name -> tandem.cluster.Member
-	20, // 22: tandem.cluster.Farm.scopes:type_name -> tandem.cluster.ScopeState
-	21, // 23: tandem.cluster.Farm.ranges:type_name -> tandem.cluster.Range
-	22, // 24: tandem.cluster.Farm.sessions:type_name -> tandem.cluster.Session
-	24, // 25: tandem.cluster.ScopeState.epoch:type_name -> tandem.cluster.Epoch
-	24, // 26: tandem.cluster.ScopeState.next:type_name -> tandem.cluster.Epoch
-	23, // 27: tandem.cluster.Session.outcomes:type_name -> tandem.cluster.Outcome
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	12, // 9: tandem.cluster.Command.report_loss:type_name -> tandem.cluster.ReportLoss
+	13, // 10: tandem.cluster.Command.delegate_range:type_name -> tandem.cluster.DelegateRange
+	14, // 11: tandem.cluster.Command.return_range:type_name -> tandem.cluster.ReturnRange
+	15, // 12: tandem.cluster.Command.set_config_revision:type_name -> tandem.cluster.SetConfigRevision
+	16, // 13: tandem.cluster.Command.set_quorum_loss:type_name -> tandem.cluster.SetQuorumLoss
+	17, // 14: tandem.cluster.Command.set_version:type_name -> tandem.cluster.SetVersion
+	11, // 15: tandem.cluster.Command.renew_term:type_name -> tandem.cluster.RenewTerm
+	7,  // 16: tandem.cluster.AssignSlots.assignments:type_name -> tandem.cluster.Assignment
+	25, // 17: tandem.cluster.SetSyncSet.epoch:type_name -> tandem.cluster.Epoch
+	25, // 18: tandem.cluster.SetSuccessor.epoch:type_name -> tandem.cluster.Epoch
+	25, // 19: tandem.cluster.TakeOver.epoch:type_name -> tandem.cluster.Epoch
+	25, // 20: tandem.cluster.TakeOver.from:type_name -> tandem.cluster.Epoch
+	25, // 21: tandem.cluster.RenewTerm.epoch:type_name -> tandem.cluster.Epoch
+	19, // 22: tandem.cluster.Farm.config:type_name -> tandem.cluster.ConfigRevision
+	20, // 23: tandem.cluster.Farm.members:type_name -> tandem.cluster.Member
+	21, // 24: tandem.cluster.Farm.scopes:type_name -> tandem.cluster.ScopeState
+	22, // 25: tandem.cluster.Farm.ranges:type_name -> tandem.cluster.Range
+	23, // 26: tandem.cluster.Farm.sessions:type_name -> tandem.cluster.Session
+	25, // 27: tandem.cluster.ScopeState.epoch:type_name -> tandem.cluster.Epoch
+	25, // 28: tandem.cluster.ScopeState.next:type_name -> tandem.cluster.Epoch
+	24, // 29: tandem.cluster.Session.outcomes:type_name -> tandem.cluster.Outcome
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_clusterpb_fsm_proto_init() }
@@ -2126,6 +2213,7 @@ func file_clusterpb_fsm_proto_init() {
 		(*Command_SetConfigRevision)(nil),
 		(*Command_SetQuorumLoss)(nil),
 		(*Command_SetVersion)(nil),
+		(*Command_RenewTerm)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2133,7 +2221,7 @@ func file_clusterpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterpb_fsm_proto_rawDesc), len(file_clusterpb_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
