@@ -20,6 +20,7 @@ const module = "tandem"
 // listed themselves.
 var order = []string{
 	"internal/ipsec",
+	"internal/mmsg",
 	"internal/config",
 	"proto",
 	"ike/message",
@@ -36,6 +37,7 @@ var order = []string{
 	"cluster/raftauth",
 	"sync",
 	"sync/stream",
+	"internal/forward",
 	"internal/node",
 	"internal/daemon",
 	"internal/sim",

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"tandem/internal/mmsg"
 	"tandem/xfrm"
 	"tandem/xfrm/esp"
 )
@@ -19,14 +20,14 @@ const (
 // receive reads one socket until it is closed.
 func (p *Plane) receive(s *sock, e *epoch) {
 	bufs := make([]byte, batchLen*datagramLen) // pages are touched only as far as datagrams reach
-	v := new(vector)
+	v := new(mmsg.Vector)
 	for i := range batchLen {
-		v.prepareReceive(i, bufs[i*datagramLen:(i+1)*datagramLen])
+		v.PrepareReceive(i, bufs[i*datagramLen:(i+1)*datagramLen])
 	}
 	n := 0
 	read := func(fd uintptr) bool {
 		for {
-			r, errno := recvmmsg(int(fd), v, batchLen)
+			r, errno := mmsg.Receive(int(fd), v, batchLen)
 			switch {
 			case errno == 0:
 				n = r
@@ -48,16 +49,16 @@ func (p *Plane) receive(s *sock, e *epoch) {
 		e.enter()
 		now := p.clock()
 		for i := range n {
-			p.datagram(s, v, i, bufs[i*datagramLen:][:min(int(v.hdrs[i].n), datagramLen)], now)
+			p.datagram(s, v, i, bufs[i*datagramLen:][:min(v.Len(i), datagramLen)], now)
 		}
 		e.leave()
-		v.rearm(n)
+		v.Rearm(n)
 		p.evs.flush()
 	}
 }
 
-func (p *Plane) datagram(s *sock, v *vector, i int, b []byte, now time.Time) {
-	from := v.source(i)
+func (p *Plane) datagram(s *sock, v *mmsg.Vector, i int, b []byte, now time.Time) {
+	from := v.Source(i)
 	if s.kind == sockESP && !s.v6 {
 		// A raw IPv4 socket delivers the header, too; the kernel has reassembled.
 		h, ok := outerHeader(b)
@@ -68,7 +69,7 @@ func (p *Plane) datagram(s *sock, v *vector, i int, b []byte, now time.Time) {
 		p.espIn(b[h:], netip.AddrPortFrom(from.Addr(), 0), b[1], false, now)
 		return
 	}
-	local, tos := v.control(i)
+	local, tos := v.Control(i)
 	switch s.kind {
 	case sockESP:
 		p.espIn(b, netip.AddrPortFrom(from.Addr(), 0), tos, false, now)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tandem/internal/ipsec"
+	"tandem/internal/mmsg"
 	"tandem/xfrm"
 	"tandem/xfrm/esp"
 )
@@ -253,7 +254,7 @@ type outMsg struct {
 type outbox struct {
 	msgs   [batchLen]outMsg
 	n      int
-	vec    vector
+	vec    mmsg.Vector
 	prompt bool // flushed before the lane's lock is released
 }
 
@@ -291,20 +292,20 @@ func (ss *sockets) send(o *outbox, from, to int) {
 	}
 	for i := from; i < to; i++ {
 		m := &o.msgs[i]
-		o.vec.prepareSend(i, kind == sockESP, m.to.local.Addr(), m.to.remote, m.tos, m.pkt, nil)
+		o.vec.PrepareSend(i, kind == sockESP, m.to.local.Addr(), m.to.remote, m.tos, m.pkt, nil)
 	}
 	s.sendMu.Lock()
 	defer s.sendMu.Unlock()
 	_ = s.setDF(m.df) // without it packets are sent all the same
 	waited := false
 	for from < to {
-		n, e := sendmmsg(s.fd, &o.vec, from, to-from)
+		n, e := mmsg.Send(s.fd, &o.vec, from, to-from)
 		switch {
 		case e == 0:
 			from += n
 			waited = false
 		case e == unix.EINTR:
-		case e == unix.EAGAIN && !waited && waitWritable(s.fd):
+		case e == unix.EAGAIN && !waited && mmsg.WaitWritable(s.fd):
 			waited = true
 		default:
 			if e == unix.EMSGSIZE {
@@ -369,17 +370,17 @@ func (p *Plane) sendUDP(local, remote netip.AddrPort, first, second []byte) erro
 		return unix.EAFNOSUPPORT
 	}
 	v := &p.out.vec
-	v.prepareSend(0, false, from, to, 0, first, second)
+	v.PrepareSend(0, false, from, to, 0, first, second)
 	s.sendMu.Lock()
 	defer s.sendMu.Unlock()
 	_ = s.setDF(false)
 	for waited := false; ; {
-		_, e := sendmmsg(s.fd, v, 0, 1)
+		_, e := mmsg.Send(s.fd, v, 0, 1)
 		switch {
 		case e == 0:
 			return nil
 		case e == unix.EINTR:
-		case e == unix.EAGAIN && !waited && waitWritable(s.fd):
+		case e == unix.EAGAIN && !waited && mmsg.WaitWritable(s.fd):
 			waited = true
 		default:
 			return e

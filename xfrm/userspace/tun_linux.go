@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tandem/internal/mmsg"
 	"tandem/xfrm"
 	"tandem/xfrm/esp"
 )
@@ -17,7 +18,7 @@ const (
 	minMTU = 576
 	maxMTU = 9216
 
-	batchLen = 32
+	batchLen = mmsg.Batch
 	slotRoom = esp.HeaderRoom + 8
 	slotLen  = slotRoom + maxMTU + esp.TrailerRoom
 )

@@ -1,4 +1,6 @@
-package userspace
+// Package mmsg reads and writes batches of datagrams: recvmmsg(2) and sendmmsg(2)
+// with the addresses and the traffic class of each, without allocation.
+package mmsg
 
 import (
 	"encoding/binary"
@@ -16,25 +18,28 @@ type mmsghdr struct {
 	_   [4]byte
 }
 
+// Batch is how many messages one call carries at most.
+const Batch = 32
+
 const (
 	sockaddrLen = unix.SizeofSockaddrInet6
 	controlLen  = 128
 )
 
-// vector is the memory of one recvmmsg or sendmmsg call. It is allocated once;
+// Vector is the memory of one recvmmsg or sendmmsg call. It is allocated once;
 // the kernel gets pointers into it, so it must not move or be copied.
-type vector struct {
-	hdrs  [batchLen]mmsghdr
-	iovs  [batchLen][2]unix.Iovec
-	names [batchLen][sockaddrLen + 4]byte
-	ctls  [batchLen][controlLen]byte
+type Vector struct {
+	hdrs  [Batch]mmsghdr
+	iovs  [Batch][2]unix.Iovec
+	names [Batch][sockaddrLen + 4]byte
+	ctls  [Batch][controlLen]byte
 }
 
-// vectorLayout fails to compile where struct mmsghdr looks different.
+// This fails to compile where struct mmsghdr looks different.
 var _ [unix.SizeofMsghdr + 8]struct{} = [unsafe.Sizeof(mmsghdr{})]struct{}{}
 
-// prepareReceive points the i-th message at buf.
-func (v *vector) prepareReceive(i int, buf []byte) {
+// PrepareReceive points the i-th message at buf.
+func (v *Vector) PrepareReceive(i int, buf []byte) {
 	v.iovs[i][0].Base = &buf[0]
 	v.iovs[i][0].SetLen(len(buf))
 	h := &v.hdrs[i].hdr
@@ -45,8 +50,8 @@ func (v *vector) prepareReceive(i int, buf []byte) {
 	h.Flags = 0
 }
 
-// rearm resets what the kernel wrote into the first n headers.
-func (v *vector) rearm(n int) {
+// Rearm resets what the kernel wrote into the first n headers.
+func (v *Vector) Rearm(n int) {
 	for i := range n {
 		h := &v.hdrs[i].hdr
 		h.Namelen, h.Flags = sockaddrLen, 0
@@ -54,8 +59,11 @@ func (v *vector) rearm(n int) {
 	}
 }
 
-// source decodes the address that the i-th message came from.
-func (v *vector) source(i int) netip.AddrPort {
+// Len is the length of the i-th datagram received, which may exceed its buffer.
+func (v *Vector) Len(i int) int { return int(v.hdrs[i].n) }
+
+// Source decodes the address that the i-th message came from.
+func (v *Vector) Source(i int) netip.AddrPort {
 	return parseSockaddr(v.names[i][:v.hdrs[i].hdr.Namelen])
 }
 
@@ -95,8 +103,8 @@ func putSockaddr(b []byte, a netip.AddrPort, raw bool) uint32 {
 	return unix.SizeofSockaddrInet6
 }
 
-// control finds the local address and the traffic class among ancillary data.
-func (v *vector) control(i int) (local netip.Addr, tos uint8) {
+// Control finds the local address and the traffic class among ancillary data.
+func (v *Vector) Control(i int) (local netip.Addr, tos uint8) {
 	return parseControl(v.ctls[i][:min(uint64(v.hdrs[i].hdr.Controllen), controlLen)])
 }
 
@@ -155,8 +163,10 @@ func putControl(b []byte, local netip.Addr, tos uint8) int {
 	return n
 }
 
-// prepareSend fills the i-th message; second may be empty.
-func (v *vector) prepareSend(i int, raw bool, local netip.Addr, to netip.AddrPort, tos uint8, first, second []byte) {
+// PrepareSend fills the i-th message; second may be empty. An unspecified or
+// invalid local address and a zero traffic class are left to the socket; raw says
+// that it has no ports.
+func (v *Vector) PrepareSend(i int, raw bool, local netip.Addr, to netip.AddrPort, tos uint8, first, second []byte) {
 	h := &v.hdrs[i].hdr
 	v.iovs[i][0].Base = &first[0]
 	v.iovs[i][0].SetLen(len(first))
@@ -177,18 +187,20 @@ func (v *vector) prepareSend(i int, raw bool, local netip.Addr, to netip.AddrPor
 	h.Flags = 0
 }
 
-func recvmmsg(fd int, v *vector, n int) (int, syscall.Errno) {
+// Receive is recvmmsg(2) without waiting.
+func Receive(fd int, v *Vector, n int) (int, syscall.Errno) {
 	r, _, e := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.hdrs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
 	return int(r), e
 }
 
-func sendmmsg(fd int, v *vector, from, n int) (int, syscall.Errno) {
+// Send is sendmmsg(2) without waiting, for n messages beginning with from.
+func Send(fd int, v *Vector, from, n int) (int, syscall.Errno) {
 	r, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.hdrs[from])), uintptr(n), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	return int(r), e
 }
 
-// waitWritable waits for room in the socket's buffer, briefly.
-func waitWritable(fd int) bool {
+// WaitWritable waits for room in the socket's buffer, briefly.
+func WaitWritable(fd int) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 	n, err := unix.Poll(fds, 2)
 	return err == nil && n == 1
