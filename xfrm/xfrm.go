@@ -77,14 +77,18 @@ type Counters struct {
 	FenceWidened uint64
 }
 
-// TunnelCounters count what no SA accounts for.
+// TunnelCounters count what no SA accounts for: packets without an SA, those of
+// SAs whose scope is not active here, and those too big for the path. Strays were
+// handed to Handler.Stray, and are not among Inactive; Injected came by Inject,
+// whatever became of them.
 type TunnelCounters struct {
-	NoSA, Inactive, TooBig uint64
+	NoSA, Inactive, TooBig, Strays, Injected uint64
 }
 
 // PlaneCounters count what no tunnel accounts for.
 type PlaneCounters struct {
 	UnknownSPI, Malformed uint64
+	NoTunnel              uint64 // injected for an interface that does not exist
 }
 
 // IKEDatagram is one IKE message on UDP 500 or 4500. NonESP says that it is (or
@@ -93,6 +97,22 @@ type IKEDatagram struct {
 	Local, Remote netip.AddrPort
 	NonESP        bool
 	Data          []byte
+}
+
+// Stray is a packet of an SA whose scope is not active here, on its way to the
+// member that owns it.
+type Stray struct {
+	Scope  Scope  // of the SA
+	Tunnel string // of the SA
+	From   uint8  // the member that it arrived at, as a cluster.NodeID; 0: this one
+
+	// Outer: Packet is ESP, from the SPI on, as it came from Remote to Local, with the
+	// traffic class TOS; the ports are 0 without UDPEncap. Otherwise Packet is an inner
+	// packet that was read from the tunnel's interface, and the rest says nothing.
+	Outer, UDPEncap bool
+	TOS             uint8
+	Local, Remote   netip.AddrPort
+	Packet          []byte
 }
 
 // Event is what a data plane reports. Concrete types are below.
@@ -128,17 +148,32 @@ type Expiring struct {
 	Hard   bool
 }
 
-func (BoundWanted) event()  {}
-func (Acquire) event()      {}
-func (PeerMoved) event()    {}
-func (FirstInbound) event() {}
-func (Expiring) event()     {}
+// ForwardedTraffic reports that authenticated packets of an SA keep arriving at
+// member From, which forwards them. Packets have come that way since the last
+// report, Direct have arrived here. Forwarded packets make a report, at most one in
+// 100 ms for an SA; when From changes both counts begin anew.
+type ForwardedTraffic struct {
+	SPIIn           ipsec.ESPSPI
+	From            uint8
+	Packets, Direct uint64
+}
+
+func (BoundWanted) event()      {}
+func (Acquire) event()          {}
+func (PeerMoved) event()        {}
+func (FirstInbound) event()     {}
+func (Expiring) event()         {}
+func (ForwardedTraffic) event() {}
 
 // Handler receives what comes up from a data plane, from several goroutines at
 // once. It must not block and must not call back into the data plane.
 type Handler struct {
 	IKE    func(IKEDatagram) // Data is the callee's to keep
 	Events func([]Event)     // the slice is the callee's to keep
+	// Stray takes what belongs to another member: ESP whose SPI is that of an SA of an
+	// inactive scope, and inner packets that such an SA would carry. Packet is the data
+	// plane's again when it returns. nil: these packets are dropped and counted.
+	Stray func(Stray)
 }
 
 // DataPlane carries ESP. Its methods are called from one goroutine and return
@@ -173,6 +208,13 @@ type DataPlane interface {
 	Counters(ipsec.ESPSPI) (Counters, bool)
 	TunnelCounters(name string) TunnelCounters
 	PlaneCounters() PlaneCounters
+
+	// Inject processes packets that other members have handed over, as if they had
+	// arrived here: ESP with its original outer addresses, inner packets as read from
+	// the interface. None becomes a Stray again: if the scope is not active here either,
+	// the packet is dropped and counted. It overwrites the packets. It may be called
+	// from any goroutine, beside the other methods; not from a Handler.
+	Inject([]Stray)
 
 	SendIKE(IKEDatagram) error
 	// Keepalive sends one NAT keepalive (RFC 3948 §2.3).

@@ -66,19 +66,20 @@ func (p *Plane) datagram(s *sock, v *mmsg.Vector, i int, b []byte, now time.Time
 			p.malformed.Add(1)
 			return
 		}
-		p.espIn(b[h:], netip.AddrPortFrom(from.Addr(), 0), b[1], false, now)
+		a := arrival{local: netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), 0), remote: netip.AddrPortFrom(from.Addr(), 0), tos: b[1]}
+		p.espIn(b[h:], &a, now)
 		return
 	}
 	local, tos := v.Control(i)
 	switch s.kind {
 	case sockESP:
-		p.espIn(b, netip.AddrPortFrom(from.Addr(), 0), tos, false, now)
+		p.espIn(b, &arrival{local: netip.AddrPortFrom(local, 0), remote: netip.AddrPortFrom(from.Addr(), 0), tos: tos}, now)
 	case sockIKE:
 		p.ike(xfrm.IKEDatagram{Local: netip.AddrPortFrom(local, p.o.PortIKE), Remote: from}, b)
 	case sockNATT:
 		switch class, body := classify(b); class {
 		case isESP:
-			p.espIn(body, from, tos, true, now)
+			p.espIn(body, &arrival{local: netip.AddrPortFrom(local, p.o.PortNATT), remote: from, tos: tos, udp: true}, now)
 		case isIKE:
 			p.ike(xfrm.IKEDatagram{Local: netip.AddrPortFrom(local, p.o.PortNATT), Remote: from, NonESP: true}, body)
 		case isMalformed:
@@ -127,8 +128,17 @@ func outerHeader(b []byte) (int, bool) {
 	return h, h >= 20 && h <= len(b)
 }
 
+// arrival says how an ESP packet came.
+type arrival struct {
+	local, remote netip.AddrPort // ports 0 without UDP
+	tos           uint8
+	udp           bool
+	injected      bool  // handed over by another member
+	from          uint8 // which one
+}
+
 // espIn opens one ESP packet and delivers it, or makes it wait for the fence.
-func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now time.Time) {
+func (p *Plane) espIn(pkt []byte, a *arrival, now time.Time) {
 	spi, ok := esp.SPI(pkt)
 	if !ok {
 		p.malformed.Add(1)
@@ -139,15 +149,31 @@ func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now 
 		p.unknownSPI.Add(1)
 		return
 	}
+	if a.injected {
+		s.tun.injected.Add(1)
+	}
+	if !p.openIfActive(s, pkt, a, now) {
+		p.strayOuter(s, pkt, a)
+	}
+}
+
+// openIfActive returns false, and has not touched the packet, when the SA is silent
+// or gone.
+func (p *Plane) openIfActive(s *sa, pkt []byte, a *arrival, now time.Time) bool {
 	l := &s.in
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	gen, active := s.scope.active()
 	if !active || l.gone {
-		s.tun.inactive.Add(1)
-		return
+		return false
 	}
 	l.resume(gen)
+	l.receive(p, pkt, a, now)
+	return true
+}
+
+func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
+	s := l.sa
 	if l.open == nil {
 		var err error
 		if l.open, err = esp.NewInbound(&s.ChildSA); err != nil {
@@ -175,15 +201,18 @@ func (p *Plane) espIn(pkt []byte, from netip.AddrPort, tos uint8, udp bool, now 
 		l.seen = true
 		p.evs.add(xfrm.FirstInbound{SPIIn: s.SPIIn})
 	}
-	if pr := s.peer.Load(); pr.movedTo(from, udp) && now.Sub(l.moved) >= movedGap {
+	if pr := s.peer.Load(); pr.movedTo(a.remote, a.udp) && now.Sub(l.moved) >= movedGap {
 		l.moved = now
-		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: from})
+		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: a.remote})
+	}
+	if l.fwd != nil || a.from != 0 {
+		l.cameBy(p, a.from, now)
 	}
 	if next == protoNone {
 		return
 	}
 	in, payload, ok := parseInner(payload)
-	if !ok || (next == protoIPv6) != in.v6 || !in.v6 && next != protoIPv4 || !combineECN(payload, &in, tos) {
+	if !ok || (next == protoIPv6) != in.v6 || !in.v6 && next != protoIPv4 || !combineECN(payload, &in, a.tos) {
 		l.errors++
 		return
 	}

@@ -25,12 +25,6 @@ func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
 			p.malformed.Add(1)
 			continue
 		}
-		if !active {
-			if !in.linkLocal() {
-				t.inactive.Add(1)
-			}
-			continue
-		}
 		fam := 0
 		if in.v6 {
 			fam = 1
@@ -38,9 +32,17 @@ func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
 		clampMSS(pkt, &in, t.MaxMSS[fam])
 		s := t.routes.lookup(&in)
 		if s == nil {
-			if !in.linkLocal() {
-				p.noRoute(t, &in, pkt, now)
+			switch {
+			case in.linkLocal():
+			case active:
+				p.noRoute(t, &in, pkt, b.injected, now)
+			default:
+				t.inactive.Add(1)
 			}
+			continue
+		}
+		if _, ok := s.scope.active(); !ok {
+			p.strayInner(s, pkt, &in, b.injected)
 			continue
 		}
 		if t.DontFragment && !p.fits(t, s, b, pkt, &in, now) {
@@ -113,13 +115,20 @@ func outerLen(pr *peer) int {
 // first sends what it has sealed before anything waits, and the second sends before
 // it lets go of the lane.
 func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
+	if !p.sealIfActive(s, buf, off, n, in, o, now) {
+		p.strayInner(s, buf[off:off+n], in, o.injected)
+	}
+}
+
+// sealIfActive returns false when the packet is not dealt with, because the SA is
+// silent or gone.
+func (p *Plane) sealIfActive(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) bool {
 	l := &s.out
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	gen, active := s.scope.active()
 	if !active || l.gone {
-		s.tun.inactive.Add(1)
-		return
+		return false
 	}
 	l.resume(gen)
 	waiting := len(l.queue) > 0
@@ -136,14 +145,17 @@ func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now
 		if len(l.queue) >= maxWaiting || l.send.Exhausted() {
 			l.errors++
 		} else {
-			l.queue = append(l.queue, hold(buf[off:off+n]))
+			w := hold(buf[off : off+n])
+			w.injected = o.injected
+			l.queue = append(l.queue, w)
 		}
-		return
+		return true
 	}
 	l.sealOne(p, seq, buf, off, n, in, o, now)
 	if o.prompt {
 		p.socks.flush(o)
 	}
+	return true
 }
 
 // offer asks for leave for the next sequence number.
@@ -256,6 +268,8 @@ type outbox struct {
 	n      int
 	vec    mmsg.Vector
 	prompt bool // flushed before the lane's lock is released
+	// What is sealed into it came by Inject, and must not become a stray again.
+	injected bool
 }
 
 func (o *outbox) full() bool   { return o.n == batchLen }

@@ -85,11 +85,11 @@ func TestNoAllocationIn(t *testing.T) {
 	p, _, s := bench(t)
 	pkts := sealed(t, s, 2000, 1400)
 	now, i := time.Now(), 0
-	from := netip.MustParseAddrPort("127.0.0.1:9")
-	p.espIn(pkts[0], from, 0, true, now) // the first one builds the AEAD and the window
+	from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
+	p.espIn(pkts[0], from, now) // the first one builds the AEAD and the window
 	if n := testing.AllocsPerRun(1000, func() {
 		i++
-		p.espIn(pkts[i], from, 0, true, now)
+		p.espIn(pkts[i], from, now)
 	}); n != 0 {
 		t.Errorf("%v allocations per packet", n)
 	}
@@ -141,7 +141,7 @@ func BenchmarkInbound(b *testing.B) {
 			pkts := sealed(b, s, 1000, size)
 			work := make([]byte, 2048)
 			now, i := time.Now(), 0
-			from := netip.MustParseAddrPort("127.0.0.1:9")
+			from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -149,7 +149,7 @@ func BenchmarkInbound(b *testing.B) {
 					*s.in.recv.Window(), i = esp.NewWindow(4096), 0
 				}
 				n := copy(work, pkts[i])
-				p.espIn(work[:n], from, 0, true, now)
+				p.espIn(work[:n], from, now)
 				i++
 			}
 		})

@@ -38,17 +38,21 @@ type Plane struct {
 	workers sync.WaitGroup
 	ticks   ticker
 	evs     events
+	inject  injector
 
 	// Guards what follows; packets do not take it.
 	mu      sync.Mutex
 	closed  bool
-	tunnels map[string]*tunnel
+	tunnels map[string]*tunnel // written with tunnelsMu, too
 	scopes  map[xfrm.Scope]*scope
 	epochs  []*epoch
 	order   uint64 // of SetOutbound calls
 	out     *batch // of the control methods
 
-	unknownSPI, malformed atomic.Uint64
+	// Lets Inject look for tunnels without mu, which whoever waits for its epoch holds.
+	tunnelsMu sync.RWMutex
+
+	unknownSPI, malformed, noTunnel atomic.Uint64
 }
 
 var _ xfrm.DataPlane = (*Plane)(nil)
@@ -86,6 +90,7 @@ func New(o Options) (*Plane, error) {
 	}
 	p.out = newBatch()
 	p.out.prompt = true
+	p.inject.epoch = p.newEpoch()
 	for _, s := range p.socks.all() {
 		e := p.newEpoch()
 		p.workers.Add(1)
@@ -118,7 +123,7 @@ func (p *Plane) AddTunnel(t xfrm.Tunnel) error {
 		f.Close()
 		return err
 	}
-	p.tunnels[t.Name] = tn
+	p.setTunnel(t.Name, tn)
 	go func() { defer close(tn.done); p.transmit(tn) }()
 	return nil
 }
@@ -136,7 +141,7 @@ func (p *Plane) RemoveTunnel(name string) error {
 }
 
 func (p *Plane) removeTunnel(tn *tunnel) {
-	delete(p.tunnels, tn.Name)
+	p.setTunnel(tn.Name, nil)
 	tn.closing.Store(true)
 	for _, s := range p.sas.list() {
 		if s.tun == tn {
@@ -165,6 +170,7 @@ func (p *Plane) Close() error {
 		return nil
 	}
 	p.closed = true
+	p.inject.close()
 	for _, tn := range p.tunnels {
 		p.removeTunnel(tn)
 	}
@@ -179,7 +185,7 @@ var errClosed = errors.New("userspace: data plane is closed")
 
 // PlaneCounters counts what belongs to no tunnel.
 func (p *Plane) PlaneCounters() xfrm.PlaneCounters {
-	return xfrm.PlaneCounters{UnknownSPI: p.unknownSPI.Load(), Malformed: p.malformed.Load()}
+	return xfrm.PlaneCounters{UnknownSPI: p.unknownSPI.Load(), Malformed: p.malformed.Load(), NoTunnel: p.noTunnel.Load()}
 }
 
 // TunnelCounters is zero for a tunnel that does not exist.
@@ -190,7 +196,10 @@ func (p *Plane) TunnelCounters(name string) xfrm.TunnelCounters {
 	if tn == nil {
 		return xfrm.TunnelCounters{}
 	}
-	return xfrm.TunnelCounters{NoSA: tn.noSA.Load(), Inactive: tn.inactive.Load(), TooBig: tn.tooBig.Load()}
+	return xfrm.TunnelCounters{
+		NoSA: tn.noSA.Load(), Inactive: tn.inactive.Load(), TooBig: tn.tooBig.Load(),
+		Strays: tn.strays.Load(), Injected: tn.injected.Load(),
+	}
 }
 
 // Counters of the SA pair.

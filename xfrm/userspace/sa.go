@@ -65,6 +65,7 @@ type inLane struct {
 	queue  []waitingPacket
 	warned [2]bool
 	moved  time.Time // last PeerMoved
+	fwd    *forwarded
 
 	packets, bytes, errors, replayed, fenced, authFailed, selector uint64
 	last                                                           time.Time
@@ -185,9 +186,11 @@ func (p *Plane) Remove(spi ipsec.ESPSPI) {
 				p.socks.flush(&p.out.outbox)
 			}
 			// The buffer must outlive the flush: it is not given back to the pool.
+			p.out.injected = w.injected
 			p.sealFor(next, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
 		}
 	}
+	p.out.injected = false
 	p.socks.flush(&p.out.outbox)
 	p.mu.Unlock()
 	p.evs.flush()
@@ -227,7 +230,7 @@ func (l *outLane) resume(gen uint64) {
 
 func (l *inLane) resume(gen uint64) {
 	if l.recv.Activate(gen) {
-		l.seen = false
+		l.seen, l.fwd = false, nil
 		freeWaiting(l.queue)
 		l.queue = nil
 		l.warned = [2]bool{}

@@ -10,7 +10,10 @@ import (
 
 // scope is read once per packet: bit 0 says active, the rest counts activations.
 // An SA whose own generation differs resumes with its first packet.
-type scope struct{ state atomic.Uint64 }
+type scope struct {
+	id    xfrm.Scope
+	state atomic.Uint64
+}
 
 func (s *scope) active() (generation uint64, ok bool) {
 	v := s.state.Load()
@@ -51,7 +54,7 @@ func (p *Plane) quiesce() {
 func (p *Plane) scope(id xfrm.Scope) *scope {
 	s := p.scopes[id]
 	if s == nil {
-		s = &scope{}
+		s = &scope{id: id}
 		p.scopes[id] = s
 	}
 	return s

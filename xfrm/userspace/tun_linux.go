@@ -38,7 +38,7 @@ type tunnel struct {
 	routes   routes
 	acquires acquires
 
-	noSA, inactive, tooBig atomic.Uint64
+	noSA, inactive, tooBig, strays, injected atomic.Uint64
 }
 
 // openTUN makes a TUN interface without packet information and sets it up, or

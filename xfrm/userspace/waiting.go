@@ -23,9 +23,11 @@ const (
 // so that it can be sealed in place.
 type waitingPacket struct {
 	seq uint64 // inbound
-	buf []byte
-	n   int
-	at  time.Time // with acquires
+	// Outbound: it was another member's stray, and must not become one again.
+	injected bool
+	buf      []byte
+	n        int
+	at       time.Time // with acquires
 }
 
 func (w *waitingPacket) packet() []byte { return w.buf[slotRoom : slotRoom+w.n] }
@@ -67,7 +69,7 @@ type acquireKey struct {
 }
 
 // noRoute keeps a packet for the SA that its Acquire may bring.
-func (p *Plane) noRoute(t *tunnel, in *inner, pkt []byte, now time.Time) {
+func (p *Plane) noRoute(t *tunnel, in *inner, pkt []byte, injected bool, now time.Time) {
 	t.noSA.Add(1)
 	a := &t.acquires
 	a.mu.Lock()
@@ -75,7 +77,7 @@ func (p *Plane) noRoute(t *tunnel, in *inner, pkt []byte, now time.Time) {
 	a.expire(now)
 	if len(a.waiting) < acquireMax {
 		w := hold(pkt)
-		w.at = now
+		w.at, w.injected = now, injected
 		a.waiting = append(a.waiting, w)
 	}
 	k := acquireKey{in.proto, in.src, in.dst}
@@ -134,11 +136,13 @@ func (p *Plane) releaseAcquires(t *tunnel, now time.Time) {
 				p.socks.flush(&p.out.outbox)
 			}
 			// The buffer must outlive the flush: it is not given back to the pool.
+			p.out.injected = w.injected
 			p.sealFor(s, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
 			w.buf = nil
 		}
 	}
 	clear(a.waiting[len(kept):])
 	a.waiting = kept
+	p.out.injected = false
 	p.socks.flush(&p.out.outbox)
 }
