@@ -17,7 +17,7 @@ type Bound struct {
 
 func (b Bound) String() string { return b.Field + " " + b.Op + " " + b.Want }
 
-func parseBound(f []string) (Bound, error) {
+func parseBound(f []string, model *Result) (Bound, error) {
 	if len(f) != 3 {
 		return Bound{}, errors.New("expected: bound FIELD <=|>=|= VALUE")
 	}
@@ -31,7 +31,7 @@ func parseBound(f []string) (Bound, error) {
 	case numErr != nil && b.Op != "=":
 		return b, fmt.Errorf("%s can only be equal to something", b.Want)
 	}
-	if _, err := (&Result{}).figure(b.Field); err != nil {
+	if _, err := model.figure(b.Field); err != nil {
 		return b, err
 	}
 	return b, nil

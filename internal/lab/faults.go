@@ -12,9 +12,9 @@ import (
 )
 
 // ports lists the far ends (switch and panel ports) of a gateway's cables.
-func ports(node string, only func(dev string) bool) [][2]string {
+func (t *Topology) ports(node string, only func(dev string) bool) [][2]string {
 	var far [][2]string
-	for _, c := range pairCables {
+	for _, c := range t.cables {
 		if c.a == node && (only == nil || only(c.aIf)) {
 			far = append(far, [2]string{c.b, c.bIf})
 		}
@@ -27,13 +27,13 @@ func isHeartbeat(dev string) bool { return strings.HasPrefix(dev, "hb") }
 // CutNode takes away every link of a node at its far end: the node keeps its
 // addresses and sees its carrier go. Heartbeat links go first.
 func (t *Topology) CutNode(node string) error {
-	hb := ports(node, isHeartbeat)
-	rest := ports(node, func(dev string) bool { return !isHeartbeat(dev) })
+	hb := t.ports(node, isHeartbeat)
+	rest := t.ports(node, func(dev string) bool { return !isHeartbeat(dev) })
 	return t.each(append(hb, rest...), t.linkDown)
 }
 
 // RestoreNode gives a node its links back.
-func (t *Topology) RestoreNode(node string) error { return t.each(ports(node, nil), t.linkUp) }
+func (t *Topology) RestoreNode(node string) error { return t.each(t.ports(node, nil), t.linkUp) }
 
 // Mute drops at the far ends of a node's cables whatever the node sends, until
 // Unmute. A host that stands still says nothing, but the kernel of a simulated one
@@ -41,7 +41,7 @@ func (t *Topology) RestoreNode(node string) error { return t.each(ports(node, ni
 // draws the neighbours' traffic when it asks for them. What others send to the node
 // still comes, and waits there.
 func (t *Topology) Mute(node string) error {
-	return t.each(ports(node, nil), func(far, dev string) error {
+	return t.each(t.ports(node, nil), func(far, dev string) error {
 		return t.nft(far, func(c *nftables.Conn) {
 			drop := nftables.ChainPolicyDrop
 			table := c.AddTable(muteTable(dev))
@@ -55,7 +55,7 @@ func (t *Topology) Mute(node string) error {
 
 // Unmute undoes Mute.
 func (t *Topology) Unmute(node string) error {
-	return t.each(ports(node, nil), func(far, dev string) error {
+	return t.each(t.ports(node, nil), func(far, dev string) error {
 		return t.nft(far, func(c *nftables.Conn) { c.DelTable(muteTable(dev)) })
 	})
 }
@@ -109,7 +109,7 @@ func (t *Topology) heartbeats(names []string, do func(node, dev string) error) e
 	for _, n := range names {
 		var found [][2]string
 		for _, gw := range Gateways {
-			found = append(found, ports(gw, func(dev string) bool { return isHeartbeat(dev) && dev == n })...)
+			found = append(found, t.ports(gw, func(dev string) bool { return isHeartbeat(dev) && dev == n })...)
 		}
 		if len(found) == 0 {
 			return fmt.Errorf("lab has no heartbeat link %q", n)

@@ -18,6 +18,8 @@ type Gateway struct {
 	Socket string // admin socket
 	proc   *Process
 	lost   bool // its links are cut and its processes killed
+	// devices whose addresses the daemon makes, so that a lost host forgets them
+	devices []string
 }
 
 // daemonSet is how the lab runs and asks the programs of its nodes.
@@ -32,11 +34,11 @@ type daemonSet struct {
 
 func (t *Topology) socketOf(node string) string { return filepath.Join(t.Dir, node, "admin.sock") }
 
-// prepareGateways writes their configurations from the example's, with @DIR@
-// filled in, and makes the cluster's certificates.
-func (t *Topology) prepareGateways(ctx context.Context, d *daemonSet, example string) (map[string]*Gateway, error) {
+// prepareGateways writes the configurations of nodes from the example's, with @DIR@
+// and more filled in, and makes the cluster's certificates.
+func (t *Topology) prepareGateways(ctx context.Context, d *daemonSet, example string, nodes []string, more ...string) (map[string]*Gateway, error) {
 	all := map[string]*Gateway{}
-	for _, n := range Gateways {
+	for _, n := range nodes {
 		text, err := os.ReadFile(filepath.Join(example, n+".conf"))
 		if err != nil {
 			return nil, err
@@ -45,13 +47,13 @@ func (t *Topology) prepareGateways(ctx context.Context, d *daemonSet, example st
 		if err := os.MkdirAll(filepath.Join(t.Dir, n), 0o700); err != nil {
 			return nil, err
 		}
-		if err := os.WriteFile(g.Config, []byte(t.fill(string(text))), 0o600); err != nil {
+		if err := os.WriteFile(g.Config, []byte(t.fill(string(text), more...)), 0o600); err != nil {
 			return nil, err
 		}
 		all[n] = g
 	}
 	if d.bin != "" {
-		args := append([]string{"cluster", "init", "--dir", filepath.Join(t.Dir, "cluster")}, Gateways...)
+		args := append([]string{"cluster", "init", "--dir", filepath.Join(t.Dir, "cluster")}, nodes...)
 		if out, err := exec.CommandContext(ctx, d.bin, args...).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("tandem %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 		}
@@ -147,7 +149,7 @@ func (t *Topology) restore(d *daemonSet, g *Gateway) error {
 	if g.lost {
 		// Whatever the daemon left on the host's interfaces dies with a real
 		// host: addresses that it put there go before the links come up.
-		if err := t.clearAddresses(g.Name); err != nil {
+		if err := t.clearAddresses(g.Name, g.devices); err != nil {
 			return err
 		}
 		if err := t.RestoreNode(g.Name); err != nil {
@@ -162,8 +164,8 @@ func (t *Topology) restore(d *daemonSet, g *Gateway) error {
 }
 
 // clearAddresses removes global addresses from a gateway's own interfaces.
-func (t *Topology) clearAddresses(node string) error {
-	for _, dev := range []string{"wan0", "lan0"} {
+func (t *Topology) clearAddresses(node string, devices []string) error {
+	for _, dev := range devices {
 		link, err := t.link(node, dev)
 		if err != nil {
 			return err

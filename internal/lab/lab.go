@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -184,12 +185,12 @@ func Shell(ctx context.Context, id, node string, argv []string) error {
 		return err
 	}
 	t := &Topology{ID: s.ID}
-	known := false
-	for _, n := range pairNodes {
-		known = known || n == node
+	var nodes []string
+	for _, ns := range s.Namespaces {
+		nodes = append(nodes, strings.TrimPrefix(ns, t.Netns("")))
 	}
-	if !known {
-		return fmt.Errorf("no node %q; there are %s", node, strings.Join(pairNodes, ", "))
+	if !slices.Contains(nodes, node) {
+		return fmt.Errorf("no node %q; there are %s", node, strings.Join(nodes, ", "))
 	}
 	ns, err := openNetns(t.Netns(node))
 	if err != nil {

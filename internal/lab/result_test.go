@@ -86,7 +86,7 @@ func TestBounds(t *testing.T) {
 		{"child_rekeys >= 3", true}, {"child_rekeys >= 4", false}, {"iv_repeats = 0", true}, {"kills = 10", false},
 		{"tcp_ok = true", true}, {"spi_changed = true", false}, {"spi_changed = 0", false},
 	} {
-		b, err := parseBound(strings.Fields(test.bound))
+		b, err := parseBound(strings.Fields(test.bound), &Result{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -87,9 +87,12 @@ func newRun(ctx context.Context, o Options, s *Scenario) (*run, error) {
 		r.d.status = BinaryStatus(o.Binary, topo.socketOf)
 	}
 	r.res = Result{Scenario: s.Name, Client: o.Client, Takeovers: []Takeover{}, Violations: []string{}}
-	r.gws, err = topo.prepareGateways(ctx, r.d, o.Example)
+	r.gws, err = topo.prepareGateways(ctx, r.d, o.Example, Gateways)
 	if err != nil {
 		return nil, errors.Join(err, topo.Close())
+	}
+	for _, g := range r.gws {
+		g.devices = []string{"wan0", "lan0"}
 	}
 	r.say("lab %s: %s", topo.ID, s.Name)
 	if s.About != "" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ type Scenario struct {
 	Probe time.Duration // interval of the probes
 	TCP   int           // rate of the transfer, bytes a second
 
+	Farm FarmSetup // of a farm's scenario
+
 	Steps  []Step
 	Bounds []Bound
 }
@@ -38,7 +41,9 @@ type Step struct {
 }
 
 // LoadScenario reads dir/scenarios/NAME.lab.
-func LoadScenario(dir, name string) (*Scenario, error) {
+func LoadScenario(dir, name string) (*Scenario, error) { return loadScenario(dir, name, ParseScenario) }
+
+func loadScenario(dir, name string, parse func(name, file, text string) (*Scenario, error)) (*Scenario, error) {
 	path := filepath.Join(dir, "scenarios", name+".lab")
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -48,7 +53,7 @@ func LoadScenario(dir, name string) (*Scenario, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ParseScenario(name, path, string(text))
+	return parse(name, path, string(text))
 }
 
 // ScenarioNames lists an example's scenarios.
@@ -63,18 +68,34 @@ func ScenarioNames(dir string) ([]string, error) {
 }
 
 type scenarioParser struct {
-	file string
-	s    *Scenario
-	errs []error
+	file  string
+	s     *Scenario
+	errs  []error
+	words map[string]grammar // of steps
+	heads string             // of lines outside the steps
+	model *Result            // has every figure that a bound may name
 }
 
 func (p *scenarioParser) fault(line int, format string, args ...any) {
 	p.errs = append(p.errs, fmt.Errorf("%s:%d: %s", p.file, line, fmt.Sprintf(format, args...)))
 }
 
-// ParseScenario returns all faults of the text at once.
+// grammar says how a step is written.
+type grammar struct {
+	usage string
+	check func(args []string) error
+}
+
+// ParseScenario reads a scenario of the pair. It returns all faults of the text at
+// once.
 func ParseScenario(name, file, text string) (*Scenario, error) {
-	p := &scenarioParser{file: file, s: &Scenario{Name: name, Probe: 5 * time.Millisecond, TCP: 250_000}}
+	return (&scenarioParser{
+		file: file, s: &Scenario{Name: name, Probe: 5 * time.Millisecond, TCP: 250_000},
+		words: grammarOf(verbs), heads: "about, client, gateway, traffic, steps, bound", model: &Result{},
+	}).parse(text)
+}
+
+func (p *scenarioParser) parse(text string) (*Scenario, error) {
 	var steps [][]Step // open blocks, outermost first
 	var opened []int
 	sc := bufio.NewScanner(strings.NewReader(text))
@@ -126,10 +147,10 @@ func ParseScenario(name, file, text string) (*Scenario, error) {
 
 // step checks a step's words, so that a long run does not fail at its last line.
 func (p *scenarioParser) step(n int, f []string) {
-	v, ok := verbs[f[0]]
+	v, ok := p.words[f[0]]
 	if !ok {
-		known := make([]string, 0, len(verbs))
-		for k := range verbs {
+		known := make([]string, 0, len(p.words))
+		for k := range p.words {
 			known = append(known, k)
 		}
 		sort.Strings(known)
@@ -142,10 +163,14 @@ func (p *scenarioParser) step(n int, f []string) {
 }
 
 func (p *scenarioParser) head(n int, f []string, line string) {
+	if !slices.Contains(strings.Split(p.heads, ", "), f[0]) {
+		p.fault(n, "unknown word %q; known are %s", f[0], p.heads)
+		return
+	}
 	switch f[0] {
 	case "about":
 		p.s.About = strings.TrimSpace(strings.TrimPrefix(line, "about"))
-	case "client", "gateway", "traffic":
+	default:
 		for _, w := range f[1:] {
 			key, value, _ := strings.Cut(w, "=")
 			if err := p.set(f[0]+" "+key, value); err != nil {
@@ -153,14 +178,12 @@ func (p *scenarioParser) head(n int, f []string, line string) {
 			}
 		}
 	case "bound":
-		b, err := parseBound(f[1:])
+		b, err := parseBound(f[1:], p.model)
 		if err != nil {
 			p.fault(n, "%v", err)
 			return
 		}
 		p.s.Bounds = append(p.s.Bounds, b)
-	default:
-		p.fault(n, "unknown word %q; known are about, client, gateway, traffic, steps, bound", f[0])
 	}
 }
 
@@ -178,6 +201,9 @@ func (p *scenarioParser) set(key, value string) error {
 		v, err := positive(value)
 		*d = v
 		return err
+	}
+	if strings.HasPrefix(key, "farm ") {
+		return p.s.Farm.set(strings.TrimPrefix(key, "farm "), value)
 	}
 	if key == "traffic tcp" {
 		n, err := strconv.Atoi(value)

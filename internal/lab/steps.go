@@ -13,22 +13,31 @@ import (
 	"time"
 )
 
-// verb is one word of a scenario's steps.
-type verb struct {
+// verb is one word of a scenario's steps, carried out by R.
+type verb[R any] struct {
 	usage string
 	check func(args []string) error
-	do    func(r *run, ctx context.Context, s Step) error
+	do    func(r R, ctx context.Context, s Step) error
+}
+
+// grammarOf is what the parser needs of a table of verbs.
+func grammarOf[R any](verbs map[string]verb[R]) map[string]grammar {
+	g := map[string]grammar{}
+	for k, v := range verbs {
+		g[k] = grammar{v.usage, v.check}
+	}
+	return g
 }
 
 // settleTime is how long traffic runs on after a fault before anything else is
 // done to the pair, so that the gap around it is whole.
 const settleTime = time.Second
 
-var verbs map[string]verb
+var verbs map[string]verb[*run]
 
 // The table's functions run steps, which look into the table.
 func init() {
-	verbs = map[string]verb{
+	verbs = map[string]verb[*run]{
 		"repeat":          {"TIMES … end", wantCount, nil},
 		"run":             {"TIME", wantDuration, (*run).doRun},
 		"wait":            {"synchronised|takeover|child-rekeys N|ike-rekeys N, each with TIME at most", checkWait, (*run).doWait},
@@ -125,7 +134,10 @@ func checkRekey(args []string) error {
 	return errors.Join(wantOneOf("client", "gateway")(args[:1]), wantOneOf("child", "ike")(args[1:]))
 }
 
-func (r *run) steps(ctx context.Context, steps []Step) error {
+func (r *run) steps(ctx context.Context, steps []Step) error { return runSteps(r, ctx, verbs, steps) }
+
+// runSteps carries out steps one after another.
+func runSteps[R any](r R, ctx context.Context, verbs map[string]verb[R], steps []Step) error {
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -133,7 +145,7 @@ func (r *run) steps(ctx context.Context, steps []Step) error {
 		if s.Verb == "repeat" {
 			n, _ := strconv.Atoi(s.Args[0]) // checked when parsed
 			for range n {
-				if err := r.steps(ctx, s.Body); err != nil {
+				if err := runSteps(r, ctx, verbs, s.Body); err != nil {
 					return err
 				}
 			}

@@ -98,11 +98,12 @@ var pairBridges = []struct {
 // Topology is the standing network of one lab. Its methods may be called from
 // one goroutine at a time.
 type Topology struct {
-	ID    string
-	Dir   string // for logs, sockets and generated files; removed by Close
-	state State
-	ns    map[string]netns.NsHandle
-	nl    map[string]*netlink.Handle
+	ID     string
+	Dir    string // for logs, sockets and generated files; removed by Close
+	state  State
+	cables []cable // whose far ends a cut takes down, see faults.go
+	ns     map[string]netns.NsHandle
+	nl     map[string]*netlink.Handle
 }
 
 // NewID returns a name for a lab that nobody else has.
@@ -215,6 +216,7 @@ func (t *Topology) addNode(n string, forward, isSwitch bool) error {
 }
 
 func (t *Topology) buildPair() error {
+	t.cables = pairCables
 	for _, n := range pairNodes {
 		forward := n == NodeGW1 || n == NodeGW2 || n == NodeClient
 		isSwitch := n == NodeWAN || n == NodeLAN || n == NodePanel
