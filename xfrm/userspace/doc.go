@@ -4,8 +4,8 @@
 //
 // One for each tunnel interface, one for each socket (UDP 500, UDP 4500 and
 // protocol 50, for IPv4 and IPv6), one ticker that sleeps while no lease may have
-// to shrink, and the caller. Each works on a batch from reading to writing; there
-// is no queue between them. An idle tunnel holds no buffers, and an SA builds its
+// to shrink, the caller, and the callers of Inject, who take turns. Each works on a
+// batch from reading to writing; there is no queue between them. An idle tunnel holds no buffers, and an SA builds its
 // ciphers and its replay window with its first packet.
 //
 // # What keeps a scope silent
@@ -31,6 +31,14 @@
 // recvmmsg → classify → spiTable → espIn: scope, Open → ECN, selectors, MSS →
 // fence → write to the interface. A packet above a bound waits, at most 256 for
 // each direction of an SA; SetBounds sends on what it covers, in order.
+//
+// # The wrong member
+//
+// Where the scope read last says that the SA is silent, the packet goes to
+// Handler.Stray instead (stray.go), without any lock held, still in the buffer that
+// it was read into. What other members hand over enters at espIn and outbound, as if
+// read from a socket or an interface, marked so that it is handed up no more. The
+// mark stays with a packet that waits.
 //
 // # Sizes
 //

@@ -1,6 +1,7 @@
 package xfrmtest
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -44,6 +45,7 @@ type site struct {
 	changed *sync.Cond
 	events  []xfrm.Event
 	ike     []xfrm.IKEDatagram
+	strays  []xfrm.Stray
 	answer  func(xfrm.Bound) (xfrm.Bound, bool) // nil: nobody answers
 	answers chan []xfrm.Bound
 	senders uint32 // IDs given to IV counters
@@ -120,7 +122,10 @@ type pair struct {
 	a, b *site
 }
 
-func newPair(t testing.TB, make Factory) *pair {
+func newPair(t testing.TB, make Factory) *pair { return newPairOf(t, make, false) }
+
+// newPairOf says whether the data planes hand up strays.
+func newPairOf(t testing.TB, make Factory, strays bool) *pair {
 	p := &pair{t: t, a: newSite(t, "A", 1), b: newSite(t, "B", 2)}
 	p.a.must("wire", func() error {
 		la := netlink.NewLinkAttrs()
@@ -139,8 +144,12 @@ func newPair(t testing.TB, make Factory) *pair {
 			return up("wan", netip.PrefixFrom(s.wan4, 24), netip.PrefixFrom(s.wan6, 64))
 		})
 		s.settled(s.wan4, s.wan6)
+		h := xfrm.Handler{IKE: s.onIKE, Events: s.onEvents}
+		if strays {
+			h.Stray = s.onStray
+		}
 		s.must("data plane", func() (err error) {
-			s.plane, err = make(xfrm.Handler{IKE: s.onIKE, Events: s.onEvents})
+			s.plane, err = make(h)
 			return err
 		})
 		t.Cleanup(func() {
@@ -244,6 +253,14 @@ func (p *pair) other(s *site) *site {
 func (s *site) onIKE(d xfrm.IKEDatagram) {
 	s.mu.Lock()
 	s.ike = append(s.ike, d)
+	s.mu.Unlock()
+	s.changed.Broadcast()
+}
+
+func (s *site) onStray(x xfrm.Stray) {
+	x.Packet = bytes.Clone(x.Packet)
+	s.mu.Lock()
+	s.strays = append(s.strays, x)
 	s.mu.Unlock()
 	s.changed.Broadcast()
 }

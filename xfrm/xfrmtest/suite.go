@@ -50,6 +50,12 @@ func Run(t *testing.T, make Factory) {
 		{"DontFragment", testDontFragment},
 		{"MSS", testMSS},
 		{"ECN", testECN},
+		{"SharedTunnel", testSharedTunnel},
+		{"StrayESP", testStrayESP},
+		{"StrayInner", testStrayInner},
+		{"StrayWaits", testStrayWaits},
+		{"NoStray", testNoStray},
+		{"ForwardedTraffic", testForwardedTraffic},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, make) })
 	}

@@ -1,0 +1,99 @@
+package userspace
+
+import (
+	"bytes"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tandem/xfrm"
+)
+
+func TestNoAllocationStray(t *testing.T) {
+	p, tn, s := bench(t)
+	var outer, inner int
+	p.o.Handler.Stray = func(x xfrm.Stray) {
+		if x.Outer {
+			outer++
+		} else {
+			inner++
+		}
+	}
+	p.inject.epoch = p.newEpoch()
+	pkts := sealed(t, s, 1000, 1400)
+	from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
+	now, b, pkt := time.Now(), newBatch(), template(1400)
+
+	p.Deactivate(1)
+	if n := testing.AllocsPerRun(100, func() {
+		p.espIn(pkts[0], from, now)
+		fill(b, batchLen, pkt)
+		p.outbound(tn, b, now)
+	}); n != 0 || outer != 101 || inner != 101*batchLen {
+		t.Errorf("%v allocations for %d packets; %d and %d handed up", n, batchLen+1, outer, inner)
+	}
+
+	p.Activate(1)
+	p.evs.deliver = func([]xfrm.Event) {}
+	p.clock = func() time.Time { return now } // one report of forwarded traffic
+	var xs []xfrm.Stray
+	for range batchLen {
+		xs = append(xs, xfrm.Stray{Tunnel: "vpn1", From: 2, Packet: pkt})
+	}
+	xs = append(xs, xfrm.Stray{Outer: true, UDPEncap: true, From: 2, Remote: from.remote})
+	i := 0
+	put := func() {
+		xs[batchLen].Packet = pkts[i]
+		i++
+		p.Inject(xs)
+	}
+	put() // the first packet makes the ciphers, the batch and the counts
+	if n := testing.AllocsPerRun(100, put); n != 0 {
+		t.Errorf("%v allocations for %d packets put in", n, batchLen+1)
+	}
+	if c := s.counters(); c.InPackets != uint64(i) || c.OutPackets != uint64(i*batchLen) {
+		t.Errorf("%+v after %d rounds", c, i)
+	}
+}
+
+// TestInjectBesideDeactivate: what another goroutine puts in is as silent after
+// Deactivate as what arrives.
+func TestInjectBesideDeactivate(t *testing.T) {
+	p, _, s := bench(t)
+	p.inject.epoch = p.newEpoch()
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		xs := make([]xfrm.Stray, batchLen)
+		for i := range xs {
+			xs[i] = xfrm.Stray{Tunnel: "vpn1", From: 2, Packet: bytes.Clone(template(64))}
+		}
+		for !stop.Load() {
+			p.Inject(xs)
+		}
+	})
+	sent := uint64(0)
+	for range 200 {
+		p.Deactivate(1)
+		n := s.counters().OutPackets
+		for range 100 {
+			if s.counters().OutPackets != n {
+				t.Fatal("a packet left after Deactivate")
+			}
+		}
+		p.Activate(1)
+		for end := time.Now().Add(10 * time.Second); s.counters().OutPackets == n; {
+			if time.Now().After(end) {
+				t.Fatal("no packet leaves after Activate")
+			}
+		}
+		sent = n
+	}
+	stop.Store(true)
+	wg.Wait()
+	if sent == 0 {
+		t.Fatal("nothing was sent")
+	}
+}
