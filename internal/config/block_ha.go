@@ -20,11 +20,25 @@ type haDraft struct {
 	vclusters *table[VCluster]
 }
 
-func draftHA(h HA) haDraft {
-	d := haDraft{HA: h, unit: "100ms", count: int(h.HBInterval / (100 * time.Millisecond))}
-	if h.HBInterval%(100*time.Millisecond) != 0 {
-		d.unit, d.count = "10ms", int(h.HBInterval/(10*time.Millisecond))
+// heartbeatWords writes an interval as hb-interval and its unit.
+func heartbeatWords(d time.Duration) (count int, unit string) {
+	if d%(100*time.Millisecond) != 0 {
+		return int(d / (10 * time.Millisecond)), "10ms"
 	}
+	return int(d / (100 * time.Millisecond)), "100ms"
+}
+
+// heartbeatInterval is what heartbeatWords wrote.
+func heartbeatInterval(count int, unit string) time.Duration {
+	if unit == "10ms" {
+		return time.Duration(count) * 10 * time.Millisecond
+	}
+	return time.Duration(count) * 100 * time.Millisecond
+}
+
+func draftHA(h HA) haDraft {
+	d := haDraft{HA: h}
+	d.count, d.unit = heartbeatWords(h.HBInterval)
 	d.vclusters = newTable(vclusterSpec, "").fill(h.VClusters, func(v *VCluster) string { return strconv.Itoa(v.ID) })
 	return d
 }
@@ -117,11 +131,7 @@ func (ld *loader) buildHA(c *Config) HA {
 			ld.fault(line, s.object, key, fmt.Sprintf(format, args...))
 		}
 	}
-	unit := 100 * time.Millisecond
-	if d.unit == "10ms" {
-		unit = 10 * time.Millisecond
-	}
-	h.HBInterval = time.Duration(d.count) * unit
+	h.HBInterval = heartbeatInterval(d.count, d.unit)
 	if h.Mode == "a-p" && len(h.HBDev) == 0 {
 		fault(s.at("mode"), "hbdev", "hbdev is missing: mode a-p needs at least one heartbeat interface, `set hbdev \"port3\" 50`")
 	}
@@ -195,12 +205,17 @@ type standaloneDraft struct {
 }
 
 // peerDraft holds the heartbeat interval as it is written.
-type peerDraft struct{ ClusterPeer }
+type peerDraft struct {
+	ClusterPeer
+	count int
+	unit  string
+}
 
 func draftStandalone(s StandaloneCluster) standaloneDraft {
 	var peers []peerDraft
 	for _, p := range s.Peers {
-		peers = append(peers, peerDraft{p})
+		count, unit := heartbeatWords(p.HBInterval)
+		peers = append(peers, peerDraft{p, count, unit})
 	}
 	return standaloneDraft{StandaloneCluster: s, peers: newTable(peerSpec, "").fill(peers, func(p *peerDraft) string { return strconv.Itoa(p.ID) })}
 }
@@ -235,10 +250,11 @@ var peerSpec = &spec[peerDraft]{
 	help:  "Within `config system standalone-cluster`: one other member.",
 	label: "cluster-peer",
 	entry: "ID (1–255)",
-	make:  numbered("cluster-peer", 1, 255, func(id int) peerDraft { return peerDraft{ClusterPeer{ID: id}} }),
+	make:  numbered("cluster-peer", 1, 255, func(id int) peerDraft { return peerDraft{ClusterPeer: ClusterPeer{ID: id}} }),
 	rows: []row[peerDraft]{
 		{key: "peerip", value: address{0}, at: func(p *peerDraft) any { return &p.PeerIP }, local: true, help: "the member's address on the synchronisation link; required"},
-		{key: "hb-interval", value: number{1, 20, 100 * time.Millisecond}, def: "2", at: func(p *peerDraft) any { return &p.HBInterval }, help: "between heartbeats"},
+		{key: "hb-interval", value: number{1, 20, 0}, def: "2", at: func(p *peerDraft) any { return &p.count }, help: "between heartbeats, in the unit of the next keyword"},
+		{key: "hb-interval-in-milliseconds", value: oneOf("100ms", "10ms"), def: "100ms", at: func(p *peerDraft) any { return &p.unit }, help: "our own: the unit of hb-interval"},
 		{key: "hb-lost-threshold", value: number{1, 60, 0}, def: "10", at: func(p *peerDraft) any { return &p.HBLostThreshold }, help: "heartbeats missed in a row that make it dead"},
 		{key: "ipsec-tunnel-sync", value: toggle{}, def: "enable", at: func(p *peerDraft) any { return &p.IPsecTunnelSync }, help: "SAs are synchronised with it"},
 		{key: "down-intfs-before-sess-sync", value: names{max: 15, what: "interface names"}, at: func(p *peerDraft) any { return &p.DownIntfs }, help: "interfaces kept down until synchronised"},
@@ -259,6 +275,7 @@ func (ld *loader) buildStandalone() StandaloneCluster {
 	seen := map[string]int{}
 	for _, o := range d.peers.entries {
 		p := o.val.ClusterPeer
+		p.HBInterval = heartbeatInterval(o.val.count, o.val.unit)
 		c.Peers = append(c.Peers, p)
 		if !p.PeerIP.IsValid() {
 			if !o.src.bad["peerip"] {
