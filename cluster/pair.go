@@ -402,6 +402,10 @@ func (p *Pair) Role() Role {
 // Epoch is the one owned, or that of the owner known.
 func (p *Pair) Epoch() Epoch { return p.epoch }
 
+// Uniting says that what this node holds must reach the owner first: its heartbeats
+// say so by RoleNone, and no copy comes before.
+func (p *Pair) Uniting() bool { return false }
+
 // SyncSet lists the members that are copied to or counted.
 func (p *Pair) SyncSet() []NodeID {
 	if (p.phase == owning || p.phase == handing) && p.peer.join != out {

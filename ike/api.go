@@ -62,7 +62,16 @@ type Options struct {
 	// fits into a phase 1's dpd settings.
 	RetransmitFirst time.Duration
 	RetransmitTries int
+	// Share is this engine's part of the numbers that all engines of a farm choose
+	// from without asking each other: ESP SPIs and indexes of dialup instances.
+	Share Share
 }
+
+// Share is the Part-th of Of equal parts: those numbers n with n mod Of = Part. The
+// zero value is all of them.
+type Share struct{ Part, Of int }
+
+func (s Share) of() int { return max(s.Of, 1) }
 
 // Entry is the replicated state of one IKE SA with its Child SAs. Value is nil
 // for an IKE SA that is gone; PeerDeleted then says that the peer authenticated

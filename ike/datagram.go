@@ -10,6 +10,12 @@ import (
 	"tandem/internal/ipsec"
 )
 
+// Knows says whether a message belongs to an IKE SA of this engine, live or copied.
+func (e *Engine) Knows(d []byte) bool {
+	h, err := message.ParseHeader(d)
+	return err == nil && e.find(h) != nil
+}
+
 // HandleDatagram takes one IKE message of whatever origin.
 func (e *Engine) HandleDatagram(now time.Time, d Datagram) {
 	defer e.begin(now)()

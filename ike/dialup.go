@@ -8,7 +8,7 @@ import (
 
 // dialupTunnel names the instance of a dialup phase 1 for a peer: the one that
 // the same identity held, if it says that it knows no other IKE SA; else the
-// lowest free index. The name is in the record, so it is the same on every member.
+// lowest free index of our share. The name is in the record, so it is the same on every member.
 func (e *Engine) dialupTunnel(p1 *config.Phase1, peer identity, initialContact bool) *tunnel {
 	used := map[int]*tunnel{}
 	for _, t := range e.sortedTunnels() {
@@ -20,9 +20,9 @@ func (e *Engine) dialupTunnel(p1 *config.Phase1, peer identity, initialContact b
 			return t
 		}
 	}
-	i := 0
+	i := e.o.Share.Part
 	for used[i] != nil {
-		i++
+		i += e.o.Share.of()
 	}
 	return e.tunnelOf(p1.Name+"_"+strconv.Itoa(i), p1.Name, true, i)
 }

@@ -58,6 +58,20 @@ type Counters struct {
 	Retransmitted  uint64
 }
 
+// Add sums the counters of several engines.
+func (c *Counters) Add(o Counters) {
+	c.Malformed += o.Malformed
+	c.UnknownSPI += o.UnknownSPI
+	c.AuthFailed += o.AuthFailed
+	c.OutsideWindow += o.OutsideWindow
+	c.Duplicates += o.Duplicates
+	c.CookiesSent += o.CookiesSent
+	c.HalfOpenDenied += o.HalfOpenDenied
+	c.AuthRefused += o.AuthRefused
+	c.RateLimited += o.RateLimited
+	c.Retransmitted += o.Retransmitted
+}
+
 // New makes a suspended engine without any state.
 func New(o Options) *Engine {
 	if o.RetransmitFirst <= 0 {

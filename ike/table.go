@@ -23,7 +23,8 @@ func (e *Engine) newIKESPI() ipsec.IKESPI {
 // newESPSPI chooses an inbound SPI that neither a Child SA nor an exchange in flight has.
 func (e *Engine) newESPSPI() ipsec.ESPSPI {
 	for {
-		s := ipsec.ESPSPI(binary.BigEndian.Uint32(e.random(4)))
+		n := binary.BigEndian.Uint32(e.random(4))
+		s := ipsec.ESPSPI(n - n%uint32(e.o.Share.of()) + uint32(e.o.Share.Part))
 		if s > 255 && e.children[s] == nil && !e.spiPending(s) {
 			return s
 		}

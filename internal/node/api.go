@@ -16,16 +16,21 @@ type Options struct {
 	Config        *config.Config
 	Process       cluster.ProcessID
 	Pair          *cluster.PairOptions
+	Slot          *cluster.SlotOptions // instead of Pair: one of many scopes, see Farm
+	Share         ike.Share
 	Rand          io.Reader
 	Traffic       ike.Traffic
 	LocalAddr     func(iface string, v6 bool) (netip.Addr, bool)
 	CookieSecret  ipsec.Key
 	HalfOpenLimit int // 0: 1000
+
+	routes map[AddRoute]int // shared by the scopes of a Farm
 }
 
 // Status is what diagnose shows.
 type Status struct {
 	HA       *cluster.HAStatus // nil when standalone
+	Farm     *FarmStatus       // nil but for a member of a farm
 	Owner    bool
 	Gateways []ike.GatewayStatus
 	IKE      ike.Counters // since this process began

@@ -41,7 +41,7 @@ func (n *Node) install(e ike.Install) {
 				xfrm.Bound{SPIIn: e.SA.SPIIn, Dir: xfrm.Inbound, N: c.fence})
 		}
 	}
-	sa := xfrm.SA{ChildSA: e.SA, Scope: scope, Ceiling: c.ceiling, Fence: c.fence, Known: e.Known,
+	sa := xfrm.SA{ChildSA: e.SA, Scope: n.scope, Ceiling: c.ceiling, Fence: c.fence, Known: e.Known,
 		SoftBytes: e.SoftBytes, HardBytes: e.HardBytes}
 	if e.SA.Suite.Encr.AEAD() {
 		sa.IV = n.ledger.IV(e.SA.KeyID)
@@ -76,7 +76,7 @@ const maxBuried = 4096
 // bury remembers up to where an SA was used that ended while nobody followed: the
 // other side of a split may still have it, and brings it back at healing.
 func (n *Node) bury(spi ipsec.ESPSPI, c *childSA) {
-	if n.pair == nil || !n.owner || len(n.pair.SyncSet()) > 0 || len(n.buried) >= maxBuried {
+	if n.authority == nil || !n.owner || len(n.authority.SyncSet()) > 0 || len(n.buried) >= maxBuried {
 		return
 	}
 	n.buried[spi] = burial{c.ceiling, c.fence}

@@ -13,8 +13,6 @@ import (
 )
 
 const (
-	// scope is the one scope of a pair without virtual clusters.
-	scope xfrm.Scope = 0
 	// initialCeiling is where every member lets a new outbound SA begin, so that
 	// its first packets need no acknowledgement.
 	initialCeiling = 32
@@ -28,13 +26,17 @@ const (
 
 // Node is one gateway. It is not safe for concurrent use.
 type Node struct {
-	opt     Options
-	cfg     *config.Config
-	ike     *ike.Engine
-	pair    *cluster.Pair // nil: standalone
-	journal *statesync.Journal
-	replica *statesync.Replica
-	ledger  *statesync.Ledger
+	opt   Options
+	cfg   *config.Config
+	ike   *ike.Engine
+	scope xfrm.Scope
+	// authority is nil when standalone; pair or slot is the same engine as what it is.
+	authority cluster.Authority
+	pair      *cluster.Pair
+	slot      *cluster.Slot
+	journal   *statesync.Journal
+	replica   *statesync.Replica
+	ledger    *statesync.Ledger
 
 	owner   bool
 	epoch   cluster.Epoch
@@ -76,16 +78,25 @@ func New(o Options) *Node {
 		lagging: map[cluster.NodeID]bool{},
 		sas:     map[ipsec.ESPSPI]*childSA{},
 		buried:  map[ipsec.ESPSPI]burial{},
-		routes:  map[AddRoute]int{},
+		routes:  o.routes,
+	}
+	if n.routes == nil {
+		n.routes = map[AddRoute]int{}
 	}
 	n.journal = statesync.NewJournal(o.Process, n.ledger, queueLimit)
 	n.replica = statesync.NewReplica(o.Process, n.ledger)
 	n.ike = ike.New(ike.Options{
 		Config: o.Config, Rand: o.Rand, Nonces: n.ledger, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
-		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit,
+		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share,
 	})
-	if o.Pair != nil {
+	switch {
+	case o.Pair != nil:
 		n.pair = cluster.NewPair(*o.Pair)
+		n.authority = n.pair
+	case o.Slot != nil:
+		n.scope = xfrm.Scope(o.Slot.Scope)
+		n.slot = cluster.NewSlot(*o.Slot)
+		n.authority = n.slot
 	}
 	return n
 }
@@ -93,10 +104,10 @@ func New(o Options) *Node {
 // Start begins: a standalone gateway owns its scope at once, a member of a pair
 // listens for its peer first.
 func (n *Node) Start(now time.Time) {
-	if n.pair == nil {
+	if n.authority == nil {
 		n.own(now, cluster.Own{Epoch: cluster.Epoch{Counter: 1}, Covered: true, Trusted: true, Reason: "standalone"})
 	} else {
-		n.pair.Start(now)
+		n.authority.Start(now)
 	}
 	n.pump(now)
 }
@@ -145,6 +156,9 @@ func (n *Node) HandleWindows(now time.Time, ws []xfrm.Window) {
 // HandleFrame takes a frame of another node's journal. An error means that the
 // stream must be begun again.
 func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, frame []byte) error {
+	if n.authority != nil && n.authority.Uniting() {
+		return errUniting
+	}
 	err := n.replica.HandleFrame(now, from, process, frame)
 	n.pump(now)
 	return err
@@ -158,37 +172,37 @@ func (n *Node) HandleAck(now time.Time, from cluster.NodeID, process cluster.Pro
 
 // HandleStream says that the stream towards a member came or went.
 func (n *Node) HandleStream(now time.Time, from cluster.NodeID, process cluster.ProcessID, up bool) {
-	if n.pair == nil {
+	if n.authority == nil {
 		return
 	}
 	if up {
 		n.peers[from] = process
 	}
-	n.pair.HandleStream(now, from, process, up)
+	n.authority.HandleStream(now, from, process, up)
 	n.pump(now)
 }
 
 // HandlePeer takes what another node's heartbeats say.
 func (n *Node) HandlePeer(now time.Time, p cluster.Peer) {
-	n.pair.HandlePeer(now, p)
+	n.authority.HandlePeer(now, p)
 	n.pump(now)
 }
 
 // HandleLoss says that a peer was lost; entitled is what our guardian held then.
 func (n *Node) HandleLoss(now time.Time, id cluster.NodeID, l cluster.Loss, entitled bool, detected time.Duration) {
-	n.pair.HandleLoss(now, id, l, entitled, detected)
+	n.authority.HandleLoss(now, id, l, entitled, detected)
 	n.pump(now)
 }
 
 // HandleRemoved says that a member gave up its entitlement.
 func (n *Node) HandleRemoved(now time.Time, id cluster.NodeID) {
-	n.pair.HandleRemoved(now, id)
+	n.authority.HandleRemoved(now, id)
 	n.pump(now)
 }
 
 // HandleEntitled says that our guardian holds our entitlement: the owner may count on us.
 func (n *Node) HandleEntitled(now time.Time, e cluster.Epoch) {
-	if n.pair.HandleEntitled(now, e) {
+	if n.authority.HandleEntitled(now, e) {
 		n.replica.ConfirmEntry()
 	}
 	n.pump(now)
@@ -196,13 +210,13 @@ func (n *Node) HandleEntitled(now time.Time, e cluster.Epoch) {
 
 // HandleClaimed answers cluster.Claim.
 func (n *Node) HandleClaimed(now time.Time, e cluster.Epoch, ok bool) {
-	n.pair.HandleClaimed(now, e, ok)
+	n.authority.HandleClaimed(now, e, ok)
 	n.pump(now)
 }
 
 // HandleNote answers WriteNote.
 func (n *Node) HandleNote(now time.Time, err error) {
-	n.pair.HandleNote(now, err)
+	n.authority.HandleNote(now, err)
 	n.pump(now)
 }
 
@@ -218,10 +232,10 @@ func (n *Node) HandleMonitors(now time.Time, up int) {
 func (n *Node) HandleTimeout(now time.Time) {
 	n.ike.HandleTimeout(now)
 	n.ledger.Expire(now)
-	if n.pair != nil {
+	if n.authority != nil {
 		n.lag(now)
 		n.journal.HandleTimeout(now)
-		n.pair.HandleTimeout(now)
+		n.authority.HandleTimeout(now)
 	}
 	n.pump(now)
 	n.left(now)
@@ -233,8 +247,8 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 	if !n.leaving.IsZero() {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.leaving, !n.stopped })
 	}
-	if n.pair != nil {
-		t, ok = earlier(t, ok, n.pair.NextTimeout)
+	if n.authority != nil {
+		t, ok = earlier(t, ok, n.authority.NextTimeout)
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
@@ -256,11 +270,11 @@ func (n *Node) lag(now time.Time) {
 		return
 	}
 	n.lagAt = now.Add(lagEvery)
-	for _, id := range n.pair.SyncSet() {
+	for _, id := range n.authority.SyncSet() {
 		old := n.journal.Lag(now, id)
 		if old >= lagEvery || n.lagging[id] {
 			n.lagging[id] = old >= lagEvery
-			n.pair.HandleLag(now, id, old)
+			n.authority.HandleLag(now, id, old)
 		}
 	}
 }
@@ -311,19 +325,19 @@ func (n *Node) Failover(now time.Time, set bool) error {
 // Shutdown hands over if somebody can take over, deletes its SAs where nobody ever
 // could (standalone), and ends with cluster.Stopped.
 func (n *Node) Shutdown(now time.Time) {
-	if n.pair == nil {
+	if n.authority == nil {
 		n.leave(now)
 		return
 	}
-	n.pair.Shutdown(now)
+	n.authority.Shutdown(now)
 	n.pump(now)
 }
 
 // Status is what diagnose shows.
 func (n *Node) Status(now time.Time) Status {
 	s := Status{Owner: n.owner, Gateways: n.ike.Status(now), IKE: n.ike.Counters()}
-	if n.pair != nil {
-		ha := n.pair.Status(now)
+	if n.authority != nil {
+		ha := n.authority.Status(now)
 		s.HA = &ha
 	}
 	return s
@@ -344,4 +358,12 @@ func (n *Node) emit(e Effect) { n.out = append(n.out, e) }
 
 func (n *Node) log(l slog.Level, msg string, attrs ...slog.Attr) {
 	n.emit(Log{Level: l, Message: msg, Attrs: attrs})
+}
+
+// coverage is what this node knew about its last life when it started.
+func (n *Node) coverage() cluster.Coverage {
+	if n.slot != nil {
+		return n.opt.Slot.Coverage
+	}
+	return n.opt.Pair.Coverage
 }

@@ -36,7 +36,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.emit(SetWindows{n.windows})
 	}
 	n.windows = nil
-	n.emit(Activate{scope})
+	n.emit(Activate{n.scope})
 	n.emit(Claim{})
 	level := slog.LevelInfo
 	if !o.Covered {
@@ -55,7 +55,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 // disown ends ownership at once; the state stays as a standby's until a copy replaces it.
 func (n *Node) disown(now time.Time, d cluster.Disown) {
 	wasOwner := n.owner
-	n.emit(Deactivate{scope})
+	n.emit(Deactivate{n.scope})
 	n.emit(Release{})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
@@ -73,10 +73,10 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.handing = &h
 	// Silence comes first: what ends without everybody's word delivers nothing any more.
-	n.emit(Deactivate{scope})
+	n.emit(Deactivate{n.scope})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
-	n.emit(TakeWindows{scope})
+	n.emit(TakeWindows{n.scope})
 }
 
 // drainJournal carries out what the journal has ready.

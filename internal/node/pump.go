@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -12,14 +13,17 @@ import (
 	"tandem/xfrm"
 )
 
+// errUniting refuses a copy that would replace what the owner has not seen yet.
+var errUniting = fmt.Errorf("%w: this node owes its own state first", statesync.ErrGap)
+
 var errStandalone = errors.New("this gateway is standalone: no cluster is configured (config system ha)")
 
 // pump lets the cores talk to each other until none has anything left to say.
 func (n *Node) pump(now time.Time) {
 	for {
-		if n.pair != nil {
-			if e, ok := n.pair.Poll(); ok {
-				n.pairEffect(now, e)
+		if n.authority != nil {
+			if e, ok := n.authority.Poll(); ok {
+				n.authorityEffect(now, e)
 				continue
 			}
 		}
@@ -74,17 +78,20 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 		n.emit(SetBounds{e.Bounds})
 	case statesync.Entered:
 		clear(n.buried) // whoever copied from us brings nothing back
-		n.pair.HandleEntered(now, e.Node)
+		n.authority.HandleEntered(now, e.Node)
 	case statesync.HandedOver:
 		n.handing = nil
-		n.pair.HandleHandedOver(now, e.Node, true)
+		n.authority.HandleHandedOver(now, e.Node, true)
 	case statesync.Overflow:
 		n.log(slog.LevelWarn, "HA member too slow, copying anew", slog.Any("node", e.Node))
-		n.pair.HandleLag(now, e.Node, time.Hour)
+		n.authority.HandleLag(now, e.Node, time.Hour)
 	case statesync.CopyStalled:
 		n.log(slog.LevelWarn, "HA copy not acknowledged, copying anew", slog.Any("node", e.Node))
-		n.pair.HandleLag(now, e.Node, time.Hour)
-	default: // SendFrame
+		n.authority.HandleLag(now, e.Node, time.Hour)
+	case statesync.SendFrame:
+		e.Scope = cluster.ScopeID(n.scope)
+		n.emit(e)
+	default:
 		n.emit(e)
 	}
 }
@@ -100,13 +107,16 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyComplete:
 		clear(n.buried) // told, if anybody wanted to know
 		n.ike.EndCopy()
-		n.pair.HandleCopied(now, e.Epoch)
+		n.authority.HandleCopied(now, e.Epoch)
 	case statesync.HandoverReceived:
 		n.windows = e.Windows
-		n.pair.HandleHandover(now, e.Epoch)
+		n.authority.HandleHandover(now, e.Epoch)
 	case statesync.UniteReceived:
 		n.unite(now, e)
-	default: // SendAck
+	case statesync.SendAck:
+		e.Scope = cluster.ScopeID(n.scope)
+		n.emit(e)
+	default:
 		n.emit(e)
 	}
 }
@@ -119,7 +129,7 @@ func toIKE(in []statesync.Entry) []ike.Entry {
 	return out
 }
 
-func (n *Node) pairEffect(now time.Time, e cluster.Effect) {
+func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	switch e := e.(type) {
 	case cluster.Own:
 		n.own(now, e)
@@ -139,7 +149,7 @@ func (n *Node) pairEffect(now time.Time, e cluster.Effect) {
 	case cluster.RekeyEarly:
 		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
 		n.ike.RekeyAll(now, e.Reason)
-	default: // Announce, Entitle, Claim, AskRemoval, WriteNote, Alarm, Stopped
+	default: // Announce, Entitle, Claim, AskRemoval, WriteNote, Alarm, Propose, Stopped
 		n.emit(e)
 	}
 }
@@ -172,7 +182,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
-	n.emit(Deactivate{scope})
+	n.emit(Deactivate{n.scope})
 	var raised []xfrm.Bound
 	for _, b := range u.Bounds {
 		sa := n.sas[b.SPIIn]
@@ -199,9 +209,9 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.journal.SetBounds(now, n.wanted)
 	n.wanted = nil
 	n.drain(now)
-	n.emit(Activate{scope})
+	n.emit(Activate{n.scope})
 	n.emit(Claim{}) // once more, now that the other owner has surely released the addresses
-	if n.opt.Pair.Coverage != cluster.CoverageProven {
+	if n.coverage() != cluster.CoverageProven {
 		// The other side may have succeeded the life of this node that left the note.
 		n.ike.RekeyAll(now, "an earlier life of this node may have gone on alone with these SAs")
 	}

@@ -1,0 +1,411 @@
+package cluster
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"tandem/cluster/fsm"
+	"tandem/proto/clusterpb"
+)
+
+// SlotOptions configure a Slot.
+type SlotOptions struct {
+	Self     NodeID
+	Name     string
+	Scope    ScopeID
+	Coverage Coverage
+	// Interval and Threshold of heartbeats: silence of their product loses a peer.
+	Interval  time.Duration
+	Threshold int
+}
+
+const (
+	proposeAgain = 500 * time.Millisecond // a proposal of which nothing came
+	slotHoldDown = time.Second            // between a change of owner and a handover
+	// patience is how long a node to which the scope was given waits for an owner
+	// that it still hears.
+	patience = 2 * time.Second
+)
+
+// Propose wants a command decided. It is proposed again while the decision is missing.
+type Propose struct{ Command *clusterpb.Command }
+
+func (Propose) effect() {}
+
+// Slot is the ownership engine of one scope in a group whose members decide by a
+// log: a slot of a farm, or a virtual cluster of three nodes and more. The log says
+// who owns, and whom it promised the next epoch. That successor acts at once when
+// the owner is lost and our guardian held the entitlement; the log hears of it after.
+//
+// It is level-triggered as Pair is. An epoch's upper bits are the term, which the log
+// gives; the owner counts the lower ones when a member leaves its sync set alive.
+type Slot struct {
+	opt      SlotOptions
+	phase    phase
+	started  bool
+	decided  fsm.Scope
+	granted  bool // the log counts this process as a member
+	since    time.Time
+	epoch    Epoch // owned, or of the owner known
+	highest  Epoch // ever seen
+	peers    []*member
+	effects  []Effect
+	said     Epoch // announced as owned
+	coverage Coverage
+
+	entitled, asked Epoch
+	claim           *claimed
+	pending         *takeover
+	uniting         bool
+	held            Epoch // owned when quorum-loss stopped us; zero: it did not
+	noQuorum        bool  // and the policy is to stop
+	shutdown        bool
+
+	away     map[NodeID]ProcessID // fell silent while entitled: may have gone on with what we own
+	leaveBy  time.Time            // members are leaving: the note is not waited for longer
+	hold     time.Time
+	handTo   Epoch
+	handNode NodeID
+	handBy   time.Time
+	handAsk  bool
+	handWhy  string
+	wanted   bool // the plan wants a handover to the successor
+	proposed map[string]time.Time
+	notes    []func(time.Time)
+
+	wake, grace time.Time
+	alarms      map[string]Alarm
+	names       []string
+	lastChange  time.Time
+	last        Own
+	lastKind    Loss // of the owner before
+	takeovers   int
+}
+
+// claimed is an owner's loss that turned our entitlement into a claim.
+type claimed struct {
+	node     NodeID
+	epoch    Epoch
+	process  ProcessID
+	kind     Loss
+	detected time.Duration
+}
+
+// NewSlot makes an engine that does nothing before Start.
+func NewSlot(o SlotOptions) *Slot {
+	return &Slot{opt: o, coverage: o.Coverage, away: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
+}
+
+// Start begins.
+func (p *Slot) Start(now time.Time) {
+	p.started, p.lastChange = true, now
+	p.consider(now)
+}
+
+// Poll returns the next effect; drain it after each input.
+func (p *Slot) Poll() (Effect, bool) {
+	if len(p.effects) == 0 {
+		p.effects = nil
+		return nil, false
+	}
+	e := p.effects[0]
+	p.effects = p.effects[1:]
+	return e, true
+}
+
+func (p *Slot) emit(e Effect) { p.effects = append(p.effects, e) }
+
+// HandleDecided takes the scope as the log has it now. granted: the log counts this
+// very process as a member; before, nothing in it speaks to us.
+func (p *Slot) HandleDecided(now time.Time, s fsm.Scope, granted bool) {
+	p.enter(now)
+	if p.decided.Owner != s.Owner || p.decided.Epoch != s.Epoch || granted != p.granted {
+		p.since = now
+	}
+	p.decided, p.granted = s, granted
+	clear(p.proposed)
+	if p.phase != stopped {
+		p.consider(now)
+	}
+}
+
+// HandleWanted says whether the plan wants the scope with its successor.
+func (p *Slot) HandleWanted(now time.Time, on bool) {
+	if p.wanted != on {
+		p.enter(now)
+		p.wanted = on
+		p.consider(now)
+	}
+}
+
+// HandleQuorum: without a majority, and with the policy to stop, nothing is owned.
+func (p *Slot) HandleQuorum(now time.Time, stop bool) {
+	p.enter(now)
+	p.noQuorum = stop
+	if stop && (p.phase == owning || p.phase == handing) {
+		p.held = p.epoch
+		p.dropAll()
+		p.disown(now, Epoch{}, "no quorum: stopped as configured")
+	}
+	p.consider(now)
+}
+
+func (p *Slot) tenure() bool {
+	return p.decided.Owner == p.opt.Self && p.decided.Epoch.SameTenure(p.epoch)
+}
+
+// promised: we act under the epoch that the log promised us.
+func (p *Slot) promised() bool {
+	return p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.epoch)
+}
+
+func (p *Slot) lost() time.Duration {
+	return p.opt.Interval * time.Duration(p.opt.Threshold)
+}
+
+func (p *Slot) settle() time.Duration { return max(50*time.Millisecond, 3*p.opt.Interval) }
+
+func (p *Slot) due(now, t time.Time) bool { return p.sharp(now, later(t, p.grace)) }
+
+func (p *Slot) sharp(now, t time.Time) bool {
+	if !now.Before(t) {
+		return true
+	}
+	if p.wake.IsZero() || t.Before(p.wake) {
+		p.wake = t
+	}
+	return false
+}
+
+func (p *Slot) enter(now time.Time) {
+	if !p.wake.IsZero() && p.wake.After(p.grace) && now.Sub(p.wake) > stallGrace {
+		p.grace = now.Add(stallGrace)
+	}
+}
+
+func (p *Slot) consider(now time.Time) {
+	if !p.started {
+		return
+	}
+	for {
+		p.wake = time.Time{}
+		was := p.phase
+		switch p.phase {
+		case listening, standing:
+			p.considerStanding(now)
+		case taking:
+			p.considerTaking(now)
+		case owning:
+			p.considerOwning(now)
+		case handing:
+			p.considerHanding(now)
+		}
+		if p.phase == was {
+			break
+		}
+	}
+	if p.phase != stopped {
+		p.announce()
+	}
+}
+
+// peer finds or makes what is known of a node.
+func (p *Slot) peer(n NodeID) *member {
+	i, ok := slices.BinarySearchFunc(p.peers, n, func(m *member, n NodeID) int { return cmp.Compare(m.Node, n) })
+	if !ok {
+		p.peers = slices.Insert(p.peers, i, &member{Peer: Peer{Node: n}})
+	}
+	return p.peers[i]
+}
+
+// HandlePeer takes what another member's heartbeats say of this scope: Role is
+// RoleOwner if it owns it, Epoch the one it owns or is entitled for.
+func (p *Slot) HandlePeer(now time.Time, x Peer) {
+	p.enter(now)
+	if x.Node == p.opt.Self || x.Node == 0 || p.phase == stopped {
+		return
+	}
+	m := p.peer(x.Node)
+	ended := m.Process != 0 && m.Process != x.Process
+	if ended || !m.heard || !m.Running {
+		m.since = now
+	}
+	if p.phase == owning && x.Entitled && x.Epoch != p.epoch {
+		x.Entitled = false // for an epoch that has passed
+	}
+	wasEntitled := m.Entitled && m.Process == x.Process
+	m.Peer, m.heard, m.seen = x, true, now
+	if p.highest.Less(x.Epoch) {
+		p.highest = x.Epoch
+	}
+	p.earlyRekey(m)
+	if ended {
+		m.backoff, m.notOld = 0, time.Time{}
+		p.dropDead(now, m)
+	}
+	if p.phase == owning && m.join == in && wasEntitled && !x.Entitled {
+		if x.Role == RoleOwner && p.epoch.Less(x.Epoch) && !m.asking {
+			p.disown(now, x.Epoch, nameOf(m)+" took over while this node stood still")
+		} else if x.Epoch != p.epoch || x.Role != RoleOwner {
+			p.askRemoval(m)
+		}
+	}
+	p.consider(now)
+}
+
+// HandleLoss says that a member was lost; entitled is whether that turned our
+// entitlement for this scope into a claim.
+func (p *Slot) HandleLoss(now time.Time, id NodeID, kind Loss, entitled bool, detected time.Duration) {
+	p.enter(now)
+	if p.phase == stopped {
+		return
+	}
+	m := p.peer(id)
+	role, epoch := m.Role, m.Epoch
+	m.heard = kind != LossSilence
+	m.Running, m.asking, m.Entitled, m.Role = false, false, false, RoleNone
+	switch p.phase {
+	case standing, listening:
+		if entitled && p.entitled.Node == id {
+			p.claim = &claimed{node: id, epoch: p.entitled, process: m.Process, kind: kind, detected: detected}
+			p.since = now
+		}
+	case owning:
+		if role == RoleOwner && epoch != p.epoch {
+			// It owned beside us, and its state has not come: peers may be further than we are.
+			p.emit(RekeyEarly{nameOf(m) + " owned beside this node and ended"})
+		}
+		p.memberLost(now, m, kind)
+	case handing:
+		if id == p.handNode {
+			p.successorLost(now, m, kind)
+		} else {
+			p.memberLost(now, m, kind)
+		}
+	}
+	p.consider(now)
+}
+
+// HandleTimeout runs what is due.
+func (p *Slot) HandleTimeout(now time.Time) {
+	p.enter(now)
+	if p.phase != stopped {
+		p.consider(now)
+	}
+}
+
+// NextTimeout is when HandleTimeout is due.
+func (p *Slot) NextTimeout() (time.Time, bool) {
+	return p.wake, p.phase != stopped && !p.wake.IsZero()
+}
+
+// announce tells the guardian what we own, when that changes.
+func (p *Slot) announce() {
+	var e Epoch
+	if p.phase == owning || p.phase == handing {
+		e = p.epoch
+	}
+	if e == p.said {
+		return
+	}
+	p.said = e
+	a := Announce{Role: p.role(), Epoch: e, Coverage: p.coverage}
+	if e != (Epoch{}) {
+		a.Owned = []Tenure{{p.opt.Scope, e}}
+	}
+	p.emit(a)
+}
+
+func (p *Slot) role() Role {
+	switch p.phase {
+	case owning, handing:
+		return RoleOwner
+	case standing, taking:
+		return RoleStandby
+	}
+	return RoleNone
+}
+
+// propose has a command decided, at most once in a while.
+func (p *Slot) propose(now time.Time, c *clusterpb.Command) {
+	key := fmt.Sprintf("%T", c.GetWhat())
+	if at, ok := p.proposed[key]; ok && !p.due(now, at.Add(proposeAgain)) {
+		return
+	}
+	p.proposed[key] = now
+	p.sharp(now, now.Add(proposeAgain))
+	p.emit(Propose{c})
+}
+
+// alarm raises or clears a condition; repeating it is silent.
+func (p *Slot) alarm(name, text string, on bool) {
+	a, known := p.alarms[name]
+	if on && a.On && a.Text == text || !on && !a.On {
+		return
+	}
+	if !known {
+		p.names = append(p.names, name)
+	}
+	a = Alarm{Name: fmt.Sprintf("%s, %v", name, p.opt.Scope), Text: text, On: on}
+	p.alarms[name] = a
+	p.emit(a)
+}
+
+// SyncSet lists the members that are copied to or counted.
+func (p *Slot) SyncSet() (set []NodeID) {
+	if p.phase == owning || p.phase == handing {
+		for _, m := range p.peers {
+			if m.join != out {
+				set = append(set, m.Node)
+			}
+		}
+	}
+	return set
+}
+
+// Uniting says that what this node holds must reach the owner first.
+func (p *Slot) Uniting() bool { return p.uniting }
+
+// Idle says that nothing ties this node to the scope: it may forget it.
+func (p *Slot) Idle() bool {
+	return (p.phase == listening || p.phase == standing) && !p.uniting && p.entitled == Epoch{} && p.asked == Epoch{} && p.claim == nil && p.held == Epoch{}
+}
+
+// Status is what the commands show.
+func (p *Slot) Status(now time.Time) HAStatus {
+	s := HAStatus{
+		Self: p.opt.Self, Name: p.opt.Name, Role: p.role(), Epoch: p.epoch, LastChange: p.lastChange,
+		LastReason: p.last.Reason, LastCovered: p.last.Covered, LastDetected: p.last.Detected, Takeovers: p.takeovers, Coverage: p.coverage,
+	}
+	if s.Role == RoleOwner {
+		s.Owner = p.opt.Self
+		s.Synchronised = slices.ContainsFunc(p.peers, func(m *member) bool { return m.join == in && !m.leaving })
+		s.Alone = !s.Synchronised
+	} else {
+		s.Owner = p.decided.Owner
+		if m := p.owner(); m != nil {
+			s.Owner = m.Node
+		}
+		s.Synchronised = p.entitled != Epoch{}
+	}
+	for _, m := range p.peers {
+		x := m.Peer
+		x.Running = m.live()
+		s.Peers = append(s.Peers, x)
+	}
+	for _, n := range p.names {
+		if a := p.alarms[n]; a.On {
+			s.Alarms = append(s.Alarms, a)
+		}
+	}
+	return s
+}
+
+func nameOf(m *member) string {
+	if m.Name != "" {
+		return m.Name
+	}
+	return fmt.Sprintf("node %d", m.Node)
+}

@@ -1,0 +1,439 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"tandem/cluster/fsm"
+	"tandem/proto/clusterpb"
+)
+
+// considerOwning: keep to what was decided, keep the sync set, hand over if wanted.
+func (p *Slot) considerOwning(now time.Time) {
+	if p.considerDecided(now); p.phase != owning {
+		return
+	}
+	if !p.leaveBy.IsZero() && p.due(now, p.leaveBy) {
+		p.alarm("note", "the disk did not take the note in time; going on without the member", true)
+		p.leaveAlive(now)
+	}
+	for _, m := range p.peers {
+		if m.join != out {
+			p.considerMember(now, m)
+		} else {
+			p.considerJoin(now, m)
+		}
+		if p.phase != owning {
+			return
+		}
+	}
+	p.considerSyncSet(now)
+	p.considerHandover(now)
+}
+
+// considerDecided compares what we do with what was decided.
+func (p *Slot) considerDecided(now time.Time) {
+	d := &p.decided
+	switch {
+	case d.Owner == 0 || !p.granted:
+		// The log has lost sight of this process, and gave the scope to nobody: we go on.
+	case p.tenure():
+		if p.epoch.Less(d.Epoch) { // above a rival
+			p.own(now, Own{Epoch: d.Epoch, Covered: true, Trusted: true, Renewal: true, Reason: "a later epoch was decided"})
+		}
+	case p.promised():
+		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_TakeOver{TakeOver: &clusterpb.TakeOver{
+			Scope: uint32(d.ID), Epoch: p.epoch.Proto(), From: d.Epoch.Proto(), Reason: uint32(p.reason())}}})
+	case d.Owner == p.opt.Self && p.epoch.Less(d.Epoch):
+		p.own(now, Own{Epoch: d.Epoch, Covered: true, Trusted: true, Renewal: true, Reason: "a later epoch was decided"})
+	case d.Owner == p.opt.Self:
+		// An epoch of ours that was burnt; the one decided is older, and another may have used
+		// what lies between: ask for a later one.
+		p.renewTerm(now, p.epoch.Counter)
+	default:
+		p.yield(now)
+	}
+	if p.phase != owning || !p.tenure() {
+		return
+	}
+	rival := p.owner()
+	p.alarm("rival", "another member owns, too", rival != nil)
+	if rival != nil && p.epoch.Less(rival.Epoch) {
+		p.renewTerm(now, rival.Epoch.Counter)
+	} else if p.epoch.Less(p.highest) {
+		p.renewTerm(now, p.highest.Counter) // what was used behind a cut; copies of ours would be refused there
+	}
+}
+
+func (p *Slot) renewTerm(now time.Time, above uint64) {
+	p.propose(now, &clusterpb.Command{What: &clusterpb.Command_RenewTerm{RenewTerm: &clusterpb.RenewTerm{
+		Scope: uint32(p.opt.Scope), Epoch: p.decided.Epoch.Proto(), Above: above}}})
+}
+
+// yield: another owner was decided. If it was not counted on, we went on beside it,
+// and it gets what we hold.
+func (p *Slot) yield(now time.Time) {
+	m := p.peer(p.decided.Owner)
+	counted := m.join == in && !m.asking && !m.leaving
+	p.disown(now, p.decided.Epoch, nameOf(m)+" owns, as was decided")
+	p.uniting = !counted
+}
+
+// considerJoin takes in a running standby whose stream is up.
+func (p *Slot) considerJoin(now time.Time, m *member) {
+	if !slices.Contains(p.decided.Standbys, m.Node) || !m.live() || m.Deaf || m.Role == RoleOwner || m.Process == 0 ||
+		m.stream != m.Process || !p.tenure() || !p.due(now, m.notOld) {
+		return
+	}
+	m.join, m.joinedAt, m.asking, m.lagging = joining, now, false, time.Time{}
+	if p.away[m.Node] == m.Process {
+		delete(p.away, m.Node)
+	}
+	p.emit(Join{Node: m.Node, Process: m.Process})
+}
+
+// considerMember asks for the removal of a member that does not keep up, or that
+// stands by no longer.
+func (p *Slot) considerMember(now time.Time, m *member) {
+	if m.asking || m.leaving {
+		return
+	}
+	late := m.stream != m.Process && p.due(now, m.streamEnd.Add(removalAfter)) ||
+		m.join == joining && p.due(now, m.joinedAt.Add(copyTimeout)) ||
+		m.join == in && !m.Entitled && p.due(now, m.synced.Add(removalAfter)) ||
+		m.join == in && m.Deaf && p.due(now, m.seen.Add(removalAfter)) ||
+		p.dispensable(m)
+	if late {
+		p.askRemoval(m)
+	}
+}
+
+// dispensable: others were chosen in its place, and they hold everything.
+func (p *Slot) dispensable(m *member) bool {
+	d := &p.decided
+	if !p.tenure() || slices.Contains(d.Standbys, m.Node) || d.Successor == m.Node || len(d.Standbys) == 0 {
+		return false
+	}
+	for _, n := range d.Standbys {
+		if x := p.peer(n); x.join != in || x.leaving || x.asking {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *Slot) askRemoval(m *member) {
+	if !m.asking && m.join != out {
+		m.asking = true
+		p.emit(AskRemoval{Scope: p.opt.Scope, Node: m.Node})
+	}
+}
+
+// considerSyncSet tells the log who holds the records.
+func (p *Slot) considerSyncSet(now time.Time) {
+	var set []NodeID
+	for _, m := range p.peers {
+		if m.join == in && !m.leaving && !m.asking {
+			set = append(set, m.Node)
+		}
+	}
+	p.alarm("alone", "no standby could succeed this node", len(set) == 0)
+	if !p.tenure() || slices.Equal(set, p.decided.Sync) || sameNodes(set, p.decided.Sync) {
+		return
+	}
+	nodes := make([]uint32, len(set))
+	for i, n := range set {
+		nodes[i] = uint32(n)
+	}
+	p.propose(now, &clusterpb.Command{What: &clusterpb.Command_SetSyncSet{SetSyncSet: &clusterpb.SetSyncSet{
+		Scope: uint32(p.opt.Scope), Epoch: p.epoch.Proto(), Members: nodes}}})
+}
+
+func sameNodes(a, b []NodeID) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
+}
+
+// HandleStream says whether the stream towards a member's process stands.
+func (p *Slot) HandleStream(now time.Time, id NodeID, process ProcessID, up bool) {
+	p.enter(now)
+	if p.phase == stopped {
+		return
+	}
+	m := p.peer(id)
+	switch {
+	case up:
+		m.stream = process
+	case m.stream == process:
+		m.stream, m.streamEnd = 0, now
+	}
+	p.consider(now)
+}
+
+// HandleLag tells the age of the oldest frame that a member has not acknowledged.
+func (p *Slot) HandleLag(now time.Time, id NodeID, oldest time.Duration) {
+	p.enter(now)
+	m := p.peer(id)
+	if p.phase != owning || m.join == out {
+		return
+	}
+	switch {
+	case oldest >= lagHopeless:
+		p.askRemoval(m)
+	case oldest <= removalAfter:
+		m.lagging = time.Time{}
+	case m.lagging.IsZero():
+		m.lagging = now
+	case now.Sub(m.lagging) >= lagAgain:
+		p.askRemoval(m)
+	}
+	p.consider(now)
+}
+
+// HandleEntered says that a member acknowledged its entry.
+func (p *Slot) HandleEntered(now time.Time, id NodeID) {
+	p.enter(now)
+	m := p.peer(id)
+	if p.phase != owning || m.join != joining || m.leaving {
+		return
+	}
+	m.join, m.synced = in, now
+	p.coverage = CoverageProven
+	p.consider(now)
+}
+
+// HandleRemoved says that a member's guardian gave up its entitlement; with our own
+// node, that our guardian gave up ours.
+func (p *Slot) HandleRemoved(now time.Time, id NodeID) {
+	p.enter(now)
+	if id == p.opt.Self {
+		if p.phase == taking {
+			p.phase, p.pending = standing, nil
+		}
+		p.entitled, p.asked, p.claim = Epoch{}, Epoch{}, nil
+		p.consider(now)
+		return
+	}
+	m := p.peer(id)
+	switch {
+	case !m.asking:
+	case p.phase == owning && m.join != out:
+		if slices.Contains(p.decided.Standbys, id) {
+			if m.backoff == 0 || now.Sub(m.joinedAt) > 2*rejoinMax {
+				m.backoff = rejoinMin
+			} else {
+				m.backoff = min(2*m.backoff, rejoinMax)
+			}
+			m.notOld = now.Add(m.backoff)
+		}
+		p.leave(now, m, nameOf(m)+" was taken out of the sync set")
+	case p.phase == handing && id == p.handNode && p.handAsk:
+		p.takeBack(now, true, "")
+	}
+	if p.phase != stopped {
+		p.consider(now)
+	}
+}
+
+// memberLost: a member that has ended leaves at once, one that fell silent after the note.
+func (p *Slot) memberLost(now time.Time, m *member, kind Loss) {
+	m.lagging = time.Time{}
+	if m.join == out {
+		return
+	}
+	if kind != LossSilence {
+		p.dropDead(now, m)
+		return
+	}
+	if m.leaving {
+		return
+	}
+	p.away[m.Node] = m.Process
+	m.leaving = true
+	if p.leaveBy.IsZero() {
+		p.leaveBy = now.Add(patientNote)
+		p.note(p.epoch, func(now time.Time) {
+			if p.phase == owning && !p.leaveBy.IsZero() {
+				p.leaveAlive(now)
+			}
+		})
+	}
+}
+
+// leaveAlive takes out those that fell silent.
+func (p *Slot) leaveAlive(now time.Time) {
+	p.leaveBy = time.Time{}
+	for _, m := range p.peers {
+		if m.leaving {
+			p.leave(now, m, nameOf(m)+" fell silent")
+			return // with the epoch renewed, all of the others are taken in anew
+		}
+	}
+}
+
+// leave takes out a member that may still live, and goes on under a new epoch. The
+// guardian hears of that before anything is released.
+func (p *Slot) leave(now time.Time, m *member, why string) {
+	var gone []NodeID
+	for _, x := range p.peers {
+		if x.join != out {
+			gone = append(gone, x.Node)
+		}
+	}
+	p.epoch = p.epoch.Next(p.opt.Self)
+	if p.highest.Less(p.epoch) {
+		p.highest = p.epoch
+	}
+	p.announce()
+	for _, n := range gone {
+		p.emit(Leave{n})
+	}
+	p.own(now, Own{Epoch: p.epoch, Covered: true, Trusted: true, Renewal: true, Reason: why})
+}
+
+// dropDead takes out a member whose process has ended.
+func (p *Slot) dropDead(now time.Time, m *member) {
+	if (p.phase == owning || p.phase == handing) && m.join != out {
+		m.join, m.asking, m.leaving, m.lagging = out, false, false, time.Time{}
+		p.emit(Leave{m.Node})
+	}
+}
+
+func (p *Slot) dropAll() {
+	for _, m := range p.peers {
+		p.dropDead(time.Time{}, m)
+	}
+}
+
+// considerHandover: the successor shall own, because the plan wants it or we end.
+func (p *Slot) considerHandover(now time.Time) {
+	if !p.wanted && !p.shutdown || !p.tenure() || p.decided.Successor == 0 {
+		return
+	}
+	m := p.peer(p.decided.Successor)
+	if m.join != in || m.asking || m.leaving || !m.live() || m.Deaf || m.stream != m.Process || !p.shutdown && !p.due(now, p.hold) {
+		return
+	}
+	why := "the plan wants it there"
+	if p.shutdown {
+		why = "shutdown"
+	}
+	p.phase, p.handTo, p.handNode, p.handWhy = handing, p.decided.Next, m.Node, why
+	p.handBy, p.handAsk = now.Add(handoverWait), false
+	p.emit(HandOver{Node: m.Node, Epoch: p.handTo})
+}
+
+// considerHanding waits for the successor.
+func (p *Slot) considerHanding(now time.Time) {
+	m := p.peer(p.handNode)
+	switch {
+	case m.live() && m.Role == RoleOwner && !m.Epoch.Less(p.handTo):
+		p.disown(now, m.Epoch, "handed over to "+nameOf(m)+": "+p.handWhy)
+		p.epoch = m.Epoch
+		if p.shutdown {
+			p.stop()
+		}
+	case !p.due(now, p.handBy):
+	case p.shutdown:
+		p.disown(now, p.handTo, "shutdown")
+		p.stop()
+	case !p.handAsk:
+		p.handFailed(now)
+	default:
+		p.takeBack(now, false, nameOf(m)+" does not answer")
+	}
+}
+
+func (p *Slot) handFailed(now time.Time) {
+	p.handAsk, p.handBy = true, now.Add(handoverGiveUp)
+	m := p.peer(p.handNode)
+	m.asking = true
+	p.emit(AskRemoval{Scope: p.opt.Scope, Node: m.Node})
+}
+
+// takeBack owns again after a handover that did not come about.
+func (p *Slot) takeBack(now time.Time, covered bool, why string) {
+	m := p.peer(p.handNode)
+	if why == "" {
+		why = nameOf(m) + " did not confirm"
+	}
+	p.dropAll()
+	p.own(now, Own{Epoch: p.epoch.Next(p.opt.Self), Covered: covered, Trusted: true, Reason: "handover failed: " + why, From: p.opt.Name})
+	p.hold = now.Add(failedHoldDown)
+	m.notOld = now.Add(rejoinMin)
+	p.alarm("handover", fmt.Sprintf("handover to %s failed: %s", nameOf(m), why), true)
+}
+
+// successorLost: the successor was lost while we wait for it.
+func (p *Slot) successorLost(now time.Time, m *member, kind Loss) {
+	switch {
+	case p.shutdown:
+		p.disown(now, p.handTo, "shutdown")
+		p.stop()
+	case kind == LossDeath:
+		p.takeBack(now, false, nameOf(m)+" ended")
+	default:
+		p.handAsk, p.handBy = true, now.Add(takeoverNote)
+		p.note(p.epoch, func(now time.Time) {
+			if p.phase == handing {
+				p.takeBack(now, false, nameOf(m)+" was lost")
+			}
+		})
+	}
+}
+
+// HandleHandedOver says whether the member acknowledged the last frame of the handover.
+func (p *Slot) HandleHandedOver(now time.Time, id NodeID, ok bool) {
+	p.enter(now)
+	if p.phase == handing && id == p.handNode && !ok && !p.handAsk && !p.shutdown {
+		p.handFailed(now)
+	}
+	if p.phase != stopped {
+		p.consider(now)
+	}
+}
+
+// Shutdown hands over if a synchronised member is there, and ends with Stopped.
+func (p *Slot) Shutdown(now time.Time) {
+	p.enter(now)
+	p.shutdown = true
+	switch p.phase {
+	case stopped:
+		return
+	case handing:
+		p.handBy = now.Add(handoverWait)
+	case owning:
+		if p.considerHandover(now); p.phase == owning {
+			p.disown(now, Epoch{}, "shutdown")
+			p.stop()
+			return
+		}
+	default:
+		p.unentitle()
+		p.stop()
+		return
+	}
+	p.consider(now)
+}
+
+func (p *Slot) stop() {
+	p.announce()
+	p.phase, p.wake = stopped, time.Time{}
+	p.emit(Stopped{})
+}
+
+// reason is why we own, for the log.
+func (p *Slot) reason() fsm.Reason {
+	switch {
+	case p.last.Handover:
+		return fsm.ReasonHandover
+	case p.lastKind == LossDeath:
+		return fsm.ReasonDeath
+	case p.lastKind == LossUnresponsive:
+		return fsm.ReasonUnresponsive
+	}
+	return fsm.ReasonSilence
+}

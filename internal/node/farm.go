@@ -1,0 +1,569 @@
+package node
+
+import (
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/ike"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+// FarmOptions are what a Farm needs beyond the Options of each of its scopes, whose
+// Pair, Slot and Share it sets itself.
+type FarmOptions struct {
+	Options
+	Self      cluster.NodeID
+	Name      string
+	Coverage  cluster.Coverage
+	Interval  time.Duration // of heartbeats
+	Threshold int
+}
+
+const (
+	// shares is into how many parts SPIs and instance indexes are split: one for each
+	// slot that a farm can have.
+	shares = fsm.MaxNodes * fsm.SlotsPerMember
+	// A loss is reported to the log by its leader, when those who were promised the
+	// scopes have had their time to act.
+	reportDeath   = 200 * time.Millisecond
+	reportSilence = time.Second
+	reportAgain   = 500 * time.Millisecond
+)
+
+// Forward sends an IKE message to the member that owns its IKE SA.
+type Forward struct {
+	To       cluster.NodeID
+	Datagram ike.Datagram
+}
+
+// Farm is a member of a farm: a Node for each scope that it owns or stands by for,
+// and what the members have decided about them. It is not safe for concurrent use.
+type Farm struct {
+	opt     FarmOptions
+	cfg     *config.Config
+	decided *fsm.Machine
+	scopes  map[cluster.ScopeID]*Node
+	order   []cluster.ScopeID
+	peers   map[cluster.NodeID]cluster.Peer
+	streams map[cluster.NodeID]cluster.ProcessID
+	losses  map[cluster.NodeID]loss
+	spis    map[ipsec.ESPSPI]cluster.ScopeID
+	owned   map[cluster.ScopeID]cluster.Epoch // as announced
+	routes  map[AddRoute]int
+	notes   []cluster.ScopeID // whose WriteNote is open; 0 with none: ours
+	noted   map[cluster.ScopeID]bool
+
+	started, leads, stopping bool
+	quorum                   Quorum
+	counters                 FarmCounters
+	out                      []Effect
+}
+
+// Quorum is whether the log has a leader, and whether to stop without one.
+type Quorum struct{ Lost, Stop bool }
+
+// FarmCounters count since this process began.
+type FarmCounters struct {
+	Forwarded, ForwardedHere uint64 // IKE messages
+	Strays                   uint64 // of an IKE SA whose owner is not known
+	OwnerMoves               uint64
+}
+
+// loss is a member that was lost and has not been heard since.
+type loss struct {
+	process  cluster.ProcessID
+	report   time.Time
+	reported time.Time
+}
+
+// NewFarm makes a member that does nothing before Start.
+func NewFarm(o FarmOptions) *Farm {
+	f := &Farm{
+		opt: o, cfg: o.Config, decided: fsm.New(), scopes: map[cluster.ScopeID]*Node{}, peers: map[cluster.NodeID]cluster.Peer{},
+		streams: map[cluster.NodeID]cluster.ProcessID{}, losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]cluster.ScopeID{},
+		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: map[cluster.ScopeID]bool{},
+		quorum: Quorum{Lost: true},
+	}
+	f.opt.routes = f.routes
+	return f
+}
+
+// Start begins: the guardian is told that this member runs.
+func (f *Farm) Start(time.Time) {
+	f.started = true
+	f.announce()
+}
+
+// Poll returns the next effect; drain it before the next input.
+func (f *Farm) Poll() (Effect, bool) {
+	if len(f.out) == 0 {
+		f.out = nil
+		return nil, false
+	}
+	e := f.out[0]
+	f.out = f.out[1:]
+	return e, true
+}
+
+func (f *Farm) emit(e Effect) { f.out = append(f.out, e) }
+
+// each runs f on every scope in order and takes over the effects.
+func (f *Farm) each(do func(*Node)) {
+	for _, id := range f.order {
+		do(f.scopes[id])
+		f.collect(id)
+	}
+}
+
+// with runs do on one scope, if this member has to do with it.
+func (f *Farm) with(id cluster.ScopeID, do func(*Node)) {
+	if n := f.scopes[id]; n != nil {
+		do(n)
+		f.collect(id)
+	}
+}
+
+// HandleDecided takes the state that the members' log has led to. The machine must
+// not change afterwards.
+func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
+	f.decided = m
+	self, _ := m.Member(f.opt.Self)
+	granted := self.Process == uint64(f.opt.Process) && self.State != fsm.Left && !self.Lost
+	wanted := m.HandOvers(f.opt.Self)
+	scopes := m.Scopes()
+	fresh := false
+	for _, s := range scopes {
+		if f.scopes[s.ID] == nil && f.concerns(s) {
+			f.add(now, s.ID)
+			fresh = true
+		}
+	}
+	if fresh || !f.started {
+		f.configure(now)
+	}
+	// One handover at a time: the next when the owner of this one has changed.
+	if len(wanted) > 1 {
+		wanted = wanted[:1]
+	}
+	for _, s := range scopes {
+		f.with(s.ID, func(n *Node) {
+			n.slot.HandleDecided(now, s, granted)
+			n.slot.HandleWanted(now, slices.Contains(wanted, s.ID))
+			n.pump(now)
+		})
+		if n := f.scopes[s.ID]; n != nil && !f.concerns(s) && n.slot.Idle() {
+			f.drop(now, s.ID)
+		}
+	}
+}
+
+// concerns says whether this member has to do with a scope.
+func (f *Farm) concerns(s fsm.Scope) bool {
+	return s.Owner == f.opt.Self || s.Successor == f.opt.Self || slices.Contains(s.Standbys, f.opt.Self) || slices.Contains(s.Sync, f.opt.Self)
+}
+
+func (f *Farm) add(now time.Time, id cluster.ScopeID) {
+	o := f.opt.Options
+	o.Slot = &cluster.SlotOptions{Self: f.opt.Self, Name: f.opt.Name, Scope: id, Coverage: f.opt.Coverage, Interval: f.opt.Interval, Threshold: f.opt.Threshold}
+	o.Share = ike.Share{Part: int(id) % shares, Of: shares}
+	o.Config = f.configOf(id)
+	n := New(o)
+	f.scopes[id] = n
+	i, _ := slices.BinarySearch(f.order, id)
+	f.order = slices.Insert(f.order, i, id)
+	n.Start(now)
+	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
+		n.HandlePeer(now, peerOf(f.peers[k], id))
+	}
+	for _, k := range slices.Sorted(maps.Keys(f.streams)) {
+		n.HandleStream(now, k, f.streams[k], true)
+	}
+	if f.quorum.Lost && f.quorum.Stop {
+		n.slot.HandleQuorum(now, true)
+		n.pump(now)
+	}
+	f.collect(id)
+}
+
+// drop forgets a scope that this member has nothing to do with any more.
+func (f *Farm) drop(now time.Time, id cluster.ScopeID) {
+	n := f.scopes[id]
+	n.ike.BeginCopy()
+	n.ike.EndCopy()
+	n.pump(now)
+	f.collect(id)
+	delete(f.scopes, id)
+	f.order = slices.DeleteFunc(f.order, func(x cluster.ScopeID) bool { return x == id })
+}
+
+// configure gives every scope its part of the configuration.
+func (f *Farm) configure(now time.Time) {
+	f.each(func(n *Node) { n.Reload(now, f.configOf(cluster.ScopeID(n.scope))) })
+}
+
+// configOf is what a scope has of the configuration: every dialup phase 1 that
+// synchronises, and the static ones that fall to it.
+func (f *Farm) configOf(id cluster.ScopeID) *config.Config {
+	c := *f.cfg
+	c.Phase1 = nil
+	for i := range f.cfg.Phase1 {
+		p := f.cfg.Phase1[i]
+		if p.FGSPSync && (p.Dialup() || f.scopeOf(p.Name) == id) {
+			c.Phase1 = append(c.Phase1, p)
+		}
+	}
+	return &c
+}
+
+// scopeOf is the scope of a static phase 1: the same on every member, and another
+// only where scopes came or went (rendezvous hashing).
+func (f *Farm) scopeOf(phase1 string) (best cluster.ScopeID) {
+	var top uint64
+	for _, s := range f.decided.Scopes() {
+		h := fnv.New64a()
+		fmt.Fprintf(h, "%s/%d", phase1, s.ID)
+		if v := h.Sum64(); v >= top {
+			top, best = v, s.ID
+		}
+	}
+	return best
+}
+
+// peerOf is what a member's heartbeats say of one scope.
+func peerOf(p cluster.Peer, id cluster.ScopeID) cluster.Peer {
+	p.Role, p.Epoch, p.Entitled = cluster.RoleStandby, cluster.Epoch{}, false
+	for _, t := range p.EntitledTo {
+		if t.Scope == id {
+			p.Epoch, p.Entitled = t.Epoch, true
+		}
+	}
+	for _, t := range p.Owned {
+		if t.Scope == id {
+			p.Role, p.Epoch = cluster.RoleOwner, t.Epoch
+		}
+	}
+	p.Owned, p.EntitledTo = nil, nil
+	return p
+}
+
+// HandlePeer takes what another member's heartbeats say.
+func (f *Farm) HandlePeer(now time.Time, p cluster.Peer) {
+	f.peers[p.Node] = p
+	if p.Running {
+		delete(f.losses, p.Node)
+	}
+	f.each(func(n *Node) { n.HandlePeer(now, peerOf(p, cluster.ScopeID(n.scope))) })
+}
+
+// HandleLoss says that a member was lost; claimed are the scopes for which that
+// turned our guardian's entitlement into a claim.
+func (f *Farm) HandleLoss(now time.Time, id cluster.NodeID, kind cluster.Loss, claimed []cluster.Tenure, detected time.Duration) {
+	p := f.peers[id]
+	p.Running, p.Owned, p.EntitledTo = false, nil, nil
+	f.peers[id] = p
+	wait := reportDeath
+	if kind == cluster.LossSilence {
+		wait = reportSilence
+	}
+	f.losses[id] = loss{process: p.Process, report: now.Add(wait)}
+	f.each(func(n *Node) {
+		ours := slices.ContainsFunc(claimed, func(t cluster.Tenure) bool { return t.Scope == cluster.ScopeID(n.scope) })
+		n.HandleLoss(now, id, kind, ours, detected)
+	})
+}
+
+// HandleRemoved, HandleEntitled and HandleClaimed are the guardian's words on a scope.
+func (f *Farm) HandleRemoved(now time.Time, s cluster.ScopeID, id cluster.NodeID) {
+	f.with(s, func(n *Node) { n.HandleRemoved(now, id) })
+}
+
+// HandleEntitled says that our guardian holds our entitlement.
+func (f *Farm) HandleEntitled(now time.Time, s cluster.ScopeID, e cluster.Epoch) {
+	f.with(s, func(n *Node) { n.HandleEntitled(now, e) })
+}
+
+// HandleClaimed answers cluster.Claim.
+func (f *Farm) HandleClaimed(now time.Time, s cluster.ScopeID, e cluster.Epoch, ok bool) {
+	f.with(s, func(n *Node) { n.HandleClaimed(now, e, ok) })
+}
+
+// HandleStream says that the stream towards a member came or went.
+func (f *Farm) HandleStream(now time.Time, id cluster.NodeID, process cluster.ProcessID, up bool) {
+	if up {
+		f.streams[id] = process
+	} else if f.streams[id] == process {
+		delete(f.streams, id)
+	}
+	f.each(func(n *Node) { n.HandleStream(now, id, process, up) })
+}
+
+// HandleFrame takes a frame of another member's journal for a scope.
+func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) (err error) {
+	if f.scopes[s] == nil {
+		return fmt.Errorf("%w: this member does not stand by for %v (yet)", statesync.ErrGap, s)
+	}
+	f.with(s, func(n *Node) { err = n.HandleFrame(now, from, process, frame) })
+	return err
+}
+
+// HandleAck takes a member's acknowledgement for a scope.
+func (f *Farm) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, seq uint64) {
+	f.with(s, func(n *Node) { n.HandleAck(now, from, process, seq) })
+}
+
+// HandleNote answers the oldest open WriteNote.
+func (f *Farm) HandleNote(now time.Time, err error) {
+	if len(f.notes) == 0 {
+		return
+	}
+	s := f.notes[0]
+	f.notes = f.notes[1:]
+	f.with(s, func(n *Node) { n.HandleNote(now, err) })
+}
+
+// HandleQuorum says whether the log has a leader.
+func (f *Farm) HandleQuorum(now time.Time, q Quorum) {
+	f.quorum = q
+	text := "no quorum: going on with what is owned or promised, nothing new is decided"
+	if q.Stop {
+		text = "no quorum: stopped, as quorum-loss stop says"
+	}
+	f.emit(cluster.Alarm{Name: "quorum", Text: text, On: q.Lost})
+	f.each(func(n *Node) { n.slot.HandleQuorum(now, q.Lost && q.Stop); n.pump(now) })
+}
+
+// HandleLeader says whether this member leads the log.
+func (f *Farm) HandleLeader(now time.Time, leads bool) {
+	f.leads = leads
+	f.reportLosses(now)
+}
+
+// HandleIKE takes an IKE message from the network: for an IKE SA that another member
+// owns it goes there, one that begins something new falls to one of our own scopes.
+func (f *Farm) HandleIKE(now time.Time, d ike.Datagram) { f.handleIKE(now, d, true) }
+
+// HandleForwarded takes one that another member received; it goes no further.
+func (f *Farm) HandleForwarded(now time.Time, d ike.Datagram) {
+	f.counters.ForwardedHere++
+	f.handleIKE(now, d, false)
+}
+
+func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
+	var mine []cluster.ScopeID
+	for _, id := range f.order {
+		n := f.scopes[id]
+		if n.ike.Knows(d.Data) {
+			if n.owner {
+				f.with(id, func(n *Node) { n.HandleIKE(now, d) })
+			} else if to := f.ownerOf(id); forward && to != 0 {
+				f.counters.Forwarded++
+				f.emit(Forward{To: to, Datagram: d})
+			} else {
+				f.counters.Strays++
+			}
+			return
+		}
+		if n.owner && n.handing == nil {
+			mine = append(mine, id)
+		}
+	}
+	if len(mine) == 0 || !forward || len(d.Data) < 8 {
+		return
+	}
+	// By the initiator's SPI, so that a message sent again meets what the first one made.
+	h := fnv.New32a()
+	_, _ = h.Write(d.Data[:8])
+	f.with(mine[int(h.Sum32()%uint32(len(mine)))], func(n *Node) { n.HandleIKE(now, d) })
+}
+
+// ownerOf is the member that owns a scope, as heard, else as decided; 0: nobody else.
+func (f *Farm) ownerOf(id cluster.ScopeID) cluster.NodeID {
+	var best cluster.Tenure
+	var owner cluster.NodeID
+	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
+		for _, t := range f.peers[k].Owned {
+			if t.Scope == id && best.Epoch.Less(t.Epoch) {
+				best, owner = t, k
+			}
+		}
+	}
+	return owner
+}
+
+// OwnerOf is the member that a packet of a scope must go to; 0: nobody is known.
+func (f *Farm) OwnerOf(id xfrm.Scope) cluster.NodeID { return f.ownerOf(cluster.ScopeID(id)) }
+
+// HandlePlane takes what the data plane reports.
+func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
+	by := map[cluster.ScopeID][]xfrm.Event{}
+	for _, e := range events {
+		id, ok := f.eventScope(e)
+		if ok {
+			by[id] = append(by[id], e)
+		}
+	}
+	for _, id := range f.order {
+		if es := by[id]; len(es) > 0 {
+			f.with(id, func(n *Node) { n.HandlePlane(now, es) })
+		}
+	}
+}
+
+func (f *Farm) eventScope(e xfrm.Event) (id cluster.ScopeID, ok bool) {
+	switch e := e.(type) {
+	case xfrm.BoundWanted:
+		id, ok = f.spis[e.SPIIn]
+	case xfrm.FirstInbound:
+		id, ok = f.spis[e.SPIIn]
+	case xfrm.PeerMoved:
+		id, ok = f.spis[e.SPIIn]
+	case xfrm.Expiring:
+		id, ok = f.spis[e.SPIIn]
+	case xfrm.Acquire:
+		id, ok = f.scopeOf(e.Tunnel), true
+	}
+	return id, ok
+}
+
+// HandleWindows answers TakeWindows of a scope.
+func (f *Farm) HandleWindows(now time.Time, s xfrm.Scope, ws []xfrm.Window) {
+	f.with(cluster.ScopeID(s), func(n *Node) { n.HandleWindows(now, ws) })
+}
+
+// HandleMonitors is for pairs: a member without its interfaces gets no traffic from the router.
+func (f *Farm) HandleMonitors(time.Time, int) {}
+
+// HandleTimeout runs what is due.
+func (f *Farm) HandleTimeout(now time.Time) {
+	f.each(func(n *Node) {
+		if t, ok := n.NextTimeout(); ok && !now.Before(t) {
+			n.HandleTimeout(now)
+		}
+	})
+	f.reportLosses(now)
+}
+
+// NextTimeout is when HandleTimeout is due.
+func (f *Farm) NextTimeout() (t time.Time, ok bool) {
+	for _, id := range f.order {
+		t, ok = earlier(t, ok, f.scopes[id].NextTimeout)
+	}
+	if f.leads {
+		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
+			l := f.losses[k]
+			if p, known := f.decided.Member(k); known && !p.Lost && p.Process == uint64(l.process) {
+				at := l.report
+				if !l.reported.IsZero() {
+					at = l.reported.Add(reportAgain)
+				}
+				t, ok = earlier(t, ok, func() (time.Time, bool) { return at, true })
+			}
+		}
+	}
+	return t, ok
+}
+
+// reportLosses has the leader report who was lost, so that what nobody was promised
+// is given to somebody.
+func (f *Farm) reportLosses(now time.Time) {
+	if !f.leads {
+		return
+	}
+	for _, k := range slices.Sorted(maps.Keys(f.losses)) {
+		l := f.losses[k]
+		p, known := f.decided.Member(k)
+		if !known || p.Lost || p.Process != uint64(l.process) || now.Before(l.report) || !l.reported.IsZero() && now.Before(l.reported.Add(reportAgain)) {
+			continue
+		}
+		l.reported = now
+		f.losses[k] = l
+		f.emit(reportLoss(k, l.process))
+	}
+}
+
+// Reload takes a new configuration; what did not change is not touched.
+func (f *Farm) Reload(now time.Time, c *config.Config) {
+	f.cfg = c
+	f.configure(now)
+}
+
+// Shutdown hands over what it can, and ends with cluster.Stopped.
+func (f *Farm) Shutdown(now time.Time) {
+	f.stopping = true
+	f.each(func(n *Node) { n.Shutdown(now) })
+	f.stopped()
+}
+
+func (f *Farm) stopped() {
+	if f.stopping && !slices.ContainsFunc(f.order, func(id cluster.ScopeID) bool { return !f.scopes[id].stopped }) {
+		f.stopping = false
+		f.emit(cluster.Stopped{})
+	}
+}
+
+// announce tells the guardian what this member owns.
+func (f *Farm) announce() {
+	a := cluster.Announce{Role: cluster.RoleStandby, Coverage: f.opt.Coverage}
+	for _, id := range f.order {
+		if e := f.owned[id]; e != (cluster.Epoch{}) {
+			a.Owned = append(a.Owned, cluster.Tenure{Scope: id, Epoch: e})
+		}
+	}
+	f.emit(a)
+}
+
+// collect takes over what a scope wants done.
+func (f *Farm) collect(id cluster.ScopeID) {
+	n := f.scopes[id]
+	for {
+		e, ok := n.Poll()
+		if !ok {
+			break
+		}
+		switch e := e.(type) {
+		case cluster.Announce:
+			delete(f.owned, id)
+			for _, t := range e.Owned {
+				f.owned[id] = t.Epoch
+				f.counters.OwnerMoves++
+			}
+			f.announce()
+		case cluster.WriteNote:
+			f.notes = append(f.notes, id)
+			f.noted[id] = true
+			f.emit(e)
+		case cluster.Alarm:
+			f.emit(e)
+			if !e.On && f.noted[id] && e.Name == fmt.Sprintf("alone, %v", id) {
+				if delete(f.noted, id); len(f.noted) == 0 {
+					f.notes = append(f.notes, 0) // a slot is never 0: nobody waits
+					f.emit(cluster.WriteNote{On: false, Epoch: f.owned[id]})
+				}
+			}
+		case cluster.Stopped:
+			n.stopped = true
+			f.stopped()
+		case Claim, Release, Reassert: // the router moves the traffic
+		case Install:
+			f.spis[e.SA.SPIIn] = id
+			f.emit(e)
+		case Remove:
+			delete(f.spis, e.SPIIn)
+			f.emit(e)
+		case Log:
+			e.Attrs = append(slices.Clip(e.Attrs), slog.String("scope", id.String()))
+			f.emit(e)
+		default:
+			f.emit(e)
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package node
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/ike"
+	"tandem/proto/clusterpb"
+)
+
+// FarmStatus is what a farm's commands show beside the tunnels.
+type FarmStatus struct {
+	Self     cluster.NodeID
+	Name     string
+	Quorum   Quorum
+	Leads    bool
+	Members  []fsm.Member
+	Peers    []cluster.Peer // as heard
+	Scopes   []ScopeStatus  // all that were decided
+	Counters FarmCounters
+	// Owned are the gateways (by name) whose scope this member owns.
+	Owned map[string]bool
+}
+
+// ScopeStatus is one scope: as decided, and as it is here.
+type ScopeStatus struct {
+	fsm.Scope
+	Heard cluster.NodeID    // who is heard to own it; this node if it owns it
+	Here  *cluster.HAStatus // nil: this member has nothing to do with it
+}
+
+func reportLoss(n cluster.NodeID, p cluster.ProcessID) cluster.Propose {
+	return cluster.Propose{Command: &clusterpb.Command{What: &clusterpb.Command_ReportLoss{
+		ReportLoss: &clusterpb.ReportLoss{Node: uint32(n), Process: uint64(p)}}}}
+}
+
+// Status is what diagnose shows.
+func (f *Farm) Status(now time.Time) Status {
+	s := Status{Farm: &FarmStatus{
+		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(),
+		Counters: f.counters, Owned: map[string]bool{},
+	}}
+	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
+		s.Farm.Peers = append(s.Farm.Peers, f.peers[k])
+	}
+	for _, x := range f.decided.Scopes() {
+		st := ScopeStatus{Scope: x, Heard: f.ownerOf(x.ID)}
+		if n := f.scopes[x.ID]; n != nil {
+			ha := n.slot.Status(now)
+			st.Here = &ha
+			if n.owner {
+				st.Heard = f.opt.Self
+			}
+		}
+		s.Farm.Scopes = append(s.Farm.Scopes, st)
+	}
+	for _, id := range f.order {
+		n := f.scopes[id]
+		s.Owner = s.Owner || n.owner
+		for _, g := range n.ike.Status(now) {
+			if g.Parent == "" && len(g.IKE) == 0 && slices.ContainsFunc(s.Gateways, func(x ike.GatewayStatus) bool { return x.Name == g.Name }) {
+				continue // the phase 1 itself, which every scope has
+			}
+			s.Gateways = append(s.Gateways, g)
+			s.Farm.Owned[g.Name] = n.owner
+		}
+		s.IKE.Add(n.ike.Counters())
+	}
+	return s
+}
+
+var errNotHere = errors.New("no scope of this member has that tunnel")
+
+// Up negotiates a phase 2 of a tunnel whose scope is owned here.
+func (f *Farm) Up(now time.Time, phase1, phase2 string) error {
+	return f.first(func(n *Node) error { return n.Up(now, phase1, phase2) })
+}
+
+// Down deletes the Child SAs of a phase 2, with DELETE to the peer.
+func (f *Farm) Down(now time.Time, phase1, phase2 string) error {
+	return f.first(func(n *Node) error { return n.Down(now, phase1, phase2) })
+}
+
+// first tries the scopes that are owned here until one says yes.
+func (f *Farm) first(do func(*Node) error) error {
+	err := errNotHere
+	done := false
+	for _, id := range f.order {
+		if f.scopes[id].owner && !done {
+			f.with(id, func(n *Node) { err = do(n); done = err == nil })
+		}
+	}
+	return err
+}
+
+// Clear deletes the IKE SAs of a tunnel that this member owns, or of all for an empty name.
+func (f *Farm) Clear(now time.Time, name string) (sum int) {
+	f.each(func(n *Node) {
+		if n.owner {
+			sum += n.Clear(now, name)
+		}
+	})
+	return sum
+}
+
+// Rekey rekeys the Child SAs of a tunnel that this member owns, or its IKE SAs.
+func (f *Farm) Rekey(now time.Time, name string, ikeSA bool) (sum int) {
+	f.each(func(n *Node) {
+		if n.owner {
+			sum += n.Rekey(now, name, ikeSA)
+		}
+	})
+	return sum
+}
+
+// Failover is for pairs.
+func (f *Farm) Failover(time.Time, bool) error {
+	return errors.New("a member of a farm gives its tunnels away with `execute ha drain`")
+}
