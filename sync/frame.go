@@ -151,7 +151,7 @@ func (j *Journal) frame(p *peer) {
 	s := sent{seq: p.seq, at: j.now}
 	f := &syncpb.Frame{
 		Seq: p.seq, OriginProcess: uint64(j.self), ToProcess: uint64(p.process),
-		EpochCounter: j.epoch.Counter, EpochNode: uint32(j.epoch.Node),
+		EpochCounter: j.epoch.Counter, EpochNode: uint32(j.epoch.Node), Scope: uint32(j.scope),
 	}
 	restart := false
 	for size, messages := 0, 0; p.queue.len() > 0; {
@@ -181,7 +181,7 @@ func (j *Journal) frame(p *peer) {
 	s.bytes = len(b)
 	p.flying += s.bytes
 	p.sent.push(s)
-	j.effects.push(SendFrame{Node: p.node, Process: p.process, Seq: p.seq, Restart: restart, Frame: b})
+	j.effects.push(SendFrame{Scope: j.scope, Node: p.node, Process: p.process, Seq: p.seq, Restart: restart, Frame: b})
 }
 
 func (j *Journal) event(p *peer, it *item) *syncpb.Frame_Event {

@@ -29,6 +29,7 @@ const (
 // counts, until Leave. All methods are called from one goroutine; after each, Poll
 // until it has nothing more.
 type Journal struct {
+	scope cluster.ScopeID
 	self  cluster.ProcessID
 	led   *Ledger
 	limit int
@@ -96,10 +97,16 @@ type sent struct {
 	at          time.Time
 }
 
-// NewJournal makes the journal of a process that owns nothing yet. limit bounds the
-// bytes queued for one member, its copy not counted.
+// NewJournal makes the journal of scope 0 for a process that owns nothing yet. limit
+// bounds the bytes queued for one member, its copy not counted.
 func NewJournal(self cluster.ProcessID, l *Ledger, limit int) *Journal {
-	return &Journal{self: self, led: l, limit: limit}
+	return NewScopeJournal(0, self, l, limit)
+}
+
+// NewScopeJournal makes the journal of any scope. A process has one for each scope that
+// it ever owns or unites, and keeps it: its numbers go on. The Ledger is one for all.
+func NewScopeJournal(scope cluster.ScopeID, self cluster.ProcessID, l *Ledger, limit int) *Journal {
+	return &Journal{scope: scope, self: self, led: l, limit: limit}
 }
 
 // Start begins ownership at the epoch, with an empty sync set.

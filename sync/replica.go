@@ -18,7 +18,7 @@ import (
 // What HandleFrame refuses. Nothing of a refused frame is taken over or acknowledged.
 var (
 	ErrMalformed = errors.New("malformed frame")
-	ErrAddress   = errors.New("frame of or for another process")
+	ErrAddress   = errors.New("frame of or for another process, or of another scope")
 	ErrOldEpoch  = errors.New("frame of an older epoch")
 	ErrGap       = errors.New("frames are missing before this one")
 	ErrNoCopy    = errors.New("frame outside of a copy")
@@ -40,6 +40,7 @@ type ReplicaStats struct {
 // order, acknowledges what it passed on, and refuses what is older than its fence.
 // All methods are called from one goroutine; after each, Poll until it has nothing more.
 type Replica struct {
+	scope   cluster.ScopeID
 	self    cluster.ProcessID
 	led     *Ledger
 	fence   cluster.Epoch
@@ -68,9 +69,14 @@ type sender struct {
 	assembly int            // bytes of both
 }
 
-// NewReplica makes the replica of a process that holds nothing yet.
-func NewReplica(self cluster.ProcessID, l *Ledger) *Replica {
-	return &Replica{self: self, led: l, senders: make(map[cluster.NodeID]*sender)}
+// NewReplica makes the replica of scope 0 for a process that holds nothing yet.
+func NewReplica(self cluster.ProcessID, l *Ledger) *Replica { return NewScopeReplica(0, self, l) }
+
+// NewScopeReplica makes the replica of any scope. A process has one for each scope that
+// it ever stands by for, or takes back at healing, and keeps it: it knows the numbers.
+// The Ledger is one for all.
+func NewScopeReplica(scope cluster.ScopeID, self cluster.ProcessID, l *Ledger) *Replica {
+	return &Replica{scope: scope, self: self, led: l, senders: make(map[cluster.NodeID]*sender)}
 }
 
 // Fence refuses everything of an epoch below this one from now on. A Unite is
@@ -126,6 +132,10 @@ func (r *Replica) HandleFrame(now time.Time, from cluster.NodeID, process cluste
 	if f.OriginProcess != uint64(process) || f.ToProcess != uint64(r.self) {
 		r.stats.Misaddressed++
 		return fmt.Errorf("%w: %x to %x", ErrAddress, f.OriginProcess, f.ToProcess)
+	}
+	if f.Scope != uint32(r.scope) {
+		r.stats.Misaddressed++
+		return fmt.Errorf("%w: of scope %d", ErrAddress, f.Scope)
 	}
 	s := r.sender(from, process)
 	if s == nil {
@@ -317,7 +327,7 @@ func (r *Replica) Poll() (Effect, bool) {
 		s.queued = false
 		if seq := s.ackable(); seq > s.acked && r.senders[s.node] == s {
 			s.acked = seq
-			return SendAck{Node: s.node, Process: s.process, Seq: seq}, true
+			return SendAck{Scope: r.scope, Node: s.node, Process: s.process, Seq: seq}, true
 		}
 	}
 	return nil, false

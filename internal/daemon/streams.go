@@ -35,7 +35,8 @@ func openStreams(c *clusterEnds) (*streams, error) {
 		Self: c.identity.Node, Process: c.d.process, TLS: c.identity.TLS(), PeerNode: c.identity.PeerNode, Log: c.d.log,
 		Handler: stream.Handler{
 			Up: report(true), Down: report(false), Frame: s.frame,
-			Ack: func(from cluster.NodeID, process cluster.ProcessID, seq uint64) {
+			// A pair has scope 0 alone; the Replica refuses frames of another.
+			Ack: func(from cluster.NodeID, process cluster.ProcessID, _ cluster.ScopeID, seq uint64) {
 				l.offerRemote(func(now time.Time) { l.node.HandleAck(now, from, process, seq) })
 			},
 		},
@@ -63,7 +64,7 @@ func (s *streams) frame(r stream.Received) {
 		switch {
 		case errors.Is(err, statesync.ErrGap):
 			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "error", err)
-			s.e.Resync(r.Node)
+			s.e.Resync(r.Node, r.Scope)
 		case err != nil: // sending it again would change nothing
 			s.c.d.log.Debug("frame refused", "node", r.Node, "error", err)
 		}

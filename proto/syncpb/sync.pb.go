@@ -30,7 +30,7 @@ const (
 // Frame is a run of events, in order, for one receiving process.
 type Frame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// seq rises by one for each (origin process, receiving process). A frame that
+	// seq rises by one for each (scope, origin process, receiving process). A frame that
 	// begins with copy_begin or with unite.first may skip numbers: what it starts
 	// replaces everything before.
 	Seq           uint64         `protobuf:"fixed64,1,opt,name=seq,proto3" json:"seq,omitempty"` // first on the wire, so that a second arrival is cheap to see
@@ -39,6 +39,7 @@ type Frame struct {
 	EpochCounter  uint64         `protobuf:"varint,4,opt,name=epoch_counter,json=epochCounter,proto3" json:"epoch_counter,omitempty"`
 	EpochNode     uint32         `protobuf:"varint,5,opt,name=epoch_node,json=epochNode,proto3" json:"epoch_node,omitempty"`
 	Events        []*Frame_Event `protobuf:"bytes,6,rep,name=events,proto3" json:"events,omitempty"`
+	Scope         uint32         `protobuf:"varint,7,opt,name=scope,proto3" json:"scope,omitempty"` // that this is about
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -115,12 +116,21 @@ func (x *Frame) GetEvents() []*Frame_Event {
 	return nil
 }
 
+func (x *Frame) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
 // StreamUp: the first message is a hello, all others are frames.
 type StreamUp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
-	Frame         []byte                 `protobuf:"bytes,2,opt,name=frame,proto3" json:"frame,omitempty"` // a marshalled Frame
-	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`    // of the frame
+	Frame         []byte                 `protobuf:"bytes,2,opt,name=frame,proto3" json:"frame,omitempty"`  // a marshalled Frame
+	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`     // of the frame
+	Scope         uint32                 `protobuf:"varint,4,opt,name=scope,proto3" json:"scope,omitempty"` // of the frame
+	First         bool                   `protobuf:"varint,5,opt,name=first,proto3" json:"first,omitempty"` // no earlier frame of the scope is owed: it may skip numbers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -176,11 +186,27 @@ func (x *StreamUp) GetSeq() uint64 {
 	return 0
 }
 
+func (x *StreamUp) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *StreamUp) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
 // StreamDown: the first message is a hello, all others are acknowledgements.
 type StreamDown struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
-	Ack           uint64                 `protobuf:"varint,2,opt,name=ack,proto3" json:"ack,omitempty"` // every frame up to this one is held
+	Ack           uint64                 `protobuf:"varint,2,opt,name=ack,proto3" json:"ack,omitempty"`       // every frame of the scope up to this one is held
+	Scope         uint32                 `protobuf:"varint,3,opt,name=scope,proto3" json:"scope,omitempty"`   // of the acknowledgement
+	Resync        bool                   `protobuf:"varint,4,opt,name=resync,proto3" json:"resync,omitempty"` // begin the scope again after ack, which may be 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -229,11 +255,30 @@ func (x *StreamDown) GetAck() uint64 {
 	return 0
 }
 
+func (x *StreamDown) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *StreamDown) GetResync() bool {
+	if x != nil {
+		return x.Resync
+	}
+	return false
+}
+
 // Hello opens both directions of a stream.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Process       uint64                 `protobuf:"fixed64,1,opt,name=process,proto3" json:"process,omitempty"` // of the speaker
-	Have          uint64                 `protobuf:"varint,2,opt,name=have,proto3" json:"have,omitempty"`        // server: highest acknowledged seq of the client's process
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Process uint64                 `protobuf:"fixed64,1,opt,name=process,proto3" json:"process,omitempty"` // of the speaker
+	Have    uint64                 `protobuf:"varint,2,opt,name=have,proto3" json:"have,omitempty"`        // server: highest acknowledged seq of the client's process in scope 0
+	Scoped  bool                   `protobuf:"varint,3,opt,name=scoped,proto3" json:"scoped,omitempty"`    // the speaker knows of scopes; who does not speaks of scope 0
+	// Server, to a client that knows of scopes: in haves[i] what have says of scope 0,
+	// for scopes[i]; at most 128, none of them 0 and none twice.
+	Scopes        []uint32 `protobuf:"varint,4,rep,packed,name=scopes,proto3" json:"scopes,omitempty"`
+	Haves         []uint64 `protobuf:"varint,5,rep,packed,name=haves,proto3" json:"haves,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,6 +327,27 @@ func (x *Hello) GetHave() uint64 {
 	return 0
 }
 
+func (x *Hello) GetScoped() bool {
+	if x != nil {
+		return x.Scoped
+	}
+	return false
+}
+
+func (x *Hello) GetScopes() []uint32 {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Hello) GetHaves() []uint64 {
+	if x != nil {
+		return x.Haves
+	}
+	return nil
+}
+
 type Frame_Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -292,6 +358,7 @@ type Frame_Event struct {
 	//	*Frame_Event_Entry
 	//	*Frame_Event_Handover
 	//	*Frame_Event_Unite
+	//	*Frame_Event_Renew
 	Kind          isFrame_Event_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -388,6 +455,15 @@ func (x *Frame_Event) GetUnite() *Frame_Unite {
 	return nil
 }
 
+func (x *Frame_Event) GetRenew() *Frame_Renew {
+	if x != nil {
+		if x, ok := x.Kind.(*Frame_Event_Renew); ok {
+			return x.Renew
+		}
+	}
+	return nil
+}
+
 type isFrame_Event_Kind interface {
 	isFrame_Event_Kind()
 }
@@ -416,6 +492,10 @@ type Frame_Event_Unite struct {
 	Unite *Frame_Unite `protobuf:"bytes,6,opt,name=unite,proto3,oneof"`
 }
 
+type Frame_Event_Renew struct {
+	Renew *Frame_Renew `protobuf:"bytes,7,opt,name=renew,proto3,oneof"`
+}
+
 func (*Frame_Event_CopyBegin) isFrame_Event_Kind() {}
 
 func (*Frame_Event_Record) isFrame_Event_Kind() {}
@@ -427,6 +507,8 @@ func (*Frame_Event_Entry) isFrame_Event_Kind() {}
 func (*Frame_Event_Handover) isFrame_Event_Kind() {}
 
 func (*Frame_Event_Unite) isFrame_Event_Kind() {}
+
+func (*Frame_Event_Renew) isFrame_Event_Kind() {}
 
 // CopyBegin: a full copy follows and replaces what the receiver holds.
 type Frame_CopyBegin struct {
@@ -754,6 +836,44 @@ func (x *Frame_Bounds) GetN() []uint64 {
 	return nil
 }
 
+// Renew, the first event of its frame: the owner goes on under the frame's epoch, and
+// what the receiver holds stays good.
+type Frame_Renew struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Frame_Renew) Reset() {
+	*x = Frame_Renew{}
+	mi := &file_syncpb_sync_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Frame_Renew) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Frame_Renew) ProtoMessage() {}
+
+func (x *Frame_Renew) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_sync_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Frame_Renew.ProtoReflect.Descriptor instead.
+func (*Frame_Renew) Descriptor() ([]byte, []int) {
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 7}
+}
+
 // Handover is a part of the exact windows; the last part hands the scope over.
 type Frame_Handover struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -767,7 +887,7 @@ type Frame_Handover struct {
 
 func (x *Frame_Handover) Reset() {
 	*x = Frame_Handover{}
-	mi := &file_syncpb_sync_proto_msgTypes[11]
+	mi := &file_syncpb_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +899,7 @@ func (x *Frame_Handover) String() string {
 func (*Frame_Handover) ProtoMessage() {}
 
 func (x *Frame_Handover) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_sync_proto_msgTypes[11]
+	mi := &file_syncpb_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +912,7 @@ func (x *Frame_Handover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame_Handover.ProtoReflect.Descriptor instead.
 func (*Frame_Handover) Descriptor() ([]byte, []int) {
-	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 7}
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 8}
 }
 
 func (x *Frame_Handover) GetEpochCounter() uint64 {
@@ -835,7 +955,7 @@ type Frame_Window struct {
 
 func (x *Frame_Window) Reset() {
 	*x = Frame_Window{}
-	mi := &file_syncpb_sync_proto_msgTypes[12]
+	mi := &file_syncpb_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +967,7 @@ func (x *Frame_Window) String() string {
 func (*Frame_Window) ProtoMessage() {}
 
 func (x *Frame_Window) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_sync_proto_msgTypes[12]
+	mi := &file_syncpb_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +980,7 @@ func (x *Frame_Window) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame_Window.ProtoReflect.Descriptor instead.
 func (*Frame_Window) Descriptor() ([]byte, []int) {
-	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 8}
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 9}
 }
 
 func (x *Frame_Window) GetSpiIn() uint32 {
@@ -905,7 +1025,7 @@ type Frame_Unite struct {
 
 func (x *Frame_Unite) Reset() {
 	*x = Frame_Unite{}
-	mi := &file_syncpb_sync_proto_msgTypes[13]
+	mi := &file_syncpb_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1037,7 @@ func (x *Frame_Unite) String() string {
 func (*Frame_Unite) ProtoMessage() {}
 
 func (x *Frame_Unite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_sync_proto_msgTypes[13]
+	mi := &file_syncpb_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1050,7 @@ func (x *Frame_Unite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame_Unite.ProtoReflect.Descriptor instead.
 func (*Frame_Unite) Descriptor() ([]byte, []int) {
-	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 9}
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 10}
 }
 
 func (x *Frame_Unite) GetFirst() bool {
@@ -972,7 +1092,7 @@ var File_syncpb_sync_proto protoreflect.FileDescriptor
 
 const file_syncpb_sync_proto_rawDesc = "" +
 	"\n" +
-	"\x11syncpb/sync.proto\x12\vtandem.sync\"\x91\v\n" +
+	"\x11syncpb/sync.proto\x12\vtandem.sync\"\xe2\v\n" +
 	"\x05Frame\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x06R\x03seq\x12%\n" +
 	"\x0eorigin_process\x18\x02 \x01(\x06R\roriginProcess\x12\x1d\n" +
@@ -981,7 +1101,8 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\repoch_counter\x18\x04 \x01(\x04R\fepochCounter\x12\x1d\n" +
 	"\n" +
 	"epoch_node\x18\x05 \x01(\rR\tepochNode\x120\n" +
-	"\x06events\x18\x06 \x03(\v2\x18.tandem.sync.Frame.EventR\x06events\x1a\xdb\x02\n" +
+	"\x06events\x18\x06 \x03(\v2\x18.tandem.sync.Frame.EventR\x06events\x12\x14\n" +
+	"\x05scope\x18\a \x01(\rR\x05scope\x1a\x8d\x03\n" +
 	"\x05Event\x12=\n" +
 	"\n" +
 	"copy_begin\x18\x01 \x01(\v2\x1c.tandem.sync.Frame.CopyBeginH\x00R\tcopyBegin\x123\n" +
@@ -989,7 +1110,8 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\x06bounds\x18\x03 \x01(\v2\x19.tandem.sync.Frame.BoundsH\x00R\x06bounds\x124\n" +
 	"\x05entry\x18\x04 \x01(\v2\x1c.tandem.sync.Frame.EntryMarkH\x00R\x05entry\x129\n" +
 	"\bhandover\x18\x05 \x01(\v2\x1b.tandem.sync.Frame.HandoverH\x00R\bhandover\x120\n" +
-	"\x05unite\x18\x06 \x01(\v2\x18.tandem.sync.Frame.UniteH\x00R\x05uniteB\x06\n" +
+	"\x05unite\x18\x06 \x01(\v2\x18.tandem.sync.Frame.UniteH\x00R\x05unite\x120\n" +
+	"\x05renew\x18\a \x01(\v2\x18.tandem.sync.Frame.RenewH\x00R\x05renewB\x06\n" +
 	"\x04kind\x1a\v\n" +
 	"\tCopyBegin\x1a<\n" +
 	"\x06Record\x122\n" +
@@ -1010,7 +1132,8 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\x02hi\x18\x03 \x01(\rR\x02hi\x1a&\n" +
 	"\x06Bounds\x12\x0e\n" +
 	"\x02sa\x18\x01 \x03(\x04R\x02sa\x12\f\n" +
-	"\x01n\x18\x02 \x03(\x04R\x01n\x1a\x97\x01\n" +
+	"\x01n\x18\x02 \x03(\x04R\x01n\x1a\a\n" +
+	"\x05Renew\x1a\x97\x01\n" +
 	"\bHandover\x12#\n" +
 	"\repoch_counter\x18\x01 \x01(\x04R\fepochCounter\x12\x1d\n" +
 	"\n" +
@@ -1030,18 +1153,25 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\x06bounds\x18\x04 \x01(\v2\x19.tandem.sync.Frame.BoundsR\x06bounds\x12\x1e\n" +
 	"\n" +
 	"tombstones\x18\x05 \x03(\x06R\n" +
-	"tombstones\"\\\n" +
+	"tombstones\"\x88\x01\n" +
 	"\bStreamUp\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.tandem.sync.HelloR\x05hello\x12\x14\n" +
 	"\x05frame\x18\x02 \x01(\fR\x05frame\x12\x10\n" +
-	"\x03seq\x18\x03 \x01(\x04R\x03seq\"H\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05scope\x18\x04 \x01(\rR\x05scope\x12\x14\n" +
+	"\x05first\x18\x05 \x01(\bR\x05first\"v\n" +
 	"\n" +
 	"StreamDown\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.tandem.sync.HelloR\x05hello\x12\x10\n" +
-	"\x03ack\x18\x02 \x01(\x04R\x03ack\"5\n" +
+	"\x03ack\x18\x02 \x01(\x04R\x03ack\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\rR\x05scope\x12\x16\n" +
+	"\x06resync\x18\x04 \x01(\bR\x06resync\"{\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\x06R\aprocess\x12\x12\n" +
-	"\x04have\x18\x02 \x01(\x04R\x04have2L\n" +
+	"\x04have\x18\x02 \x01(\x04R\x04have\x12\x16\n" +
+	"\x06scoped\x18\x03 \x01(\bR\x06scoped\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\rR\x06scopes\x12\x14\n" +
+	"\x05haves\x18\x05 \x03(\x04R\x05haves2L\n" +
 	"\tStateSync\x12?\n" +
 	"\tReplicate\x12\x15.tandem.sync.StreamUp\x1a\x17.tandem.sync.StreamDown(\x010\x01B\x15Z\x13tandem/proto/syncpbb\x06proto3"
 
@@ -1057,7 +1187,7 @@ func file_syncpb_sync_proto_rawDescGZIP() []byte {
 	return file_syncpb_sync_proto_rawDescData
 }
 
-var file_syncpb_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_syncpb_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_syncpb_sync_proto_goTypes = []any{
 	(*Frame)(nil),           // 0: tandem.sync.Frame
 	(*StreamUp)(nil),        // 1: tandem.sync.StreamUp
@@ -1070,9 +1200,10 @@ var file_syncpb_sync_proto_goTypes = []any{
 	(*Frame_Entry)(nil),     // 8: tandem.sync.Frame.Entry
 	(*Frame_Range)(nil),     // 9: tandem.sync.Frame.Range
 	(*Frame_Bounds)(nil),    // 10: tandem.sync.Frame.Bounds
-	(*Frame_Handover)(nil),  // 11: tandem.sync.Frame.Handover
-	(*Frame_Window)(nil),    // 12: tandem.sync.Frame.Window
-	(*Frame_Unite)(nil),     // 13: tandem.sync.Frame.Unite
+	(*Frame_Renew)(nil),     // 11: tandem.sync.Frame.Renew
+	(*Frame_Handover)(nil),  // 12: tandem.sync.Frame.Handover
+	(*Frame_Window)(nil),    // 13: tandem.sync.Frame.Window
+	(*Frame_Unite)(nil),     // 14: tandem.sync.Frame.Unite
 }
 var file_syncpb_sync_proto_depIdxs = []int32{
 	4,  // 0: tandem.sync.Frame.events:type_name -> tandem.sync.Frame.Event
@@ -1082,20 +1213,21 @@ var file_syncpb_sync_proto_depIdxs = []int32{
 	6,  // 4: tandem.sync.Frame.Event.record:type_name -> tandem.sync.Frame.Record
 	10, // 5: tandem.sync.Frame.Event.bounds:type_name -> tandem.sync.Frame.Bounds
 	7,  // 6: tandem.sync.Frame.Event.entry:type_name -> tandem.sync.Frame.EntryMark
-	11, // 7: tandem.sync.Frame.Event.handover:type_name -> tandem.sync.Frame.Handover
-	13, // 8: tandem.sync.Frame.Event.unite:type_name -> tandem.sync.Frame.Unite
-	8,  // 9: tandem.sync.Frame.Record.entries:type_name -> tandem.sync.Frame.Entry
-	9,  // 10: tandem.sync.Frame.Entry.ranges:type_name -> tandem.sync.Frame.Range
-	12, // 11: tandem.sync.Frame.Handover.windows:type_name -> tandem.sync.Frame.Window
-	8,  // 12: tandem.sync.Frame.Unite.entries:type_name -> tandem.sync.Frame.Entry
-	10, // 13: tandem.sync.Frame.Unite.bounds:type_name -> tandem.sync.Frame.Bounds
-	1,  // 14: tandem.sync.StateSync.Replicate:input_type -> tandem.sync.StreamUp
-	2,  // 15: tandem.sync.StateSync.Replicate:output_type -> tandem.sync.StreamDown
-	15, // [15:16] is the sub-list for method output_type
-	14, // [14:15] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 7: tandem.sync.Frame.Event.handover:type_name -> tandem.sync.Frame.Handover
+	14, // 8: tandem.sync.Frame.Event.unite:type_name -> tandem.sync.Frame.Unite
+	11, // 9: tandem.sync.Frame.Event.renew:type_name -> tandem.sync.Frame.Renew
+	8,  // 10: tandem.sync.Frame.Record.entries:type_name -> tandem.sync.Frame.Entry
+	9,  // 11: tandem.sync.Frame.Entry.ranges:type_name -> tandem.sync.Frame.Range
+	13, // 12: tandem.sync.Frame.Handover.windows:type_name -> tandem.sync.Frame.Window
+	8,  // 13: tandem.sync.Frame.Unite.entries:type_name -> tandem.sync.Frame.Entry
+	10, // 14: tandem.sync.Frame.Unite.bounds:type_name -> tandem.sync.Frame.Bounds
+	1,  // 15: tandem.sync.StateSync.Replicate:input_type -> tandem.sync.StreamUp
+	2,  // 16: tandem.sync.StateSync.Replicate:output_type -> tandem.sync.StreamDown
+	16, // [16:17] is the sub-list for method output_type
+	15, // [15:16] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_sync_proto_init() }
@@ -1110,6 +1242,7 @@ func file_syncpb_sync_proto_init() {
 		(*Frame_Event_Entry)(nil),
 		(*Frame_Event_Handover)(nil),
 		(*Frame_Event_Unite)(nil),
+		(*Frame_Event_Renew)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1117,7 +1250,7 @@ func file_syncpb_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_sync_proto_rawDesc), len(file_syncpb_sync_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,7 +51,7 @@ func newReplicas(b *testing.B, links ...string) *replicas {
 
 	frames := make(chan Received, 256)
 	r := statesync.NewReplica(0xb, statesync.NewLedger(nil))
-	standby := endpoint(2, 0xb, Handler{Up: nop, Down: nop, Ack: func(cluster.NodeID, cluster.ProcessID, uint64) {}, Frame: func(f Received) { frames <- f }})
+	standby := endpoint(2, 0xb, Handler{Up: nop, Down: nop, Ack: func(cluster.NodeID, cluster.ProcessID, cluster.ScopeID, uint64) {}, Frame: func(f Received) { frames <- f }})
 	stop := make(chan struct{})
 	b.Cleanup(func() { close(stop) })
 	go func() {
@@ -80,7 +80,7 @@ func newReplicas(b *testing.B, links ...string) *replicas {
 	up := make(chan struct{}, 1)
 	o.owner = endpoint(1, 0xa, Handler{
 		Up: func(cluster.NodeID, cluster.ProcessID) { up <- struct{}{} }, Down: nop, Frame: func(f Received) { f.Done() },
-		Ack: func(n cluster.NodeID, p cluster.ProcessID, seq uint64) {
+		Ack: func(n cluster.NodeID, p cluster.ProcessID, _ cluster.ScopeID, seq uint64) {
 			o.in <- func(now time.Time) { o.j.HandleAck(now, n, p, seq) }
 		},
 	})

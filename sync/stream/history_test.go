@@ -35,17 +35,29 @@ type party struct {
 	closed bool
 	gate   chan struct{} // Frame waits for it
 	queue  []Received    // that the node has not dealt with, if lazy
-	lazy   bool
-	mute   bool                           // acknowledges nothing
-	up     cluster.ProcessID              // of the other, as Up and Down tell it; 0: down
-	sent   map[cluster.ProcessID][][]byte // to the other's processes, in order
-	told   map[cluster.ProcessID]uint64   // that they acknowledged, as we were told
-	have   map[cluster.ProcessID]uint64   // frames in order from the other's processes
-	acked  map[cluster.ProcessID]uint64   // what we acknowledged
-	again  map[cluster.ProcessID]bool     // frames may come twice, because we asked
-	from   cluster.ProcessID              // of the last frame
+	lazy   map[cluster.ScopeID]bool
+	mute   map[cluster.ScopeID]bool              // acknowledges nothing
+	up     cluster.ProcessID                     // of the other, as Up and Down tell it; 0: down
+	sent   map[course][][]byte                   // to the other's processes, in order
+	told   map[course]uint64                     // that they acknowledged, as we were told
+	have   map[course]uint64                     // frames in order from the other's processes
+	acked  map[course]uint64                     // what we acknowledged
+	again  map[course]bool                       // frames may come twice, because we asked
+	from   map[cluster.ScopeID]cluster.ProcessID // of the last frame
 	second int
+	leaps  int
 }
+
+// course is a scope with the process at the other end: what is numbered by itself.
+type course struct {
+	scope   cluster.ScopeID
+	process cluster.ProcessID
+}
+
+// scopes of a random history; the first is that of a pair.
+var scopes = []cluster.ScopeID{0, 256, 300, 383}
+
+const leap = 0xff // marks a frame that begins a copy: what was before it need not arrive
 
 // historyWorld is two parties, with all processes that they ever were.
 type historyWorld struct {
@@ -77,8 +89,9 @@ func (w *historyWorld) tell(format string, args ...any) {
 func (w *historyWorld) start(i int, process cluster.ProcessID) *party {
 	p := &party{
 		w: w, node: cluster.NodeID(i + 1), process: process,
-		sent: map[cluster.ProcessID][][]byte{}, told: map[cluster.ProcessID]uint64{}, have: map[cluster.ProcessID]uint64{},
-		acked: map[cluster.ProcessID]uint64{}, again: map[cluster.ProcessID]bool{},
+		lazy: map[cluster.ScopeID]bool{}, mute: map[cluster.ScopeID]bool{},
+		sent: map[course][][]byte{}, told: map[course]uint64{}, have: map[course]uint64{},
+		acked: map[course]uint64{}, again: map[course]bool{}, from: map[cluster.ScopeID]cluster.ProcessID{},
 	}
 	other := cluster.NodeID(2 - i)
 	e, err := New(Options{
@@ -138,41 +151,49 @@ func (p *party) frame(r Received) {
 	}
 	p.mu.Lock()
 	p.queue = append(p.queue, r)
-	lazy := p.lazy
 	p.mu.Unlock()
-	if !lazy {
-		p.work()
-	}
+	p.work()
 }
 
-// work deals with the queue: the checks of what a replica relies on.
+// work deals with the queue, lazy scopes apart: the checks of what a replica relies on.
 func (p *party) work() {
 	p.mu.Lock()
 	var acks []statesync.SendAck
-	queue := p.queue
-	p.queue = nil
+	var queue, rest []Received
+	for _, r := range p.queue {
+		if p.lazy[r.Scope] {
+			rest = append(rest, r)
+		} else {
+			queue = append(queue, r)
+		}
+	}
+	p.queue = rest
 	for _, r := range queue {
 		owner := p.w.party(r.Process)
-		seq := binary.BigEndian.Uint64(r.Frame)
-		switch have := p.have[r.Process]; {
+		seq, c := binary.BigEndian.Uint64(r.Frame), course{r.Scope, r.Process}
+		have := p.have[c]
+		switch {
 		case owner == nil || owner.node != r.Node || r.Node == p.node:
 			p.w.fault("node %d: a frame of node %d, process %x", p.node, r.Node, r.Process)
-		case seq == have+1:
-			p.have[r.Process] = seq
-			if !bytes.Equal(r.Frame, owner.sentTo(p.process, seq)) {
-				p.w.fault("node %d process %x: frame %d of %x is not what was sent", p.node, p.process, seq, r.Process)
+		case seq == have+1 || seq > have && r.Frame[8] == leap:
+			if seq > have+1 {
+				p.leaps++
+			}
+			p.have[c] = seq
+			if !bytes.Equal(r.Frame, owner.sentTo(course{r.Scope, p.process}, seq)) {
+				p.w.fault("node %d process %x: frame %d of %x in %v is not what was sent", p.node, p.process, seq, r.Process, r.Scope)
 			}
 		case seq > have+1:
-			p.w.fault("node %d process %x: frame %d of %x after %d", p.node, p.process, seq, r.Process, have)
-		case !p.again[r.Process] && !p.w.contested(r.Process):
-			p.w.fault("node %d process %x: frame %d of %x is there twice", p.node, p.process, seq, r.Process)
+			p.w.fault("node %d process %x: frame %d of %x in %v after %d", p.node, p.process, seq, r.Process, r.Scope, have)
+		case !p.again[c] && !p.w.contested(r.Process):
+			p.w.fault("node %d process %x: frame %d of %x in %v is there twice", p.node, p.process, seq, r.Process, r.Scope)
 		default:
 			p.second++
 		}
-		p.from = r.Process
-		if !p.mute {
-			p.acked[r.Process] = p.have[r.Process]
-			acks = append(acks, statesync.SendAck{Node: r.Node, Process: r.Process, Seq: p.have[r.Process]})
+		p.from[r.Scope] = r.Process
+		if !p.mute[r.Scope] {
+			p.acked[c] = p.have[c]
+			acks = append(acks, statesync.SendAck{Scope: r.Scope, Node: r.Node, Process: r.Process, Seq: p.have[c]})
 		}
 	}
 	p.mu.Unlock()
@@ -196,45 +217,52 @@ func (w *historyWorld) party(process cluster.ProcessID) *party {
 	return w.all[process]
 }
 
-func (p *party) sentTo(process cluster.ProcessID, seq uint64) []byte {
+func (p *party) sentTo(c course, seq uint64) []byte {
 	p.w.mu.Lock() // not p.mu: both sides may ask each other
 	defer p.w.mu.Unlock()
-	if frames := p.sent[process]; seq <= uint64(len(frames)) {
+	if frames := p.sent[c]; seq <= uint64(len(frames)) {
 		return frames[seq-1]
 	}
 	return nil
 }
 
-func (p *party) ack(_ cluster.NodeID, process cluster.ProcessID, seq uint64) {
+func (p *party) ack(_ cluster.NodeID, process cluster.ProcessID, scope cluster.ScopeID, seq uint64) {
+	c := course{scope, process}
 	p.w.mu.Lock()
-	sent := uint64(len(p.sent[process]))
+	sent := uint64(len(p.sent[c]))
 	p.w.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || seq > sent {
-		p.w.fault("node %d process %x: %x acknowledged %d of %d", p.node, p.process, process, seq, sent)
+		p.w.fault("node %d process %x: %x acknowledged %d of %d in %v", p.node, p.process, process, seq, sent, scope)
 	}
-	p.told[process] = max(p.told[process], seq)
+	p.told[c] = max(p.told[c], seq)
 }
 
-// send sends to the process that is up, numbered for it from 1.
-func (p *party) send(n, size int) {
+// send sends to the process that is up, numbered for it and the scope from 1. The first
+// frame may begin a copy.
+func (p *party) send(scope cluster.ScopeID, n, size int, copies bool) {
 	p.mu.Lock()
-	to := p.up
+	to := course{scope, p.up}
 	p.mu.Unlock()
-	if to == 0 {
+	if to.process == 0 {
 		return
 	}
-	for range n {
+	for i := range n {
 		p.w.mu.Lock()
 		seq := uint64(len(p.sent[to])) + 1
-		b := frameOf(seq, 8+p.w.r.IntN(size))
-		for i := 8; i < len(b); i += 61 {
+		b := frameOf(seq, 11+p.w.r.IntN(size))
+		for i := 11; i < len(b); i += 61 {
 			b[i] = byte(p.w.r.Uint32())
 		}
+		restart := copies && i == 0
+		if restart {
+			b[8] = leap
+		}
+		binary.BigEndian.PutUint16(b[9:], uint16(scope))
 		p.sent[to] = append(p.sent[to], b)
 		p.w.mu.Unlock()
-		p.e.Send(statesync.SendFrame{Node: 3 - p.node, Process: to, Seq: seq, Frame: b})
+		p.e.Send(statesync.SendFrame{Scope: scope, Node: 3 - p.node, Process: to.process, Seq: seq, Restart: restart, Frame: b})
 	}
 }
 
@@ -242,7 +270,9 @@ func (p *party) send(n, size int) {
 func (p *party) free() {
 	p.mu.Lock()
 	gate := p.gate
-	p.gate, p.lazy, p.mute = nil, false, false
+	p.gate = nil
+	clear(p.lazy)
+	clear(p.mute)
 	p.mu.Unlock()
 	if gate != nil {
 		close(gate)
@@ -252,13 +282,15 @@ func (p *party) free() {
 
 // catchUp acknowledges what there is.
 func (p *party) catchUp() {
-	p.mu.Lock()
-	from := p.from
-	a := statesync.SendAck{Node: 3 - p.node, Process: from, Seq: p.have[from]}
-	p.acked[from] = a.Seq
-	p.mu.Unlock()
-	if from != 0 {
-		p.e.Ack(a)
+	for _, scope := range scopes {
+		p.mu.Lock()
+		c := course{scope, p.from[scope]}
+		a := statesync.SendAck{Scope: scope, Node: 3 - p.node, Process: c.process, Seq: p.have[c]}
+		p.acked[c] = a.Seq
+		p.mu.Unlock()
+		if c.process != 0 {
+			p.e.Ack(a)
+		}
 	}
 }
 
@@ -281,17 +313,17 @@ func (w *historyWorld) end(p *party) {
 // check compares what senders were told with what receivers have.
 func (w *historyWorld) check() {
 	for _, p := range w.all {
-		for process, told := range p.told {
-			o := w.all[process]
-			if acked, have := o.acked[p.process], o.have[p.process]; told > acked || acked > have {
-				w.fault("%x was told that %x acknowledged %d; that has %d and acknowledged %d", p.process, process, told, have, acked)
+		for c, told := range p.told {
+			o, back := w.all[c.process], course{c.scope, p.process}
+			if acked, have := o.acked[back], o.have[back]; told > acked || acked > have {
+				w.fault("%x was told that %x acknowledged %d in %v; that has %d and acknowledged %d", p.process, c.process, told, c.scope, have, acked)
 			}
 		}
 	}
 }
 
 func (w *historyWorld) step(next *cluster.ProcessID) {
-	i, d := w.r.IntN(2), devices[w.r.IntN(2)]
+	i, d, scope := w.r.IntN(2), devices[w.r.IntN(2)], scopes[w.r.IntN(len(scopes))]
 	p := w.now[i]
 	switch n := w.r.IntN(100); {
 	case n < 30:
@@ -299,10 +331,11 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 		if w.r.IntN(6) == 0 {
 			size = 1 + w.r.IntN(200<<10)
 		}
-		w.tell("node %d sends %d of up to %d bytes", p.node, k, size)
-		p.send(k, size)
+		copies := w.r.IntN(5) == 0
+		w.tell("node %d sends %d of up to %d bytes in %v, a copy: %v", p.node, k, size, scope, copies)
+		p.send(scope, k, size, copies)
 		for _, z := range w.undead {
-			z.send(1, size)
+			z.send(scope, 1, size, false)
 		}
 	case n < 38:
 		w.tell("%s is cut", d)
@@ -349,13 +382,13 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 		w.tell("node %d is told", p.node)
 		w.meet(i)
 	case n < 84:
-		w.tell("node %d asks again", p.node)
+		w.tell("node %d asks again in %v", p.node, scope)
 		p.mu.Lock()
 		for process := range w.all {
-			p.again[process] = true
+			p.again[course{scope, process}] = true
 		}
 		p.mu.Unlock()
-		p.e.Resync(3 - p.node)
+		p.e.Resync(3-p.node, scope)
 	case n < 88:
 		w.tell("node %d's handler waits", p.node)
 		p.mu.Lock()
@@ -364,14 +397,14 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 		}
 		p.mu.Unlock()
 	case n < 91:
-		w.tell("node %d is lazy", p.node)
+		w.tell("node %d is lazy in %v", p.node, scope)
 		p.mu.Lock()
-		p.lazy = true
+		p.lazy[scope] = true
 		p.mu.Unlock()
 	case n < 94:
-		w.tell("node %d acknowledges nothing", p.node)
+		w.tell("node %d acknowledges nothing in %v", p.node, scope)
 		p.mu.Lock()
-		p.mute = true
+		p.mute[scope] = true
 		p.mu.Unlock()
 	case n < 97:
 		w.tell("node %d goes on", p.node)
@@ -408,14 +441,19 @@ func (w *historyWorld) heal() {
 		if o := w.now[2-p.node]; p.up != o.process {
 			w.fault("after healing %x is up for node %d, not %x", p.up, p.node, o.process)
 		}
-		p.send(5, 100)
+		for _, scope := range scopes {
+			p.send(scope, 5, 100, false)
+		}
 		p.catchUp()
 	}
 	pass(time.Second)
 	for _, p := range w.now {
 		o := w.now[2-p.node]
-		if sent, have, told := uint64(len(p.sent[o.process])), o.have[p.process], p.told[o.process]; have != sent || told != sent {
-			w.fault("after healing %x has %d and acknowledged %d of %d from %x", o.process, have, told, sent, p.process)
+		for _, scope := range scopes {
+			there, back := course{scope, o.process}, course{scope, p.process}
+			if sent, have, told := uint64(len(p.sent[there])), o.have[back], p.told[there]; have != sent || told != sent {
+				w.fault("after healing %x has %d and acknowledged %d of %d from %x in %v", o.process, have, told, sent, p.process, scope)
+			}
 		}
 		if frames, bytes := p.e.kept(o.node); frames != 0 || bytes != 0 {
 			w.fault("after healing %d frames of %d bytes are kept", frames, bytes)
@@ -432,7 +470,7 @@ func (w *historyWorld) heal() {
 // happens when; goroutines that run in the same instant may still interleave
 // differently from run to run, so a fault's story is told with its seed. Acknowledged
 // frames are there, what is there is a prefix of what was sent, and after healing it is
-// all of it; Up and Down alternate; no goroutine is left (synctest).
+// all of it, in every scope; Up and Down alternate; no goroutine is left (synctest).
 func TestBubbleHistories(t *testing.T) {
 	n := *histories
 	switch {
@@ -445,7 +483,7 @@ func TestBubbleHistories(t *testing.T) {
 	if *history != 0 {
 		first, n = *history, 1
 	}
-	var frames, conns, processes, twice int
+	var frames, conns, processes, twice, leaps int
 	for seed := first; seed < first+uint64(n); seed++ {
 		synctest.Test(t, func(t *testing.T) {
 			w := &historyWorld{
@@ -477,6 +515,7 @@ func TestBubbleHistories(t *testing.T) {
 			}
 			for _, p := range w.all {
 				twice += p.second
+				leaps += p.leaps
 				for _, have := range p.have {
 					frames += int(have)
 				}
@@ -488,5 +527,5 @@ func TestBubbleHistories(t *testing.T) {
 			break
 		}
 	}
-	t.Logf("%d histories: %d processes, %d dials, %d frames, %d of them again when asked", n, processes, conns, frames, twice)
+	t.Logf("%d histories: %d processes, %d dials, %d frames, %d of them again when asked, %d copies that took the place of others", n, processes, conns, frames, twice, leaps)
 }

@@ -3,8 +3,6 @@ package stream
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -25,6 +23,7 @@ var (
 
 // Received is a frame from another node.
 type Received struct {
+	Scope   cluster.ScopeID
 	Node    cluster.NodeID
 	Process cluster.ProcessID
 	Frame   []byte // the handler's to keep
@@ -33,158 +32,6 @@ type Received struct {
 
 // Done says that the frame has been dealt with.
 func (r Received) Done() { r.from.give(len(r.Frame)) }
-
-// receiver is our side of the streams from one node.
-type receiver struct {
-	// Held around the handler's Frame, so that first arrivals keep their order. No
-	// mutex, because the handler may wait for long, and streams end meanwhile.
-	order chan struct{}
-
-	mu       sync.Mutex
-	process  cluster.ProcessID
-	retired  []cluster.ProcessID // that it was before
-	acked    uint64              // highest acknowledged frame of process
-	handed   uint64              // highest that the handler was given
-	second   uint64              // how many arrived again
-	arrivals uint64              // of frames and streams
-	inflight int                 // bytes with the handler, whichever streams brought them
-	streams  []*incoming
-	room     chan struct{} // inflight has shrunk
-}
-
-// incoming is one stream.
-type incoming struct {
-	r      *receiver
-	wake   chan struct{} // acked has risen
-	ended  chan struct{} // closed by stop
-	once   sync.Once
-	reason error  // set before ended is closed
-	heard  uint64 // the receiver's arrivals when it brought something last; under r.mu
-}
-
-// stop ends the stream.
-func (s *incoming) stop(reason error) {
-	s.once.Do(func() {
-		s.reason = reason
-		close(s.ended)
-	})
-}
-
-func (r *receiver) give(n int) {
-	r.mu.Lock()
-	r.inflight -= n
-	r.mu.Unlock()
-	signal(r.room)
-}
-
-func (r *receiver) ack(process cluster.ProcessID, seq uint64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if process != r.process || seq <= r.acked {
-		return
-	}
-	r.acked, r.handed = seq, max(r.handed, seq)
-	for _, s := range r.streams {
-		signal(s.wake)
-	}
-}
-
-func (r *receiver) held() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.acked
-}
-
-// verdict on a frame.
-type verdict int
-
-const (
-	stale verdict = iota // arrived before, or its stream has ended
-	early                // new, but the handler has enough
-	fresh                // new, and the handler is given it now
-)
-
-// judge counts a frame. A stream that has ended brings nothing any more; that it is
-// asked under the lock keeps what an older process or an interrupted run left behind
-// from counting.
-func (r *receiver) judge(s *incoming, seq uint64, size int) verdict {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	select {
-	case <-s.ended:
-		return stale
-	default:
-	}
-	r.arrivals++
-	s.heard = r.arrivals
-	switch {
-	case seq <= r.handed:
-		r.second++
-		return stale
-	case r.inflight > 0 && r.inflight+size > maxInflight:
-		return early
-	}
-	r.handed = seq
-	r.inflight += size
-	return fresh
-}
-
-// resync ends the streams; what was not acknowledged will be new again.
-func (r *receiver) resync() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.handed = r.acked
-	for _, s := range r.streams {
-		s.stop(errResync)
-	}
-}
-
-// add counts a stream of a process. The newest one is right: a former one's end may
-// not have been noticed yet, and its hello may still have been on its way. But what
-// heartbeats tell, if they do, is right in any case.
-func (r *receiver) add(process, told cluster.ProcessID) (*incoming, error) {
-	s := &incoming{r: r, wake: make(chan struct{}, 1), ended: make(chan struct{})}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if process != r.process {
-		if told != 0 && process != told && slices.Contains(r.retired, process) {
-			return nil, fmt.Errorf("process %x is a former one", uint64(process))
-		}
-		for _, o := range r.streams {
-			o.stop(errReplaced)
-		}
-		if r.process != 0 {
-			r.retired = retire(r.retired, r.process)
-		}
-		r.process, r.acked, r.handed = process, 0, 0
-	}
-	if len(r.streams) >= maxStreams {
-		// Not the oldest: that may be the one that works, and the others half-open.
-		i, quiet := 0, r.streams[0]
-		for j, o := range r.streams {
-			if o.heard < quiet.heard {
-				i, quiet = j, o
-			}
-		}
-		quiet.stop(errTooMany)
-		r.streams = slices.Delete(slices.Clone(r.streams), i, i+1)
-	}
-	r.arrivals++
-	s.heard = r.arrivals
-	r.streams = append(r.streams, s)
-	return s, nil
-}
-
-func (r *receiver) remove(s *incoming) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i, o := range r.streams {
-		if o == s {
-			r.streams = append(r.streams[:i:i], r.streams[i+1:]...)
-			return
-		}
-	}
-}
 
 // nodeOf is who the certificate of a connection belongs to.
 func (e *Endpoint) nodeOf(p *peer.Peer) (cluster.NodeID, error) {
@@ -267,7 +114,7 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	if r == nil {
 		return status.Error(codes.Unavailable, errClosing.Error())
 	}
-	s, err := r.add(process, e.told(node))
+	s, err := r.add(process, e.told(node), h.m.Hello.Scoped)
 	if err != nil {
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}
@@ -284,18 +131,16 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	return status.Error(codes.Aborted, fmt.Sprint(s.reason))
 }
 
-// answer sends the hello and then whatever is acknowledged, the latest only.
+// answer sends the hello and then what is acknowledged, of each scope the latest only.
 func (e *Endpoint) answer(s *incoming, stream syncpb.StateSync_ReplicateServer) error {
-	sent := s.r.held()
-	if err := stream.Send(&syncpb.StreamDown{Hello: &syncpb.Hello{Process: uint64(e.opt.Process), Have: sent}}); err != nil {
+	if err := stream.Send(&syncpb.StreamDown{Hello: s.hello(e.opt.Process)}); err != nil {
 		return err
 	}
 	for {
-		if seq := s.r.held(); seq > sent {
-			if err := stream.Send(&syncpb.StreamDown{Ack: seq}); err != nil {
+		if m, ok := s.answer(); ok {
+			if err := stream.Send(m); err != nil {
 				return err
 			}
-			sent = seq
 			continue
 		}
 		select {
@@ -315,32 +160,44 @@ func (e *Endpoint) read(s *incoming, stream syncpb.StateSync_ReplicateServer, no
 		if len(m.Frame) == 0 {
 			return errors.New("a message without a frame")
 		}
-		e.hand(s, m.Seq, Received{Node: node, Process: process, Frame: m.Frame, from: s.r})
+		scope, err := scopeOf(m.Scope)
+		if err != nil {
+			return err
+		}
+		if scope != 0 && !s.scoped {
+			return errors.New("a scope of one who knows of none")
+		}
+		if !e.hand(s, m.Seq, m.First, Received{Scope: scope, Node: node, Process: process, Frame: m.Frame, from: s.r}) {
+			return errScopes
+		}
 	}
 }
 
 // hand gives the handler a frame, if it is the first to arrive. It waits for the
-// handler to have room, unless the stream ends.
-func (e *Endpoint) hand(s *incoming, seq uint64, f Received) {
+// handler to have room, unless the stream ends. ok is false if the frame is of one scope
+// too many.
+func (e *Endpoint) hand(s *incoming, seq uint64, first bool, f Received) (ok bool) {
 	r := s.r
 	select {
 	case r.order <- struct{}{}:
 		defer func() { <-r.order }()
 	case <-s.ended:
-		return
+		return true
 	}
 	for {
-		switch r.judge(s, seq, len(f.Frame)) {
+		switch r.judge(s, f.Scope, seq, first, len(f.Frame)) {
 		case stale:
-			return
+			return true
+		case refused:
+			return false
 		case fresh:
 			e.opt.Handler.Frame(f)
-			return
+			return true
 		}
 		select {
 		case <-r.room:
 		case <-s.ended:
-			return
+			return true
 		}
 	}
 }

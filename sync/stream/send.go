@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -15,7 +16,6 @@ import (
 
 	"tandem/cluster"
 	"tandem/proto/syncpb"
-	statesync "tandem/sync"
 )
 
 const maxRetired = 8 // former processes of a node that are remembered
@@ -29,14 +29,16 @@ type sender struct {
 
 	mu      sync.Mutex
 	told    cluster.ProcessID   // last named by heartbeats
-	process cluster.ProcessID   // that answered last, and that the log is for
+	process cluster.ProcessID   // that answered last, and that the logs are for
 	retired []cluster.ProcessID // that it was before
 	life    int                 // rises with process
 	live    int                 // open streams to process
-	log     []statesync.SendFrame
-	bytes   int    // of the log
-	last    uint64 // highest number that the log had
+	scoped  bool                // process knows of scopes
+	logs    map[cluster.ScopeID]*outlog
+	bytes   int // of all logs
 	links   map[place]*link
+
+	complained bool // that process does not take a scope
 }
 
 // place is where a link leads.
@@ -52,10 +54,12 @@ type link struct {
 	ctx    context.Context // ends the link
 	cancel context.CancelFunc
 	again  chan struct{} // dial now
-	wake   chan struct{} // the log has grown
+	wake   chan struct{} // ready has grown
 
-	end  context.CancelFunc // of the stream, nil when there is none; under s.mu
-	sent uint64             // highest number that this stream need not send any more; under s.mu
+	// Under s.mu.
+	end     context.CancelFunc // of the stream, nil when there is none
+	cursors map[cluster.ScopeID]*cursor
+	ready   []cluster.ScopeID // with something to send, each once
 }
 
 // set brings the links to what was told. The endpoint's lock is held.
@@ -100,69 +104,6 @@ func signal(c chan struct{}) {
 	}
 }
 
-func (s *sender) send(f statesync.SendFrame) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f.Process != s.process {
-		return
-	}
-	if f.Restart {
-		s.log, s.bytes = nil, 0
-	}
-	if s.bytes+len(f.Frame) > s.e.opt.Backlog {
-		return // the frames that follow are refused as a gap until a copy restarts the log
-	}
-	s.log = append(s.log, f)
-	s.bytes += len(f.Frame)
-	s.last = f.Seq
-	for _, l := range s.links {
-		signal(l.wake)
-	}
-}
-
-// next is the first frame that the link's stream has not sent. What another link
-// carried and was acknowledged need not travel again.
-func (s *sender) next(l *link) (statesync.SendFrame, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	i, _ := slices.BinarySearchFunc(s.log, l.sent+1, func(f statesync.SendFrame, seq uint64) int {
-		switch {
-		case f.Seq < seq:
-			return -1
-		case f.Seq > seq:
-			return 1
-		}
-		return 0
-	})
-	if i == len(s.log) {
-		return statesync.SendFrame{}, false
-	}
-	l.sent = s.log[i].Seq
-	return s.log[i], true
-}
-
-// acked drops what is acknowledged. ok is false if that was never sent.
-func (s *sender) acked(process cluster.ProcessID, seq uint64) (ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if process != s.process {
-		return true
-	}
-	if seq > s.last {
-		return false
-	}
-	n := 0
-	for n < len(s.log) && s.log[n].Seq <= seq {
-		s.bytes -= len(s.log[n].Frame)
-		s.log[n] = statesync.SendFrame{}
-		n++
-	}
-	if s.log = s.log[n:]; len(s.log) == 0 {
-		s.log = nil
-	}
-	return true
-}
-
 // retire remembers the latest former processes.
 func retire(former []cluster.ProcessID, p cluster.ProcessID) []cluster.ProcessID {
 	if former = append(former, p); len(former) > maxRetired {
@@ -173,7 +114,7 @@ func retire(former []cluster.ProcessID, p cluster.ProcessID) []cluster.ProcessID
 
 // attach counts a stream whose hellos were exchanged. have is what the process
 // acknowledged before.
-func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end context.CancelFunc) (life int, err error) {
+func (s *sender) attach(l *link, process cluster.ProcessID, scoped bool, have map[cluster.ScopeID]uint64, end context.CancelFunc) (life int, err error) {
 	s.report.Lock()
 	defer s.report.Unlock()
 	s.mu.Lock()
@@ -187,7 +128,8 @@ func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end con
 		if old != 0 {
 			s.retired = retire(s.retired, old)
 		}
-		s.process, s.log, s.bytes, s.last, s.live = process, nil, 0, 0, 0
+		s.process, s.logs, s.bytes, s.live = process, make(map[cluster.ScopeID]*outlog), 0, 0
+		s.scoped, s.complained = scoped, false
 		s.life++
 		for _, o := range s.links {
 			if o.end != nil {
@@ -197,7 +139,8 @@ func (s *sender) attach(l *link, process cluster.ProcessID, have uint64, end con
 	}
 	s.live++
 	came := s.live == 1
-	l.end, l.sent = end, have
+	l.end = end
+	l.begin(have)
 	life = s.life
 	s.mu.Unlock()
 	if gone {
@@ -294,7 +237,7 @@ func (l *link) session() (opened bool, err error) {
 	if err != nil {
 		return false, cause(ctx, err)
 	}
-	if err := stream.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: uint64(s.e.opt.Process)}}); err != nil {
+	if err := stream.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: uint64(s.e.opt.Process), Scoped: true}}); err != nil {
 		return false, cause(ctx, err)
 	}
 	m, err := stream.Recv()
@@ -312,10 +255,13 @@ func (l *link) session() (opened bool, err error) {
 	if process == 0 || process == s.e.opt.Process {
 		return false, errors.New("no hello")
 	}
-	have := m.Hello.Have
+	have, err := held(m.Hello)
+	if err != nil {
+		return false, err
+	}
 	opening.Stop()
 
-	life, err := s.attach(l, process, have, func() { cancel(errors.New("another process answers")) })
+	life, err := s.attach(l, process, m.Hello.Scoped, have, func() { cancel(errors.New("another process answers")) })
 	if err != nil {
 		return false, err
 	}
@@ -325,34 +271,53 @@ func (l *link) session() (opened bool, err error) {
 	defer writer.Wait() // before detach: the writer uses the link
 	defer cancel(nil)
 	writer.Go(func() { cancel(l.write(ctx, cancel, stream)) })
-	for seq := have; ; {
-		if seq > 0 {
-			if !s.acked(process, seq) {
-				return true, fmt.Errorf("frame %d, which was never sent, is acknowledged", seq)
-			}
-			if ctx.Err() == nil {
-				s.e.opt.Handler.Ack(s.node, process, seq)
-			}
+	for _, scope := range slices.Sorted(maps.Keys(have)) {
+		if err := l.acked(ctx, process, scope, have[scope]); err != nil {
+			return true, err
 		}
+	}
+	for {
 		m, err := stream.Recv()
 		if err != nil {
 			return true, cause(ctx, err)
 		}
-		if m.Ack == 0 {
+		scope, err := scopeOf(m.Scope)
+		switch {
+		case err != nil:
+			return true, err
+		case m.Ack == 0 && !m.Resync:
 			return true, errors.New("an answer that is none")
 		}
-		seq = m.Ack
+		if m.Ack > 0 {
+			if err := l.acked(ctx, process, scope, m.Ack); err != nil {
+				return true, err
+			}
+		}
+		if m.Resync {
+			s.rewind(l, scope, m.Ack)
+		}
 	}
 }
 
-// write sends what the log has. A frame that the stream does not take in time ends it.
+// acked passes an acknowledgement on.
+func (l *link) acked(ctx context.Context, process cluster.ProcessID, scope cluster.ScopeID, seq uint64) error {
+	if !l.s.acked(process, scope, seq) {
+		return fmt.Errorf("frame %d of %v, which was never sent, is acknowledged", seq, scope)
+	}
+	if ctx.Err() == nil {
+		l.s.e.opt.Handler.Ack(l.s.node, process, scope, seq)
+	}
+	return nil
+}
+
+// write sends what the logs have. A frame that the stream does not take in time ends it.
 func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream syncpb.StateSync_ReplicateClient) error {
 	patience := l.s.e.opt.Stall
 	stall := time.AfterFunc(patience, func() { cancel(errors.New("the link takes no frames")) })
 	stall.Stop()
 	defer stall.Stop()
 	for {
-		f, ok := l.s.next(l)
+		f, first, ok := l.s.next(l)
 		if !ok {
 			select {
 			case <-l.wake:
@@ -362,7 +327,7 @@ func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream
 			}
 		}
 		stall.Reset(patience)
-		err := stream.Send(&syncpb.StreamUp{Frame: f.Frame, Seq: f.Seq})
+		err := stream.Send(&syncpb.StreamUp{Frame: f.Frame, Seq: f.Seq, Scope: uint32(f.Scope), First: first})
 		stall.Stop()
 		if err != nil {
 			// io.EOF: Recv has the reason, and ends the stream.

@@ -26,10 +26,11 @@ const (
 
 	window      = 1 << 20                    // bytes of flow control for a stream
 	maxMessage  = statesync.MaxFrame + 1<<10 // of a client's message
-	maxAnswer   = 256                        // of a server's message
+	maxAnswer   = 4 << 10                    // of a server's message: a hello of all scopes
 	maxInflight = 1 << 20                    // bytes of frames with the handler, from one node
 	maxStreams  = 8                          // from one node
 	maxConns    = 64                         // accepted for each listener
+	maxScopes   = 128                        // between two processes, in each direction
 )
 
 const defaultStall = 2 * time.Second
@@ -44,11 +45,11 @@ type Handler struct {
 	// Frame: a frame arrived for the first time; or again after Resync, or after
 	// another process spoke for the node in between. It may wait for the node, which
 	// holds up what comes from that member. Done must be called when the frame has
-	// been dealt with: at most 1 MiB from one member is handed up before. A member
-	// that has to wait longer than its Stall begins its streams again.
+	// been dealt with: at most 1 MiB from one member, of all scopes, is handed up
+	// before. A member that has to wait longer than its Stall begins its streams again.
 	Frame func(Received)
-	// Ack: the member's process acknowledged every frame up to the number.
-	Ack func(cluster.NodeID, cluster.ProcessID, uint64)
+	// Ack: the member's process acknowledged every frame of the scope up to the number.
+	Ack func(cluster.NodeID, cluster.ProcessID, cluster.ScopeID, uint64)
 }
 
 // Options of an Endpoint.
@@ -66,8 +67,9 @@ type Options struct {
 	// zone of its device if it is link-local.
 	Dial func(context.Context, cluster.Link, uint16) (net.Conn, error)
 	// Backlog is what the unacknowledged frames for one node may amount to, in
-	// bytes; 0: 256 MiB. What is beyond is not carried: the member's copy must
-	// be begun again.
+	// bytes; 0: 256 MiB. What is beyond is not carried, nor what follows it in its
+	// scope: the member's copy must be begun again. A 128th of it is each scope's
+	// own, whatever the others have filled.
 	Backlog int
 	// Stall is how long a link may refuse to take a frame before it is torn
 	// down; 0: 2 s.
@@ -180,7 +182,9 @@ func (e *Endpoint) SetPeers(node cluster.NodeID, process cluster.ProcessID, link
 }
 
 // Send sends a frame on every link, and again on those that come until it is
-// acknowledged. Frames for a process that is not the node's present one are dropped.
+// acknowledged. Frames for a process that is not the node's present one are dropped;
+// so are those of a 129th scope, and those of any scope but 0 for a process of an
+// earlier build, which knows of none.
 func (e *Endpoint) Send(f statesync.SendFrame) {
 	e.mu.Lock()
 	s := e.out[f.Node]
@@ -190,24 +194,25 @@ func (e *Endpoint) Send(f statesync.SendFrame) {
 	}
 }
 
-// Ack acknowledges frames of a node's process, on every link from it.
+// Ack acknowledges frames of a scope of a node's process, on every link from it.
 func (e *Endpoint) Ack(a statesync.SendAck) {
 	e.mu.Lock()
 	r := e.in[a.Node]
 	e.mu.Unlock()
 	if r != nil {
-		r.ack(a.Process, a.Seq)
+		r.ack(a.Process, a.Scope, a.Seq)
 	}
 }
 
-// Resync ends the streams from a node, which then begins again from what was
-// acknowledged: the answer to a frame that the Replica refused.
-func (e *Endpoint) Resync(node cluster.NodeID) {
+// Resync makes a node begin a scope again from what was acknowledged: the answer to a
+// frame that the Replica refused. Other scopes go on, unless the node's build knows of
+// none: then its streams end, and begin again.
+func (e *Endpoint) Resync(node cluster.NodeID, scope cluster.ScopeID) {
 	e.mu.Lock()
 	r := e.in[node]
 	e.mu.Unlock()
 	if r != nil {
-		r.resync()
+		r.resync(scope)
 	}
 }
 

@@ -208,7 +208,7 @@ func TestResync(t *testing.T) {
 	until(t, "arrived twice", func() bool { return two.second(1) == 5 })
 	two.Ack(statesync.SendAck{Node: 1, Process: 0xa1, Seq: 3})
 	one.until("acknowledged", func() bool { return one.ackedTo == 3 })
-	two.Resync(1)
+	two.Resync(1, 0)
 	two.until("what is not acknowledged comes again", func() bool { return two.all == 7 })
 }
 

@@ -81,7 +81,7 @@ func TestBubbleReceiverIsReplacedUnnoticed(t *testing.T) {
 		one.wantState(0, 0, 0, "up 2 b1", "down 2 b1", "up 2 b2")
 		one.sends(again, 1, 5, 100)
 		// What a stream of the former process still had to say counts for nothing.
-		one.out[2].acked(two.process, 3)
+		one.out[2].acked(two.process, 0, 3)
 		if frames, _ := one.kept(2); frames != 5 {
 			t.Error("the former process acknowledges frames of the new one")
 		}

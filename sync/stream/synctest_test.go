@@ -227,7 +227,7 @@ func TestBubbleUnacknowledgedComesAgainAfterResync(t *testing.T) {
 		two.mu.Lock()
 		two.high, two.got = 4, nil // the replica lost the rest
 		two.mu.Unlock()
-		two.Resync(1)
+		two.Resync(1, 0)
 		pass(2 * time.Second)
 		two.wantState(16, 10, 0)
 		if want := []uint64{5, 6, 7, 8, 9, 10}; !slices.Equal(two.got, want) {

@@ -215,7 +215,7 @@ func newDeafHost(t testing.TB, a *authority, dial func(context.Context, cluster.
 			Up:    func(n cluster.NodeID, p cluster.ProcessID) { h.event("up", n, p) },
 			Down:  func(n cluster.NodeID, p cluster.ProcessID) { h.event("down", n, p) },
 			Frame: h.frame,
-			Ack: func(n cluster.NodeID, p cluster.ProcessID, seq uint64) {
+			Ack: func(n cluster.NodeID, p cluster.ProcessID, _ cluster.ScopeID, seq uint64) {
 				h.mu.Lock()
 				defer h.mu.Unlock()
 				h.ackedTo = max(h.ackedTo, seq)
@@ -350,14 +350,17 @@ func (h *host) live(to cluster.NodeID) int {
 	return s.live
 }
 
-// kept is what is not acknowledged by a node.
+// kept is what is not acknowledged by a node, of all scopes.
 func (e *Endpoint) kept(to cluster.NodeID) (frames, bytes int) {
 	e.mu.Lock()
 	s := e.out[to]
 	e.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.log), s.bytes
+	for _, o := range s.logs {
+		frames += len(o.frames)
+	}
+	return frames, s.bytes
 }
 
 // pair is two nodes with two links; node 1 sends, node 2 acknowledges.
