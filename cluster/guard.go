@@ -11,6 +11,7 @@ import (
 // and not safe for concurrent use. Silence and hangs are counted in its own ticks:
 // whoever was stopped has missed nothing, provided that what arrived meanwhile is
 // handed in before the tick (HandleHeartbeat, then HandleProgress, then Tick).
+// Entitlement is held for each scope by itself (guard_scopes.go).
 type Guard struct {
 	opt     GuardOptions
 	tick    time.Duration
@@ -22,6 +23,11 @@ type Guard struct {
 	last    time.Time // of Tick
 	peers   []*guardPeer
 	effects []GuardEffect
+	due     int // copies of a heartbeat that is to be sent now
+	dueAt   time.Time
+	news    bool // it says more than that we live
+	asked   int  // rotates what is asked and answered when that is much
+	granted int
 
 	// The daemon.
 	process      ProcessID
@@ -36,8 +42,8 @@ type Guard struct {
 	idle         int  // ticks without
 	killing      int  // ticks that it has left to die; 0: not killed
 
-	held    entitlement
-	removed Epoch // no entitlement up to this epoch is held any more
+	held    []holding // by scope
+	removed []Tenure  // by scope: no entitlement up to this epoch is held any more
 }
 
 // GuardOptions configure a Guard.
@@ -63,32 +69,16 @@ const (
 	replayWindow = 16
 )
 
-// entitlement is our daemon's right to succeed the owner of an epoch.
-type entitlement struct {
-	state entitled
-	epoch Epoch // its node is the owner
-}
-
-type entitled uint8
-
-const (
-	notEntitled entitled = iota
-	isEntitled
-	// hasClaimed: turned into a takeover that the daemon carries out: no removal is
-	// granted until it owns or gives up.
-	hasClaimed
-)
-
 // guardPeer is another node's guardian.
 type guardPeer struct {
 	hb       Heartbeat // newest
 	heard    bool
 	lastTime time.Time
 	links    []guardLink
-	told     *Peer   // what our daemon knows
-	lost     bool    // loss of hb.Process told
-	request  Removal // that we ask of it; nonce 0: none
-	answered uint64  // nonce that we granted it
+	told     *Peer     // what our daemon knows
+	lost     bool      // loss of hb.Process told
+	requests []Removal // that we ask of it, by scope
+	answered []Removal // that we granted it and it still asks, by scope
 }
 
 type guardLink struct {
@@ -101,10 +91,12 @@ type guardLink struct {
 // GuardEffect is what the guardian's shell has to do.
 type GuardEffect interface{ guardEffect() }
 
-// SendHeartbeat goes out on every device, Copies times.
+// SendHeartbeat goes out on every device and to every peer, Copies times. News:
+// something in it may have changed, so that it is worth waking up for.
 type SendHeartbeat struct {
 	Heartbeat Heartbeat
 	Copies    int
+	News      bool
 }
 
 // TellPeer, TellLoss, TellRemoved, TellEntitled and TellClaimed are for the daemon.
@@ -171,8 +163,12 @@ func (g *Guard) TickInterval() time.Duration { return time.Duration(g.step) * g.
 // Calm says that everybody is heard in time.
 func (g *Guard) Calm() bool { return g.step > 1 }
 
-// Poll returns the next effect; drain it after each input.
+// Poll returns the next effect; drain it after each input, or after several that
+// came together: one heartbeat then tells what became of all of them.
 func (g *Guard) Poll() (GuardEffect, bool) {
+	if len(g.effects) == 0 && g.due > 0 {
+		return g.heartbeat(), true
+	}
 	if len(g.effects) == 0 {
 		g.effects = nil
 		return nil, false
@@ -230,7 +226,7 @@ func (g *Guard) Tick(now time.Time) {
 	}
 	g.watch(now)
 	if g.beat -= g.step; g.beat <= 0 {
-		g.send(now, 1)
+		g.send(now, 1, false)
 	}
 	g.step = 1
 	if !late && g.killing <= 0 {
@@ -258,7 +254,7 @@ func (g *Guard) countSilence(now time.Time, p *guardPeer) (late bool) {
 		return late
 	}
 	p.heard, p.told = false, nil
-	p.request, p.answered = Removal{}, 0
+	p.requests, p.answered = nil, nil
 	g.lose(now, p, LossSilence)
 	return false
 }
@@ -270,19 +266,21 @@ func (g *Guard) lose(now time.Time, p *guardPeer, kind Loss) {
 		return
 	}
 	p.lost = true
-	p.request = Removal{}
-	entitled := g.held.state != notEntitled && g.held.epoch.Node == p.hb.Node
-	if entitled {
-		g.held.state = hasClaimed
-	}
+	p.requests = nil
+	entitled, claimed := g.claimAll(p.hb.Node)
 	if g.attached {
-		g.emit(TellLoss{Node: p.hb.Node, Kind: kind, Entitled: entitled, Detected: now.Sub(p.lastTime)})
+		g.emit(TellLoss{Node: p.hb.Node, Kind: kind, Entitled: entitled, Claimed: claimed, Detected: now.Sub(p.lastTime)})
 	}
 }
 
-// send makes one heartbeat of what is known now.
-func (g *Guard) send(now time.Time, copies int) {
+// send has a heartbeat made as soon as all that is known now has been taken in.
+func (g *Guard) send(now time.Time, copies int, news bool) {
 	g.beat = g.perBeat
+	g.due, g.dueAt, g.news = max(g.due, copies), now, g.news || news
+}
+
+// heartbeat makes one of what is known.
+func (g *Guard) heartbeat() SendHeartbeat {
 	g.seq++
 	h := Heartbeat{
 		Node: g.opt.Self, Name: g.opt.Name, Incarnation: g.opt.Incarnation, Seq: g.seq,
@@ -290,24 +288,24 @@ func (g *Guard) send(now time.Time, copies int) {
 		Announce: g.said, StreamPort: g.port,
 	}
 	if g.announced {
-		h.Announce.Election.Age += now.Sub(g.saidAt)
+		h.Announce.Election.Age += g.dueAt.Sub(g.saidAt)
 	}
-	if g.held.state != notEntitled {
-		h.Entitled = g.held.epoch
-	}
+	h.Entitled, h.EntitledTo = g.holdings()
+	var requests, answers []Removal
 	for _, p := range g.peers {
 		if !p.heard {
 			continue
 		}
 		h.Heard = append(h.Heard, Heard{p.hb.Node, p.hb.Incarnation})
-		if p.request.Nonce != 0 {
-			h.Requests = append(h.Requests, p.request)
-		}
-		if p.answered != 0 {
-			h.Answers = append(h.Answers, Removal{Node: p.hb.Node, Nonce: p.answered})
+		requests = append(requests, p.requests...)
+		for _, r := range p.answered {
+			answers = append(answers, Removal{Scope: r.Scope, Node: p.hb.Node, Nonce: r.Nonce})
 		}
 	}
-	g.emit(SendHeartbeat{h, copies})
+	h.Requests, h.Answers = someOf(requests, &g.asked), someOf(answers, &g.granted)
+	e := SendHeartbeat{h, g.due, g.news}
+	g.due, g.news = 0, false
+	return e
 }
 
 // HandleHeartbeat takes an authenticated heartbeat that came in on a device. The
@@ -348,14 +346,11 @@ func (g *Guard) peer(n NodeID) *guardPeer {
 }
 
 func (p *guardPeer) link(l Link) *guardLink {
-	i, ok := slices.BinarySearchFunc(p.links, l.Device, func(x guardLink, d string) int {
-		switch {
-		case x.Device < d:
-			return -1
-		case x.Device > d:
-			return 1
+	i, ok := slices.BinarySearchFunc(p.links, l, func(x guardLink, l Link) int {
+		if x.Device == "" && l.Device == "" {
+			return strings.Compare(x.Addr, l.Addr) // a peer's own addresses are paths of their own
 		}
-		return 0
+		return strings.Compare(x.Device, l.Device)
 	})
 	if !ok {
 		p.links = slices.Insert(p.links, i, guardLink{Link: l})
@@ -369,7 +364,7 @@ func (g *Guard) restarted(now time.Time, p *guardPeer, h *Heartbeat) {
 		g.lose(now, p, LossDeath)
 	}
 	p.hb = Heartbeat{Node: h.Node, Name: h.Name, Incarnation: h.Incarnation}
-	p.request, p.answered, p.links = Removal{}, 0, nil
+	p.requests, p.answered, p.links = nil, nil, nil
 }
 
 // apply takes the contents of a heartbeat that is newer than all before.
@@ -380,15 +375,7 @@ func (g *Guard) apply(now time.Time, p *guardPeer, h *Heartbeat) {
 	p.heard = true
 	// What an owner says of its epoch comes before what becomes of it: an epoch
 	// beyond ours means that it went on without us.
-	if g.held.state == isEntitled && g.held.epoch.Node == h.Node && g.held.epoch.Less(h.Announce.Epoch) {
-		g.drop("the owner went on under epoch " + h.Announce.Epoch.String())
-	}
-	// A takeover that our daemon has not carried out yet, and now comes too late.
-	if g.held.state == hasClaimed && h.Running && h.Announce.Role == RoleOwner && g.held.epoch.Less(h.Announce.Epoch) {
-		g.held = entitlement{}
-		g.logf("takeover too late: %s owns at epoch %s", h.Name, h.Announce.Epoch)
-		g.toDaemon(TellRemoved{Node: g.opt.Self})
-	}
+	g.overtake(h)
 	if old.Running && !(h.Running && h.Process == old.Process) {
 		kind := LossDeath
 		if h.Unresponsive && h.Process == old.Process {
@@ -402,12 +389,7 @@ func (g *Guard) apply(now time.Time, p *guardPeer, h *Heartbeat) {
 	}
 	g.grant(now, p)
 	g.tell(p)
-	if p.request.Nonce != 0 && slices.ContainsFunc(h.Answers, func(r Removal) bool {
-		return r.Node == g.opt.Self && r.Nonce == p.request.Nonce
-	}) {
-		p.request = Removal{}
-		g.toDaemon(TellRemoved{Node: h.Node})
-	}
+	g.takeAnswers(p)
 }
 
 func (g *Guard) toDaemon(e GuardEffect) {
@@ -441,7 +423,8 @@ func (g *Guard) tell(p *guardPeer) {
 func samePeer(a, b *Peer) bool {
 	return a.Node == b.Node && a.Name == b.Name && a.Process == b.Process && a.Running == b.Running && a.Role == b.Role &&
 		a.Epoch == b.Epoch && a.Entitled == b.Entitled && a.Coverage == b.Coverage && a.Election == b.Election &&
-		a.StreamPort == b.StreamPort && a.Chosen == b.Chosen && a.Deaf == b.Deaf
+		a.StreamPort == b.StreamPort && a.Chosen == b.Chosen && a.Deaf == b.Deaf &&
+		slices.Equal(a.Owned, b.Owned) && slices.Equal(a.EntitledTo, b.EntitledTo)
 }
 
 func (g *Guard) view(p *guardPeer) Peer {
@@ -450,7 +433,7 @@ func (g *Guard) view(p *guardPeer) Peer {
 		Node: h.Node, Name: h.Name, Process: h.Process, Running: h.Running, Role: h.Announce.Role, Epoch: h.Announce.Epoch,
 		Entitled: h.Entitled != Epoch{}, Coverage: h.Announce.Coverage, Election: h.Announce.Election,
 		StreamPort: h.StreamPort, Chosen: h.Announce.Chosen,
-		Deaf: !slices.Contains(h.Heard, Heard{g.opt.Self, g.opt.Incarnation}),
+		Deaf: !slices.Contains(h.Heard, Heard{g.opt.Self, g.opt.Incarnation}), Owned: h.Announce.Owned, EntitledTo: h.EntitledTo,
 	}
 	for i := range p.links {
 		if p.links[i].misses <= g.silence() {

@@ -341,7 +341,7 @@ func TestRemovalRequest(t *testing.T) {
 		b := newBench(t)
 		b.beat("hb0")
 		b.entitle(e)
-		b.g.HandleClaim(b.now, Epoch{Counter: 6, Node: 2})
+		b.g.HandleClaim(b.now, Claim{Epoch: Epoch{Counter: 6, Node: 2}})
 		if c, _ := find[TellClaimed](b.take()); !c.OK {
 			t.Error("claim refused")
 		}
@@ -359,7 +359,7 @@ func TestRemovalRequest(t *testing.T) {
 		b.entitle(e)
 		b.peer.Requests = ask
 		b.beat("hb0")
-		b.g.HandleClaim(b.now, Epoch{Counter: 6, Node: 2})
+		b.g.HandleClaim(b.now, Claim{Epoch: Epoch{Counter: 6, Node: 2}})
 		if c, ok := find[TellClaimed](b.take()); !ok || c.OK {
 			t.Error("claim granted")
 		}
@@ -372,7 +372,7 @@ func TestRemovalRequest(t *testing.T) {
 		b.beat("hb0")
 		b.peer.Process, b.peer.Running, b.peer.Announce.Epoch = 101, true, Epoch{Counter: 9, Node: 1}
 		b.beat("hb0")
-		b.g.HandleClaim(b.now, Epoch{Counter: 6, Node: 2})
+		b.g.HandleClaim(b.now, Claim{Epoch: Epoch{Counter: 6, Node: 2}})
 		if c, ok := find[TellClaimed](b.take()); !ok || c.OK {
 			t.Error("claim granted, although the other node owns again")
 		}
@@ -384,7 +384,7 @@ func TestAskingForRemoval(t *testing.T) {
 	b.g.HandleAnnounce(b.now, Announce{Role: RoleOwner, Epoch: Epoch{Counter: 6, Node: 2}})
 	b.peer.Announce.Role = RoleStandby
 	b.beat("hb0")
-	b.g.HandleAskRemoval(b.now, 1)
+	b.g.HandleAskRemoval(b.now, AskRemoval{Node: 1})
 	b.drain()
 	if len(b.sent.Requests) != 1 || b.sent.Requests[0].Epoch != (Epoch{Counter: 6, Node: 2}) {
 		t.Fatalf("%+v", b.sent)

@@ -19,7 +19,7 @@ func fullHeartbeat() Heartbeat {
 			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true},
 		},
 		StreamPort: 65535, Heard: []Heard{{2, 5}, {16, 1}},
-		Requests: []Removal{{2, 6, Epoch{Counter: 8, Node: 1}}}, Answers: []Removal{{Node: 3, Nonce: 7}},
+		Requests: []Removal{{Node: 2, Nonce: 6, Epoch: Epoch{Counter: 8, Node: 1}}}, Answers: []Removal{{Node: 3, Nonce: 7}},
 	}
 }
 
@@ -114,12 +114,15 @@ func FuzzHeartbeat(f *testing.F) {
 	f.Add(b[heartbeatHeader:])
 	f.Add([]byte{})
 	f.Add([]byte{0x08, 0x01, 0x18, 0x01, 0x20, 0x01})
+	for _, b := range scopeSeeds(f) {
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseHeartbeat(b)
 		if err != nil {
 			return
 		}
-		again, err := h.Marshal(testKey)
+		again, err := h.marshal(testKey)
 		if err != nil {
 			return // longer than a datagram
 		}

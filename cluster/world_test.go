@@ -527,9 +527,9 @@ func (n *wnode) carry(e Effect) {
 	case Entitle:
 		guard(func() { n.guard.HandleEntitle(w.now, e) })
 	case Claim:
-		guard(func() { n.guard.HandleClaim(w.now, e.Epoch) })
+		guard(func() { n.guard.HandleClaim(w.now, e) })
 	case AskRemoval:
-		guard(func() { n.guard.HandleAskRemoval(w.now, e.Node) })
+		guard(func() { n.guard.HandleAskRemoval(w.now, e) })
 	case Join:
 		if !n.owner {
 			w.fail("node %d joins a member without owning", n.id)

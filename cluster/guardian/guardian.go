@@ -328,9 +328,9 @@ func (g *guardian) request(now time.Time, m any) {
 	case cluster.Entitle:
 		g.guard.HandleEntitle(now, m)
 	case cluster.Claim:
-		g.guard.HandleClaim(now, m.Epoch)
+		g.guard.HandleClaim(now, m)
 	case cluster.AskRemoval:
-		g.guard.HandleAskRemoval(now, m.Node)
+		g.guard.HandleAskRemoval(now, m)
 	case addresses:
 		g.addresses = m
 	case streamPort:

@@ -45,6 +45,7 @@ func encodeEvent(e cluster.GuardEffect) ([]byte, error) {
 			Role: uint32(e.Peer.Role), Epoch: cluster.EpochToProto(e.Peer.Epoch), Entitled: e.Peer.Entitled,
 			Coverage: uint32(e.Peer.Coverage), Election: cluster.ElectionToProto(e.Peer.Election),
 			StreamPort: uint32(e.Peer.StreamPort), Chosen: uint32(e.Peer.Chosen), Deaf: e.Peer.Deaf,
+			Owned: cluster.TenuresToProto(e.Peer.Owned), EntitledTo: cluster.TenuresToProto(e.Peer.EntitledTo),
 		}
 		for _, l := range e.Peer.Links {
 			p.Links = append(p.Links, &clusterpb.Link{Device: l.Device, Addr: l.Addr})
@@ -53,17 +54,22 @@ func encodeEvent(e cluster.GuardEffect) ([]byte, error) {
 	case cluster.TellLoss:
 		m.What = &clusterpb.ToDaemon_Loss{Loss: &clusterpb.Loss{
 			Node: uint32(e.Node), Kind: uint32(e.Kind), Entitled: e.Entitled, DetectedUs: uint64(max(e.Detected, 0) / time.Microsecond),
+			Claimed: cluster.TenuresToProto(e.Claimed),
 		}}
 	case cluster.TellRemoved:
-		m.What = &clusterpb.ToDaemon_Removed{Removed: uint32(e.Node)}
+		m.What = &clusterpb.ToDaemon_Removed{Removed: &clusterpb.Removed{Scope: uint32(e.Scope), Node: uint32(e.Node)}}
 	case cluster.TellEntitled:
-		m.What = &clusterpb.ToDaemon_Entitled{Entitled: cluster.EpochToProto(e.Epoch)}
+		m.What = &clusterpb.ToDaemon_Entitled{Entitled: tenure(e.Scope, e.Epoch)}
 	case cluster.TellClaimed:
-		m.What = &clusterpb.ToDaemon_Claimed{Claimed: &clusterpb.Claimed{Epoch: cluster.EpochToProto(e.Epoch), Ok: e.OK}}
+		m.What = &clusterpb.ToDaemon_Claimed{Claimed: &clusterpb.Claimed{Scope: uint32(e.Scope), Epoch: cluster.EpochToProto(e.Epoch), Ok: e.OK}}
 	default:
 		return nil, nil
 	}
 	return proto.Marshal(m)
+}
+
+func tenure(s cluster.ScopeID, e cluster.Epoch) *clusterpb.Tenure {
+	return &clusterpb.Tenure{Scope: uint32(s), Epoch: cluster.EpochToProto(e)}
 }
 
 func decodeEvent(b []byte) (Event, error) {
@@ -74,29 +80,33 @@ func decodeEvent(b []byte) (Event, error) {
 	switch w := m.GetWhat().(type) {
 	case *clusterpb.ToDaemon_Peer:
 		p := w.Peer
-		a, err := cluster.AnnounceFromProto(&clusterpb.Announce{Role: p.GetRole(), Epoch: p.GetEpoch(), Election: p.GetElection(), Coverage: p.GetCoverage(), Chosen: p.GetChosen()})
+		a, err := cluster.AnnounceFromProto(&clusterpb.Announce{Role: p.GetRole(), Epoch: p.GetEpoch(), Election: p.GetElection(), Coverage: p.GetCoverage(), Chosen: p.GetChosen(), Owned: p.GetOwned()})
+		entitled, err2 := cluster.TenuresFromProto(p.GetEntitledTo())
 		x := cluster.Peer{
 			Node: cluster.NodeID(p.GetNode()), Name: p.GetName(), Process: cluster.ProcessID(p.GetProcess()), Running: p.GetRunning(),
 			Role: a.Role, Epoch: a.Epoch, Entitled: p.GetEntitled(), Coverage: a.Coverage, Election: a.Election,
 			StreamPort: uint16(p.GetStreamPort()), Chosen: a.Chosen, Deaf: p.GetDeaf(),
+			Owned: a.Owned, EntitledTo: entitled,
 		}
 		for _, l := range p.GetLinks() {
 			x.Links = append(x.Links, cluster.Link{Device: l.GetDevice(), Addr: l.GetAddr()})
 		}
-		return cluster.TellPeer{Peer: x}, err
+		return cluster.TellPeer{Peer: x}, errors.Join(err, err2)
 	case *clusterpb.ToDaemon_Loss:
+		claimed, err := cluster.TenuresFromProto(w.Loss.GetClaimed())
 		return cluster.TellLoss{
 			Node: cluster.NodeID(w.Loss.GetNode()), Kind: cluster.Loss(w.Loss.GetKind()), Entitled: w.Loss.GetEntitled(),
-			Detected: time.Duration(w.Loss.GetDetectedUs()) * time.Microsecond,
-		}, nil
+			Claimed: claimed, Detected: time.Duration(w.Loss.GetDetectedUs()) * time.Microsecond,
+		}, err
 	case *clusterpb.ToDaemon_Removed:
-		return cluster.TellRemoved{Node: cluster.NodeID(w.Removed)}, nil
+		s, err := cluster.ScopeFromProto(w.Removed.GetScope())
+		return cluster.TellRemoved{Scope: s, Node: cluster.NodeID(w.Removed.GetNode())}, err
 	case *clusterpb.ToDaemon_Entitled:
-		e, err := cluster.EpochFromProto(w.Entitled)
-		return cluster.TellEntitled{Epoch: e}, err
+		t, err := cluster.TenureFromProto(w.Entitled)
+		return cluster.TellEntitled(t), err
 	case *clusterpb.ToDaemon_Claimed:
-		e, err := cluster.EpochFromProto(w.Claimed.GetEpoch())
-		return cluster.TellClaimed{Epoch: e, OK: w.Claimed.GetOk()}, err
+		t, err := cluster.TenureFromProto(&clusterpb.Tenure{Scope: w.Claimed.GetScope(), Epoch: w.Claimed.GetEpoch()})
+		return cluster.TellClaimed{Scope: t.Scope, Epoch: t.Epoch, OK: w.Claimed.GetOk()}, err
 	}
 	return nil, errors.New("unknown message of the guardian")
 }
@@ -111,11 +121,11 @@ func encodeRequest(what any) ([]byte, error) {
 	case cluster.Announce:
 		m.What = &clusterpb.ToGuardian_Announce{Announce: cluster.AnnounceToProto(w)}
 	case cluster.Entitle:
-		m.What = &clusterpb.ToGuardian_Entitle{Entitle: &clusterpb.Entitle{Epoch: cluster.EpochToProto(w.Epoch), On: w.On}}
+		m.What = &clusterpb.ToGuardian_Entitle{Entitle: &clusterpb.Entitle{Scope: uint32(w.Scope), Epoch: cluster.EpochToProto(w.Epoch), On: w.On}}
 	case cluster.Claim:
-		m.What = &clusterpb.ToGuardian_Claim{Claim: cluster.EpochToProto(w.Epoch)}
+		m.What = &clusterpb.ToGuardian_Claim{Claim: tenure(w.Scope, w.Epoch)}
 	case cluster.AskRemoval:
-		m.What = &clusterpb.ToGuardian_AskRemoval{AskRemoval: uint32(w.Node)}
+		m.What = &clusterpb.ToGuardian_AskRemoval{AskRemoval: &clusterpb.AskRemoval{Scope: uint32(w.Scope), Node: uint32(w.Node)}}
 	case addresses:
 		a := &clusterpb.Addresses{}
 		for _, x := range w {
@@ -140,12 +150,14 @@ func decodeRequest(b []byte) (any, error) {
 		return cluster.AnnounceFromProto(w.Announce)
 	case *clusterpb.ToGuardian_Entitle:
 		e, err := cluster.EpochFromProto(w.Entitle.GetEpoch())
-		return cluster.Entitle{Epoch: e, On: w.Entitle.GetOn()}, err
+		s, err2 := cluster.ScopeFromProto(w.Entitle.GetScope())
+		return cluster.Entitle{Scope: s, Epoch: e, On: w.Entitle.GetOn()}, errors.Join(err, err2)
 	case *clusterpb.ToGuardian_Claim:
-		e, err := cluster.EpochFromProto(w.Claim)
-		return cluster.Claim{Epoch: e}, err
+		t, err := cluster.TenureFromProto(w.Claim)
+		return cluster.Claim(t), err
 	case *clusterpb.ToGuardian_AskRemoval:
-		return cluster.AskRemoval{Node: cluster.NodeID(w.AskRemoval)}, nil
+		s, err := cluster.ScopeFromProto(w.AskRemoval.GetScope())
+		return cluster.AskRemoval{Scope: s, Node: cluster.NodeID(w.AskRemoval.GetNode())}, err
 	case *clusterpb.ToGuardian_Addresses:
 		var out addresses
 		for _, a := range w.Addresses.GetAddress() {

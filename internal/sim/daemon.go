@@ -336,9 +336,9 @@ func (d *daemon) carry(e node.Effect) {
 			w.rule.pollSplit()
 		})
 	case cluster.Claim:
-		h.tellGuard(d, func(now time.Time) { h.guard.HandleClaim(now, e.Epoch) })
+		h.tellGuard(d, func(now time.Time) { h.guard.HandleClaim(now, e) })
 	case cluster.AskRemoval:
-		h.tellGuard(d, func(now time.Time) { h.guard.HandleAskRemoval(now, e.Node) })
+		h.tellGuard(d, func(now time.Time) { h.guard.HandleAskRemoval(now, e) })
 	case cluster.WriteNote:
 		d.writeNote(e)
 	case cluster.Alarm:

@@ -161,24 +161,31 @@ func (x *Election) GetFailover() bool {
 
 // Heartbeat is one authenticated datagram on every heartbeat device.
 type Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`   // of the guardian; rises with each start
-	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`                   // rises with each heartbeat of the incarnation
-	Process       uint64                 `protobuf:"varint,5,opt,name=process,proto3" json:"process,omitempty"`           // of the daemon, or of the last one
-	Running       bool                   `protobuf:"varint,6,opt,name=running,proto3" json:"running,omitempty"`           // the daemon lives and has announced itself
-	Unresponsive  bool                   `protobuf:"varint,7,opt,name=unresponsive,proto3" json:"unresponsive,omitempty"` // it was killed and did not end
-	Role          uint32                 `protobuf:"varint,8,opt,name=role,proto3" json:"role,omitempty"`
-	Epoch         *Epoch                 `protobuf:"bytes,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Entitled      *Epoch                 `protobuf:"bytes,10,opt,name=entitled,proto3" json:"entitled,omitempty"` // epoch for which the guardian holds the entitlement
-	Coverage      uint32                 `protobuf:"varint,11,opt,name=coverage,proto3" json:"coverage,omitempty"`
-	Election      *Election              `protobuf:"bytes,12,opt,name=election,proto3" json:"election,omitempty"`
-	Chosen        uint32                 `protobuf:"varint,13,opt,name=chosen,proto3" json:"chosen,omitempty"`
-	StreamPort    uint32                 `protobuf:"varint,14,opt,name=stream_port,json=streamPort,proto3" json:"stream_port,omitempty"`
-	Heard         []*Heard               `protobuf:"bytes,15,rep,name=heard,proto3" json:"heard,omitempty"`
-	Requests      []*Removal             `protobuf:"bytes,16,rep,name=requests,proto3" json:"requests,omitempty"`
-	Answers       []*Removal             `protobuf:"bytes,17,rep,name=answers,proto3" json:"answers,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Node         uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name         string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Incarnation  uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`   // of the guardian; rises with each start
+	Seq          uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`                   // rises with each heartbeat of the incarnation
+	Process      uint64                 `protobuf:"varint,5,opt,name=process,proto3" json:"process,omitempty"`           // of the daemon, or of the last one
+	Running      bool                   `protobuf:"varint,6,opt,name=running,proto3" json:"running,omitempty"`           // the daemon lives and has announced itself
+	Unresponsive bool                   `protobuf:"varint,7,opt,name=unresponsive,proto3" json:"unresponsive,omitempty"` // it was killed and did not end
+	Role         uint32                 `protobuf:"varint,8,opt,name=role,proto3" json:"role,omitempty"`
+	Epoch        *Epoch                 `protobuf:"bytes,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Entitled     *Epoch                 `protobuf:"bytes,10,opt,name=entitled,proto3" json:"entitled,omitempty"` // epoch for which the guardian holds the entitlement
+	Coverage     uint32                 `protobuf:"varint,11,opt,name=coverage,proto3" json:"coverage,omitempty"`
+	Election     *Election              `protobuf:"bytes,12,opt,name=election,proto3" json:"election,omitempty"`
+	Chosen       uint32                 `protobuf:"varint,13,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	StreamPort   uint32                 `protobuf:"varint,14,opt,name=stream_port,json=streamPort,proto3" json:"stream_port,omitempty"`
+	Heard        []*Heard               `protobuf:"bytes,15,rep,name=heard,proto3" json:"heard,omitempty"`
+	Requests     []*Removal             `protobuf:"bytes,16,rep,name=requests,proto3" json:"requests,omitempty"`
+	Answers      []*Removal             `protobuf:"bytes,17,rep,name=answers,proto3" json:"answers,omitempty"`
+	// Of the scopes other than 0. Each list holds so many numbers an entry; "+" is
+	// the difference to the entry before (from 0), zigzag where it may be negative; a
+	// term is the upper 48 bits of an epoch's counter, count the lower 16.
+	Owned         []uint64 `protobuf:"varint,18,rep,packed,name=owned,proto3" json:"owned,omitempty"`                                      // scope+, term+, count; epochs of the sender
+	EntitledTo    []uint64 `protobuf:"varint,19,rep,packed,name=entitled_to,json=entitledTo,proto3" json:"entitled_to,omitempty"`          // scope+ << 4 | owner - 1, term+, count
+	ScopeRequests []uint64 `protobuf:"varint,20,rep,packed,name=scope_requests,json=scopeRequests,proto3" json:"scope_requests,omitempty"` // place+, nonce+, term+, count; place: (node - 1) << 9 | scope; epochs of the sender
+	ScopeAnswers  []uint64 `protobuf:"varint,21,rep,packed,name=scope_answers,json=scopeAnswers,proto3" json:"scope_answers,omitempty"`    // place+, nonce+
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +339,87 @@ func (x *Heartbeat) GetAnswers() []*Removal {
 	return nil
 }
 
+func (x *Heartbeat) GetOwned() []uint64 {
+	if x != nil {
+		return x.Owned
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetEntitledTo() []uint64 {
+	if x != nil {
+		return x.EntitledTo
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetScopeRequests() []uint64 {
+	if x != nil {
+		return x.ScopeRequests
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetScopeAnswers() []uint64 {
+	if x != nil {
+		return x.ScopeAnswers
+	}
+	return nil
+}
+
+// Tenure is a scope and the epoch under which it is owned.
+type Tenure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Epoch         *Epoch                 `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tenure) Reset() {
+	*x = Tenure{}
+	mi := &file_clusterpb_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tenure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tenure) ProtoMessage() {}
+
+func (x *Tenure) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tenure.ProtoReflect.Descriptor instead.
+func (*Tenure) Descriptor() ([]byte, []int) {
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Tenure) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Tenure) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
 // Heard: the sender hears this incarnation of that node.
 type Heard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -343,7 +431,7 @@ type Heard struct {
 
 func (x *Heard) Reset() {
 	*x = Heard{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_clusterpb_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +443,7 @@ func (x *Heard) String() string {
 func (*Heard) ProtoMessage() {}
 
 func (x *Heard) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_clusterpb_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +456,7 @@ func (x *Heard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heard.ProtoReflect.Descriptor instead.
 func (*Heard) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Heard) GetNode() uint32 {
@@ -398,7 +486,7 @@ type Removal struct {
 
 func (x *Removal) Reset() {
 	*x = Removal{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_clusterpb_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +498,7 @@ func (x *Removal) String() string {
 func (*Removal) ProtoMessage() {}
 
 func (x *Removal) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_clusterpb_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +511,7 @@ func (x *Removal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removal.ProtoReflect.Descriptor instead.
 func (*Removal) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Removal) GetNode() uint32 {
@@ -454,10 +542,10 @@ type ToGuardian struct {
 	//
 	//	*ToGuardian_Announce
 	//	*ToGuardian_Entitle
-	//	*ToGuardian_Claim
-	//	*ToGuardian_AskRemoval
 	//	*ToGuardian_Addresses
 	//	*ToGuardian_StreamPort
+	//	*ToGuardian_Claim
+	//	*ToGuardian_AskRemoval
 	What          isToGuardian_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -465,7 +553,7 @@ type ToGuardian struct {
 
 func (x *ToGuardian) Reset() {
 	*x = ToGuardian{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_clusterpb_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +565,7 @@ func (x *ToGuardian) String() string {
 func (*ToGuardian) ProtoMessage() {}
 
 func (x *ToGuardian) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_clusterpb_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +578,7 @@ func (x *ToGuardian) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToGuardian.ProtoReflect.Descriptor instead.
 func (*ToGuardian) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ToGuardian) GetWhat() isToGuardian_What {
@@ -518,24 +606,6 @@ func (x *ToGuardian) GetEntitle() *Entitle {
 	return nil
 }
 
-func (x *ToGuardian) GetClaim() *Epoch {
-	if x != nil {
-		if x, ok := x.What.(*ToGuardian_Claim); ok {
-			return x.Claim
-		}
-	}
-	return nil
-}
-
-func (x *ToGuardian) GetAskRemoval() uint32 {
-	if x != nil {
-		if x, ok := x.What.(*ToGuardian_AskRemoval); ok {
-			return x.AskRemoval
-		}
-	}
-	return 0
-}
-
 func (x *ToGuardian) GetAddresses() *Addresses {
 	if x != nil {
 		if x, ok := x.What.(*ToGuardian_Addresses); ok {
@@ -554,6 +624,24 @@ func (x *ToGuardian) GetStreamPort() uint32 {
 	return 0
 }
 
+func (x *ToGuardian) GetClaim() *Tenure {
+	if x != nil {
+		if x, ok := x.What.(*ToGuardian_Claim); ok {
+			return x.Claim
+		}
+	}
+	return nil
+}
+
+func (x *ToGuardian) GetAskRemoval() *AskRemoval {
+	if x != nil {
+		if x, ok := x.What.(*ToGuardian_AskRemoval); ok {
+			return x.AskRemoval
+		}
+	}
+	return nil
+}
+
 type isToGuardian_What interface {
 	isToGuardian_What()
 }
@@ -566,14 +654,6 @@ type ToGuardian_Entitle struct {
 	Entitle *Entitle `protobuf:"bytes,2,opt,name=entitle,proto3,oneof"`
 }
 
-type ToGuardian_Claim struct {
-	Claim *Epoch `protobuf:"bytes,3,opt,name=claim,proto3,oneof"`
-}
-
-type ToGuardian_AskRemoval struct {
-	AskRemoval uint32 `protobuf:"varint,4,opt,name=ask_removal,json=askRemoval,proto3,oneof"`
-}
-
 type ToGuardian_Addresses struct {
 	Addresses *Addresses `protobuf:"bytes,5,opt,name=addresses,proto3,oneof"`
 }
@@ -582,17 +662,77 @@ type ToGuardian_StreamPort struct {
 	StreamPort uint32 `protobuf:"varint,6,opt,name=stream_port,json=streamPort,proto3,oneof"`
 }
 
+type ToGuardian_Claim struct {
+	Claim *Tenure `protobuf:"bytes,7,opt,name=claim,proto3,oneof"`
+}
+
+type ToGuardian_AskRemoval struct {
+	AskRemoval *AskRemoval `protobuf:"bytes,8,opt,name=ask_removal,json=askRemoval,proto3,oneof"`
+}
+
 func (*ToGuardian_Announce) isToGuardian_What() {}
 
 func (*ToGuardian_Entitle) isToGuardian_What() {}
+
+func (*ToGuardian_Addresses) isToGuardian_What() {}
+
+func (*ToGuardian_StreamPort) isToGuardian_What() {}
 
 func (*ToGuardian_Claim) isToGuardian_What() {}
 
 func (*ToGuardian_AskRemoval) isToGuardian_What() {}
 
-func (*ToGuardian_Addresses) isToGuardian_What() {}
+type AskRemoval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
 
-func (*ToGuardian_StreamPort) isToGuardian_What() {}
+func (x *AskRemoval) Reset() {
+	*x = AskRemoval{}
+	mi := &file_clusterpb_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskRemoval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskRemoval) ProtoMessage() {}
+
+func (x *AskRemoval) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskRemoval.ProtoReflect.Descriptor instead.
+func (*AskRemoval) Descriptor() ([]byte, []int) {
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AskRemoval) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *AskRemoval) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
 
 type Announce struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -601,13 +741,14 @@ type Announce struct {
 	Election      *Election              `protobuf:"bytes,3,opt,name=election,proto3" json:"election,omitempty"`
 	Coverage      uint32                 `protobuf:"varint,4,opt,name=coverage,proto3" json:"coverage,omitempty"`
 	Chosen        uint32                 `protobuf:"varint,5,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	Owned         []*Tenure              `protobuf:"bytes,6,rep,name=owned,proto3" json:"owned,omitempty"` // by scope; not 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Announce) Reset() {
 	*x = Announce{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_clusterpb_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +760,7 @@ func (x *Announce) String() string {
 func (*Announce) ProtoMessage() {}
 
 func (x *Announce) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_clusterpb_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +773,7 @@ func (x *Announce) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announce.ProtoReflect.Descriptor instead.
 func (*Announce) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Announce) GetRole() uint32 {
@@ -670,17 +811,25 @@ func (x *Announce) GetChosen() uint32 {
 	return 0
 }
 
+func (x *Announce) GetOwned() []*Tenure {
+	if x != nil {
+		return x.Owned
+	}
+	return nil
+}
+
 type Entitle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         *Epoch                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	On            bool                   `protobuf:"varint,2,opt,name=on,proto3" json:"on,omitempty"`
+	Scope         uint32                 `protobuf:"varint,3,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entitle) Reset() {
 	*x = Entitle{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +841,7 @@ func (x *Entitle) String() string {
 func (*Entitle) ProtoMessage() {}
 
 func (x *Entitle) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +854,7 @@ func (x *Entitle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entitle.ProtoReflect.Descriptor instead.
 func (*Entitle) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Entitle) GetEpoch() *Epoch {
@@ -722,6 +871,13 @@ func (x *Entitle) GetOn() bool {
 	return false
 }
 
+func (x *Entitle) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
 // Addresses are the shared addresses on this node now: what the guardian takes
 // away when the daemon ends.
 type Addresses struct {
@@ -733,7 +889,7 @@ type Addresses struct {
 
 func (x *Addresses) Reset() {
 	*x = Addresses{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +901,7 @@ func (x *Addresses) String() string {
 func (*Addresses) ProtoMessage() {}
 
 func (x *Addresses) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +914,7 @@ func (x *Addresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addresses.ProtoReflect.Descriptor instead.
 func (*Addresses) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Addresses) GetAddress() []*Address {
@@ -778,7 +934,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +946,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +959,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Address) GetDevice() string {
@@ -827,9 +983,9 @@ type ToDaemon struct {
 	//
 	//	*ToDaemon_Peer
 	//	*ToDaemon_Loss
+	//	*ToDaemon_Claimed
 	//	*ToDaemon_Removed
 	//	*ToDaemon_Entitled
-	//	*ToDaemon_Claimed
 	What          isToDaemon_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -837,7 +993,7 @@ type ToDaemon struct {
 
 func (x *ToDaemon) Reset() {
 	*x = ToDaemon{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1005,7 @@ func (x *ToDaemon) String() string {
 func (*ToDaemon) ProtoMessage() {}
 
 func (x *ToDaemon) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1018,7 @@ func (x *ToDaemon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToDaemon.ProtoReflect.Descriptor instead.
 func (*ToDaemon) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ToDaemon) GetWhat() isToDaemon_What {
@@ -890,28 +1046,28 @@ func (x *ToDaemon) GetLoss() *Loss {
 	return nil
 }
 
-func (x *ToDaemon) GetRemoved() uint32 {
+func (x *ToDaemon) GetClaimed() *Claimed {
 	if x != nil {
-		if x, ok := x.What.(*ToDaemon_Removed); ok {
-			return x.Removed
-		}
-	}
-	return 0
-}
-
-func (x *ToDaemon) GetEntitled() *Epoch {
-	if x != nil {
-		if x, ok := x.What.(*ToDaemon_Entitled); ok {
-			return x.Entitled
+		if x, ok := x.What.(*ToDaemon_Claimed); ok {
+			return x.Claimed
 		}
 	}
 	return nil
 }
 
-func (x *ToDaemon) GetClaimed() *Claimed {
+func (x *ToDaemon) GetRemoved() *Removed {
 	if x != nil {
-		if x, ok := x.What.(*ToDaemon_Claimed); ok {
-			return x.Claimed
+		if x, ok := x.What.(*ToDaemon_Removed); ok {
+			return x.Removed
+		}
+	}
+	return nil
+}
+
+func (x *ToDaemon) GetEntitled() *Tenure {
+	if x != nil {
+		if x, ok := x.What.(*ToDaemon_Entitled); ok {
+			return x.Entitled
 		}
 	}
 	return nil
@@ -929,27 +1085,79 @@ type ToDaemon_Loss struct {
 	Loss *Loss `protobuf:"bytes,2,opt,name=loss,proto3,oneof"`
 }
 
+type ToDaemon_Claimed struct {
+	Claimed *Claimed `protobuf:"bytes,5,opt,name=claimed,proto3,oneof"`
+}
+
 type ToDaemon_Removed struct {
-	Removed uint32 `protobuf:"varint,3,opt,name=removed,proto3,oneof"`
+	Removed *Removed `protobuf:"bytes,6,opt,name=removed,proto3,oneof"`
 }
 
 type ToDaemon_Entitled struct {
-	Entitled *Epoch `protobuf:"bytes,4,opt,name=entitled,proto3,oneof"`
-}
-
-type ToDaemon_Claimed struct {
-	Claimed *Claimed `protobuf:"bytes,5,opt,name=claimed,proto3,oneof"`
+	Entitled *Tenure `protobuf:"bytes,7,opt,name=entitled,proto3,oneof"`
 }
 
 func (*ToDaemon_Peer) isToDaemon_What() {}
 
 func (*ToDaemon_Loss) isToDaemon_What() {}
 
+func (*ToDaemon_Claimed) isToDaemon_What() {}
+
 func (*ToDaemon_Removed) isToDaemon_What() {}
 
 func (*ToDaemon_Entitled) isToDaemon_What() {}
 
-func (*ToDaemon_Claimed) isToDaemon_What() {}
+type Removed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removed) Reset() {
+	*x = Removed{}
+	mi := &file_clusterpb_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removed) ProtoMessage() {}
+
+func (x *Removed) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removed.ProtoReflect.Descriptor instead.
+func (*Removed) Descriptor() ([]byte, []int) {
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Removed) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Removed) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
 
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -966,13 +1174,15 @@ type Peer struct {
 	StreamPort    uint32                 `protobuf:"varint,11,opt,name=stream_port,json=streamPort,proto3" json:"stream_port,omitempty"`
 	Chosen        uint32                 `protobuf:"varint,12,opt,name=chosen,proto3" json:"chosen,omitempty"`
 	Deaf          bool                   `protobuf:"varint,13,opt,name=deaf,proto3" json:"deaf,omitempty"`
+	Owned         []*Tenure              `protobuf:"bytes,14,rep,name=owned,proto3" json:"owned,omitempty"`                             // by scope; not 0
+	EntitledTo    []*Tenure              `protobuf:"bytes,15,rep,name=entitled_to,json=entitledTo,proto3" json:"entitled_to,omitempty"` // the same
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1194,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1207,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Peer) GetNode() uint32 {
@@ -1091,6 +1301,20 @@ func (x *Peer) GetDeaf() bool {
 	return false
 }
 
+func (x *Peer) GetOwned() []*Tenure {
+	if x != nil {
+		return x.Owned
+	}
+	return nil
+}
+
+func (x *Peer) GetEntitledTo() []*Tenure {
+	if x != nil {
+		return x.EntitledTo
+	}
+	return nil
+}
+
 type Link struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -1101,7 +1325,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1337,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1350,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Link) GetDevice() string {
@@ -1149,13 +1373,14 @@ type Loss struct {
 	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Entitled      bool                   `protobuf:"varint,3,opt,name=entitled,proto3" json:"entitled,omitempty"`
 	DetectedUs    uint64                 `protobuf:"varint,4,opt,name=detected_us,json=detectedUs,proto3" json:"detected_us,omitempty"`
+	Claimed       []*Tenure              `protobuf:"bytes,5,rep,name=claimed,proto3" json:"claimed,omitempty"` // by scope; not 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1392,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1405,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Loss) GetNode() uint32 {
@@ -1211,17 +1436,25 @@ func (x *Loss) GetDetectedUs() uint64 {
 	return 0
 }
 
+func (x *Loss) GetClaimed() []*Tenure {
+	if x != nil {
+		return x.Claimed
+	}
+	return nil
+}
+
 type Claimed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         *Epoch                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Ok            bool                   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	Scope         uint32                 `protobuf:"varint,3,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Claimed) Reset() {
 	*x = Claimed{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1466,7 @@ func (x *Claimed) String() string {
 func (*Claimed) ProtoMessage() {}
 
 func (x *Claimed) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1479,7 @@ func (x *Claimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claimed.ProtoReflect.Descriptor instead.
 func (*Claimed) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Claimed) GetEpoch() *Epoch {
@@ -1261,6 +1494,13 @@ func (x *Claimed) GetOk() bool {
 		return x.Ok
 	}
 	return false
+}
+
+func (x *Claimed) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
 }
 
 var File_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1278,7 +1518,7 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x1a\n" +
 	"\boverride\x18\x04 \x01(\bR\boverride\x12\x16\n" +
 	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x1a\n" +
-	"\bfailover\x18\x06 \x01(\bR\bfailover\"\xd3\x04\n" +
+	"\bfailover\x18\x06 \x01(\bR\bfailover\"\xd6\x05\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1298,46 +1538,63 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"streamPort\x12+\n" +
 	"\x05heard\x18\x0f \x03(\v2\x15.tandem.cluster.HeardR\x05heard\x123\n" +
 	"\brequests\x18\x10 \x03(\v2\x17.tandem.cluster.RemovalR\brequests\x121\n" +
-	"\aanswers\x18\x11 \x03(\v2\x17.tandem.cluster.RemovalR\aanswers\"=\n" +
+	"\aanswers\x18\x11 \x03(\v2\x17.tandem.cluster.RemovalR\aanswers\x12\x14\n" +
+	"\x05owned\x18\x12 \x03(\x04R\x05owned\x12\x1f\n" +
+	"\ventitled_to\x18\x13 \x03(\x04R\n" +
+	"entitledTo\x12%\n" +
+	"\x0escope_requests\x18\x14 \x03(\x04R\rscopeRequests\x12#\n" +
+	"\rscope_answers\x18\x15 \x03(\x04R\fscopeAnswers\"K\n" +
+	"\x06Tenure\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
+	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\"=\n" +
 	"\x05Heard\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"`\n" +
 	"\aRemoval\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12+\n" +
-	"\x05epoch\x18\x03 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\"\xb1\x02\n" +
+	"\x05epoch\x18\x03 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\"\xda\x02\n" +
 	"\n" +
 	"ToGuardian\x126\n" +
 	"\bannounce\x18\x01 \x01(\v2\x18.tandem.cluster.AnnounceH\x00R\bannounce\x123\n" +
-	"\aentitle\x18\x02 \x01(\v2\x17.tandem.cluster.EntitleH\x00R\aentitle\x12-\n" +
-	"\x05claim\x18\x03 \x01(\v2\x15.tandem.cluster.EpochH\x00R\x05claim\x12!\n" +
-	"\vask_removal\x18\x04 \x01(\rH\x00R\n" +
-	"askRemoval\x129\n" +
+	"\aentitle\x18\x02 \x01(\v2\x17.tandem.cluster.EntitleH\x00R\aentitle\x129\n" +
 	"\taddresses\x18\x05 \x01(\v2\x19.tandem.cluster.AddressesH\x00R\taddresses\x12!\n" +
 	"\vstream_port\x18\x06 \x01(\rH\x00R\n" +
-	"streamPortB\x06\n" +
-	"\x04what\"\xb5\x01\n" +
+	"streamPort\x12.\n" +
+	"\x05claim\x18\a \x01(\v2\x16.tandem.cluster.TenureH\x00R\x05claim\x12=\n" +
+	"\vask_removal\x18\b \x01(\v2\x1a.tandem.cluster.AskRemovalH\x00R\n" +
+	"askRemovalB\x06\n" +
+	"\x04whatJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"6\n" +
+	"\n" +
+	"AskRemoval\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\rR\x05scope\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\xe3\x01\n" +
 	"\bAnnounce\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\rR\x04role\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x124\n" +
 	"\belection\x18\x03 \x01(\v2\x18.tandem.cluster.ElectionR\belection\x12\x1a\n" +
 	"\bcoverage\x18\x04 \x01(\rR\bcoverage\x12\x16\n" +
-	"\x06chosen\x18\x05 \x01(\rR\x06chosen\"F\n" +
+	"\x06chosen\x18\x05 \x01(\rR\x06chosen\x12,\n" +
+	"\x05owned\x18\x06 \x03(\v2\x16.tandem.cluster.TenureR\x05owned\"\\\n" +
 	"\aEntitle\x12+\n" +
 	"\x05epoch\x18\x01 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x0e\n" +
-	"\x02on\x18\x02 \x01(\bR\x02on\">\n" +
+	"\x02on\x18\x02 \x01(\bR\x02on\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\rR\x05scope\">\n" +
 	"\tAddresses\x121\n" +
 	"\aaddress\x18\x01 \x03(\v2\x17.tandem.cluster.AddressR\aaddress\"9\n" +
 	"\aAddress\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xf0\x01\n" +
+	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\x96\x02\n" +
 	"\bToDaemon\x12*\n" +
 	"\x04peer\x18\x01 \x01(\v2\x14.tandem.cluster.PeerH\x00R\x04peer\x12*\n" +
-	"\x04loss\x18\x02 \x01(\v2\x14.tandem.cluster.LossH\x00R\x04loss\x12\x1a\n" +
-	"\aremoved\x18\x03 \x01(\rH\x00R\aremoved\x123\n" +
-	"\bentitled\x18\x04 \x01(\v2\x15.tandem.cluster.EpochH\x00R\bentitled\x123\n" +
-	"\aclaimed\x18\x05 \x01(\v2\x17.tandem.cluster.ClaimedH\x00R\aclaimedB\x06\n" +
-	"\x04what\"\x8a\x03\n" +
+	"\x04loss\x18\x02 \x01(\v2\x14.tandem.cluster.LossH\x00R\x04loss\x123\n" +
+	"\aclaimed\x18\x05 \x01(\v2\x17.tandem.cluster.ClaimedH\x00R\aclaimed\x123\n" +
+	"\aremoved\x18\x06 \x01(\v2\x17.tandem.cluster.RemovedH\x00R\aremoved\x124\n" +
+	"\bentitled\x18\a \x01(\v2\x16.tandem.cluster.TenureH\x00R\bentitledB\x06\n" +
+	"\x04whatJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"3\n" +
+	"\aRemoved\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\rR\x05scope\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\xf1\x03\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1353,19 +1610,24 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\vstream_port\x18\v \x01(\rR\n" +
 	"streamPort\x12\x16\n" +
 	"\x06chosen\x18\f \x01(\rR\x06chosen\x12\x12\n" +
-	"\x04deaf\x18\r \x01(\bR\x04deaf\"2\n" +
+	"\x04deaf\x18\r \x01(\bR\x04deaf\x12,\n" +
+	"\x05owned\x18\x0e \x03(\v2\x16.tandem.cluster.TenureR\x05owned\x127\n" +
+	"\ventitled_to\x18\x0f \x03(\v2\x16.tandem.cluster.TenureR\n" +
+	"entitledTo\"2\n" +
 	"\x04Link\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr\"k\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\x9d\x01\n" +
 	"\x04Loss\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x1a\n" +
 	"\bentitled\x18\x03 \x01(\bR\bentitled\x12\x1f\n" +
 	"\vdetected_us\x18\x04 \x01(\x04R\n" +
-	"detectedUs\"F\n" +
+	"detectedUs\x120\n" +
+	"\aclaimed\x18\x05 \x03(\v2\x16.tandem.cluster.TenureR\aclaimed\"\\\n" +
 	"\aClaimed\x12+\n" +
 	"\x05epoch\x18\x01 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x0e\n" +
-	"\x02ok\x18\x02 \x01(\bR\x02okB\x18Z\x16tandem/proto/clusterpbb\x06proto3"
+	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\rR\x05scopeB\x18Z\x16tandem/proto/clusterpbb\x06proto3"
 
 var (
 	file_clusterpb_cluster_proto_rawDescOnce sync.Once
@@ -1379,53 +1641,63 @@ func file_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_clusterpb_cluster_proto_rawDescData
 }
 
-var file_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_clusterpb_cluster_proto_goTypes = []any{
 	(*Epoch)(nil),      // 0: tandem.cluster.Epoch
 	(*Election)(nil),   // 1: tandem.cluster.Election
 	(*Heartbeat)(nil),  // 2: tandem.cluster.Heartbeat
-	(*Heard)(nil),      // 3: tandem.cluster.Heard
-	(*Removal)(nil),    // 4: tandem.cluster.Removal
-	(*ToGuardian)(nil), // 5: tandem.cluster.ToGuardian
-	(*Announce)(nil),   // 6: tandem.cluster.Announce
-	(*Entitle)(nil),    // 7: tandem.cluster.Entitle
-	(*Addresses)(nil),  // 8: tandem.cluster.Addresses
-	(*Address)(nil),    // 9: tandem.cluster.Address
-	(*ToDaemon)(nil),   // 10: tandem.cluster.ToDaemon
-	(*Peer)(nil),       // 11: tandem.cluster.Peer
-	(*Link)(nil),       // 12: tandem.cluster.Link
-	(*Loss)(nil),       // 13: tandem.cluster.Loss
-	(*Claimed)(nil),    // 14: tandem.cluster.Claimed
+	(*Tenure)(nil),     // 3: tandem.cluster.Tenure
+	(*Heard)(nil),      // 4: tandem.cluster.Heard
+	(*Removal)(nil),    // 5: tandem.cluster.Removal
+	(*ToGuardian)(nil), // 6: tandem.cluster.ToGuardian
+	(*AskRemoval)(nil), // 7: tandem.cluster.AskRemoval
+	(*Announce)(nil),   // 8: tandem.cluster.Announce
+	(*Entitle)(nil),    // 9: tandem.cluster.Entitle
+	(*Addresses)(nil),  // 10: tandem.cluster.Addresses
+	(*Address)(nil),    // 11: tandem.cluster.Address
+	(*ToDaemon)(nil),   // 12: tandem.cluster.ToDaemon
+	(*Removed)(nil),    // 13: tandem.cluster.Removed
+	(*Peer)(nil),       // 14: tandem.cluster.Peer
+	(*Link)(nil),       // 15: tandem.cluster.Link
+	(*Loss)(nil),       // 16: tandem.cluster.Loss
+	(*Claimed)(nil),    // 17: tandem.cluster.Claimed
 }
 var file_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: tandem.cluster.Heartbeat.epoch:type_name -> tandem.cluster.Epoch
 	0,  // 1: tandem.cluster.Heartbeat.entitled:type_name -> tandem.cluster.Epoch
 	1,  // 2: tandem.cluster.Heartbeat.election:type_name -> tandem.cluster.Election
-	3,  // 3: tandem.cluster.Heartbeat.heard:type_name -> tandem.cluster.Heard
-	4,  // 4: tandem.cluster.Heartbeat.requests:type_name -> tandem.cluster.Removal
-	4,  // 5: tandem.cluster.Heartbeat.answers:type_name -> tandem.cluster.Removal
-	0,  // 6: tandem.cluster.Removal.epoch:type_name -> tandem.cluster.Epoch
-	6,  // 7: tandem.cluster.ToGuardian.announce:type_name -> tandem.cluster.Announce
-	7,  // 8: tandem.cluster.ToGuardian.entitle:type_name -> tandem.cluster.Entitle
-	0,  // 9: tandem.cluster.ToGuardian.claim:type_name -> tandem.cluster.Epoch
-	8,  // 10: tandem.cluster.ToGuardian.addresses:type_name -> tandem.cluster.Addresses
-	0,  // 11: tandem.cluster.Announce.epoch:type_name -> tandem.cluster.Epoch
-	1,  // 12: tandem.cluster.Announce.election:type_name -> tandem.cluster.Election
-	0,  // 13: tandem.cluster.Entitle.epoch:type_name -> tandem.cluster.Epoch
-	9,  // 14: tandem.cluster.Addresses.address:type_name -> tandem.cluster.Address
-	11, // 15: tandem.cluster.ToDaemon.peer:type_name -> tandem.cluster.Peer
-	13, // 16: tandem.cluster.ToDaemon.loss:type_name -> tandem.cluster.Loss
-	0,  // 17: tandem.cluster.ToDaemon.entitled:type_name -> tandem.cluster.Epoch
-	14, // 18: tandem.cluster.ToDaemon.claimed:type_name -> tandem.cluster.Claimed
-	0,  // 19: tandem.cluster.Peer.epoch:type_name -> tandem.cluster.Epoch
-	1,  // 20: tandem.cluster.Peer.election:type_name -> tandem.cluster.Election
-	12, // 21: tandem.cluster.Peer.links:type_name -> tandem.cluster.Link
-	0,  // 22: tandem.cluster.Claimed.epoch:type_name -> tandem.cluster.Epoch
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	4,  // 3: tandem.cluster.Heartbeat.heard:type_name -> tandem.cluster.Heard
+	5,  // 4: tandem.cluster.Heartbeat.requests:type_name -> tandem.cluster.Removal
+	5,  // 5: tandem.cluster.Heartbeat.answers:type_name -> tandem.cluster.Removal
+	0,  // 6: tandem.cluster.Tenure.epoch:type_name -> tandem.cluster.Epoch
+	0,  // 7: tandem.cluster.Removal.epoch:type_name -> tandem.cluster.Epoch
+	8,  // 8: tandem.cluster.ToGuardian.announce:type_name -> tandem.cluster.Announce
+	9,  // 9: tandem.cluster.ToGuardian.entitle:type_name -> tandem.cluster.Entitle
+	10, // 10: tandem.cluster.ToGuardian.addresses:type_name -> tandem.cluster.Addresses
+	3,  // 11: tandem.cluster.ToGuardian.claim:type_name -> tandem.cluster.Tenure
+	7,  // 12: tandem.cluster.ToGuardian.ask_removal:type_name -> tandem.cluster.AskRemoval
+	0,  // 13: tandem.cluster.Announce.epoch:type_name -> tandem.cluster.Epoch
+	1,  // 14: tandem.cluster.Announce.election:type_name -> tandem.cluster.Election
+	3,  // 15: tandem.cluster.Announce.owned:type_name -> tandem.cluster.Tenure
+	0,  // 16: tandem.cluster.Entitle.epoch:type_name -> tandem.cluster.Epoch
+	11, // 17: tandem.cluster.Addresses.address:type_name -> tandem.cluster.Address
+	14, // 18: tandem.cluster.ToDaemon.peer:type_name -> tandem.cluster.Peer
+	16, // 19: tandem.cluster.ToDaemon.loss:type_name -> tandem.cluster.Loss
+	17, // 20: tandem.cluster.ToDaemon.claimed:type_name -> tandem.cluster.Claimed
+	13, // 21: tandem.cluster.ToDaemon.removed:type_name -> tandem.cluster.Removed
+	3,  // 22: tandem.cluster.ToDaemon.entitled:type_name -> tandem.cluster.Tenure
+	0,  // 23: tandem.cluster.Peer.epoch:type_name -> tandem.cluster.Epoch
+	1,  // 24: tandem.cluster.Peer.election:type_name -> tandem.cluster.Election
+	15, // 25: tandem.cluster.Peer.links:type_name -> tandem.cluster.Link
+	3,  // 26: tandem.cluster.Peer.owned:type_name -> tandem.cluster.Tenure
+	3,  // 27: tandem.cluster.Peer.entitled_to:type_name -> tandem.cluster.Tenure
+	3,  // 28: tandem.cluster.Loss.claimed:type_name -> tandem.cluster.Tenure
+	0,  // 29: tandem.cluster.Claimed.epoch:type_name -> tandem.cluster.Epoch
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_clusterpb_cluster_proto_init() }
@@ -1433,20 +1705,20 @@ func file_clusterpb_cluster_proto_init() {
 	if File_clusterpb_cluster_proto != nil {
 		return
 	}
-	file_clusterpb_cluster_proto_msgTypes[5].OneofWrappers = []any{
+	file_clusterpb_cluster_proto_msgTypes[6].OneofWrappers = []any{
 		(*ToGuardian_Announce)(nil),
 		(*ToGuardian_Entitle)(nil),
-		(*ToGuardian_Claim)(nil),
-		(*ToGuardian_AskRemoval)(nil),
 		(*ToGuardian_Addresses)(nil),
 		(*ToGuardian_StreamPort)(nil),
+		(*ToGuardian_Claim)(nil),
+		(*ToGuardian_AskRemoval)(nil),
 	}
-	file_clusterpb_cluster_proto_msgTypes[10].OneofWrappers = []any{
+	file_clusterpb_cluster_proto_msgTypes[12].OneofWrappers = []any{
 		(*ToDaemon_Peer)(nil),
 		(*ToDaemon_Loss)(nil),
+		(*ToDaemon_Claimed)(nil),
 		(*ToDaemon_Removed)(nil),
 		(*ToDaemon_Entitled)(nil),
-		(*ToDaemon_Claimed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1454,7 +1726,7 @@ func file_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterpb_cluster_proto_rawDesc), len(file_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
