@@ -50,6 +50,7 @@ type Charon struct {
 	Dir     string // log, sockets, configuration
 	proc    *Process
 	swanctl string
+	names   []string // of a farm's tunnels
 
 	mu     sync.Mutex
 	events CharonEvents

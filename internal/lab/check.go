@@ -11,7 +11,10 @@ import (
 
 // CheckOptions tells the checker what it looks at.
 type CheckOptions struct {
-	Client string    // the port where the peer's view is taken
+	Client string // the port where the peer's view is taken
+	// Merged: there is no capture at the peers. Frames of all gateways' ports come in
+	// one order of time, and what the gateways send together is what the peers see.
+	Merged bool
 	IVLen  int       // explicit IV in bytes: 8 for AEAD (the default), 16 for CBC
 	ESN    bool      // sequence numbers may wrap in their low 32 bits
 	Up     time.Time // the tunnel stood; IKE_SA_INIT and IKE_AUTH later than this are counted
@@ -35,6 +38,7 @@ type CheckReport struct {
 	IVRepeats               int
 	SeqRegressions          int            // outside the tolerated times
 	SeqRegressionsTolerated int            // inside them
+	SeqRegressionsOwner     int            // at any time, among the packets of one gateway (Merged)
 	IKE                     map[string]int // distinct messages by exchange
 	IKESAs                  int            // distinct SPI pairs beyond IKE_SA_INIT
 	SAInitAfterUp           int            // distinct messages
@@ -72,6 +76,7 @@ type saSeen struct {
 	arrived map[uint32]uint64
 	highest uint32
 	any     bool
+	owners  map[string]uint32 // highest number that each gateway sent (Merged)
 }
 
 // exchangeKey names one IKE exchange: a message ID counts per IKE SA and per
@@ -176,6 +181,10 @@ func (c *Checker) addESP(f Frame, o outer) {
 	sum := maphash.Bytes(c.seed, o.payload)
 	c.checkIV(f, o, sa, sum)
 	switch {
+	case c.opts.Merged && f.FromNode:
+		c.checkOwner(f, o, sa, sum)
+		c.checkOrder(f, o, sa, sum)
+	case c.opts.Merged:
 	case f.Port == c.opts.Client && !f.FromNode:
 		c.checkOrder(f, o, sa, sum)
 	case f.Port != c.opts.Client && f.FromNode:
@@ -215,6 +224,24 @@ func (c *Checker) checkIV(f Frame, o outer, sa *saSeen, sum uint64) {
 			f.Time.UTC().Format(stampLayout), iv[:c.opts.IVLen], o.spi, o.seq, f.Port)
 	}
 	sa.ivs[iv] = append(sa.ivs[iv], sum)
+}
+
+// checkOwner looks at the order in which one gateway sends, whoever else does. A
+// number that the same gateway sent before is no regression if the packet is the same.
+func (c *Checker) checkOwner(f Frame, o outer, sa *saSeen, sum uint64) {
+	if sa.owners == nil {
+		sa.owners = map[string]uint32{}
+	}
+	last, seen := sa.owners[f.Port]
+	if !seen || o.seq > last || c.opts.ESN && last > 0xf0000000 && o.seq < 0x10000000 {
+		sa.owners[f.Port] = o.seq
+		return
+	}
+	if before, ok := sa.arrived[o.seq]; ok && before == sum {
+		return
+	}
+	c.rep.SeqRegressionsOwner++
+	c.violation("%s: %s sends sequence %d after %d on SPI %08x", f.Time.UTC().Format(stampLayout), f.Port, o.seq, last, o.spi)
 }
 
 func (c *Checker) checkOrder(f Frame, o outer, sa *saSeen, sum uint64) {
@@ -275,7 +302,7 @@ func (c *Checker) addIKE(f Frame, o outer) {
 			x.first = f.Time
 		}
 		x.requested = true
-	} else if f.Port == c.opts.Client {
+	} else if c.opts.Merged || f.Port == c.opts.Client {
 		// An answer counts where the peer sends or receives it, not where a
 		// gateway's answer was lost before the peer.
 		x.answered = true

@@ -35,9 +35,11 @@ type Options struct {
 	Progress io.Writer // lines while it runs, and the report; nil: silence
 
 	// For tests of the lab itself: other programs as gateways.
-	status StatusFunc
-	argv   func(node, config string) []string
-	single bool
+	status      StatusFunc
+	argv        func(node, config string) []string
+	single      bool
+	farmStatus  FarmStatusFunc
+	farmTunnels tunnelsFunc
 	// How long a takeover, and the end of the transfer, may take before the run
 	// goes on without.
 	patience time.Duration
@@ -54,6 +56,9 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 	}
 	if err := o.defaults(); err != nil {
 		return Result{}, err
+	}
+	if isFarm(o.Example) {
+		return runFarm(ctx, o)
 	}
 	s, err := LoadScenario(o.Example, o.Scenario)
 	if err != nil {
@@ -121,6 +126,9 @@ func Up(ctx context.Context, o Options) (*State, error) {
 	defer stop()
 	if err := o.defaults(); err != nil {
 		return nil, err
+	}
+	if isFarm(o.Example) {
+		return upFarm(ctx, o)
 	}
 	r, err := newRun(ctx, o, &Scenario{Name: "up", Probe: 5 * time.Millisecond})
 	if err != nil {

@@ -12,9 +12,18 @@ import (
 // replayable collects the ESP packets that the client sent within [from, to),
 // in order, from its capture.
 func replayable(path string, from, to time.Time) ([][]byte, error) {
+	return capturedESP(path, true, from, to)
+}
+
+// clientESP is the same from a capture at the port towards a gateway.
+func clientESP(path string, from, to time.Time) ([][]byte, error) {
+	return capturedESP(path, false, from, to)
+}
+
+func capturedESP(path string, fromNode bool, from, to time.Time) ([][]byte, error) {
 	var frames [][]byte
 	err := readFlushed(path, func(f Frame) error {
-		if f.FromNode && !f.Time.Before(from) && f.Time.Before(to) && decodeOuter(f.Data).kind == outerESP {
+		if f.FromNode == fromNode && !f.Time.Before(from) && f.Time.Before(to) && decodeOuter(f.Data).kind == outerESP {
 			frames = append(frames, append([]byte(nil), f.Data...))
 		}
 		return nil
@@ -38,15 +47,26 @@ func lastHardwareAddress(path string) (mac net.HardwareAddr, err error) {
 // mac (nil: the node's own), at some ten thousand a second.
 func (t *Topology) Inject(node string, mac net.HardwareAddr, frames [][]byte) (sent int, err error) {
 	if len(mac) == 0 {
-		link, err := t.link(node, "wan0")
-		if err != nil {
+		if mac, err = t.hardwareAddress(node, "wan0"); err != nil {
 			return 0, err
 		}
-		mac = link.Attrs().HardwareAddr
 	}
+	return t.injectAt(NodeWAN, node, mac, frames)
+}
+
+func (t *Topology) hardwareAddress(node, dev string) (net.HardwareAddr, error) {
+	link, err := t.link(node, dev)
+	if err != nil {
+		return nil, err
+	}
+	return link.Attrs().HardwareAddr, nil
+}
+
+// injectAt sends frames out of a device of a node, addressed to mac.
+func (t *Topology) injectAt(node, dev string, mac net.HardwareAddr, frames [][]byte) (sent int, err error) {
 	fd, index := -1, 0
-	err = t.In(NodeWAN, func() error {
-		intf, err := net.InterfaceByName(node)
+	err = t.In(node, func() error {
+		intf, err := net.InterfaceByName(dev)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,428 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// isFarm says whether an example is one of a farm.
+func isFarm(example string) bool {
+	_, err := os.Stat(filepath.Join(example, Members[0]+".conf"))
+	return err == nil
+}
+
+// LoadFarmScenario reads dir/scenarios/NAME.lab of a farm's example.
+func LoadFarmScenario(dir, name string) (*Scenario, error) {
+	return loadScenario(dir, name, ParseFarmScenario)
+}
+
+// ParseFarmScenario returns all faults of the text at once.
+func ParseFarmScenario(name, file, text string) (*Scenario, error) {
+	s, err := (&scenarioParser{
+		file: file, s: &Scenario{Name: name, Probe: 20 * time.Millisecond, TCP: 50_000, Farm: defaultFarm()},
+		words: grammarOf(farmVerbs), heads: "about, farm, traffic, steps, bound", model: &Result{FarmFigures: &FarmFigures{}},
+	}).parse(text)
+	if err == nil {
+		err = s.Farm.check()
+	}
+	return s, err
+}
+
+// farmFault is one thing that the lab did to a member.
+type farmFault struct {
+	kind    faultKind
+	at      time.Time
+	moved   time.Time // when the routers left the victim; zero: they did not send to it
+	victim  string
+	logFrom map[string]int64 // where the others' logs stood
+}
+
+// farmRun is one scenario of a farm under way, owned by the goroutine of execute.
+type farmRun struct {
+	o       Options
+	s       *Scenario
+	f       FarmSetup
+	topo    *Topology
+	d       *daemonSet
+	status  FarmStatusFunc
+	held    tunnelsFunc
+	members map[string]*Gateway
+	routes  routing
+	rng     *rand.Rand
+	began   time.Time
+
+	tunnels []Tunnel
+	clients *farmClients
+	outer   []*Capture
+	inner   []*Capture
+	flows   *Flows
+	tcp     *Transfer
+
+	up, ended  time.Time
+	before     CharonEvents
+	faults     []*farmFault
+	waiting    map[string]bool // members that the routers left, until they are synchronised
+	tolerated  []Interval
+	silences   []silence
+	carries    []carry
+	counters   map[string]map[int]FarmStatus // by member and daemon, the last that it said
+	unexpected []string
+
+	res Result
+}
+
+// carry is a time in which so many tunnels must carry probes in both directions.
+type carry struct {
+	Interval
+	least int
+}
+
+// alone: the only member is a gateway of its own, without a cluster.
+func (r *farmRun) alone() bool { return r.f.Sync == 1 }
+
+// started are the members that run a daemon.
+func (r *farmRun) started() []string {
+	if r.alone() {
+		return Members[:1]
+	}
+	return Members
+}
+
+func newFarmRun(ctx context.Context, o Options, s *Scenario) (*farmRun, error) {
+	r := &farmRun{o: o, s: s, f: s.Farm, began: timeNow(), waiting: map[string]bool{}, counters: map[string]map[int]FarmStatus{}}
+	if o.Client == ClientTandem {
+		r.f.allTandem()
+	}
+	if err := r.f.check(); err != nil {
+		return nil, err
+	}
+	topo, err := BuildFarm(o.ID, r.f)
+	if err != nil {
+		return nil, err
+	}
+	r.topo, r.tunnels = topo, r.f.tunnels()
+	r.routes = newStaticRouting(topo, r.f)
+	r.rng = rand.New(rand.NewPCG(r.f.Seed, 1))
+	r.d = &daemonSet{bin: o.Binary, argv: o.argv, single: o.single}
+	r.status, r.held = o.farmStatus, o.farmTunnels
+	if r.status == nil {
+		r.status = BinaryFarmStatus(o.Binary, r.alone(), topo.socketOf)
+	}
+	if r.held == nil {
+		r.held = binaryTunnels(o.Binary, topo.socketOf)
+	}
+	client := ClientTandem
+	if r.f.Charon > 0 {
+		client = ClientCharon + "+" + ClientTandem
+	}
+	r.res = Result{Scenario: s.Name, Client: client, Takeovers: []Takeover{}, Violations: []string{},
+		FarmFigures: &FarmFigures{Clients: len(r.tunnels), Members: r.f.Sync, Faults: []FarmFault{}, Changes: []FarmChange{}}}
+	r.members, err = topo.prepareGateways(ctx, r.d, o.Example, r.started(), "@QUORUM_LOSS@", r.f.QuorumLoss)
+	if err != nil {
+		return nil, errors.Join(err, topo.Close())
+	}
+	r.say("lab %s: %s", topo.ID, s.Name)
+	if s.About != "" {
+		r.say("%s", s.About)
+	}
+	return r, nil
+}
+
+func (r *farmRun) say(format string, args ...any) {
+	fmt.Fprintf(r.o.Progress, "%7.1fs  %s\n", timeNow().Sub(r.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// start brings the members up, and the clients' tunnels through them.
+func (r *farmRun) start(ctx context.Context) error {
+	for _, n := range r.started() {
+		if err := r.topo.startGateway(r.d, r.members[n]); err != nil {
+			return err
+		}
+	}
+	if err := r.waitSynchronised(ctx, 30*time.Second); err != nil {
+		return err
+	}
+	r.say("%d members are synchronised; %d clients dial", r.f.Sync, len(r.tunnels))
+	var err error
+	r.clients, err = r.topo.startClients(ctx, r.o.Binary, r.o.Example, r.tunnels, r.o.KeyLog)
+	return err
+}
+
+func (r *farmRun) capture() error {
+	for _, m := range r.started() {
+		for node, list := range map[string]*[]*Capture{NodeRouter: &r.outer, NodeLANRouter: &r.inner} {
+			c, err := r.topo.StartCapture(node, m)
+			if err != nil {
+				return err
+			}
+			*list = append(*list, c)
+		}
+	}
+	return nil
+}
+
+// traffic waits until every tunnel carries probes both ways, and begins what is
+// measured.
+func (r *farmRun) traffic(ctx context.Context) error {
+	warm, err := r.topo.StartFlows(r.tunnels, NodeLANRouter, max(r.s.Probe, 50*time.Millisecond))
+	if err != nil {
+		return err
+	}
+	err = poll(ctx, 60*time.Second, 50*time.Millisecond, func() error {
+		if err := r.clients.running(); err != nil {
+			return permanent(err)
+		}
+		if n := warm.Silent(10); n > 0 {
+			return fmt.Errorf("%d of %d tunnels carry no traffic", n, len(r.tunnels))
+		}
+		return nil
+	})
+	warm.Stop(100 * time.Millisecond)
+	if err != nil {
+		return err
+	}
+	r.up = timeNow()
+	// The standbys have what they need to succeed before anything is hurt.
+	if err := r.waitSynchronised(ctx, 30*time.Second); err != nil {
+		return err
+	}
+	r.before = r.clients.events()
+	r.up = timeNow()
+	if r.s.TCP > 0 {
+		x := r.tunnels[len(r.tunnels)-1]
+		for _, y := range r.tunnels { // whose host is its node's first own address
+			if y.Node == x.Node {
+				x = y
+				break
+			}
+		}
+		r.tcp, err = r.topo.StartTransfer(ctx, x.Node, NodeLANRouter, x.Server, r.s.TCP)
+		if err != nil {
+			return err
+		}
+	}
+	if r.flows, err = r.topo.StartFlows(r.tunnels, NodeLANRouter, r.s.Probe); err != nil {
+		return err
+	}
+	r.say("%d tunnels are up; probes every %v both ways on each, TCP at %d kB/s on one", len(r.tunnels), r.s.Probe, r.s.TCP/1000)
+	return nil
+}
+
+// execute runs everything up to the end of the steps.
+func (r *farmRun) execute(ctx context.Context) error {
+	if err := r.capture(); err != nil {
+		return err
+	}
+	if err := r.start(ctx); err != nil {
+		return err
+	}
+	if err := r.traffic(ctx); err != nil {
+		return err
+	}
+	err := runSteps(r, ctx, farmVerbs, r.s.Steps)
+	r.ended = timeNow()
+	return errors.Join(err, r.routes.close())
+}
+
+// living are the synchronising members that are not lost.
+func (r *farmRun) living() []string {
+	return slices.DeleteFunc(slices.Clone(r.f.synced()), func(m string) bool { return r.members[m].lost })
+}
+
+// ask asks a member and keeps its counters.
+func (r *farmRun) ask(ctx context.Context, member string) (FarmStatus, error) {
+	s, err := r.status(ctx, member)
+	if err == nil {
+		if r.counters[member] == nil {
+			r.counters[member] = map[int]FarmStatus{}
+		}
+		r.counters[member][s.DaemonPID] = s
+	}
+	return s, err
+}
+
+// waitSynchronised waits until every living member is synchronised and they agree on
+// the leader and on one owner for each tunnel. A member that is synchronised again
+// has traffic again at once.
+func (r *farmRun) waitSynchronised(ctx context.Context, within time.Duration) error {
+	return poll(ctx, within, 100*time.Millisecond, func() error {
+		for n, g := range r.members {
+			if !g.lost && !g.proc.Running() {
+				return permanent(fmt.Errorf("%s has ended by itself: %s", n, tail(g.proc.LogPath)))
+			}
+		}
+		var errs []error
+		leaders := map[string]bool{}
+		owned := 0
+		for _, m := range r.living() {
+			s, err := r.ask(ctx, m)
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+				continue
+			case !s.Synchronised || !s.Quorum || s.Leader == "":
+				errs = append(errs, fmt.Errorf("%s is not synchronised: synchronised %v, quorum %v, leader %q", m, s.Synchronised, s.Quorum, s.Leader))
+				continue
+			}
+			if err := r.backInRoute(m); err != nil {
+				return permanent(err)
+			}
+			leaders[s.Leader] = true
+			owned += s.Owned
+		}
+		if len(errs) == 0 && len(leaders) != 1 {
+			errs = append(errs, fmt.Errorf("members know %d leaders", len(leaders)))
+		}
+		if len(errs) == 0 && !r.up.IsZero() && owned != len(r.tunnels) {
+			errs = append(errs, fmt.Errorf("members own %d tunnels, %d stand", owned, len(r.tunnels)))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func (r *farmRun) backInRoute(member string) error {
+	if !r.waiting[member] {
+		return nil
+	}
+	delete(r.waiting, member)
+	r.say("  %s is synchronised and has traffic again", member)
+	return r.routes.back(member)
+}
+
+// who resolves random, leader, or a member's name for a step that is about to hurt
+// it, and keeps what it counted.
+func (r *farmRun) who(ctx context.Context, word string) (*Gateway, error) {
+	g, err := r.resolve(ctx, word)
+	if err == nil {
+		_, _ = r.ask(ctx, g.Name) // its counters end with it
+	}
+	return g, err
+}
+
+func (r *farmRun) resolve(ctx context.Context, word string) (*Gateway, error) {
+	if g, ok := r.members[word]; ok {
+		return g, nil
+	}
+	active := slices.DeleteFunc(r.routes.active(), func(m string) bool { return r.members[m].lost })
+	if len(active) == 0 {
+		return nil, errors.New("no member is left")
+	}
+	if word == "random" {
+		return r.members[active[r.rng.IntN(len(active))]], nil
+	}
+	var errs []error
+	for _, m := range active {
+		s, err := r.ask(ctx, m)
+		if g := r.members[s.Leader]; err == nil && g != nil {
+			return g, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(append(errs, errors.New("no member knows the leader"))...)
+}
+
+// fault notes what was just done to a member, and waits until the routers have left it.
+func (r *farmRun) fault(ctx context.Context, kind faultKind, at time.Time, victim string) error {
+	f := &farmFault{kind: kind, at: at, victim: victim, logFrom: map[string]int64{}}
+	for _, m := range r.living() {
+		if st, err := os.Stat(r.members[m].proc.LogPath); err == nil && m != victim {
+			f.logFrom[m] = st.Size()
+		}
+	}
+	r.faults = append(r.faults, f)
+	moved := r.routes.lost(victim, at)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case when, ok := <-moved:
+		if ok {
+			f.moved = when
+			r.waiting[victim] = true
+		}
+	}
+	return pass(ctx, settleTime)
+}
+
+// expected notes an expectation that did not hold.
+func (r *farmRun) expected(format string, args ...any) {
+	bad := fmt.Sprintf(format, args...)
+	r.unexpected = append(r.unexpected, bad)
+	r.say("  %s", bad)
+}
+
+// keep ends the captures if a failure left them running, and copies captures, logs
+// and configurations out of the lab if asked to.
+func (r *farmRun) keep() error {
+	var errs []error
+	for _, c := range append(slices.Clone(r.outer), r.inner...) {
+		_, err := c.Stop()
+		errs = append(errs, err)
+	}
+	if r.o.Keep != "" {
+		errs = append(errs, os.CopyFS(r.o.Keep, keptFiles(r.topo.Dir)))
+	}
+	return errors.Join(errs...)
+}
+
+// runFarm is Run for a farm.
+func runFarm(ctx context.Context, o Options) (res Result, err error) {
+	s, err := LoadFarmScenario(o.Example, o.Scenario)
+	if err != nil {
+		return Result{}, err
+	}
+	r, err := newFarmRun(ctx, o, s)
+	if err != nil {
+		return Result{}, err
+	}
+	defer func() { err = errors.Join(err, r.topo.Close()) }()
+	defer func() { err = errors.Join(err, r.keep()) }()
+	if err := r.execute(ctx); err != nil {
+		if ctx.Err() != nil {
+			return r.res, errors.New("interrupted")
+		}
+		return r.res, err
+	}
+	if err := r.settle(ctx); err != nil {
+		return r.res, err
+	}
+	r.res.Report(o.Progress)
+	return r.res, nil
+}
+
+// upFarm is Up for a farm.
+func upFarm(ctx context.Context, o Options) (*State, error) {
+	f := defaultFarm()
+	f.PerCharon, f.Tandem = 1, 16
+	r, err := newFarmRun(ctx, o, &Scenario{Name: "up", Farm: f})
+	if err != nil {
+		return nil, err
+	}
+	sockets := map[string]string{}
+	for _, g := range r.members {
+		sockets[g.Name] = g.Socket
+	}
+	if err = r.start(ctx); err == nil {
+		err = r.topo.Keep(sockets, o.Binary, o.Example)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.topo.Close())
+	}
+	s := r.topo.state
+	return &s, nil
+}
+
+// memberCommand runs one of the binary's commands at a member's socket.
+func (r *farmRun) command(ctx context.Context, member string, words ...string) error {
+	_, err := memberCommand(ctx, r.o.Binary, r.members[member].Socket, words...)
+	if err != nil {
+		return fmt.Errorf("%s: tandem %s: %w", member, strings.Join(words, " "), err)
+	}
+	return nil
+}

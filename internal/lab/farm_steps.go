@@ -1,0 +1,296 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+)
+
+var farmVerbs map[string]verb[*farmRun]
+
+// The table's functions run steps, which look into the table.
+func init() {
+	anyMember := wantOneOf(append([]string{"random", "leader"}, Members...)...)
+	member := wantOneOf(Members...)
+	farmVerbs = map[string]verb[*farmRun]{
+		"repeat":      {"TIMES … end", wantCount, nil},
+		"run":         {"TIME", wantDuration, (*farmRun).doRun},
+		"wait":        {"synchronised, with TIME at most", checkFarmWait, (*farmRun).doWait},
+		"kill":        {"random|leader|MEMBER", anyMember, (*farmRun).doKill},
+		"lose":        {"random|leader|MEMBER", anyMember, (*farmRun).doLose},
+		"restore":     {"", wantNone, (*farmRun).doRestore},
+		"drain":       {"random|leader|MEMBER", anyMember, (*farmRun).doDrain},
+		"rehash":      {"[MEMBER…]", wantMembers, (*farmRun).doRehash},
+		"cut-sync":    {"MEMBER", member, (*farmRun).doCutSync},
+		"join-sync":   {"MEMBER", member, (*farmRun).doJoinSync},
+		"regressions": {"tolerated|counted", wantOneOf("tolerated", "counted"), (*farmRun).doRegressions},
+		"expect":      {"agreed | ignorant MEMBER | quorum MEMBER | no-quorum MEMBER", checkFarmExpect, (*farmRun).doExpect},
+		"carries":     {"TIME [TUNNELS]", checkCarries, (*farmRun).doCarries},
+		"silent":      {"MEMBER TIME", checkSilent, (*farmRun).doSilent},
+		"replay":      {"TIME", wantDuration, (*farmRun).doReplay},
+	}
+}
+
+func wantMembers(args []string) error {
+	for _, a := range args {
+		if memberIndex(a) < 0 {
+			return fmt.Errorf("%q is no member", a)
+		}
+	}
+	return nil
+}
+
+func checkFarmWait(args []string) error {
+	if len(args) == 0 || args[0] != "synchronised" {
+		return errors.New("does not know what to wait for")
+	}
+	if len(args) == 1 {
+		return nil
+	}
+	return wantDuration(args[1:])
+}
+
+func checkFarmExpect(args []string) error {
+	switch {
+	case len(args) == 1 && args[0] == "agreed":
+		return nil
+	case len(args) == 2 && (args[0] == "ignorant" || args[0] == "quorum" || args[0] == "no-quorum"):
+		return wantMembers(args[1:])
+	}
+	return errors.New("does not know what to expect")
+}
+
+func checkCarries(args []string) error {
+	if len(args) == 2 {
+		if err := wantCount(args[1:]); err != nil {
+			return err
+		}
+		args = args[:1]
+	}
+	return wantDuration(args)
+}
+
+func checkSilent(args []string) error {
+	if len(args) != 2 {
+		return errors.New("needs a member and a time")
+	}
+	return errors.Join(wantMembers(args[:1]), wantDuration(args[1:]))
+}
+
+func (r *farmRun) doRun(ctx context.Context, s Step) error {
+	d, _ := positive(s.Args[0])
+	return pass(ctx, d)
+}
+
+func (r *farmRun) doWait(ctx context.Context, s Step) error {
+	within := 30 * time.Second
+	if len(s.Args) > 1 {
+		within, _ = positive(s.Args[1])
+	}
+	return r.waitSynchronised(ctx, within)
+}
+
+func (r *farmRun) doKill(ctx context.Context, s Step) error {
+	g, err := r.who(ctx, s.Args[0])
+	if err != nil {
+		return err
+	}
+	_, daemon, err := g.pids(r.d)
+	if err != nil {
+		return err
+	}
+	at := timeNow()
+	if err := syscall.Kill(daemon, syscall.SIGKILL); err != nil {
+		return err
+	}
+	r.say("SIGKILL of the daemon of %s", g.Name)
+	return r.fault(ctx, faultKill, at, g.Name)
+}
+
+func (r *farmRun) doLose(ctx context.Context, s Step) error {
+	g, err := r.who(ctx, s.Args[0])
+	if err != nil {
+		return err
+	}
+	at, err := r.topo.lose(r.d, g)
+	if err != nil {
+		return err
+	}
+	r.say("loss of the host of %s: links cut, guardian and daemon gone", g.Name)
+	return r.fault(ctx, faultLoss, at, g.Name)
+}
+
+func (r *farmRun) doRestore(_ context.Context, _ Step) error {
+	for _, n := range r.started() {
+		if err := r.topo.restore(r.d, r.members[n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// doDrain moves a member's tunnels off it, then its traffic.
+func (r *farmRun) doDrain(ctx context.Context, s Step) error {
+	g, err := r.who(ctx, s.Args[0])
+	if err != nil {
+		return err
+	}
+	r.say("drain of %s", g.Name)
+	at := timeNow()
+	if err := r.command(ctx, g.Name, "execute", "ha", "drain"); err != nil {
+		return err
+	}
+	return r.fault(ctx, faultHandover, at, g.Name)
+}
+
+func (r *farmRun) doRehash(ctx context.Context, s Step) error {
+	if err := r.routes.rehash(s.Args); err != nil {
+		return err
+	}
+	r.say("the router spreads anew: %s", strings.Join(r.routes.active(), " "))
+	return pass(ctx, 2*settleTime)
+}
+
+func (r *farmRun) doCutSync(ctx context.Context, s Step) error {
+	if _, err := r.who(ctx, s.Args[0]); err != nil {
+		return err
+	}
+	r.say("%s is cut off from the sync network; clients still reach it", s.Args[0])
+	return r.topo.CutSync(s.Args[0])
+}
+
+func (r *farmRun) doJoinSync(_ context.Context, s Step) error {
+	r.say("%s is on the sync network again", s.Args[0])
+	return r.topo.JoinSync(s.Args[0])
+}
+
+func (r *farmRun) doRegressions(_ context.Context, s Step) error {
+	now := timeNow()
+	if s.Args[0] == "tolerated" {
+		r.tolerated = append(r.tolerated, Interval{From: now, To: now.Add(time.Hour)})
+	} else if n := len(r.tolerated); n > 0 {
+		r.tolerated[n-1].To = now
+	}
+	return nil
+}
+
+func (r *farmRun) doExpect(ctx context.Context, s Step) error {
+	var err error
+	switch s.Args[0] {
+	case "agreed":
+		err = r.agreed(ctx, time.Second)
+	case "ignorant":
+		var held map[string]heldTunnel
+		if held, err = r.held(ctx, s.Args[1]); err == nil && len(held) > 0 {
+			err = fmt.Errorf("%s knows %d tunnels", s.Args[1], len(held))
+		}
+	default:
+		want := s.Args[0] == "quorum"
+		err = poll(ctx, 2*time.Second, 100*time.Millisecond, func() error {
+			st, err := r.ask(ctx, s.Args[1])
+			if err == nil && st.Quorum != want {
+				err = fmt.Errorf("%s says that its quorum is %v", s.Args[1], st.Quorum)
+			}
+			if err == nil && !want && len(st.Alarms) == 0 {
+				err = fmt.Errorf("%s has lost its quorum and raises no alarm", s.Args[1])
+			}
+			return err
+		})
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		r.expected("expect %s: %v", strings.Join(s.Args, " "), err)
+	}
+	return nil
+}
+
+// agreed waits until the living members list the same tunnels.
+func (r *farmRun) agreed(ctx context.Context, within time.Duration) error {
+	list := func() (map[string]map[string]heldTunnel, error) {
+		all := map[string]map[string]heldTunnel{}
+		for _, m := range r.living() {
+			held, err := r.held(ctx, m)
+			if err != nil {
+				return nil, err
+			}
+			all[m] = held
+		}
+		return all, nil
+	}
+	return poll(ctx, within, 50*time.Millisecond, func() error {
+		first, err := list()
+		if err != nil {
+			return err
+		}
+		second, err := list()
+		if err != nil {
+			return err
+		}
+		if bad := disagreement(first, second, len(r.tunnels)); bad != "" {
+			return errors.New(bad)
+		}
+		return nil
+	})
+}
+
+func (r *farmRun) doCarries(ctx context.Context, s Step) error {
+	d, _ := positive(s.Args[0])
+	least := len(r.tunnels)
+	if len(s.Args) > 1 {
+		_, _ = fmt.Sscan(s.Args[1], &least) // checked when parsed
+	}
+	from := timeNow()
+	err := pass(ctx, d)
+	r.carries = append(r.carries, carry{Interval{from, timeNow()}, least})
+	return err
+}
+
+func (r *farmRun) doSilent(ctx context.Context, s Step) error {
+	d, _ := positive(s.Args[1])
+	from := timeNow()
+	err := pass(ctx, d)
+	r.silences = append(r.silences, silence{Interval: Interval{from, timeNow()}, member: s.Args[0]})
+	return err
+}
+
+// doReplay sends what the clients sent to the last victim before its death again, to
+// every member that has traffic.
+func (r *farmRun) doReplay(ctx context.Context, s Step) error {
+	d, _ := positive(s.Args[0])
+	if len(r.faults) == 0 {
+		return errors.New("there was no fault yet")
+	}
+	f := r.faults[len(r.faults)-1]
+	from, to := f.at.Add(-d), timeNow().Add(-200*time.Millisecond)
+	var frames [][]byte
+	for _, c := range r.outer {
+		if err := c.Flush(); err != nil {
+			return err
+		}
+		got, err := clientESP(c.Path, from, to)
+		if err != nil {
+			return err
+		}
+		frames = append(frames, got...)
+	}
+	sent := 0
+	for _, m := range r.routes.active() {
+		mac, err := r.topo.hardwareAddress(m, "port2")
+		if err != nil {
+			return err
+		}
+		n, err := r.topo.injectAt(NodeRouter, m, mac, frames)
+		sent += n
+		if err != nil {
+			return err
+		}
+	}
+	r.res.Replayed += sent
+	r.say("%d captured packets of clients sent again", sent)
+	return pass(ctx, settleTime)
+}
