@@ -56,6 +56,10 @@ type HandedOver struct {
 	Epoch cluster.Epoch
 }
 
+// RenewedBy: the member acknowledged our latest epoch, and thereby all records before
+// it; its guardian holds its entitlement for that epoch.
+type RenewedBy struct{ Node cluster.NodeID }
+
 // Overflow: the member's queue grew beyond the limit; it must leave and join again.
 type Overflow struct{ Node cluster.NodeID }
 
@@ -87,6 +91,10 @@ type ApplyBounds struct{ Bounds []xfrm.Bound }
 // CopyComplete: the copy is whole and the owner counts us; ask for entitlement, then ConfirmEntry.
 type CopyComplete struct{ Epoch cluster.Epoch }
 
+// Renewed: the owner goes on under Epoch and counts us still, with what we hold; ask for
+// entitlement at Epoch, then ConfirmEntryAt. Until then nothing more is acknowledged.
+type Renewed struct{ Epoch cluster.Epoch }
+
 // HandoverReceived: the owner stopped and hands the scope to us at Epoch.
 type HandoverReceived struct {
 	Epoch   cluster.Epoch
@@ -106,6 +114,7 @@ func (Committed) effect()        {}
 func (BoundsEffective) effect()  {}
 func (Entered) effect()          {}
 func (HandedOver) effect()       {}
+func (RenewedBy) effect()        {}
 func (Overflow) effect()         {}
 func (CopyStalled) effect()      {}
 func (SendAck) effect()          {}
@@ -113,6 +122,7 @@ func (CopyBegins) effect()       {}
 func (ApplyRecord) effect()      {}
 func (ApplyBounds) effect()      {}
 func (CopyComplete) effect()     {}
+func (Renewed) effect()          {}
 func (HandoverReceived) effect() {}
 func (UniteReceived) effect()    {}
 

@@ -45,7 +45,7 @@ func checkEvent(i int, e, first *syncpb.Frame_Event) error {
 		return fmt.Errorf("%w: event of no kind", ErrMalformed)
 	case unite != firstUnite:
 		return fmt.Errorf("%w: unite beside other events", ErrMalformed)
-	case i > 0 && (e.GetCopyBegin() != nil || e.GetUnite().GetFirst()):
+	case i > 0 && (e.GetCopyBegin() != nil || e.GetRenew() != nil || e.GetUnite().GetFirst()):
 		return fmt.Errorf("%w: a new beginning within a frame", ErrMalformed)
 	case !boundsOK(e.GetBounds()) || !boundsOK(e.GetUnite().GetBounds()):
 		return fmt.Errorf("%w: bounds do not pair up", ErrMalformed)

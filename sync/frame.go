@@ -36,6 +36,7 @@ const (
 	kindEntry
 	kindHandover
 	kindUnite
+	kindRenew
 )
 
 // item is one event on its way into a frame.
@@ -151,11 +152,17 @@ func (j *Journal) frame(p *peer) {
 	s := sent{seq: p.seq, at: j.now}
 	f := &syncpb.Frame{
 		Seq: p.seq, OriginProcess: uint64(j.self), ToProcess: uint64(p.process),
-		EpochCounter: j.epoch.Counter, EpochNode: uint32(j.epoch.Node), Scope: uint32(j.scope),
+		Scope: uint32(j.scope),
 	}
 	restart := false
 	for size, messages := 0, 0; p.queue.len() > 0; {
 		it := p.queue.first()
+		if it.kind == kindRenew {
+			if len(f.Events) > 0 {
+				break // what was before it goes under the epoch before
+			}
+			p.epoch, p.renewSeq = it.epoch, p.seq
+		}
 		size += it.size
 		messages += it.messages
 		if len(f.Events) > 0 && (size > frameSize || messages > frameMessages) {
@@ -174,6 +181,7 @@ func (j *Journal) frame(p *peer) {
 		}
 		p.queue.pop()
 	}
+	f.EpochCounter, f.EpochNode = p.epoch.Counter, uint32(p.epoch.Node)
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(f)
 	if err != nil {
 		panic("statesync: a frame does not marshal: " + err.Error()) // no strings in it: cannot happen
@@ -195,6 +203,8 @@ func (j *Journal) event(p *peer, it *item) *syncpb.Frame_Event {
 		return &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Bounds{Bounds: boundsToPB(it.bounds)}}
 	case kindEntry:
 		return &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Entry{Entry: &syncpb.Frame_EntryMark{}}}
+	case kindRenew:
+		return &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Renew{Renew: &syncpb.Frame_Renew{}}}
 	case kindHandover:
 		h := &syncpb.Frame_Handover{EpochCounter: it.epoch.Counter, EpochNode: uint32(it.epoch.Node), Last: it.last}
 		for _, w := range it.windows {

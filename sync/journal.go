@@ -26,7 +26,7 @@ const (
 //
 // A member goes through a copy (sent in parts, a window at a time, followed by what
 // was appended meanwhile), then the entry. From the moment the entry is sent it
-// counts, until Leave. All methods are called from one goroutine; after each, Poll
+// counts, until Leave; Renew takes it along to a later epoch. All methods are called from one goroutine; after each, Poll
 // until it has nothing more.
 type Journal struct {
 	scope cluster.ScopeID
@@ -74,8 +74,9 @@ type peer struct {
 	process cluster.ProcessID
 	mode    mode
 	gates   bool // commits wait for it
-	over    bool // its queue overflowed: nothing more is queued until it leaves
+	over    bool // its queue overflowed, or Renew left it behind: nothing more is queued until it leaves
 
+	epoch      cluster.Epoch // under which frames to it are made
 	seq, acked uint64        // of frames: last made, highest acknowledged
 	ackedPos   uint64        // everything up to here is acknowledged, or did not wait for it
 	queue      fifo[item]    // not yet in a frame
@@ -85,6 +86,7 @@ type peer struct {
 	copySeq    uint64        // last frame with a part of the copy
 	entrySeq   uint64        // frame with the entry
 	entered    bool          // Entered was told
+	renewSeq   uint64        // frame that moved it to epoch; 0: none that matters
 	handSeq    uint64        // last frame of a handover
 	handEpoch  cluster.Epoch // that it hands over
 	progress   time.Time     // when the copy was begun or last acknowledged further
@@ -213,7 +215,7 @@ func (j *Journal) Join(now time.Time, node cluster.NodeID, process cluster.Proce
 	gates, ackedPos := p.gates, p.ackedPos
 	p.clear()
 	p.gates, p.ackedPos = gates, ackedPos
-	p.mode, p.progress = modeCopying, now
+	p.mode, p.progress, p.epoch = modeCopying, now, j.epoch
 	p.queue.push(item{kind: kindCopyBegin, size: itemCost, messages: 2})
 	ok := copyItems(entries, bounds, func(it item) { p.queue.push(it) })
 	// Who has the whole copy has everything appended before it.
@@ -229,6 +231,39 @@ func (j *Journal) Leave(now time.Time, node cluster.NodeID) {
 	if p := j.find(node); p != nil && p.mode != modeUniting {
 		p.clear()
 		j.commit()
+	}
+}
+
+// Renew goes on owning under a later epoch. The members in stay that count remain in
+// the sync set with what they hold; each gets a frame that says so, in order with the
+// records, and RenewedBy tells its acknowledgement. A copy to one of them goes on, and
+// RenewedBy comes with its Entered; one that is joined again meanwhile is Entered only.
+//
+// Everybody else is sent nothing more. Who counted counts on until Leave, because it may
+// be entitled under the epoch before: what it did not acknowledge waits. So does what is
+// appended, which keeps this order safe: Renew, RenewedBy of all who stay, the epoch is
+// announced, Leave of those who do not.
+//
+// A member that refuses the earlier epoch before the frame has come (Fence) does not
+// follow and has to be copied anew: the owner renews before others hear of it. Without
+// ownership, or at an epoch that is not later, Renew does nothing.
+func (j *Journal) Renew(now time.Time, e cluster.Epoch, stay []cluster.NodeID) {
+	j.tick(now)
+	if !j.owner || !j.epoch.Less(e) {
+		return
+	}
+	j.epoch = e
+	for _, p := range j.peers {
+		switch {
+		case p.mode == modeUniting:
+		case slices.Contains(stay, p.node) && (p.mode == modeCopying || p.mode == modeEntered) && !p.over:
+			p.queue.push(item{kind: kindRenew, epoch: e, size: itemCost, messages: 2})
+		case p.gates:
+			p.mode, p.over, p.renewSeq, p.handSeq = modeIdle, true, 0, 0
+			p.queue.clear()
+		default:
+			p.clear()
+		}
 	}
 }
 
@@ -250,6 +285,10 @@ func (j *Journal) HandleAck(now time.Time, node cluster.NodeID, process cluster.
 	if p.mode == modeEntered && !p.entered && seq >= p.entrySeq {
 		p.entered = true
 		j.effects.push(Entered{node})
+	}
+	if p.mode == modeEntered && p.renewSeq != 0 && p.epoch == j.epoch && seq >= max(p.renewSeq, p.entrySeq) {
+		p.renewSeq = 0
+		j.effects.push(RenewedBy{node})
 	}
 	j.commit()
 	if p.handSeq != 0 && seq >= p.handSeq {
@@ -329,7 +368,7 @@ func (j *Journal) Unite(now time.Time, node cluster.NodeID, process cluster.Proc
 	}
 	p := j.peer(node, process)
 	p.clear()
-	p.mode = modeUniting
+	p.mode, p.epoch = modeUniting, j.epoch
 	if !uniteItems(entries, bounds, tombstones, func(it item) { p.queue.push(it) }) {
 		j.overflow(p)
 	}

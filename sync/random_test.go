@@ -10,8 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"tandem/cluster"
 	"tandem/internal/ipsec"
+	"tandem/proto/syncpb"
 	"tandem/xfrm"
 )
 
@@ -29,22 +32,32 @@ type history2 struct {
 	bounds  map[ipsec.ESPSPI]uint64
 	last    uint64
 	records map[uint64][]ipsec.IKESPIs
-	done    uint64 // highest committed ticket
+	done    uint64                   // highest committed ticket
+	safe    map[ipsec.IKESPIs]uint64 // SPIs → highest committed ticket
 	members []*remote
-	trace   []string
+
+	valid    []cluster.Epoch         // that guardians entitle for and succeed from
+	renewing map[cluster.NodeID]bool // whose RenewedBy is awaited
+	behind   map[cluster.NodeID]bool // who did not stay, and has not left
+	count    struct{ renewals, flying, behind, announced, refused int }
+	trace    []string
 }
 
 // remote is a member: its process, its replica, and the two links to it.
 type remote struct {
-	h       *history2
-	node    cluster.NodeID
-	process cluster.ProcessID
-	r       *Replica
-	led     *Ledger
-	state   map[ipsec.IKESPIs]uint64
-	bounds  map[ipsec.ESPSPI]uint64
-	named   map[ipsec.IKESPIs]bool // during a copy
-	asked   bool                   // for our entitlement
+	h        *history2
+	node     cluster.NodeID
+	process  cluster.ProcessID
+	r        *Replica
+	led      *Ledger
+	state    map[ipsec.IKESPIs]uint64
+	bounds   map[ipsec.ESPSPI]uint64
+	named    map[ipsec.IKESPIs]bool // during a copy
+	asked    *cluster.Epoch         // for our entitlement
+	entitled cluster.Epoch          // the guardian's answer; zero: none
+	removed  uint64                 // frames up to here entitle to nothing: the member has left
+	taken    SendFrame              // last frame
+	renewed  bool                   // by it
 
 	unacked []SendFrame // at the sender's stream
 	acked   uint64      // highest acknowledgement given
@@ -89,6 +102,9 @@ func (h *history2) drain() error {
 				return fmt.Errorf("ticket %d committed after %d", e.Ticket, h.done)
 			}
 			h.done = e.Ticket
+			for _, s := range h.records[e.Ticket] {
+				h.safe[s] = e.Ticket
+			}
 			for _, n := range h.j.SyncSet() {
 				m := h.member(n)
 				for _, s := range h.records[e.Ticket] {
@@ -107,7 +123,17 @@ func (h *history2) drain() error {
 			}
 		case Overflow:
 			h.note("overflow %d", e.Node)
-			h.j.Leave(h.now, e.Node)
+			h.leave(h.member(e.Node))
+		case Entered:
+			delete(h.renewing, e.Node)
+			h.announce()
+		case RenewedBy:
+			h.note("renewed by %d", e.Node)
+			if m := h.member(e.Node); m.entitled != h.epoch {
+				return fmt.Errorf("node %d renewed, entitled at %v, the epoch is %v", e.Node, m.entitled, h.epoch)
+			}
+			delete(h.renewing, e.Node)
+			h.announce()
 		}
 	}
 }
@@ -160,6 +186,7 @@ func (h *history2) join(m *remote) error {
 		bs = append(bs, ceiling(spi, h.bounds[spi]))
 	}
 	h.note("join %d", m.node)
+	delete(h.behind, m.node)
 	h.j.Join(h.now, m.node, m.process, entries, bs)
 	return h.drain()
 }
@@ -169,7 +196,8 @@ func (m *remote) start(process cluster.ProcessID) {
 	m.led = NewLedger(chance(uint64(process)))
 	m.r = NewReplica(process, m.led)
 	m.state, m.bounds = map[ipsec.IKESPIs]uint64{}, map[ipsec.ESPSPI]uint64{}
-	m.asked, m.unacked, m.acked, m.named = false, nil, 0, nil
+	m.asked, m.unacked, m.acked, m.named = nil, nil, 0, nil
+	m.entitled, m.removed, m.taken, m.renewed = cluster.Epoch{}, 0, SendFrame{}, false
 	m.cut(0)
 	m.cut(1)
 }
@@ -198,13 +226,35 @@ func (m *remote) receive(i int) error {
 	}
 	f := l.frames[0]
 	l.frames = l.frames[1:]
+	before := m.r.epoch
 	err := m.r.HandleFrame(m.h.now, 1, ownerProcess, f.Frame)
+	m.taken = f
 	m.h.note("node %d link %d frame %d: %v", m.node, i, f.Seq, err)
 	if errors.Is(err, ErrGap) || errors.Is(err, ErrNoCopy) {
 		m.cut(i)
 	} else if err != nil && !errors.Is(err, ErrOldEpoch) {
 		return err
 	}
+	if err := m.drain(); err != nil || !m.renewed {
+		return err
+	}
+	m.renewed = false
+	return m.refusesOld(before)
+}
+
+// refusesOld tries the next frame under the epoch before a renewal.
+func (m *remote) refusesOld(before cluster.Epoch) error {
+	x := new(syncpb.Frame)
+	if err := proto.Unmarshal(m.taken.Frame, x); err != nil {
+		return err
+	}
+	x.Seq++
+	x.EpochCounter, x.EpochNode = before.Counter, uint32(before.Node)
+	x.Events = []*syncpb.Frame_Event{record(&syncpb.Frame_Entry{SpiI: 1, Value: []byte("999999 old")})}
+	if err := m.r.HandleFrame(m.h.now, 1, ownerProcess, marshal(x)); !errors.Is(err, ErrOldEpoch) {
+		return fmt.Errorf("node %d takes a frame of %v after %v: %v", m.node, before, m.r.epoch, err)
+	}
+	m.h.count.refused++
 	return m.drain()
 }
 
@@ -216,7 +266,7 @@ func (m *remote) drain() error {
 		}
 		switch e := e.(type) {
 		case CopyBegins:
-			m.named, m.asked = map[ipsec.IKESPIs]bool{}, false
+			m.named, m.asked = map[ipsec.IKESPIs]bool{}, nil
 		case ApplyRecord:
 			for _, x := range e.Entries {
 				var t uint64
@@ -237,7 +287,11 @@ func (m *remote) drain() error {
 			}
 		case CopyComplete:
 			maps.DeleteFunc(m.state, func(s ipsec.IKESPIs, _ uint64) bool { return !m.named[s] })
-			m.named, m.asked = nil, true
+			m.named = nil
+			m.ask(e.Epoch)
+		case Renewed:
+			m.renewed = true
+			m.ask(e.Epoch)
 		case SendAck:
 			m.acked = e.Seq
 			for i := range m.links {
@@ -261,13 +315,101 @@ func (m *remote) answer(i int) error {
 	return m.h.drain()
 }
 
+// ask asks the guardian, unless what asks was sent before we were taken out.
+func (m *remote) ask(e cluster.Epoch) {
+	if m.taken.Seq > m.removed {
+		m.asked = &e
+	}
+}
+
+// confirm is the guardian's answer.
 func (m *remote) confirm() error {
-	if !m.asked {
+	if m.asked == nil {
 		return nil
 	}
-	m.asked = false
-	m.r.ConfirmEntry()
+	e := *m.asked
+	m.asked = nil
+	if !slices.Contains(m.h.valid, e) {
+		return nil
+	}
+	m.entitled = e
+	m.h.note("node %d entitled at %v", m.node, e)
+	m.r.ConfirmEntryAt(e)
 	return m.drain()
+}
+
+// renew goes on under a later epoch with some of the members.
+func (h *history2) renew() error {
+	var stay []cluster.NodeID
+	for _, m := range h.members {
+		if h.rnd.IntN(3) > 0 {
+			stay = append(stay, m.node)
+		}
+	}
+	h.epoch = h.epoch.Next(1)
+	h.valid = append(h.valid, h.epoch)
+	h.note("renew %v with %v of %v", h.epoch, stay, h.j.SyncSet())
+	h.renewing = map[cluster.NodeID]bool{}
+	for _, n := range h.j.SyncSet() {
+		if slices.Contains(stay, n) && !h.behind[n] {
+			h.renewing[n] = true
+		} else {
+			h.behind[n] = true
+			h.count.behind++
+		}
+	}
+	h.count.renewals++
+	if h.j.waiting.len() > 0 {
+		h.count.flying++
+	}
+	h.j.Renew(h.now, h.epoch, stay)
+	if err := h.drain(); err != nil {
+		return err
+	}
+	h.announce()
+	return h.drain()
+}
+
+// announce ends the epochs before once all who stay have followed: only then do the
+// others leave.
+func (h *history2) announce() {
+	if len(h.renewing) > 0 || len(h.valid) == 1 {
+		return
+	}
+	h.note("announced %v", h.epoch)
+	h.count.announced++
+	h.valid = []cluster.Epoch{h.epoch}
+	for _, n := range slices.Sorted(maps.Keys(h.behind)) {
+		h.leave(h.member(n))
+	}
+}
+
+// leave takes a member out, after its guardian has given up the entitlement.
+func (h *history2) leave(m *remote) {
+	h.note("leave %d", m.node)
+	m.entitled, m.asked = cluster.Epoch{}, nil
+	if p := h.j.find(m.node); p != nil && p.process == m.process {
+		m.removed = p.seq
+	}
+	delete(h.behind, m.node)
+	delete(h.renewing, m.node)
+	h.j.Leave(h.now, m.node)
+	h.announce()
+}
+
+// lost looks for a member that could succeed without something that is committed.
+func (h *history2) lost() error {
+	for _, m := range h.members {
+		if !slices.Contains(h.valid, m.entitled) {
+			continue
+		}
+		for s, t := range h.safe {
+			if m.state[s] < t {
+				return fmt.Errorf("node %d could succeed from %v with %d of %v, of which %d is committed", m.node, m.entitled, m.state[s], s, t)
+			}
+		}
+	}
+	return nil
 }
 
 func (h *history2) step() error {
@@ -275,8 +417,10 @@ func (h *history2) step() error {
 	i := h.rnd.IntN(2)
 	h.now = h.now.Add(time.Millisecond)
 	switch op := h.rnd.IntN(100); {
-	case op < 18:
+	case op < 16:
 		return h.append()
+	case op < 18:
+		return h.renew()
 	case op < 26:
 		return h.raise()
 	case op < 55:
@@ -287,23 +431,24 @@ func (h *history2) step() error {
 		m.cut(i)
 	case op < 88:
 		return m.connect(i)
-	case op < 92:
+	case op < 93:
 		return m.confirm()
 	case op < 95:
 		return h.join(m)
 	case op < 97:
-		h.note("leave %d", m.node)
-		h.j.Leave(h.now, m.node)
+		h.leave(m)
 		return h.drain()
 	case op < 98:
 		h.note("restart %d", m.node)
-		h.j.Leave(h.now, m.node)
+		h.leave(m)
 		m.start(m.process + 16)
 		return h.drain()
 	case op < 99:
 		h.j.Stop()
 		h.epoch = h.epoch.Next(1)
 		h.j.Start(h.now, h.epoch)
+		h.valid = []cluster.Epoch{h.epoch} // whoever was entitled before is not any more
+		h.renewing, h.behind = map[cluster.NodeID]bool{}, map[cluster.NodeID]bool{}
 		h.note("epoch %v", h.epoch)
 		return h.drain()
 	}
@@ -324,7 +469,7 @@ func (h *history2) settle() error {
 	for range 100_000 {
 		idle := true
 		for _, m := range h.members {
-			idle = idle && len(m.links[1].frames) == 0 && len(m.links[1].acks) == 0 && !m.asked
+			idle = idle && len(m.links[1].frames) == 0 && len(m.links[1].acks) == 0 && m.asked == nil
 			for _, f := range []func() error{func() error { return m.receive(1) }, m.confirm, func() error { return m.answer(1) }} {
 				if err := f(); err != nil {
 					return err
@@ -355,6 +500,7 @@ func TestJournalAndReplicasInRandomHistories(t *testing.T) {
 		n = 300
 	}
 	committed, overflowed := uint64(0), 0
+	renewals, flying, behind, announced, refused := 0, 0, 0, 0, 0
 	for seed := range uint64(n) {
 		led := NewLedger(chance(seed))
 		limit := 1 << 20
@@ -362,16 +508,22 @@ func TestJournalAndReplicasInRandomHistories(t *testing.T) {
 			limit = 2000
 		}
 		h := &history2{rnd: rand.New(chance(seed)), now: t0, led: led, j: NewJournal(ownerProcess, led, limit),
-			epoch: epoch1, state: map[ipsec.IKESPIs]uint64{}, bounds: map[ipsec.ESPSPI]uint64{}, records: map[uint64][]ipsec.IKESPIs{}}
+			epoch: epoch1, state: map[ipsec.IKESPIs]uint64{}, bounds: map[ipsec.ESPSPI]uint64{}, records: map[uint64][]ipsec.IKESPIs{},
+			safe: map[ipsec.IKESPIs]uint64{}, valid: []cluster.Epoch{epoch1}, renewing: map[cluster.NodeID]bool{}, behind: map[cluster.NodeID]bool{}}
 		h.j.Start(h.now, h.epoch)
-		for i := range 1 + int(seed%2) {
+		for i := range 1 + int(seed%3) {
 			m := &remote{h: h, node: cluster.NodeID(2 + i)}
 			m.start(cluster.ProcessID(0x100 + i))
 			h.members = append(h.members, m)
 		}
 		var err error
+		if seed%2 == 1 {
+			err = h.settle() // all are in
+		}
 		for i := 0; i < 300 && err == nil; i++ {
-			err = h.step()
+			if err = h.step(); err == nil {
+				err = h.lost()
+			}
 		}
 		if err == nil {
 			err = h.settle()
@@ -380,6 +532,8 @@ func TestJournalAndReplicasInRandomHistories(t *testing.T) {
 			t.Fatalf("seed %d: %v\n%s", seed, err, strings.Join(h.trace[max(0, len(h.trace)-40):], "\n"))
 		}
 		committed += h.done
+		renewals, flying, behind = renewals+h.count.renewals, flying+h.count.flying, behind+h.count.behind
+		announced, refused = announced+h.count.announced, refused+h.count.refused
 		for _, l := range h.trace {
 			if strings.HasPrefix(l, "overflow") {
 				overflowed++
@@ -388,5 +542,8 @@ func TestJournalAndReplicasInRandomHistories(t *testing.T) {
 	}
 	if committed == 0 || overflowed == 0 {
 		t.Errorf("the histories are too tame: %d committed, %d overflows", committed, overflowed)
+	}
+	if flying < n/4 || behind < n/4 || announced < n/4 || refused < n/4 {
+		t.Errorf("the renewals are too tame: %d, %d with records in flight; %d left behind, %d announced, %d old frames refused", renewals, flying, behind, announced, refused)
 	}
 }

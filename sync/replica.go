@@ -61,7 +61,8 @@ type sender struct {
 
 	seq    uint64 // highest taken over
 	acked  uint64 // highest acknowledged
-	entry  uint64 // frame with an entry that is not confirmed; 0: none
+	entry  uint64 // first frame with an entry or a renewal that is not confirmed; 0: none
+	whole  bool   // the copy is complete
 	queued bool   // in acks
 
 	unite    *UniteReceived // under way
@@ -91,12 +92,20 @@ func (r *Replica) Fence(e cluster.Epoch) {
 	}
 }
 
-// ConfirmEntry acknowledges the entry of the copy that is complete. Without one
-// that waits it does nothing.
+// ConfirmEntry acknowledges the entry of the copy that is complete, and a renewal.
+// Without one that waits it does nothing.
 func (r *Replica) ConfirmEntry() {
 	if s := r.copying; s != nil && s.entry != 0 {
 		s.entry = 0
 		r.acknowledge(s)
+	}
+}
+
+// ConfirmEntryAt is ConfirmEntry for an entitlement at an epoch: it does nothing if the
+// owner has gone on to a later one since, for which the entitlement does not stand.
+func (r *Replica) ConfirmEntryAt(e cluster.Epoch) {
+	if r.copying != nil && r.epoch == e {
+		r.ConfirmEntry()
 	}
 }
 
@@ -149,6 +158,7 @@ func (r *Replica) HandleFrame(now time.Time, from cluster.NodeID, process cluste
 func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	begins := f.Events[0].GetCopyBegin() != nil
 	unites := f.Events[0].GetUnite() != nil
+	renews := f.Events[0].GetRenew() != nil
 	epoch := cluster.Epoch{Counter: f.EpochCounter, Node: cluster.NodeID(f.EpochNode)}
 	switch {
 	case !unites && epoch.Less(r.fence):
@@ -160,7 +170,10 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	case f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst():
 		r.stats.Gaps++
 		return fmt.Errorf("%w: %d follows %d", ErrGap, f.Seq, s.seq)
-	case !begins && !unites && (r.copying != s || r.epoch != epoch):
+	case renews && (r.copying != s || !r.epoch.Less(epoch)):
+		r.stats.NoCopy++
+		return fmt.Errorf("%w: renewal at %v", ErrNoCopy, epoch)
+	case !begins && !unites && !renews && (r.copying != s || r.epoch != epoch):
 		r.stats.NoCopy++
 		return fmt.Errorf("%w: epoch %v", ErrNoCopy, epoch)
 	case unites && !f.Events[0].GetUnite().GetFirst() && s.unite == nil:
@@ -194,15 +207,24 @@ func (r *Replica) event(s *sender, epoch cluster.Epoch, seq uint64, e *syncpb.Fr
 	switch k := e.Kind.(type) {
 	case *syncpb.Frame_Event_CopyBegin:
 		r.copying, r.epoch, r.fence = s, epoch, epoch
-		s.entry, s.windows, s.unite, s.assembly = 0, nil, nil, 0
+		s.entry, s.whole, s.windows, s.unite, s.assembly = 0, false, nil, nil, 0
 		r.effects.push(CopyBegins{epoch})
 	case *syncpb.Frame_Event_Record:
 		r.effects.push(ApplyRecord{r.entries(k.Record.Entries)})
 	case *syncpb.Frame_Event_Bounds:
 		r.effects.push(ApplyBounds{boundsFromPB(k.Bounds)})
 	case *syncpb.Frame_Event_Entry:
-		s.entry = seq
+		s.entry, s.whole = seq, true
 		r.effects.push(CopyComplete{epoch})
+	case *syncpb.Frame_Event_Renew:
+		r.epoch, r.fence = epoch, epoch
+		if !s.whole {
+			return // the copy goes on, and asks at its end
+		}
+		if s.entry == 0 {
+			s.entry = seq
+		}
+		r.effects.push(Renewed{epoch})
 	case *syncpb.Frame_Event_Handover:
 		for _, w := range k.Handover.Windows {
 			s.windows = append(s.windows, xfrm.Window{

@@ -88,6 +88,7 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyStalled:
 		n.log(slog.LevelWarn, "HA copy not acknowledged, copying anew", slog.Any("node", e.Node))
 		n.authority.HandleLag(now, e.Node, time.Hour)
+	case statesync.RenewedBy: // a new sync set is begun instead
 	case statesync.SendFrame:
 		e.Scope = cluster.ScopeID(n.scope)
 		n.emit(e)
@@ -108,6 +109,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 		clear(n.buried) // told, if anybody wanted to know
 		n.ike.EndCopy()
 		n.authority.HandleCopied(now, e.Epoch)
+	case statesync.Renewed: // no owner says so yet; unanswered, it copies to us anew
 	case statesync.HandoverReceived:
 		n.windows = e.Windows
 		n.authority.HandleHandover(now, e.Epoch)
