@@ -15,6 +15,9 @@ import (
 // captureBuffer is the socket's queue in bytes: some seconds of a lab's traffic.
 const captureBuffer = 256 << 20
 
+// captureRest is how long an empty queue is left alone.
+const captureRest = 10 * time.Millisecond
+
 // Capture records one switch port into a file.
 type Capture struct {
 	Port, Path string
@@ -52,10 +55,6 @@ func (t *Topology) StartCapture(switchNode, port string) (*Capture, error) {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
 			return err
 		}
-		tv := unix.Timeval{Usec: 20_000} // how long a stop or a flush may wait
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-			return err
-		}
 		all := uint16(unix.ETH_P_ALL)
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: intf.Index})
 	})
@@ -79,7 +78,7 @@ func (c *Capture) run() error {
 	var stopAt, flushAt time.Time
 	var flush chan error // who waits until what was on the wire before flushAt is written
 	for {
-		n, oobn, _, from, err := unix.Recvmsg(c.fd, buf, oob, 0)
+		n, oobn, _, from, err := unix.Recvmsg(c.fd, buf, oob, unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -97,6 +96,9 @@ func (c *Capture) run() error {
 			case r := <-c.flushReq:
 				flush, flushAt = r, timeNow()
 			default:
+				// The queue is deep and the kernel stamps: being woken for every frame
+				// would cost the machine more than the frames do.
+				time.Sleep(captureRest)
 			}
 			continue
 		case errors.Is(err, unix.ENETDOWN):

@@ -19,8 +19,9 @@ const (
 	flowMagic   = 0x74616e64656d666c
 	flowSize    = 28 // magic, number of the flow, sequence number, time of sending
 	flowBatch   = 64
-	flowTick    = time.Millisecond // the shortest time between two batches of one sender
-	flowPortOff = 2                // port, above probePort
+	flowTick    = 5 * time.Millisecond // the shortest time between two batches of one sender
+	flowRest    = 5 * time.Millisecond // between two looks at a socket: the kernel stamps what came
+	flowPortOff = 2                    // port, above probePort
 )
 
 // Flow is one tunnel's probe flow in both directions.
@@ -184,6 +185,9 @@ func (p *Flows) receive(e *flowEnd) {
 			}
 		}
 		e.mu.Unlock()
+		if n < flowBatch {
+			time.Sleep(flowRest)
+		}
 	}
 }
 
