@@ -124,11 +124,18 @@ func (p *Slot) HandleDecided(now time.Time, s fsm.Scope, granted bool) {
 	if p.decided.Owner != s.Owner || p.decided.Epoch != s.Epoch || granted != p.granted {
 		p.since = now
 	}
+	if !sameScope(p.decided, s) { // what was proposed has been answered, or is void
+		clear(p.proposed)
+	}
 	p.decided, p.granted = s, granted
-	clear(p.proposed)
 	if p.phase != stopped {
 		p.consider(now)
 	}
+}
+
+func sameScope(a, b fsm.Scope) bool {
+	return a.Owner == b.Owner && a.Epoch == b.Epoch && a.Successor == b.Successor && a.Next == b.Next &&
+		slices.Equal(a.Standbys, b.Standbys) && slices.Equal(a.Sync, b.Sync)
 }
 
 // HandleWanted says whether the plan wants the scope with its successor.
