@@ -273,8 +273,10 @@ func (i *Identity) PeerNode(s tls.ConnectionState) (NodeID, error) {
 }
 
 // HeartbeatKey authenticates heartbeats; CookieSecret makes IKE cookies that every
-// node of the cluster accepts. Both follow from cluster.key.
+// node of the cluster accepts; from ForwardKey follow the keys of the packets that
+// members forward to one another. All follow from cluster.key.
 func (i *Identity) HeartbeatKey() ipsec.Key { return i.derive("tandem heartbeat") }
+func (i *Identity) ForwardKey() ipsec.Key   { return i.derive("tandem forward") }
 func (i *Identity) CookieSecret() ipsec.Key { return i.derive("tandem IKE cookie") }
 
 func (i *Identity) derive(label string) ipsec.Key {

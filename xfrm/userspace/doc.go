@@ -5,8 +5,9 @@
 // One for each tunnel interface, one for each socket (UDP 500, UDP 4500 and
 // protocol 50, for IPv4 and IPv6), one ticker that sleeps while no lease may have
 // to shrink, the caller, and the callers of Inject, who take turns. Each works on a
-// batch from reading to writing; there is no queue between them. An idle tunnel holds no buffers, and an SA builds its
-// ciphers and its replay window with its first packet.
+// batch from reading to writing; there is no queue between them. An idle tunnel
+// holds no buffers, and an SA builds its ciphers and its replay window with its
+// first packet.
 //
 // # What keeps a scope silent
 //

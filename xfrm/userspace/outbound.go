@@ -340,7 +340,10 @@ func (ss *sockets) pathMTU(pr *peer) int {
 	if pr.v6() {
 		i = 1
 	}
-	return ss.probe[i].mtu(pr.remote.Addr())
+	if ss.probe[i] == nil {
+		return 0
+	}
+	return ss.probe[i].MTU(pr.remote.Addr())
 }
 
 // SendIKE sends one IKE message from the socket of its local port.

@@ -3,13 +3,13 @@ package userspace
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"sync"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tandem/internal/mmsg"
 )
 
 type sockKind uint8
@@ -36,7 +36,7 @@ type sock struct {
 
 type sockets struct {
 	s     [3][2]*sock // by kind and family; IPv6 may be missing
-	probe [2]*prober
+	probe [2]*mmsg.Prober
 }
 
 func openSockets(ike, natt uint16) (*sockets, error) {
@@ -54,9 +54,9 @@ func openSockets(ike, natt uint16) (*sockets, error) {
 			}
 			ss.s[kind][fam] = s
 		}
-		ss.probe[fam] = &prober{v6: fam == 1, fd: -1}
 		if ss.s[0][fam] != nil {
-			if err := ss.probe[fam].open(); err != nil {
+			var err error
+			if ss.probe[fam], err = mmsg.OpenProber(fam == 1); err != nil {
 				ss.close()
 				return nil, err
 			}
@@ -82,7 +82,7 @@ func (ss *sockets) close() {
 	}
 	for _, p := range ss.probe {
 		if p != nil {
-			p.close()
+			p.Close()
 		}
 	}
 }
@@ -175,61 +175,4 @@ func (s *sock) setDF(df bool) error {
 		s.df = df
 	}
 	return err
-}
-
-// prober asks the kernel for the path MTU to an address.
-type prober struct {
-	mu sync.Mutex
-	v6 bool
-	fd int
-}
-
-func (p *prober) open() (err error) {
-	domain := unix.AF_INET
-	if p.v6 {
-		domain = unix.AF_INET6
-	}
-	p.fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	return err
-}
-
-func (p *prober) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.fd >= 0 {
-		unix.Close(p.fd)
-		p.fd = -1
-	}
-}
-
-// mtu is 0 when there is no route. Nothing is sent.
-func (p *prober) mtu(to netip.Addr) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.fd < 0 {
-		return 0
-	}
-	// Dissolving the association first forgets the source of the last question.
-	unix.RawSyscall(unix.SYS_CONNECT, uintptr(p.fd), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4)
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: 9, Addr: addr4(to)}
-	level, name := unix.IPPROTO_IP, unix.IP_MTU
-	if p.v6 {
-		sa = &unix.SockaddrInet6{Port: 9, Addr: to.As16()}
-		level, name = unix.IPPROTO_IPV6, unix.IPV6_MTU
-	}
-	if unix.Connect(p.fd, sa) != nil {
-		return 0
-	}
-	n, err := unix.GetsockoptInt(p.fd, level, name)
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
-func addr4(a netip.Addr) [4]byte {
-	if a = a.Unmap(); !a.Is4() {
-		return [4]byte{}
-	}
-	return a.As4()
 }
