@@ -326,6 +326,16 @@ func (w *historyWorld) step(next *cluster.ProcessID) {
 	i, d, scope := w.r.IntN(2), devices[w.r.IntN(2)], scopes[w.r.IntN(len(scopes))]
 	p := w.now[i]
 	switch n := w.r.IntN(100); {
+	case n < 3:
+		w.tell("node %d begins a copy in %v while all is cut", p.node, scope)
+		for _, d := range devices {
+			w.f.sever(d)
+		}
+		p.send(scope, 1+w.r.IntN(5), 100, false)
+		p.send(scope, 1+w.r.IntN(5), 100, true)
+		for _, d := range devices {
+			w.f.mend(d)
+		}
 	case n < 30:
 		k, size := 1+w.r.IntN(30), 1+w.r.IntN(2000)
 		if w.r.IntN(6) == 0 {
