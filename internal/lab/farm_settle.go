@@ -146,9 +146,10 @@ func (r *farmRun) fromWire(rep *CheckReport, w *farmWire) {
 	}
 }
 
-// Gap is the longest time without an arrival that lies within [from, until): what is
-// before from does not count, and silence to the end counts up to there.
-func Gap(arrivals []Arrival, from, until time.Time) time.Duration {
+// Gap is the longest time without an arrival that begins within [from, until), however
+// late it ends: what is before from does not count, and silence to the end of the run
+// counts up to there.
+func Gap(arrivals []Arrival, from, until, end time.Time) time.Duration {
 	worst, last := time.Duration(0), from
 	i := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(from) })
 	for ; i < len(arrivals) && last.Before(until); i++ {
@@ -156,7 +157,7 @@ func Gap(arrivals []Arrival, from, until time.Time) time.Duration {
 		last = arrivals[i].At
 	}
 	if i == len(arrivals) && last.Before(until) {
-		worst = max(worst, until.Sub(last))
+		worst = max(worst, end.Sub(last))
 	}
 	return worst
 }
@@ -238,7 +239,7 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 		var move, kill []float64
 		for i := range flows {
 			gap := func(from time.Time) float64 {
-				return milliseconds(max(Gap(flows[i].Up.Arrivals, from, until), Gap(flows[i].Down.Arrivals, from, until)))
+				return milliseconds(max(Gap(flows[i].Up.Arrivals, from, until, r.ended), Gap(flows[i].Down.Arrivals, from, until, r.ended)))
 			}
 			if !w.hit[k][i] {
 				r.res.BystanderMS = math.Max(r.res.BystanderMS, gap(f.at))
