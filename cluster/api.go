@@ -76,10 +76,11 @@ type Peer struct {
 	EntitledTo []Tenure
 }
 
-// Link is a heartbeat device with the peer's address on it.
+// Link is a heartbeat device with the peer's address on it, or the address from
+// which a peer's unicast comes.
 type Link struct {
-	Device string
-	Addr   string // IPv6 link-local, without zone
+	Device string // "": unicast
+	Addr   string // on a device IPv6 link-local, without zone
 }
 
 // Loss says how a peer was lost.

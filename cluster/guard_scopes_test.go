@@ -258,6 +258,12 @@ func TestRemovalOfEachScope(t *testing.T) {
 		}
 		b.beat("") // the question again, without an end
 		b.wantHeld(Tenure{slotA, e(5, 1, 1)}, Tenure{slotB, e(7, 1, 1)})
+		b.peer.Requests = []Removal{ask(slotB, 32, e(7, 0, 1))}
+		b.beat("") // another question about the epoch that has passed
+		b.wantHeld(Tenure{slotA, e(5, 1, 1)}, Tenure{slotB, e(7, 1, 1)})
+		if !slices.Equal(b.sent.Answers, []Removal{{Scope: slotB, Node: 1, Nonce: 32}}) {
+			t.Errorf("%+v", b.sent.Answers)
+		}
 		b.peer.Requests = nil
 		b.beat("")
 		b.ticks(2)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -39,6 +40,7 @@ type Options struct {
 // Settings are what a reload can change.
 type Settings struct {
 	HBDevs    []string
+	Peers     []netip.Addr  // of a farm's other members; not link-local
 	Interval  time.Duration // hb-interval
 	Threshold int           // hb-lost-threshold
 }
@@ -59,6 +61,7 @@ type guardian struct {
 	guard   *cluster.Guard
 	forker  *forker
 	devices []*device
+	peers   peers
 	ctl     int // a socket for asking about interfaces
 	netlink *netlink.Handle
 	buf     []byte
@@ -92,7 +95,7 @@ type guardian struct {
 func Run(ctx context.Context, o Options) int {
 	log, flush := newAsyncLogger(o.Logger)
 	defer flush()
-	g := &guardian{opt: o, log: log, buf: make([]byte, maxMessage), ctl: -1, reloaded: make(chan Settings, 1)}
+	g := &guardian{opt: o, log: log, buf: make([]byte, maxMessage), ctl: -1, peers: peers{beats: -1, news: -1}, reloaded: make(chan Settings, 1)}
 	if err := g.open(); err != nil {
 		log.Error("guardian cannot start", "error", err)
 		return 1
@@ -138,6 +141,7 @@ func (g *guardian) open() (err error) {
 		Self: o.Node, Name: o.Name, Incarnation: incarnation, Interval: o.Interval, Threshold: o.Threshold, Slow: !g.fifo,
 	})
 	g.setDevices(o.HBDevs)
+	g.peers.set(o.Peers, o.Port, g.log)
 	return nil
 }
 
@@ -156,6 +160,7 @@ func (g *guardian) close() {
 	for _, d := range g.devices {
 		d.close()
 	}
+	g.peers.close()
 	if g.netlink != nil {
 		g.netlink.Close()
 	}
@@ -213,7 +218,8 @@ func (g *guardian) loop(ctx context.Context, signals <-chan os.Signal) {
 }
 
 // wait returns whether there may be something to read. While all is calm one device
-// is enough to be woken by: what matters comes on each.
+// is enough to be woken by: what matters comes on each. Of what peers send by
+// unicast, only what is new is worth it.
 func (g *guardian) wait(d time.Duration) (pending bool) {
 	var fds [20]unix.PollFd
 	n := 0
@@ -241,40 +247,55 @@ func (g *guardian) wait(d time.Duration) (pending bool) {
 			add(d.fd, unix.POLLIN)
 		}
 	}
+	add(g.peers.news, unix.POLLIN)
 	return sleep(fds[:n], max(d, 0)) || pending
 }
 
 func (g *guardian) readDevices(now time.Time) {
 	for _, d := range g.devices {
-		more := d.fd >= 0
-		for range 32 { // of each device in turn; what is left comes next time
-			if !more {
-				break
-			}
-			var n int
-			n, more = g.inbox.receive(d.fd)
-			for i := range n {
-				g.readDatagram(now, d, i)
-			}
+		g.readSocket(now, d.fd, d)
+	}
+	g.readSocket(now, g.peers.beats, nil)
+	g.readSocket(now, g.peers.news, nil)
+}
+
+// readSocket takes what came on a device's socket, or on one for peers (nil).
+func (g *guardian) readSocket(now time.Time, fd int, d *device) {
+	more := fd >= 0
+	for range 32 { // of each in turn; what is left comes next time
+		if !more {
+			break
+		}
+		var n int
+		n, more = g.inbox.receive(fd)
+		for i := range n {
+			g.readDatagram(now, d, i)
 		}
 	}
 }
 
 func (g *guardian) readDatagram(now time.Time, d *device, i int) {
 	b, from, local := g.inbox.datagram(i)
-	if !local {
+	var link cluster.Link
+	switch {
+	case d != nil && local:
+		link.Device = d.name
+	case !g.peers.has(from): // a peer may be reached through a heartbeat device as well
 		return
 	}
 	h, err := g.decode(b)
 	if err != nil {
 		if g.strangers++; g.strangers&(g.strangers-1) == 0 { // 1, 2, 4, 8…
-			g.log.Warn("datagram ignored", "device", d.name, "from", from, "error", err, "count", g.strangers)
+			g.log.Warn("datagram ignored", "device", link.Device, "from", from, "error", err, "count", g.strangers)
 		}
 		return
 	}
-	g.wakes = d
-	if err := g.guard.HandleHeartbeat(now, cluster.Link{Device: d.name, Addr: from.String()}, h); err != nil {
-		g.log.Debug("heartbeat ignored", "device", d.name, "error", err)
+	if link.Device != "" {
+		g.wakes = d
+	}
+	link.Addr = from.String()
+	if err := g.guard.HandleHeartbeat(now, link, h); err != nil {
+		g.log.Debug("heartbeat ignored", "device", link.Device, "from", from, "error", err)
 	}
 }
 
@@ -315,6 +336,7 @@ func (g *guardian) readDaemon(now time.Time) {
 		}
 		g.request(now, m)
 	}
+	g.carry(now) // one heartbeat for all of it
 	p.flush()
 	if fds[0].Revents != 0 {
 		g.daemonEnded(now)
@@ -336,7 +358,6 @@ func (g *guardian) request(now time.Time, m any) {
 	case streamPort:
 		g.guard.HandleStreamPort(now, uint16(m))
 	}
-	g.carry(now)
 }
 
 // carry does what the Guard wants done.
@@ -357,6 +378,12 @@ func (g *guardian) carry(now time.Time) {
 				for _, d := range g.devices {
 					d.send(b, g.netlink, g.log)
 				}
+			}
+			if e.News {
+				b[0] |= cluster.HeartbeatNews
+			}
+			for range e.Copies {
+				g.peers.send(b, g.log)
 			}
 		case cluster.KillDaemon:
 			g.log.Error("killing the daemon", "reason", e.Reason)
@@ -477,6 +504,7 @@ func (g *guardian) readSignals(ctx context.Context, now time.Time, signals <-cha
 		if s.Interval > 0 && s.Threshold > 0 {
 			g.guard.SetInterval(s.Interval, s.Threshold)
 			g.setDevices(s.HBDevs)
+			g.peers.set(s.Peers, g.opt.Port, g.log)
 		}
 	default:
 	}
@@ -526,6 +554,7 @@ func (g *guardian) chores(now time.Time) {
 	for _, d := range g.devices {
 		d.check(g.ctl, g.opt.Port, g.netlink, g.log)
 	}
+	g.peers.check(g.opt.Port, g.log)
 	if n := threads(); g.fifo && n != g.threads {
 		if err := setFIFO(g.forker.tid); err != nil {
 			g.log.Error("scheduling", "error", err)

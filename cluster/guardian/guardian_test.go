@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -39,10 +40,21 @@ func TestMain(m *testing.M) {
 
 func guardianMain() int {
 	node, _ := strconv.Atoi(os.Getenv("TEST_NODE"))
+	settings := func() (Settings, error) {
+		s := Settings{HBDevs: []string{"hb0", "hb1"}, Interval: 10 * time.Millisecond, Threshold: 3}
+		list, err := os.ReadFile(filepath.Join(os.Getenv("TEST_STATE"), "peers"))
+		if err == nil {
+			s.HBDevs = nil
+		}
+		for _, a := range strings.Fields(string(list)) {
+			s.Peers = append(s.Peers, netip.MustParseAddr(a))
+		}
+		return s, nil
+	}
+	now, _ := settings()
 	return Run(context.Background(), Options{
 		Node: cluster.NodeID(node), Name: fmt.Sprintf("gw%d", node), Key: ipsec.NewKey([]byte("a key of the test's own")),
-		Settings: Settings{HBDevs: []string{"hb0", "hb1"}, Interval: 10 * time.Millisecond, Threshold: 3},
-		Command:  []string{"/proc/self/exe"}, Env: []string{roleEnv + "=daemon"},
+		Settings: now, Reload: settings, Command: []string{"/proc/self/exe"}, Env: []string{roleEnv + "=daemon"},
 		StateDir: os.Getenv("TEST_STATE"), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 }
@@ -71,6 +83,7 @@ func daemonMain() {
 			say(strings.TrimPrefix(fmt.Sprintf("%T", e), "cluster."), e)
 		}
 	}()
+	signal.Ignore(syscall.SIGHUP)
 	path := os.Getenv("TEST_SOCKET")
 	os.Remove(path)
 	l, err := net.Listen("unix", path)
@@ -98,18 +111,31 @@ func obey(c *Client, w []string) {
 		fmt.Sscanf(w[i], "%d.%d", &e.Counter, &e.Node)
 		return e
 	}
+	scope := func(i int) cluster.ScopeID {
+		if i >= len(w) {
+			return 0
+		}
+		n, _ := strconv.Atoi(w[i])
+		return cluster.ScopeID(n)
+	}
 	switch w[0] {
+	case "owns": // scope epoch scope epoch…
+		var a cluster.Announce
+		for i := 1; i < len(w); i += 2 {
+			a.Owned = append(a.Owned, cluster.Tenure{Scope: scope(i), Epoch: epoch(i + 1)})
+		}
+		_ = c.Announce(a)
 	case "owner":
 		_ = c.Announce(cluster.Announce{Role: cluster.RoleOwner, Epoch: epoch(1)})
 	case "standby":
 		_ = c.Announce(cluster.Announce{Role: cluster.RoleStandby, Epoch: epoch(1)})
 	case "entitle":
-		_ = c.Entitle(cluster.Entitle{Epoch: epoch(1), On: true})
+		_ = c.Entitle(cluster.Entitle{Scope: scope(2), Epoch: epoch(1), On: true})
 	case "claim":
-		_ = c.Claim(cluster.Claim{Epoch: epoch(1)})
+		_ = c.Claim(cluster.Claim{Scope: scope(2), Epoch: epoch(1)})
 	case "ask":
 		n, _ := strconv.Atoi(w[1])
-		_ = c.AskRemoval(cluster.AskRemoval{Node: cluster.NodeID(n)})
+		_ = c.AskRemoval(cluster.AskRemoval{Scope: scope(2), Node: cluster.NodeID(n)})
 	case "address":
 		_ = c.Addresses([]Address{{w[1], netip.MustParsePrefix(w[2])}})
 	case "mute": // as if the kernel had closed this end of the socket, and not yet the rest
@@ -123,8 +149,8 @@ func obey(c *Client, w []string) {
 // pair is two namespaces with two heartbeat links and a LAN device each.
 type pair struct {
 	t  *testing.T
-	ns [3]string // 1 and 2
-	gw [3]*gateway
+	ns []string // from 1 on
+	gw []*gateway
 }
 
 // gateway is one guardian with its daemon.
@@ -165,18 +191,23 @@ func run(t *testing.T, command string) {
 	}
 }
 
+func newNamespace(t *testing.T, i int) string {
+	ns := fmt.Sprintf("tgd%d-%d", os.Getpid(), i)
+	run(t, "ip netns add "+ns)
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
+	for _, k := range []string{"all", "default"} {
+		run(t, "ip netns exec "+ns+" sysctl -qw net.ipv6.conf."+k+".accept_dad=0")
+	}
+	run(t, "ip -n "+ns+" link set lo up")
+	return ns
+}
+
 func newPair(t *testing.T) *pair {
 	needRoot(t)
-	p := &pair{t: t}
+	p := &pair{t, make([]string, 3), make([]*gateway, 3)}
 	for i := 1; i <= 2; i++ {
-		ns := fmt.Sprintf("tgd%d-%d", os.Getpid(), i)
+		ns := newNamespace(t, i)
 		p.ns[i] = ns
-		run(t, "ip netns add "+ns)
-		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
-		for _, k := range []string{"all", "default"} {
-			run(t, "ip netns exec "+ns+" sysctl -qw net.ipv6.conf."+k+".accept_dad=0")
-		}
-		run(t, "ip -n "+ns+" link set lo up")
 		run(t, "ip -n "+ns+" link add lan type veth peer name lan-far")
 		run(t, "ip -n "+ns+" link set lan up")
 	}
@@ -192,8 +223,11 @@ func newPair(t *testing.T) *pair {
 	return p
 }
 
-func (p *pair) start(i int) *gateway {
+func (p *pair) start(i int, peers ...string) *gateway {
 	g := &gateway{t: p.t, p: p, node: i, dir: p.t.TempDir()}
+	if peers != nil {
+		g.setPeers(peers...)
+	}
 	g.cond = sync.NewCond(&g.mu)
 	g.cmd = exec.Command("ip", "netns", "exec", p.ns[i], "/proc/self/exe")
 	exe, err := os.Executable()
@@ -239,6 +273,14 @@ func (p *pair) start(i int) *gateway {
 	p.gw[i] = g
 	g.want(0, "EVENT ready")
 	return g
+}
+
+// setPeers writes the list that a guardian reads when it starts or is told to reload.
+func (g *gateway) setPeers(addrs ...string) {
+	g.t.Helper()
+	if err := os.WriteFile(filepath.Join(g.dir, "peers"), []byte(strings.Join(addrs, "\n")), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
 }
 
 // mark is the place in the output from which want looks.

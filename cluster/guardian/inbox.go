@@ -58,7 +58,7 @@ func (in *inbox) receive(fd int) (n int, more bool) {
 // address and has crossed no router (its hop limit is 255 still).
 func (in *inbox) datagram(i int) (b []byte, from netip.Addr, local bool) {
 	h := &in.headers[i]
-	from = netip.AddrFrom16(in.from[i].Addr)
+	from = netip.AddrFrom16(in.from[i].Addr).Unmap()
 	return in.data[i][:h.n], from, from.IsLinkLocalUnicast() && hopLimit(in.control[i][:h.Controllen]) == 255
 }
 

@@ -9,16 +9,28 @@ import (
 	"tandem/cluster"
 )
 
+func tenures(n cluster.NodeID, scopes ...cluster.ScopeID) (out []cluster.Tenure) {
+	for _, s := range scopes {
+		out = append(out, cluster.Tenure{Scope: s, Epoch: cluster.Epoch{Counter: 1<<16 + uint64(s), Node: n}})
+	}
+	return out
+}
+
 func events() []Event {
 	return []Event{
 		cluster.TellPeer{Peer: cluster.Peer{
 			Node: 2, Name: "gw2", Process: 1<<64 - 1, Running: true, Role: cluster.RoleStandby, Epoch: cluster.Epoch{Counter: 9, Node: 1},
 			Entitled: true, Coverage: cluster.CoverageNote, StreamPort: 6000, Chosen: 1, Deaf: true,
 			Election: cluster.Election{MonitorsUp: 2, Age: time.Minute, Priority: 200, Override: true, Serial: "TDM1", Failover: true},
-			Links:    []cluster.Link{{Device: "hb0", Addr: "fe80::1"}, {Device: "hb1", Addr: "fe80::2"}},
+			Links:    []cluster.Link{{Device: "hb0", Addr: "fe80::1"}, {Device: "hb1", Addr: "fe80::2"}, {Addr: "192.0.2.1"}},
+			Owned:    tenures(1, 256, 383), EntitledTo: tenures(2, 30, 300),
 		}},
 		cluster.TellLoss{Node: 2, Kind: cluster.LossUnresponsive, Entitled: true, Detected: 31 * time.Millisecond},
+		cluster.TellLoss{Node: 3, Claimed: tenures(3, 1, 257, 258)},
 		cluster.TellRemoved{Node: 1},
+		cluster.TellRemoved{Scope: 383, Node: 16},
+		cluster.TellEntitled{Scope: 300, Epoch: cluster.Epoch{Counter: 9, Node: 1}},
+		cluster.TellClaimed{Scope: 1, Epoch: cluster.Epoch{Counter: 10, Node: 2}},
 		cluster.TellEntitled{Epoch: cluster.Epoch{Counter: 9, Node: 1}},
 		cluster.TellClaimed{Epoch: cluster.Epoch{Counter: 10, Node: 2}, OK: true},
 	}
@@ -32,6 +44,11 @@ func requests() []any {
 		cluster.Entitle{},
 		cluster.Claim{Epoch: cluster.Epoch{Counter: 10, Node: 2}},
 		cluster.AskRemoval{Node: 2},
+		cluster.Announce{Owned: tenures(3, 1, 256, 300)},
+		cluster.Entitle{Scope: 256, Epoch: cluster.Epoch{Counter: 9, Node: 1}, On: true},
+		cluster.Entitle{Scope: 256},
+		cluster.Claim{Scope: 383, Epoch: cluster.Epoch{Counter: 10, Node: 2}},
+		cluster.AskRemoval{Scope: 1, Node: 2},
 		addresses{{"lan", netip.MustParsePrefix("192.0.2.1/24")}, {"wan", netip.MustParsePrefix("2001:db8::1/64")}},
 		streamPort(6000),
 	}
@@ -61,6 +78,41 @@ func TestMessagesRoundTrip(t *testing.T) {
 	}
 	if _, err := encodeRequest(42); err == nil {
 		t.Error("an unknown message was encoded")
+	}
+}
+
+func TestScopesOutOfBoundsAreRefused(t *testing.T) {
+	many := make([]cluster.ScopeID, 0, 160)
+	for s := range cluster.ScopeID(160) {
+		many = append(many, 1+s)
+	}
+	for _, ts := range [][]cluster.Tenure{tenures(1, 0), tenures(1, 31), tenures(1, 384), tenures(1, 2, 2), tenures(1, 3, 2), tenures(17, 1), tenures(1, many...), {{Scope: 1}}} {
+		for _, e := range []Event{cluster.TellPeer{Peer: cluster.Peer{Owned: ts}}, cluster.TellPeer{Peer: cluster.Peer{EntitledTo: ts}}, cluster.TellLoss{Claimed: ts}} {
+			b, err := encodeEvent(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := decodeEvent(b); err == nil {
+				t.Errorf("taken: %+v", e)
+			}
+		}
+		b, err := encodeRequest(cluster.Announce{Owned: ts})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeRequest(b); err == nil {
+			t.Errorf("taken: %+v", ts)
+		}
+	}
+	epoch := cluster.Epoch{Counter: 1, Node: 1}
+	for _, r := range []any{cluster.Entitle{Scope: 200}, cluster.Claim{Scope: 384, Epoch: epoch}, cluster.Claim{Scope: 1}, cluster.AskRemoval{Scope: 31}} {
+		b, err := encodeRequest(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeRequest(b); err == nil {
+			t.Errorf("taken: %+v", r)
+		}
 	}
 }
 
