@@ -86,7 +86,8 @@ func guardianOptions(cfg *config.Config) (guardian.Options, error) {
 		Settings: guardian.Settings{Interval: cfg.HA.HBInterval, Threshold: cfg.HA.HBLostThreshold},
 		Key:      ipsec.NewKey(make([]byte, 32)), // of no use without heartbeat devices
 	}
-	if cfg.HA.Mode != "a-p" {
+	farm := cfg.Standalone.Farm()
+	if cfg.HA.Mode != "a-p" && !farm {
 		o.Interval, o.Threshold = time.Second, 3
 		return o, nil
 	}
@@ -97,6 +98,13 @@ func guardianOptions(cfg *config.Config) (guardian.Options, error) {
 	o.Node, o.Key = id.Node, id.HeartbeatKey()
 	if o.Name == "" {
 		o.Name = id.Name
+	}
+	if farm {
+		o.Interval, o.Threshold = cfg.Standalone.Heartbeats()
+		for i := range cfg.Standalone.Peers {
+			o.Peers = append(o.Peers, cfg.Standalone.Peers[i].PeerIP)
+		}
+		return o, nil
 	}
 	for _, d := range cfg.HA.HBDev {
 		o.HBDevs = append(o.HBDevs, d.Name)

@@ -76,6 +76,32 @@ type StandaloneCluster struct {
 	Peers                    []ClusterPeer
 }
 
+// Farm says that this gateway is a member of a farm (FGSP).
+func (c *StandaloneCluster) Farm() bool { return len(c.Peers) > 0 }
+
+// Member is this gateway's number in the cluster, 1 to 16: its group-member-id,
+// where 0 stands for 16.
+func (c *StandaloneCluster) Member() int {
+	if c.MemberID == 0 {
+		return 16
+	}
+	return c.MemberID
+}
+
+// Heartbeats are the shortest interval and the lowest threshold of all peers.
+func (c *StandaloneCluster) Heartbeats() (interval time.Duration, threshold int) {
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		if interval == 0 || p.HBInterval < interval {
+			interval = p.HBInterval
+		}
+		if threshold == 0 || p.HBLostThreshold < threshold {
+			threshold = p.HBLostThreshold
+		}
+	}
+	return interval, threshold
+}
+
 // ClusterPeer is one `config cluster-peer` entry.
 type ClusterPeer struct {
 	ID              int

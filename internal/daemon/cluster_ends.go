@@ -19,6 +19,7 @@ type clusterEnds struct {
 	identity *cluster.Identity
 	state    *cluster.StateDir
 	streams  *streams
+	farm     *farmEnds // nil: a pair
 	wg       sync.WaitGroup
 	done     chan struct{}
 
@@ -27,34 +28,44 @@ type clusterEnds struct {
 	noteWake chan struct{}
 }
 
-// openCluster prepares the ends and completes the node's options.
-func (d *Daemon) openCluster(o *node.Options) (*clusterEnds, error) {
+// openCluster prepares the ends and makes the node that they serve.
+func (d *Daemon) openCluster(o node.Options) (*clusterEnds, gateway, error) {
 	if d.guardian == nil {
-		return nil, errors.New("system ha: mode a-p needs the guardian: start the gateway with tandem run")
+		return nil, nil, errors.New("a member of a cluster needs the guardian: start the gateway with tandem run")
 	}
 	id, err := cluster.LoadIdentity(d.cfg.Tandem.ClusterDir)
 	if err != nil {
-		return nil, fmt.Errorf("system tandem: cluster-dir: %w (tandem cluster init makes it)", err)
+		return nil, nil, fmt.Errorf("system tandem: cluster-dir: %w (tandem cluster init makes it)", err)
 	}
 	if id.ExpiresSoon(time.Now()) {
 		d.log.Warn("this node's certificate ends soon", "not_after", id.NotAfter.Format(time.DateOnly))
 	}
 	state, err := cluster.OpenStateDir(d.cfg.Tandem.StateDir, id.Node)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	o.CookieSecret = id.CookieSecret()
+	c := &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}
+	if d.cfg.Standalone.Farm() {
+		n, err := c.openFarm(o)
+		return c, n, err
+	}
 	o.Pair = &cluster.PairOptions{
 		Self: id.Node, Name: d.hostname(), Serial: id.Serial, HA: d.cfg.HA,
 		Coverage: state.Coverage(), Epoch: state.Epoch(), Floor: uint64(max(time.Now().UnixMilli(), 0)),
 	}
-	return &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}, nil
+	return c, newGateway(o), nil
 }
 
 // start begins to hear the guardian and the other member.
 func (c *clusterEnds) start() (err error) {
 	if c.streams, err = openStreams(c); err != nil {
 		return err
+	}
+	if c.farm != nil {
+		if err := c.farm.start(); err != nil {
+			return err
+		}
 	}
 	c.wg.Go(c.writeNotes)
 	c.wg.Go(c.hear)
@@ -63,6 +74,7 @@ func (c *clusterEnds) start() (err error) {
 
 func (c *clusterEnds) close() {
 	close(c.done)
+	c.farm.close()
 	if c.streams != nil {
 		c.streams.close()
 	}
@@ -90,17 +102,19 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 	case cluster.TellPeer:
 		c.streams.setPeer(e.Peer)
 		n.HandlePeer(now, e.Peer)
+		c.farm.heard(now, e.Peer)
 	case cluster.TellLoss:
 		// When it is heard again its streams are dialled at once, without what is
 		// left of a back-off: healing waits for them.
 		c.streams.setPeer(cluster.Peer{Node: e.Node})
-		n.HandleLoss(now, e.Node, e.Kind, e.Entitled, e.Detected)
+		n.HandleLoss(now, e)
+		c.farm.moved()
 	case cluster.TellRemoved:
-		n.HandleRemoved(now, e.Node)
+		n.HandleRemoved(now, e.Scope, e.Node)
 	case cluster.TellEntitled:
-		n.HandleEntitled(now, e.Epoch)
+		n.HandleEntitled(now, e.Scope, e.Epoch)
 	case cluster.TellClaimed:
-		n.HandleClaimed(now, e.Epoch, e.OK)
+		n.HandleClaimed(now, e.Scope, e.Epoch, e.OK)
 	}
 }
 

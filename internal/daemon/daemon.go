@@ -50,11 +50,12 @@ type Daemon struct {
 	guardian  *guardian.Client // nil: this process was started alone
 	cluster   *clusterEnds     // nil: standalone
 	links     *links
-	takeover  *node.Log // to be written once the addresses are claimed
+	takeovers []node.Log // to be written once the addresses are claimed
 	alarms    map[string]string
 	breaks    breakpoint
 
 	progress atomic.Uint64
+	strays   atomic.Pointer[farmEnds] // where packets of other members' scopes go
 }
 
 // shutdownLimit bounds a graceful end: handing over, deleting, closing.
@@ -140,7 +141,11 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	closers = append(closers, d.addresses.close)
-	if d.plane, err = newPlane(d.cfg, xfrm.Handler{IKE: d.loop.offerIKE, Events: d.loop.offerEvents}, d.log); err != nil {
+	handler := xfrm.Handler{IKE: d.loop.offerIKE, Events: d.loop.offerEvents}
+	if d.cfg.Standalone.Farm() {
+		handler.Stray = d.stray
+	}
+	if d.plane, err = newPlane(d.cfg, handler, d.log); err != nil {
 		return err
 	}
 	closers = append(closers, func() { _ = d.plane.Close() })
@@ -167,7 +172,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		}
 	})
 	closers = append(closers, d.addresses.release)
-	if d.guardian != nil {
+	if d.guardian != nil && !d.cfg.Standalone.Farm() { // a farm shares no address that moves
 		d.addresses.tell = d.tellAddresses
 	}
 
@@ -175,13 +180,14 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr,
 		CookieSecret: randomKey(32),
 	}
-	if d.cfg.HA.Mode == "a-p" {
-		if d.cluster, err = d.openCluster(&options); err != nil {
+	if d.cfg.HA.Mode == "a-p" || d.cfg.Standalone.Farm() {
+		if d.cluster, d.loop.node, err = d.openCluster(options); err != nil {
 			return err
 		}
 		closers = append(closers, d.cluster.close)
+	} else {
+		d.loop.node = newGateway(options)
 	}
-	d.loop.node = newGateway(options)
 	stopLinks, err := d.watchLinks()
 	if err != nil {
 		return err
@@ -315,6 +321,8 @@ func needsRestart(old, next *config.Config) string {
 	switch {
 	case old.HA.Mode != next.HA.Mode:
 		return "system ha: mode"
+	case fmt.Sprint(old.Standalone) != fmt.Sprint(next.Standalone):
+		return "system standalone-cluster"
 	case old.HA.GroupID != next.HA.GroupID:
 		return "system ha: group-id"
 	case fmt.Sprint(old.HA.HBDev, old.HA.HBInterval, old.HA.HBLostThreshold) != fmt.Sprint(next.HA.HBDev, next.HA.HBInterval, next.HA.HBLostThreshold):

@@ -50,7 +50,7 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.SetWindows:
 		d.plane.SetWindows(e.Windows)
 	case node.TakeWindows:
-		d.loop.node.HandleWindows(now, d.plane.Windows(e.Scope))
+		d.loop.node.HandleWindows(now, e.Scope, d.plane.Windows(e.Scope))
 	case node.Claim:
 		d.addresses.claim(func() {
 			// Routes into tunnels have been there all the time.
@@ -78,6 +78,10 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.cluster.claim(e)
 	case cluster.AskRemoval:
 		d.cluster.askRemoval(e)
+	case cluster.Propose:
+		d.cluster.farm.propose(e)
+	case node.Forward:
+		d.cluster.farm.forward(e)
 	case cluster.WriteNote:
 		d.cluster.writeNote(e)
 	case cluster.Alarm:
@@ -118,7 +122,7 @@ func (d *Daemon) alarm(e cluster.Alarm) {
 func (d *Daemon) nodeLog(now time.Time, e node.Log) {
 	if e.Message == takeoverMessage {
 		if d.cluster != nil {
-			d.takeover = &e
+			d.takeovers = append(d.takeovers, e)
 		}
 		return
 	}
@@ -148,11 +152,19 @@ const takeoverMessage = "takeover"
 // afterEffects runs when an input's effects are carried out: what may wait until
 // the first packet could leave.
 func (d *Daemon) afterEffects(now time.Time) {
-	if d.takeover == nil {
+	if len(d.takeovers) == 0 {
 		return
 	}
-	e := d.takeover
-	d.takeover = nil
+	told := d.takeovers
+	d.takeovers = nil
+	if d.cluster.farm != nil {
+		for i := range told {
+			attrs := append([]slog.Attr{slog.String("node", d.hostname())}, told[i].Attrs...)
+			d.log.LogAttrs(d.loopContext(), told[i].Level, takeoverMessage, attrs...)
+		}
+		return
+	}
+	e := told[len(told)-1]
 	s := d.loop.node.Status(now)
 	attrs := []slog.Attr{slog.String("node", d.hostname())}
 	if s.HA != nil {

@@ -15,20 +15,20 @@ import (
 	"tandem/xfrm"
 )
 
-// gateway is the node as the loop sees it; *node.Node is one.
+// gateway is the node as the loop sees it: a single one, or a *node.Farm.
 type gateway interface {
 	Start(time.Time)
 	HandleIKE(time.Time, ike.Datagram)
 	HandlePlane(time.Time, []xfrm.Event)
-	HandleWindows(time.Time, []xfrm.Window)
-	HandleFrame(time.Time, cluster.NodeID, cluster.ProcessID, []byte) error
-	HandleAck(time.Time, cluster.NodeID, cluster.ProcessID, uint64)
+	HandleWindows(time.Time, xfrm.Scope, []xfrm.Window)
+	HandleFrame(time.Time, cluster.NodeID, cluster.ProcessID, cluster.ScopeID, []byte) error
+	HandleAck(time.Time, cluster.NodeID, cluster.ProcessID, cluster.ScopeID, uint64)
 	HandleStream(time.Time, cluster.NodeID, cluster.ProcessID, bool)
 	HandlePeer(time.Time, cluster.Peer)
-	HandleLoss(time.Time, cluster.NodeID, cluster.Loss, bool, time.Duration)
-	HandleRemoved(time.Time, cluster.NodeID)
-	HandleEntitled(time.Time, cluster.Epoch)
-	HandleClaimed(time.Time, cluster.Epoch, bool)
+	HandleLoss(time.Time, cluster.TellLoss)
+	HandleRemoved(time.Time, cluster.ScopeID, cluster.NodeID)
+	HandleEntitled(time.Time, cluster.ScopeID, cluster.Epoch)
+	HandleClaimed(time.Time, cluster.ScopeID, cluster.Epoch, bool)
 	HandleNote(time.Time, error)
 	HandleMonitors(time.Time, int)
 	HandleTimeout(time.Time)

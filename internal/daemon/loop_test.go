@@ -40,23 +40,25 @@ func (n *scriptedNode) HandleIKE(_ time.Time, d ike.Datagram) {
 	}
 	n.in("ike %s", d.Data)
 }
-func (n *scriptedNode) HandlePlane(_ time.Time, e []xfrm.Event)                         { n.in("plane %d", len(e)) }
-func (n *scriptedNode) HandleWindows(_ time.Time, w []xfrm.Window)                      { n.in("windows %d", len(w)) }
+func (n *scriptedNode) HandlePlane(_ time.Time, e []xfrm.Event) { n.in("plane %d", len(e)) }
+func (n *scriptedNode) HandleWindows(_ time.Time, _ xfrm.Scope, w []xfrm.Window) {
+	n.in("windows %d", len(w))
+}
 func (n *scriptedNode) HandleStream(time.Time, cluster.NodeID, cluster.ProcessID, bool) {}
-func (n *scriptedNode) HandleFrame(_ time.Time, _ cluster.NodeID, _ cluster.ProcessID, f []byte) error {
+func (n *scriptedNode) HandleFrame(_ time.Time, _ cluster.NodeID, _ cluster.ProcessID, _ cluster.ScopeID, f []byte) error {
 	n.in("frame %s", f)
 	return nil
 }
-func (n *scriptedNode) HandleAck(_ time.Time, _ cluster.NodeID, _ cluster.ProcessID, seq uint64) {
+func (n *scriptedNode) HandleAck(_ time.Time, _ cluster.NodeID, _ cluster.ProcessID, _ cluster.ScopeID, seq uint64) {
 	n.in("ack %d", seq)
 }
-func (n *scriptedNode) HandlePeer(time.Time, cluster.Peer)                                      {}
-func (n *scriptedNode) HandleLoss(time.Time, cluster.NodeID, cluster.Loss, bool, time.Duration) {}
-func (n *scriptedNode) HandleRemoved(time.Time, cluster.NodeID)                                 {}
-func (n *scriptedNode) HandleEntitled(time.Time, cluster.Epoch)                                 {}
-func (n *scriptedNode) HandleClaimed(time.Time, cluster.Epoch, bool)                            {}
-func (n *scriptedNode) HandleNote(time.Time, error)                                             { n.in("note") }
-func (n *scriptedNode) HandleMonitors(_ time.Time, up int)                                      { n.in("monitors %d", up) }
+func (n *scriptedNode) HandlePeer(time.Time, cluster.Peer)                            {}
+func (n *scriptedNode) HandleLoss(time.Time, cluster.TellLoss)                        {}
+func (n *scriptedNode) HandleRemoved(time.Time, cluster.ScopeID, cluster.NodeID)      {}
+func (n *scriptedNode) HandleEntitled(time.Time, cluster.ScopeID, cluster.Epoch)      {}
+func (n *scriptedNode) HandleClaimed(time.Time, cluster.ScopeID, cluster.Epoch, bool) {}
+func (n *scriptedNode) HandleNote(time.Time, error)                                   { n.in("note") }
+func (n *scriptedNode) HandleMonitors(_ time.Time, up int)                            { n.in("monitors %d", up) }
 func (n *scriptedNode) HandleTimeout(now time.Time) {
 	n.next = time.Time{}
 	n.in("timeout")

@@ -36,8 +36,8 @@ func openStreams(c *clusterEnds) (*streams, error) {
 		Handler: stream.Handler{
 			Up: report(true), Down: report(false), Frame: s.frame,
 			// A pair has scope 0 alone; the Replica refuses frames of another.
-			Ack: func(from cluster.NodeID, process cluster.ProcessID, _ cluster.ScopeID, seq uint64) {
-				l.offerRemote(func(now time.Time) { l.node.HandleAck(now, from, process, seq) })
+			Ack: func(from cluster.NodeID, process cluster.ProcessID, scope cluster.ScopeID, seq uint64) {
+				l.offerRemote(func(now time.Time) { l.node.HandleAck(now, from, process, scope, seq) })
 			},
 		},
 	})
@@ -59,7 +59,7 @@ func (s *streams) frame(r stream.Received) {
 	l := s.c.d.loop
 	l.offerRemote(func(now time.Time) {
 		l.stats.Frames++
-		err := l.node.HandleFrame(now, r.Node, r.Process, r.Frame)
+		err := l.node.HandleFrame(now, r.Node, r.Process, r.Scope, r.Frame)
 		r.Done()
 		switch {
 		case errors.Is(err, statesync.ErrGap):

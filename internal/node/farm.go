@@ -264,9 +264,10 @@ func (f *Farm) HandlePeer(now time.Time, p cluster.Peer) {
 	f.each(func(n *Node) { n.HandlePeer(now, peerOf(p, cluster.ScopeID(n.scope))) })
 }
 
-// HandleLoss says that a member was lost; claimed are the scopes for which that
-// turned our guardian's entitlement into a claim.
-func (f *Farm) HandleLoss(now time.Time, id cluster.NodeID, kind cluster.Loss, claimed []cluster.Tenure, detected time.Duration) {
+// HandleLoss says that a member was lost, and for which scopes that turned our
+// guardian's entitlement into a claim.
+func (f *Farm) HandleLoss(now time.Time, l cluster.TellLoss) {
+	id, kind := l.Node, l.Kind
 	p := f.peers[id]
 	p.Running, p.Owned, p.EntitledTo = false, nil, nil
 	f.peers[id] = p
@@ -276,8 +277,8 @@ func (f *Farm) HandleLoss(now time.Time, id cluster.NodeID, kind cluster.Loss, c
 	}
 	f.losses[id] = loss{process: p.Process, report: now.Add(wait)}
 	f.each(func(n *Node) {
-		ours := slices.ContainsFunc(claimed, func(t cluster.Tenure) bool { return t.Scope == cluster.ScopeID(n.scope) })
-		n.HandleLoss(now, id, kind, ours, detected)
+		ours := slices.ContainsFunc(l.Claimed, func(t cluster.Tenure) bool { return t.Scope == cluster.ScopeID(n.scope) })
+		n.HandleLoss(now, id, kind, ours, l.Detected)
 	})
 }
 
@@ -399,8 +400,16 @@ func (f *Farm) ownerOf(id cluster.ScopeID) cluster.NodeID {
 	return owner
 }
 
-// OwnerOf is the member that a packet of a scope must go to; 0: nobody is known.
-func (f *Farm) OwnerOf(id xfrm.Scope) cluster.NodeID { return f.ownerOf(cluster.ScopeID(id)) }
+// Owners are the members that packets of scopes copied here must go to.
+func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
+	m := map[xfrm.Scope]cluster.NodeID{}
+	for _, id := range f.order {
+		if o := f.ownerOf(id); o != 0 && !f.scopes[id].owner {
+			m[xfrm.Scope(id)] = o
+		}
+	}
+	return m
+}
 
 // HandlePlane takes what the data plane reports.
 func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {

@@ -1,0 +1,397 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/cluster/raftauth"
+	"tandem/ike"
+	"tandem/internal/config"
+	"tandem/internal/forward"
+	"tandem/internal/node"
+	"tandem/proto/clusterpb"
+	"tandem/xfrm"
+)
+
+const (
+	raftPort       = 709 // TCP; heartbeats have UDP 708, forwarded packets UDP 710
+	standbys       = 2   // of each slot
+	proposePatient = 2 * time.Second
+	leaderLook     = 100 * time.Millisecond
+	membersFile    = "farm-members.json"
+	// sharedScope is that of the tunnel interfaces of a farm: always active. Each SA's
+	// own scope decides about its packets.
+	sharedScope xfrm.Scope = 0
+)
+
+// farmEnds are what a member of a farm has beside a pair's ends: the log that the
+// members share, and the link on which packets go to the member that owns their SA.
+// Its methods belong to the loop, but for stray and what says otherwise.
+type farmEnds struct {
+	c    *clusterEnds
+	node *node.Farm
+	link *forward.Link
+	log  *raftauth.Node // nil until all members have been heard once
+	disk *raftauth.Disk
+	tcp  *raftauth.StreamLayer
+
+	addrs   sync.Map                                      // cluster.NodeID → netip.Addr
+	owners  atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
+	queue   chan *clusterpb.Command
+	waiting sync.Map // of commands in the queue, by what they ask for
+	kick    chan struct{}
+	wg      sync.WaitGroup
+	ctx     context.Context
+	cancel  context.CancelFunc
+}
+
+// openFarm prepares the ends of a member of a farm and makes its node.
+func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
+	cfg := &c.d.cfg.Standalone
+	if int(c.identity.Node) != cfg.Member() {
+		return nil, fmt.Errorf("system standalone-cluster: group-member-id %d is node %d, but the certificate in cluster-dir is that of node %d",
+			cfg.MemberID, cfg.Member(), c.identity.Node)
+	}
+	if len(cfg.Peers) < 2 {
+		return nil, errors.New("system standalone-cluster: a farm has three members or more: two cannot decide without a third (a pair is `config system ha`)")
+	}
+	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, 4*fsm.MaxNodes*fsm.SlotsPerMember), kick: make(chan struct{}, 1)}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
+	interval, threshold := cfg.Heartbeats()
+	f.node = node.NewFarm(node.FarmOptions{
+		Options: o, Self: c.identity.Node, Name: c.d.hostname(), Coverage: c.state.Coverage(), Interval: interval, Threshold: threshold,
+	})
+	c.farm = f
+	return f.node, nil
+}
+
+// start opens the sockets. The log begins when it is known who the members are.
+func (f *farmEnds) start() error {
+	d, id := f.c.d, f.c.identity
+	here, err := addrTowards(d.cfg.Standalone.Peers[0].PeerIP)
+	if err != nil {
+		return fmt.Errorf("system standalone-cluster: cluster-peer %s: %w", d.cfg.Standalone.Peers[0].PeerIP, err)
+	}
+	f.link, err = forward.New(forward.Options{
+		Self: id.Node, Key: id.ForwardKey(), Listen: netip.AddrPortFrom(here, forward.DefaultPort), Log: d.log,
+		Deliver: d.plane.Inject,
+		IKE: func(_ forward.NodeID, x xfrm.IKEDatagram) {
+			d.loop.offerRemote(func(now time.Time) {
+				f.node.HandleForwarded(now, ike.Datagram{Local: x.Local, Remote: x.Remote, NonESP: x.NonESP, Data: x.Data})
+			})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(here.String(), strconv.Itoa(raftPort)))
+	if err != nil {
+		return fmt.Errorf("the members' log: %w", err)
+	}
+	f.tcp = raftauth.NewStreamLayer(id, l, f.resolve, d.log)
+	d.plane.Activate(sharedScope)
+	// What a farm's members have of addresses and routes is their own, and stays.
+	d.addresses.claim(func() {
+		d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
+	})
+	for n, a := range f.remembered() {
+		f.addrs.Store(n, a)
+	}
+	d.strays.Store(f)
+	f.begin()
+	return nil
+}
+
+// addrTowards is our address on the way to another.
+func addrTowards(to netip.Addr) (netip.Addr, error) {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, raftPort)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer c.Close()
+	a, _ := netip.AddrFromSlice(c.LocalAddr().(*net.UDPAddr).IP)
+	return a.Unmap(), nil
+}
+
+// resolve says where a member listens for the log; any goroutine may ask.
+func (f *farmEnds) resolve(n fsm.NodeID) (string, bool) {
+	a, ok := f.addrs.Load(n)
+	if !ok {
+		return "", false
+	}
+	return net.JoinHostPort(a.(netip.Addr).String(), strconv.Itoa(raftPort)), true
+}
+
+// heard takes what heartbeats say of a member: where it is, and what it owns.
+func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
+	if f == nil {
+		return
+	}
+	for _, l := range p.Links {
+		a, err := netip.ParseAddr(l.Addr)
+		if old, ok := f.addrs.Load(p.Node); err == nil && (!ok || old != a) {
+			f.addrs.Store(p.Node, a)
+			f.remember()
+		}
+	}
+	f.begin()
+	f.moved()
+}
+
+// members are all that are known, by number, this one among them.
+func (f *farmEnds) members() []cluster.NodeID {
+	list := []cluster.NodeID{f.c.identity.Node}
+	f.addrs.Range(func(n, _ any) bool {
+		list = append(list, n.(cluster.NodeID))
+		return true
+	})
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// remembered are the members' addresses as an earlier life heard them.
+func (f *farmEnds) remembered() map[cluster.NodeID]netip.Addr {
+	var m map[cluster.NodeID]netip.Addr
+	b, err := os.ReadFile(filepath.Join(f.c.d.cfg.Tandem.StateDir, membersFile))
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		f.c.d.log.Warn("the members' numbers are learnt anew", "file", membersFile, "error", err)
+	}
+	peers := map[netip.Addr]bool{}
+	for i := range f.c.d.cfg.Standalone.Peers {
+		peers[f.c.d.cfg.Standalone.Peers[i].PeerIP] = true
+	}
+	maps.DeleteFunc(m, func(n cluster.NodeID, a netip.Addr) bool { return !peers[a] || n == f.c.identity.Node })
+	return m
+}
+
+func (f *farmEnds) remember() {
+	m := map[cluster.NodeID]netip.Addr{}
+	f.addrs.Range(func(n, a any) bool {
+		m[n.(cluster.NodeID)] = a.(netip.Addr)
+		return true
+	})
+	b, err := json.Marshal(m)
+	if err == nil {
+		path := filepath.Join(f.c.d.cfg.Tandem.StateDir, membersFile)
+		if err = os.WriteFile(path+".new", b, 0o600); err == nil {
+			err = os.Rename(path+".new", path)
+		}
+	}
+	if err != nil {
+		f.c.d.log.Warn("the members' numbers could not be kept", "error", err)
+	}
+}
+
+// begin starts the log once every configured member's number is known.
+func (f *farmEnds) begin() {
+	all := f.members()
+	d := f.c.d
+	if f.log != nil || f.tcp == nil || len(all) < len(d.cfg.Standalone.Peers)+1 {
+		return
+	}
+	voters := 3
+	if len(all) >= 5 {
+		voters = 5
+	}
+	if err := f.open(all, all[:voters]); err != nil {
+		d.log.Error("the members' log cannot start; nothing is owned", "error", err)
+		d.alarm(cluster.Alarm{Name: "log", Text: err.Error(), On: true})
+	}
+}
+
+func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
+	d, id := f.c.d, f.c.identity
+	if f.disk, err = raftauth.OpenDisk(d.cfg.Tandem.StateDir, raftauth.Logger(d.log)); err != nil {
+		return err
+	}
+	synced := slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return p.FGSPSync })
+	f.log, err = raftauth.New(raftauth.Options{
+		Self: id.Node, Name: d.hostname(), Process: uint64(d.process), Floor: f.c.state.Epoch().Counter, Aside: !synced,
+		Voters: voters, Members: all, Standbys: standbys,
+		Disk: f.disk, Transport: f.tcp.Transport(d.log), Peers: f.tcp, Log: d.log, Notify: f.notify,
+	})
+	if err != nil {
+		return errors.Join(err, f.disk.Close())
+	}
+	f.tcp.Serve(f.log.Answer)
+	d.log.Info("members' log started", "members", all, "voters", voters)
+	f.wg.Go(f.proposals)
+	f.wg.Go(f.follow)
+	return nil
+}
+
+// notify is called by the log, from several goroutines.
+func (f *farmEnds) notify(e raftauth.Event) {
+	l := f.c.d.loop
+	switch {
+	case e.Changed != nil:
+		select {
+		case f.kick <- struct{}{}:
+		default:
+		}
+	case e.Quorum != nil:
+		q := node.Quorum{Lost: !e.Quorum.Has, Stop: e.Quorum.Stop || f.c.d.cfg.Tandem.QuorumLoss == "stop"}
+		l.offerRemote(func(now time.Time) { f.node.HandleQuorum(now, q) })
+	case e.Disk != nil:
+		stalled := e.Disk.Stalled
+		l.offerRemote(func(time.Time) {
+			f.c.d.alarm(cluster.Alarm{Name: "disk of the log", Text: "the disk does not answer; another member leads", On: stalled})
+		})
+	case e.Unfit != nil:
+		err := e.Unfit
+		l.offerRemote(func(now time.Time) {
+			f.c.d.log.Error("this build cannot stay in the farm", "error", err)
+			f.node.Shutdown(now)
+		})
+	}
+}
+
+// follow hands what was decided to the loop, and who leads.
+func (f *farmEnds) follow() {
+	l := f.c.d.loop
+	tick := time.NewTicker(leaderLook)
+	defer tick.Stop()
+	leads, quorum := false, false
+	for {
+		select {
+		case <-f.ctx.Done():
+			return
+		case <-f.kick:
+			view := f.log.View()
+			l.offerRemote(func(now time.Time) {
+				f.node.HandleDecided(now, view)
+				f.moved()
+			})
+		case <-tick.C:
+		}
+		leader := f.log.Leader()
+		if leader != 0 && !quorum { // the log speaks of losses only
+			quorum = true
+			l.offerRemote(func(now time.Time) { f.node.HandleQuorum(now, node.Quorum{}) })
+		}
+		if now := leader == f.c.identity.Node; now != leads {
+			leads = now
+			l.offerRemote(func(now time.Time) { f.node.HandleLeader(now, leader == f.c.identity.Node) })
+		}
+	}
+}
+
+// propose queues a command; one that asks for the same is proposed once at a time.
+func (f *farmEnds) propose(e cluster.Propose) {
+	key := asked(e.Command)
+	if _, dup := f.waiting.LoadOrStore(key, true); dup {
+		return
+	}
+	select {
+	case f.queue <- e.Command:
+	default:
+		f.waiting.Delete(key)
+	}
+}
+
+// asked is what a command is about: two of the same kind for the same scope or member
+// are one.
+func asked(c *clusterpb.Command) string {
+	switch w := c.GetWhat().(type) {
+	case *clusterpb.Command_SetSyncSet:
+		return fmt.Sprint("sync ", w.SetSyncSet.GetScope())
+	case *clusterpb.Command_TakeOver:
+		return fmt.Sprint("take ", w.TakeOver.GetScope())
+	case *clusterpb.Command_RenewTerm:
+		return fmt.Sprint("term ", w.RenewTerm.GetScope())
+	case *clusterpb.Command_ReportLoss:
+		return fmt.Sprint("loss ", w.ReportLoss.GetNode())
+	}
+	return fmt.Sprintf("%T", c.GetWhat())
+}
+
+// proposals has one command after the other decided.
+func (f *farmEnds) proposals() {
+	for {
+		var c *clusterpb.Command
+		select {
+		case <-f.ctx.Done():
+			return
+		case c = <-f.queue:
+		}
+		ctx, cancel := context.WithTimeout(f.ctx, proposePatient)
+		r, err := f.log.Propose(ctx, c)
+		cancel()
+		f.waiting.Delete(asked(c))
+		if err == nil && !r.OK() {
+			f.c.d.log.LogAttrs(f.ctx, slog.LevelDebug, "HA not decided", slog.String("command", c.String()), slog.String("why", r.Why))
+		}
+	}
+}
+
+// moved publishes who owns what to the data plane's goroutines, and where members are.
+func (f *farmEnds) moved() {
+	if f == nil || f.link == nil {
+		return
+	}
+	owners := f.node.Owners()
+	f.owners.Store(&owners)
+	peers := map[cluster.NodeID]netip.AddrPort{}
+	f.addrs.Range(func(n, a any) bool {
+		peers[n.(cluster.NodeID)] = netip.AddrPortFrom(a.(netip.Addr), forward.DefaultPort)
+		return true
+	})
+	f.link.SetPeers(peers)
+}
+
+// stray sends a packet to the member that owns its SA. The data plane's goroutines call it.
+func (d *Daemon) stray(x xfrm.Stray) {
+	f := d.strays.Load()
+	if f == nil {
+		return
+	}
+	if to := (*f.owners.Load())[x.Scope]; to != 0 {
+		f.link.Send(to, x)
+	}
+}
+
+func (f *farmEnds) forward(e node.Forward) {
+	d := e.Datagram
+	f.link.SendIKE(e.To, xfrm.IKEDatagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data})
+}
+
+// close ends the log and the link.
+func (f *farmEnds) close() {
+	if f == nil {
+		return
+	}
+	f.c.d.strays.Store(nil)
+	f.cancel()
+	f.wg.Wait()
+	if f.log != nil {
+		if err := f.log.Close(); err != nil {
+			f.c.d.log.Warn("the members' log did not end well", "error", err)
+		}
+	}
+	if f.tcp != nil {
+		_ = f.tcp.Close()
+	}
+	if f.link != nil {
+		_ = f.link.Close()
+	}
+}
