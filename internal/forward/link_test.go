@@ -141,6 +141,8 @@ func TestMembers(t *testing.T) {
 					}
 					next[x.From]++
 				}
+			}
+			for _, l := range ls {
 				for id, s := range l.Stats().Members {
 					if !s.Up || s.Sent < n || s.Received < n || s.Forged+s.Replayed+s.UnknownSession+s.Malformed+s.Incomplete != 0 {
 						t.Errorf("member %d: %+v", id, s)

@@ -251,6 +251,19 @@ func testStrayWaits(t *testing.T, make Factory) {
 	if c := p.b.tunnelCounters(); c.Strays != 1 || c.Inactive != 1 || p.b.strayCount() != 1 {
 		t.Fatalf("%+v", c)
 	}
+
+	// The same for packets that wait for a ceiling when their SA is removed, and the
+	// next one that matches is another member's.
+	p.b.flip(second, true)
+	p.install(p.b, generation(2), inScope(second), bounds(0, xfrm.Unbounded))
+	p.b.forget()
+	hb.send(ha, 2, 64)
+	waitEvent(p.b, "question for a ceiling", wanted(xfrm.Outbound, 1))
+	p.b.inject(7, x)
+	p.b.do(func() { p.b.plane.Remove(spiB + 2) })
+	if c := p.b.tunnelCounters(); c.Strays != 2 || c.Inactive != 2 || p.b.strayCount() != 2 {
+		t.Fatalf("%+v", c)
+	}
 }
 
 // What names no SA, and IKE, is no stray.
