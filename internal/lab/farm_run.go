@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -425,13 +424,4 @@ func upFarm(ctx context.Context, o Options) (*State, error) {
 	}
 	s := r.topo.state
 	return &s, nil
-}
-
-// memberCommand runs one of the binary's commands at a member's socket.
-func (r *farmRun) command(ctx context.Context, member string, words ...string) error {
-	_, err := memberCommand(ctx, r.o.Binary, r.members[member].Socket, words...)
-	if err != nil {
-		return fmt.Errorf("%s: tandem %s: %w", member, strings.Join(words, " "), err)
-	}
-	return nil
 }

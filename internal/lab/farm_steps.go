@@ -22,7 +22,6 @@ func init() {
 		"kill":        {"random|leader|MEMBER", anyMember, (*farmRun).doKill},
 		"lose":        {"random|leader|MEMBER", anyMember, (*farmRun).doLose},
 		"restore":     {"", wantNone, (*farmRun).doRestore},
-		"drain":       {"random|leader|MEMBER", anyMember, (*farmRun).doDrain},
 		"rehash":      {"[MEMBER…]", wantMembers, (*farmRun).doRehash},
 		"cut-sync":    {"MEMBER", member, (*farmRun).doCutSync},
 		"join-sync":   {"MEMBER", member, (*farmRun).doJoinSync},
@@ -130,20 +129,6 @@ func (r *farmRun) doRestore(_ context.Context, _ Step) error {
 		}
 	}
 	return nil
-}
-
-// doDrain moves a member's tunnels off it, then its traffic.
-func (r *farmRun) doDrain(ctx context.Context, s Step) error {
-	g, err := r.who(ctx, s.Args[0])
-	if err != nil {
-		return err
-	}
-	r.say("drain of %s", g.Name)
-	at := timeNow()
-	if err := r.command(ctx, g.Name, "execute", "ha", "drain"); err != nil {
-		return err
-	}
-	return r.fault(ctx, faultHandover, at, g.Name)
 }
 
 func (r *farmRun) doRehash(ctx context.Context, s Step) error {
