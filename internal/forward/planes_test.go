@@ -295,12 +295,30 @@ func testPlanes(t *testing.T, udp bool) {
 		t.Errorf("the sync link carries IP fragments: %s; the client made %s", made, client)
 	}
 
+	// The sync link's MTU shrinks: the link finds out, and cuts smaller.
+	for _, m := range []*farmNode{a, b} {
+		m.in(func() error {
+			l, err := netlink.LinkByName("sync")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetMTU(l, 1000)
+		})
+	}
+	number++
+	c.send(innerGateway, number, 1300)
+	eventually(t, "too long for the path", func() bool { return a.link.Stats().Members[2].SendFailed > 0 })
+	number++
+	c.send(innerGateway, number, 1300)
+	b.want(number, 1300)
+	forwarded := a.link.Stats().Members[2].Sent
+
 	// The router sends the client's traffic to the owner: nothing is forwarded any more.
 	through(2)
 	number++
 	c.send(innerGateway, number, 1000)
 	b.want(number, 1000)
-	if s := a.link.Stats().Members[2]; s.Sent != 5 {
+	if s := a.link.Stats().Members[2]; s.Sent != forwarded {
 		t.Errorf("%+v", s)
 	}
 

@@ -3,12 +3,14 @@ package userspace
 import (
 	"bytes"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"tandem/xfrm"
+	"tandem/xfrm/xfrmtest"
 )
 
 func TestNoAllocationStray(t *testing.T) {
@@ -96,4 +98,39 @@ func TestInjectBesideDeactivate(t *testing.T) {
 	if sent == 0 {
 		t.Fatal("nothing was sent")
 	}
+}
+
+// A link between members may outlive the plane by a moment.
+func TestInjectAfterClose(t *testing.T) {
+	xfrmtest.RequireRoot(t)
+	in := xfrmtest.Namespace(t)
+	var p *Plane
+	in(func() (err error) {
+		p, err = New(Options{Handler: xfrm.Handler{IKE: func(xfrm.IKEDatagram) {}, Events: func([]xfrm.Event) {}}})
+		return err
+	})
+	in(func() error { return p.AddTunnel(xfrm.Tunnel{Name: "vpn1", MTU: 1400, Scope: 1}) })
+	xs := []xfrm.Stray{{Tunnel: "vpn1", Packet: template(64)}, {Outer: true, Packet: make([]byte, 64)}}
+	var wg sync.WaitGroup
+	var stop atomic.Bool
+	wg.Go(func() {
+		for !stop.Load() {
+			p.Inject(xs)
+		}
+	})
+	for p.PlaneCounters().UnknownSPI == 0 {
+		runtime.Gosched()
+	}
+	in(func() error { return p.RemoveTunnel("vpn1") })
+	for p.PlaneCounters().NoTunnel == 0 {
+		runtime.Gosched()
+	}
+	in(p.Close)
+	was := p.PlaneCounters()
+	p.Inject(xs)
+	if is := p.PlaneCounters(); is != was {
+		t.Errorf("%+v after Close, %+v before", is, was)
+	}
+	stop.Store(true)
+	wg.Wait()
 }
