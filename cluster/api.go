@@ -124,6 +124,17 @@ type Own struct {
 	// and exchanges as they are. With Covered=false (healing) the other side's
 	// state follows: bounds must be raised when it has come.
 	Renewal bool
+	// Stay are members that were told of the epoch by Renew and go on being counted:
+	// only the epoch changes.
+	Stay []NodeID
+}
+
+// Renew tells members of the sync set that stay in it of the owner's next epoch; those
+// who are not named are sent nothing more, and hold up what they have not acknowledged
+// until they leave. HandleRenewed answers for each, then Own with Renewal follows.
+type Renew struct {
+	Epoch Epoch
+	Stay  []NodeID
 }
 
 // Reassert announces the shared addresses again. Either the owner that we succeeded lived,
@@ -234,6 +245,7 @@ func (WriteNote) effect()  {}
 func (HandOver) effect()   {}
 func (Unite) effect()      {}
 func (RekeyEarly) effect() {}
+func (Renew) effect()      {}
 func (Alarm) effect()      {}
 func (Stopped) effect()    {}
 

@@ -65,6 +65,7 @@ type Slot struct {
 
 	away     map[NodeID]ProcessID // fell silent while entitled: may have gone on with what we own
 	leaveBy  time.Time            // members are leaving: the note is not waited for longer
+	renewal  *renewal             // under way
 	hold     time.Time
 	handTo   Epoch
 	handNode NodeID
@@ -239,7 +240,7 @@ func (p *Slot) HandlePeer(now time.Time, x Peer) {
 	if ended || !m.heard || !m.Running {
 		m.since = now
 	}
-	if p.phase == owning && x.Entitled && x.Epoch != p.epoch {
+	if p.phase == owning && x.Entitled && x.Epoch != p.epoch && (p.renewal == nil || x.Epoch != p.renewal.epoch) {
 		x.Entitled = false // for an epoch that has passed
 	}
 	wasEntitled := m.Entitled && m.Process == x.Process
@@ -374,6 +375,18 @@ func (p *Slot) SyncSet() (set []NodeID) {
 
 // Uniting says that what this node holds must reach the owner first.
 func (p *Slot) Uniting() bool { return p.uniting }
+
+// Covered says that what this node owns is held by others, and that what others own it
+// is entitled to.
+func (p *Slot) Covered() bool {
+	switch p.phase {
+	case owning:
+		return slices.ContainsFunc(p.peers, func(m *member) bool { return m.join == in && !m.leaving })
+	case standing:
+		return p.entitled != Epoch{}
+	}
+	return false
+}
 
 // Idle says that nothing ties this node to the scope: it may forget it.
 func (p *Slot) Idle() bool {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"tandem/cluster/fsm"
@@ -13,6 +14,9 @@ import (
 func (p *Slot) considerOwning(now time.Time) {
 	if p.considerDecided(now); p.phase != owning {
 		return
+	}
+	if r := p.renewal; r != nil && p.due(now, r.by) {
+		p.renewed(now)
 	}
 	if !p.leaveBy.IsZero() && p.due(now, p.leaveBy) {
 		p.alarm("note", "the disk did not take the note in time; going on without the member", true)
@@ -51,6 +55,8 @@ func (p *Slot) considerDecided(now time.Time) {
 		// An epoch of ours that was burnt; the one decided is older, and another may have used
 		// what lies between: ask for a later one.
 		p.renewTerm(now, p.epoch.Counter)
+	case p.epoch.Counter > d.Burnt:
+		// Promised by a decision that the old owner has heard of, and we not yet.
 	default:
 		p.yield(now)
 	}
@@ -177,7 +183,7 @@ func (p *Slot) HandleStream(now time.Time, id NodeID, process ProcessID, up bool
 func (p *Slot) HandleLag(now time.Time, id NodeID, oldest time.Duration) {
 	p.enter(now)
 	m := p.peer(id)
-	if p.phase != owning || m.join == out {
+	if p.phase != owning || m.join == out || m.leaving {
 		return
 	}
 	switch {
@@ -229,7 +235,8 @@ func (p *Slot) HandleRemoved(now time.Time, id NodeID) {
 			}
 			m.notOld = now.Add(m.backoff)
 		}
-		p.leave(now, m, nameOf(m)+" was taken out of the sync set")
+		m.leaving = true
+		p.renew(now, nameOf(m)+" was taken out of the sync set")
 	case p.phase == handing && id == p.handNode && p.handAsk:
 		p.takeBack(now, true, "")
 	}
@@ -266,32 +273,87 @@ func (p *Slot) memberLost(now time.Time, m *member, kind Loss) {
 // leaveAlive takes out those that fell silent.
 func (p *Slot) leaveAlive(now time.Time) {
 	p.leaveBy = time.Time{}
+	var names []string
 	for _, m := range p.peers {
 		if m.leaving {
-			p.leave(now, m, nameOf(m)+" fell silent")
-			return // with the epoch renewed, all of the others are taken in anew
+			names = append(names, nameOf(m))
 		}
+	}
+	if len(names) > 0 {
+		p.renew(now, strings.Join(names, ", ")+" fell silent")
 	}
 }
 
-// leave takes out a member that may still live, and goes on under a new epoch. The
-// guardian hears of that before anything is released.
-func (p *Slot) leave(now time.Time, m *member, why string) {
-	var gone []NodeID
-	for _, x := range p.peers {
-		if x.join != out {
-			gone = append(gone, x.Node)
+// renewal is the way to a later epoch that those who stay have to be told of before
+// those who leave are let go.
+type renewal struct {
+	epoch Epoch
+	wait  []NodeID // who has not confirmed
+	by    time.Time
+	why   string
+}
+
+// renew takes out the members that leave alive: an epoch's sync set never takes one
+// back. Those who stay are entitled for the next epoch first, so that at no moment
+// nobody could succeed; then guardians hear of it; then what waited for those who
+// leave is committed.
+func (p *Slot) renew(now time.Time, why string) {
+	r := &renewal{epoch: p.epoch.Next(p.opt.Self), by: now.Add(removalAfter), why: why}
+	if p.renewal != nil {
+		r.epoch = p.renewal.epoch.Next(p.opt.Self)
+	}
+	for _, m := range p.peers {
+		switch {
+		case m.join == in && !m.leaving && !m.asking:
+			r.wait = append(r.wait, m.Node)
+		case m.join == joining:
+			m.leaving = true // it is taken in anew
 		}
 	}
-	p.epoch = p.epoch.Next(p.opt.Self)
+	p.renewal = r
+	p.emit(Renew{Epoch: r.epoch, Stay: slices.Clone(r.wait)})
+	if len(r.wait) == 0 {
+		p.renewed(now)
+	}
+}
+
+// HandleRenewed says that a member follows us to the epoch.
+func (p *Slot) HandleRenewed(now time.Time, id NodeID) {
+	p.enter(now)
+	if r := p.renewal; r != nil && p.phase == owning {
+		if r.wait = slices.DeleteFunc(r.wait, func(n NodeID) bool { return n == id }); len(r.wait) == 0 {
+			p.renewed(now)
+		}
+	}
+	p.consider(now)
+}
+
+// renewed completes a renewal; who has not confirmed leaves, too.
+func (p *Slot) renewed(now time.Time) {
+	r := p.renewal
+	p.renewal = nil
+	var stay []NodeID
+	for _, m := range p.peers {
+		if m.join != out && !m.leaving && slices.Contains(r.wait, m.Node) {
+			m.leaving = true
+		}
+	}
+	p.epoch = r.epoch
 	if p.highest.Less(p.epoch) {
 		p.highest = p.epoch
 	}
 	p.announce()
-	for _, n := range gone {
-		p.emit(Leave{n})
+	for _, m := range p.peers {
+		switch {
+		case m.join == out:
+		case m.leaving:
+			p.dropDead(now, m)
+		default:
+			stay = append(stay, m.Node)
+			m.synced = now
+		}
 	}
-	p.own(now, Own{Epoch: p.epoch, Covered: true, Trusted: true, Renewal: true, Reason: why})
+	p.emit(Own{Epoch: p.epoch, Covered: true, Trusted: true, Renewal: true, Stay: stay, Reason: r.why})
 }
 
 // dropDead takes out a member whose process has ended.
@@ -299,6 +361,11 @@ func (p *Slot) dropDead(now time.Time, m *member) {
 	if (p.phase == owning || p.phase == handing) && m.join != out {
 		m.join, m.asking, m.leaving, m.lagging = out, false, false, time.Time{}
 		p.emit(Leave{m.Node})
+		if r := p.renewal; r != nil && slices.Contains(r.wait, m.Node) {
+			if r.wait = slices.DeleteFunc(r.wait, func(n NodeID) bool { return n == m.Node }); len(r.wait) == 0 {
+				p.renewed(now)
+			}
+		}
 	}
 }
 
@@ -310,7 +377,7 @@ func (p *Slot) dropAll() {
 
 // considerHandover: the successor shall own, because the plan wants it or we end.
 func (p *Slot) considerHandover(now time.Time) {
-	if !p.wanted && !p.shutdown || !p.tenure() || p.decided.Successor == 0 {
+	if p.renewal != nil || !p.wanted && !p.shutdown || !p.tenure() || p.decided.Successor == 0 {
 		return
 	}
 	m := p.peer(p.decided.Successor)

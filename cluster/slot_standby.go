@@ -54,6 +54,9 @@ func (p *Slot) succeed(now time.Time) {
 // given: it was decided that this node owns, and no loss told us so.
 func (p *Slot) given(now time.Time) {
 	d := p.decided
+	if !p.epoch.Less(d.Epoch) && p.held == (Epoch{}) {
+		return // the log does not know yet of the owner that we know
+	}
 	if p.held != (Epoch{}) {
 		if !p.held.SameTenure(d.Epoch) {
 			p.held = Epoch{}
@@ -159,7 +162,7 @@ func (p *Slot) own(now time.Time, o Own) {
 	for _, m := range p.peers {
 		m.join, m.asking, m.leaving, m.lagging = out, false, false, time.Time{}
 	}
-	p.leaveBy = time.Time{}
+	p.leaveBy, p.renewal = time.Time{}, nil
 	if !o.Renewal {
 		p.phase, p.uniting, p.claim, p.pending, p.held = owning, false, nil, nil, Epoch{}
 		p.entitled, p.asked = Epoch{}, Epoch{}
@@ -181,7 +184,7 @@ func (p *Slot) disown(now time.Time, to Epoch, why string) {
 		m.join, m.asking, m.leaving = out, false, false
 	}
 	clear(p.away)
-	p.leaveBy = time.Time{}
+	p.leaveBy, p.renewal = time.Time{}, nil
 	p.last, p.lastChange = Own{Reason: why}, now
 	p.alarm("alone", "", false)
 	p.alarm("rival", "", false)

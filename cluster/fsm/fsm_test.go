@@ -412,7 +412,7 @@ func TestPlan(t *testing.T) {
 	f := newFarm(t, 1, 2, 3, 4)
 	settle := func() {
 		t.Helper()
-		for range 3 {
+		for range 4 {
 			for _, c := range f.Plan(2) {
 				f.want(Done, 1, c)
 			}

@@ -7,8 +7,9 @@ import (
 )
 
 // Plan is what the leader of a farm should propose next for its slots, each a
-// command without ID: slots for every able member, standbys for each slot, and the
-// member that a slot was made for as its successor as soon as it holds the records.
+// command without ID: slots for every able member, standbys for each slot, and as its
+// successor the first of them that holds the records; before all others the member that
+// the slot was made for.
 // Where all is as it should be, the plan is empty.
 //
 // The eight slots of a member have different first standbys, so that its load is
@@ -39,7 +40,11 @@ func (m *Machine) Plan(standbys int) (out []*clusterpb.Command) {
 	}
 	for i := range m.scopes {
 		s := &m.scopes[i]
-		if h := s.ID.Home(); h != 0 && s.Owner != 0 && s.Successor != h && m.mayFollow(s, h, false) {
+		h := s.ID.Home()
+		if h != 0 && s.Owner != 0 && !m.mayFollow(s, h, false) {
+			h = m.first(s) // of the standbys, so that the load is spread when the owner dies
+		}
+		if h != 0 && s.ID.Home() != 0 && s.Owner != 0 && s.Successor != h && m.mayFollow(s, h, false) {
 			out = append(out, &clusterpb.Command{What: &clusterpb.Command_SetSuccessor{
 				SetSuccessor: &clusterpb.SetSuccessor{Scope: uint32(s.ID), Epoch: s.Epoch.Proto(), Node: uint32(h)}}})
 		}

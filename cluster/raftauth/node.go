@@ -42,7 +42,7 @@ type Options struct {
 	Self    fsm.NodeID
 	Name    string
 	Witness bool
-	Aside   bool // a member that synchronises no tunnel: it owns nothing and stands by for nothing
+	Aside   bool   // a member that synchronises no tunnel: it owns nothing and stands by for nothing
 	Process uint64 // of the daemon, as in its heartbeats
 	Floor   uint64 // the highest epoch counter that this node ever made or saw
 	// Voters are the three or five that should vote, the same list on every member.

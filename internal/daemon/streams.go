@@ -63,7 +63,7 @@ func (s *streams) frame(r stream.Received) {
 		r.Done()
 		switch {
 		case errors.Is(err, statesync.ErrGap):
-			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "error", err)
+			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "scope", r.Scope.String(), "error", err)
 			s.e.Resync(r.Node, r.Scope)
 		case err != nil: // sending it again would change nothing
 			s.c.d.log.Debug("frame refused", "node", r.Node, "error", err)

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -13,7 +14,6 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
-	statesync "tandem/sync"
 	"tandem/xfrm"
 )
 
@@ -45,6 +45,8 @@ type Forward struct {
 	Datagram ike.Datagram
 }
 
+var errNoScope = errors.New("a farm has no such scope")
+
 // Farm is a member of a farm: a Node for each scope that it owns or stands by for,
 // and what the members have decided about them. It is not safe for concurrent use.
 type Farm struct {
@@ -59,8 +61,8 @@ type Farm struct {
 	spis    map[ipsec.ESPSPI]cluster.ScopeID
 	owned   map[cluster.ScopeID]cluster.Epoch // as announced
 	routes  map[AddRoute]int
-	notes   []cluster.ScopeID // whose WriteNote is open; 0 with none: ours
-	noted   map[cluster.ScopeID]bool
+	notes   []cluster.ScopeID // whose WriteNote is open; 0: nobody's
+	noted   bool              // the disk says that we went on alone, or cannot say that we did not
 
 	started, leads, stopping bool
 	quorum                   Quorum
@@ -90,7 +92,7 @@ func NewFarm(o FarmOptions) *Farm {
 	f := &Farm{
 		opt: o, cfg: o.Config, decided: fsm.New(), scopes: map[cluster.ScopeID]*Node{}, peers: map[cluster.NodeID]cluster.Peer{},
 		streams: map[cluster.NodeID]cluster.ProcessID{}, losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]cluster.ScopeID{},
-		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: map[cluster.ScopeID]bool{},
+		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: o.Coverage != cluster.CoverageProven,
 		quorum: Quorum{Lost: true},
 	}
 	f.opt.routes = f.routes
@@ -290,6 +292,7 @@ func (f *Farm) HandleRemoved(now time.Time, s cluster.ScopeID, id cluster.NodeID
 // HandleEntitled says that our guardian holds our entitlement.
 func (f *Farm) HandleEntitled(now time.Time, s cluster.ScopeID, e cluster.Epoch) {
 	f.with(s, func(n *Node) { n.HandleEntitled(now, e) })
+	f.considerNote()
 }
 
 // HandleClaimed answers cluster.Claim.
@@ -310,7 +313,11 @@ func (f *Farm) HandleStream(now time.Time, id cluster.NodeID, process cluster.Pr
 // HandleFrame takes a frame of another member's journal for a scope.
 func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) (err error) {
 	if f.scopes[s] == nil {
-		return fmt.Errorf("%w: this member does not stand by for %v (yet)", statesync.ErrGap, s)
+		// The owner has heard sooner what was decided.
+		if s.Home() == 0 || len(f.scopes) >= shares {
+			return fmt.Errorf("%v: %w", s, errNoScope)
+		}
+		f.add(now, s)
 	}
 	f.with(s, func(n *Node) { err = n.HandleFrame(now, from, process, frame) })
 	return err
@@ -319,6 +326,7 @@ func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.P
 // HandleAck takes a member's acknowledgement for a scope.
 func (f *Farm) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, seq uint64) {
 	f.with(s, func(n *Node) { n.HandleAck(now, from, process, seq) })
+	f.considerNote()
 }
 
 // HandleNote answers the oldest open WriteNote.
@@ -499,6 +507,29 @@ func (f *Farm) reportLosses(now time.Time) {
 	}
 }
 
+// considerNote takes the note off the disk when everything that this member has to do
+// with is held by others, too: whoever was interested has heard what it said.
+func (f *Farm) considerNote() {
+	if !f.noted || len(f.order) == 0 || f.quorum.Lost {
+		return
+	}
+	for _, id := range f.order {
+		if !f.scopes[id].slot.Covered() {
+			return
+		}
+	}
+	f.noted, f.opt.Coverage = false, cluster.CoverageProven
+	f.notes = append(f.notes, 0) // a slot has another number
+	var top cluster.Epoch
+	for _, e := range f.owned {
+		if top.Less(e) {
+			top = e
+		}
+	}
+	f.emit(cluster.WriteNote{On: false, Epoch: top})
+	f.announce()
+}
+
 // Reload takes a new configuration; what did not change is not touched.
 func (f *Farm) Reload(now time.Time, c *config.Config) {
 	f.cfg = c
@@ -548,16 +579,8 @@ func (f *Farm) collect(id cluster.ScopeID) {
 			f.announce()
 		case cluster.WriteNote:
 			f.notes = append(f.notes, id)
-			f.noted[id] = true
+			f.noted = true
 			f.emit(e)
-		case cluster.Alarm:
-			f.emit(e)
-			if !e.On && f.noted[id] && e.Name == fmt.Sprintf("alone, %v", id) {
-				if delete(f.noted, id); len(f.noted) == 0 {
-					f.notes = append(f.notes, 0) // a slot is never 0: nobody waits
-					f.emit(cluster.WriteNote{On: false, Epoch: f.owned[id]})
-				}
-			}
 		case cluster.Stopped:
 			n.stopped = true
 			f.stopped()

@@ -75,3 +75,72 @@ func TestFarmLosesAMember(t *testing.T) {
 		}
 	}
 }
+
+// Two halves that cannot hear each other both go on; when they can again, every scope
+// has one owner within a second, and nobody has to begin anew.
+func TestFarmHealsAPartition(t *testing.T) {
+	for name, apart := range map[string][]cluster.NodeID{"a voter alone": {1}, "two of five": {2, 5}, "one that does not vote": {4}} {
+		t.Run(name, func(t *testing.T) {
+			w := upFarm(t, 7, 5, 10)
+			inits := w.inits
+			for _, n := range apart {
+				w.cut[n] = 1
+			}
+			w.pass(3 * time.Second)
+			clear(w.cut)
+			w.pass(time.Second)
+			for s, o := range w.owners() {
+				if len(o) != 1 {
+					t.Errorf("%v has owners %v one second after healing", cluster.ScopeID(s), o)
+				}
+			}
+			w.run(10*time.Second, "settled", w.settled)
+			w.run(5*time.Second, "carried", w.carried)
+			if w.inits != inits {
+				t.Errorf("%d IKE_SA_INITs", w.inits-inits)
+			}
+			if t.Failed() {
+				w.dump()
+			}
+		})
+	}
+}
+
+// Whatever fails, epochs are not shared and the farm comes to rest with every client
+// served.
+func TestFarmUnderRandomFaults(t *testing.T) {
+	seeds := 30
+	if testing.Short() {
+		seeds = 4
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			members := 3 + seed%3
+			w := upFarm(t, int64(100+seed), members, 6)
+			for range 6 {
+				m := w.members[1+w.rand.Intn(members)]
+				switch k := w.rand.Intn(10); {
+				case !m.alive:
+					m.boot()
+				case k < 3:
+					w.kill(m)
+				case k < 6:
+					w.lose(m)
+				case k < 8:
+					w.cut[m.id] = 1 - w.cut[m.id]
+				default:
+					clear(w.cut)
+				}
+				w.pass(time.Duration(w.rand.Intn(3000)) * time.Millisecond)
+			}
+			clear(w.cut)
+			for _, m := range w.members[1:] {
+				if !m.alive {
+					m.boot()
+				}
+			}
+			w.run(time.Minute, "settled", w.settled)
+			w.run(10*time.Minute, "all clients served", w.carried)
+		})
+	}
+}

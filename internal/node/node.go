@@ -83,8 +83,6 @@ func New(o Options) *Node {
 	if n.routes == nil {
 		n.routes = map[AddRoute]int{}
 	}
-	n.journal = statesync.NewJournal(o.Process, n.ledger, queueLimit)
-	n.replica = statesync.NewReplica(o.Process, n.ledger)
 	n.ike = ike.New(ike.Options{
 		Config: o.Config, Rand: o.Rand, Nonces: n.ledger, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
 		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share,
@@ -98,6 +96,8 @@ func New(o Options) *Node {
 		n.slot = cluster.NewSlot(*o.Slot)
 		n.authority = n.slot
 	}
+	n.journal = statesync.NewScopeJournal(cluster.ScopeID(n.scope), o.Process, n.ledger, queueLimit)
+	n.replica = statesync.NewScopeReplica(cluster.ScopeID(n.scope), o.Process, n.ledger)
 	return n
 }
 
@@ -203,7 +203,7 @@ func (n *Node) HandleRemoved(now time.Time, id cluster.NodeID) {
 // HandleEntitled says that our guardian holds our entitlement: the owner may count on us.
 func (n *Node) HandleEntitled(now time.Time, e cluster.Epoch) {
 	if n.authority.HandleEntitled(now, e) {
-		n.replica.ConfirmEntry()
+		n.replica.ConfirmEntryAt(e)
 	}
 	n.pump(now)
 }

@@ -10,6 +10,12 @@ import (
 // own begins ownership. Standby SAs, routes and interfaces are there already, so
 // the way to the first packet is one flip and the addresses; IKE goes on after.
 func (n *Node) own(now time.Time, o cluster.Own) {
+	if o.Renewal && o.Stay != nil {
+		n.epoch = o.Epoch
+		n.replica.Fence(o.Epoch)
+		n.log(slog.LevelInfo, "HA epoch renewed", slog.String("epoch", o.Epoch.String()), slog.String("reason", o.Reason))
+		return
+	}
 	if o.Renewal {
 		// What the old epoch's sync set has committed comes before the new journal.
 		n.drainJournal(now)

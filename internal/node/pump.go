@@ -88,7 +88,10 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyStalled:
 		n.log(slog.LevelWarn, "HA copy not acknowledged, copying anew", slog.Any("node", e.Node))
 		n.authority.HandleLag(now, e.Node, time.Hour)
-	case statesync.RenewedBy: // a new sync set is begun instead
+	case statesync.RenewedBy:
+		if n.slot != nil { // a pair begins a new sync set instead
+			n.slot.HandleRenewed(now, e.Node)
+		}
 	case statesync.SendFrame:
 		e.Scope = cluster.ScopeID(n.scope)
 		n.emit(e)
@@ -109,7 +112,8 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 		clear(n.buried) // told, if anybody wanted to know
 		n.ike.EndCopy()
 		n.authority.HandleCopied(now, e.Epoch)
-	case statesync.Renewed: // no owner says so yet; unanswered, it copies to us anew
+	case statesync.Renewed:
+		n.authority.HandleCopied(now, e.Epoch)
 	case statesync.HandoverReceived:
 		n.windows = e.Windows
 		n.authority.HandleHandover(now, e.Epoch)
@@ -144,6 +148,8 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	case cluster.Leave:
 		delete(n.lagging, e.Node)
 		n.journal.Leave(now, e.Node)
+	case cluster.Renew:
+		n.journal.Renew(now, e.Epoch, e.Stay)
 	case cluster.HandOver:
 		n.handOver(now, e)
 	case cluster.Unite:
