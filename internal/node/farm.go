@@ -162,8 +162,12 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			n.slot.HandleWanted(now, slices.Contains(wanted, s.ID))
 			n.pump(now)
 		})
-		if n := f.scopes[s.ID]; n != nil && !f.concerns(s) && n.slot.Idle() {
-			f.drop(now, s.ID)
+		if n := f.scopes[s.ID]; n != nil {
+			was := n.spare
+			n.spare = !f.concerns(s) && n.slot.Idle()
+			if n.spare && !was {
+				f.drop(now, s.ID)
+			}
 		}
 	}
 }
@@ -196,15 +200,14 @@ func (f *Farm) add(now time.Time, id cluster.ScopeID) {
 	f.collect(id)
 }
 
-// drop forgets a scope that this member has nothing to do with any more.
+// drop forgets what a scope holds that this member has nothing to do with any more. The
+// rest stays: the numbers of its frames go on if it is needed again.
 func (f *Farm) drop(now time.Time, id cluster.ScopeID) {
 	n := f.scopes[id]
 	n.ike.BeginCopy()
 	n.ike.EndCopy()
 	n.pump(now)
 	f.collect(id)
-	delete(f.scopes, id)
-	f.order = slices.DeleteFunc(f.order, func(x cluster.ScopeID) bool { return x == id })
 }
 
 // configure gives every scope its part of the configuration.
@@ -514,7 +517,7 @@ func (f *Farm) considerNote() {
 		return
 	}
 	for _, id := range f.order {
-		if !f.scopes[id].slot.Covered() {
+		if n := f.scopes[id]; !n.spare && !n.slot.Covered() {
 			return
 		}
 	}

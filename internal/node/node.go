@@ -48,6 +48,7 @@ type Node struct {
 
 	leaving time.Time // standalone: when to stop waiting for peers; zero: not leaving
 	stopped bool
+	spare   bool // of a farm: this member has nothing to do with the scope
 
 	sas    map[ipsec.ESPSPI]*childSA
 	buried map[ipsec.ESPSPI]burial // see bury
