@@ -117,20 +117,3 @@ func (f *farmClients) running() error {
 	}
 	return nil
 }
-
-// events adds up what the charons reported.
-func (f *farmClients) events() (all CharonEvents) {
-	all.RekeyedSPIs = map[string]bool{}
-	for _, c := range f.charons {
-		e := c.Events()
-		all.ChildRekeys += e.ChildRekeys
-		all.IKERekeys += e.IKERekeys
-		all.IKEUps += e.IKEUps
-		all.IKEDowns += e.IKEDowns
-		all.ChildDowns += e.ChildDowns
-		for k := range e.RekeyedSPIs {
-			all.RekeyedSPIs[k] = true
-		}
-	}
-	return all
-}

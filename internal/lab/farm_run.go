@@ -65,7 +65,6 @@ type farmRun struct {
 	tcp     *Transfer
 
 	up, ended  time.Time
-	before     CharonEvents
 	faults     []*farmFault
 	waiting    map[string]bool // members that the routers left, until they are synchronised
 	tolerated  []Interval
@@ -112,10 +111,10 @@ func newFarmRun(ctx context.Context, o Options, s *Scenario) (*farmRun, error) {
 	r.d = &daemonSet{bin: o.Binary, argv: o.argv, single: o.single}
 	r.status, r.held = o.farmStatus, o.farmTunnels
 	if r.status == nil {
-		r.status = BinaryFarmStatus(o.Binary, r.alone(), topo.socketOf)
+		r.status = AdminFarmStatus(r.alone(), topo.socketOf)
 	}
 	if r.held == nil {
-		r.held = binaryTunnels(o.Binary, topo.socketOf)
+		r.held = adminTunnels(topo.socketOf)
 	}
 	client := ClientTandem
 	if r.f.Charon > 0 {
@@ -192,7 +191,6 @@ func (r *farmRun) traffic(ctx context.Context) error {
 	if err := r.waitSynchronised(ctx, 30*time.Second); err != nil {
 		return err
 	}
-	r.before = r.clients.events()
 	r.up = timeNow()
 	if r.s.TCP > 0 {
 		x := r.tunnels[len(r.tunnels)-1]

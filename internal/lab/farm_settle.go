@@ -19,7 +19,6 @@ func (r *farmRun) settle(ctx context.Context) error {
 			r.res.Violations = append(r.res.Violations, err.Error())
 		}
 	}
-	after := r.clients.events()
 	for _, m := range r.started() {
 		if !r.members[m].lost {
 			_, _ = r.ask(ctx, m)
@@ -48,7 +47,6 @@ func (r *farmRun) settle(ctx context.Context) error {
 	}
 	rep := check.Report()
 	r.fromWire(&rep, wire)
-	r.res.ChildRekeys += after.ChildRekeys - r.before.ChildRekeys
 	r.judgeFlows(flows, wire)
 	for _, m := range r.counters {
 		for _, s := range m {
@@ -111,7 +109,8 @@ func (r *farmRun) fromWire(rep *CheckReport, w *farmWire) {
 		}
 	}
 	r.res.IKERekeys = max(0, rep.IKESAs-len(r.tunnels))
-	r.res.SPIChanged = fresh/2+r.res.IKERekeys > rep.CreateChildAnswered
+	r.res.ChildRekeys = fresh / 2
+	r.res.SPIChanged = r.res.ChildRekeys+r.res.IKERekeys > rep.CreateChildAnswered
 	r.res.ReplaysAccepted = w.replays
 	for m, n := range w.protocol {
 		if i := memberIndex(m); i >= r.f.Sync {
@@ -162,9 +161,9 @@ func Gap(arrivals []Arrival, from, until, end time.Time) time.Duration {
 	return worst
 }
 
-// losses lists when the last forerunner of each probe that never came had come, in
-// order, and counts those that came twice.
-func losses(s *Stream) (lost []time.Time, doubled int) {
+// losses lists when each probe that never came should have come, by the last one that
+// did, in order, and counts those that came twice.
+func losses(s *Stream, interval time.Duration) (lost []time.Time, doubled int) {
 	came := make([]time.Time, s.Sent)
 	for _, a := range s.Arrivals {
 		switch {
@@ -176,11 +175,13 @@ func losses(s *Stream) (lost []time.Time, doubled int) {
 		}
 	}
 	var last time.Time
+	since := time.Duration(0)
 	for _, at := range came {
+		since += interval
 		if !at.IsZero() {
-			last = at
+			last, since = at, 0
 		} else {
-			lost = append(lost, last)
+			lost = append(lost, last.Add(since))
 		}
 	}
 	sort.Slice(lost, func(i, j int) bool { return lost[i].Before(lost[j]) })
@@ -217,7 +218,7 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 	for i := range flows {
 		for k, s := range []*Stream{&flows[i].Up, &flows[i].Down} {
 			var doubled int
-			lost[i][k], doubled = losses(s)
+			lost[i][k], doubled = losses(s, r.flows.Interval)
 			r.res.LostPings += len(lost[i][k])
 			sent += int(s.Sent)
 			if k == 1 {
@@ -250,7 +251,7 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 				move = append(move, gap(f.moved))
 			}
 			for _, l := range lost[i] {
-				out.Lost += within(l, f.at.Add(-50*time.Millisecond), until)
+				out.Lost += within(l, f.at, until)
 			}
 		}
 		out.Tunnels, out.OutageMS, out.OutageFromKillMS = len(kill), spread3(move), spread3(kill)
@@ -312,7 +313,7 @@ func (r *farmRun) judgeChanges(flows []Flow, lost [][2][]time.Time, w *farmWire)
 		sent, gone := 0.0, 0
 		for i := range flows {
 			for k := range lost[i] {
-				gone += within(lost[i][k], c.at.Add(-r.flows.Interval), until)
+				gone += within(lost[i][k], c.at, until)
 				sent += until.Sub(c.at).Seconds() / r.flows.Interval.Seconds()
 			}
 			t := &w.tunnels[i]

@@ -46,7 +46,7 @@ type FarmSetup struct {
 
 func defaultFarm() FarmSetup {
 	return FarmSetup{Sync: 3, Charon: 4, PerCharon: 4, Tandem: 184, Processes: 4,
-		MoveMin: 60 * time.Millisecond, MoveMax: 100 * time.Millisecond, QuorumLoss: "continue", Seed: 1}
+		MoveMin: 60 * time.Millisecond, MoveMax: 90 * time.Millisecond, QuorumLoss: "continue", Seed: 1}
 }
 
 // set takes one setting of a scenario's `farm` line.

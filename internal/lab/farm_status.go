@@ -4,10 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os/exec"
 	"sort"
-	"strings"
-	"time"
 )
 
 // FarmStatus is what `BIN diagnose sys ha standalone-peers --json --socket PATH`
@@ -41,33 +38,26 @@ type alarm struct {
 // A FarmStatusFunc asks one member.
 type FarmStatusFunc func(ctx context.Context, member string) (FarmStatus, error)
 
-// BinaryFarmStatus asks through the command line of bin. A member without
+// AdminFarmStatus asks through the admin sockets. A member without
 // `config system standalone-cluster` is a gateway of its own: it is synchronised
 // when it serves.
-func BinaryFarmStatus(bin string, single bool, socket func(node string) string) FarmStatusFunc {
-	alone := BinaryStatus(bin, socket)
+func AdminFarmStatus(single bool, socket func(node string) string) FarmStatusFunc {
 	return func(ctx context.Context, member string) (FarmStatus, error) {
 		if single {
-			h, err := alone(ctx, member)
+			out, err := memberCommand(ctx, socket(member), "get", "system", "ha", "status")
+			var h HAStatus
+			if err == nil {
+				h, err = parseStatus(out)
+			}
 			return FarmStatus{Hostname: h.Hostname, Synchronised: err == nil && h.Role == RolePrimary, Quorum: true,
 				Leader: h.Hostname, Owned: h.Tunnels, DaemonPID: h.DaemonPID, GuardianPID: h.GuardianPID}, err
 		}
-		out, err := memberCommand(ctx, bin, socket(member), "diagnose", "sys", "ha", "standalone-peers", "--json")
+		out, err := memberCommand(ctx, socket(member), "diagnose", "sys", "ha", "standalone-peers")
 		if err != nil {
 			return FarmStatus{}, fmt.Errorf("status of %s: %w", member, err)
 		}
 		return parseFarmStatus(out)
 	}
-}
-
-func memberCommand(ctx context.Context, bin, socket string, words ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, bin, append(words, "--socket", socket)...).Output()
-	if e, ok := err.(*exec.ExitError); ok {
-		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(e.Stderr)))
-	}
-	return out, err
 }
 
 func parseFarmStatus(text []byte) (FarmStatus, error) {
@@ -108,9 +98,9 @@ type heldTunnel struct {
 // A tunnelsFunc lists what one member holds, by the name of the tunnel.
 type tunnelsFunc func(ctx context.Context, member string) (map[string]heldTunnel, error)
 
-func binaryTunnels(bin string, socket func(node string) string) tunnelsFunc {
+func adminTunnels(socket func(node string) string) tunnelsFunc {
 	return func(ctx context.Context, member string) (map[string]heldTunnel, error) {
-		out, err := memberCommand(ctx, bin, socket(member), "diagnose", "vpn", "tunnel", "list", "--json")
+		out, err := memberCommand(ctx, socket(member), "diagnose", "vpn", "tunnel", "list")
 		if err != nil {
 			return nil, fmt.Errorf("tunnels of %s: %w", member, err)
 		}
