@@ -139,6 +139,7 @@ func (p *peer) of(session uint64) *receiving {
 // counters of one peer; each side's goroutines write their own.
 type counters struct {
 	sent, sentBytes, received, receivedBytes, datagramsOut, datagramsIn    atomic.Uint64
+	sentIKE, receivedIKE                                                   atomic.Uint64
 	noSession, queueFull, tooLong, secondHop, sendFailed                   atomic.Uint64
 	forged, replayed, unknownSession, malformed, incomplete, staleGreeting atomic.Uint64
 }
@@ -149,6 +150,7 @@ type MemberStats struct {
 	Up                            bool // packets can be sent
 	Sent, SentBytes               uint64
 	Received, ReceivedBytes       uint64
+	SentIKE, ReceivedIKE          uint64 // of these the IKE messages
 	DatagramsSent, DatagramsHeard uint64
 
 	// Packets that were not sent: the member has not answered yet; more came than the
@@ -167,6 +169,7 @@ func (p *peer) snapshot() MemberStats {
 	return MemberStats{
 		Up: p.tx.Load() != nil, Sent: c.sent.Load(), SentBytes: c.sentBytes.Load(),
 		Received: c.received.Load(), ReceivedBytes: c.receivedBytes.Load(),
+		SentIKE: c.sentIKE.Load(), ReceivedIKE: c.receivedIKE.Load(),
 		DatagramsSent: c.datagramsOut.Load(), DatagramsHeard: c.datagramsIn.Load(),
 		NoSession: c.noSession.Load(), QueueFull: c.queueFull.Load(), TooLong: c.tooLong.Load(),
 		SecondHop: c.secondHop.Load(), SendFailed: c.sendFailed.Load(),

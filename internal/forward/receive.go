@@ -245,6 +245,7 @@ func (l *Link) take(p *peer, b []byte) {
 	p.stats.received.Add(1)
 	p.stats.receivedBytes.Add(uint64(len(x.Packet)))
 	if r.m.kind == kindIKE {
+		p.stats.receivedIKE.Add(1)
 		if l.o.IKE != nil {
 			l.o.IKE(p.id, xfrm.IKEDatagram{Local: x.Local, Remote: x.Remote, NonESP: x.UDPEncap, Data: bytes.Clone(x.Packet)})
 		}

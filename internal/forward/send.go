@@ -175,6 +175,9 @@ func (l *Link) sealMessage(p *peer, msg []byte, payload int, now time.Time) {
 	}
 	p.stats.sent.Add(1)
 	p.stats.sentBytes.Add(uint64(payload))
+	if kind(msg[0]) == kindIKE {
+		p.stats.sentIKE.Add(1)
+	}
 	if len(msg) <= room {
 		l.seal(p, tx, typeData, nil, msg)
 		return

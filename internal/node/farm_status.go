@@ -18,6 +18,7 @@ type FarmStatus struct {
 	Name     string
 	Quorum   Quorum
 	Leads    bool
+	Joined   bool // the members count this process as one of them
 	Members  []fsm.Member
 	Peers    []cluster.Peer // as heard
 	Scopes   []ScopeStatus  // all that were decided
@@ -44,6 +45,8 @@ func (f *Farm) Status(now time.Time) Status {
 		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(),
 		Counters: f.counters, Owned: map[string]bool{},
 	}}
+	self, _ := f.decided.Member(f.opt.Self)
+	s.Farm.Joined = self.Process == uint64(f.opt.Process) && self.State != fsm.Left && !self.Lost
 	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
 		s.Farm.Peers = append(s.Farm.Peers, f.peers[k])
 	}
@@ -69,6 +72,7 @@ func (f *Farm) Status(now time.Time) Status {
 			s.Farm.Owned[g.Name] = n.owner
 		}
 		s.IKE.Add(n.ike.Counters())
+		s.Farm.Counters.OwnerMoves += n.moved
 	}
 	return s
 }

@@ -53,6 +53,9 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("from", o.From), slog.String("reason", o.Reason),
 		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
 	n.ike.Resume(now)
+	if o.Handover {
+		n.moved += n.tunnels()
+	}
 	if !o.Covered && o.Trusted {
 		n.ike.RekeyAll(now, "takeover was not covered")
 	}
@@ -120,4 +123,13 @@ func (n *Node) drainIKE(now time.Time) {
 		}
 		n.ikeEffect(now, e)
 	}
+}
+
+// tunnels counts those with a Child SA.
+func (n *Node) tunnels() uint64 {
+	names := map[string]bool{}
+	for _, c := range n.sas {
+		names[c.sa.Tunnel] = true
+	}
+	return uint64(len(names))
 }
