@@ -65,11 +65,17 @@ func (p *Slot) considerDecided(now time.Time) {
 	}
 	rival := p.owner()
 	p.alarm("rival", "another member owns, too", rival != nil)
-	if rival != nil && p.epoch.Less(rival.Epoch) {
-		p.renewTerm(now, rival.Epoch.Counter)
-	} else if p.epoch.Less(p.highest) {
-		p.renewTerm(now, p.highest.Counter) // what was used behind a cut; copies of ours would be refused there
+	if p.usedAbove() {
+		p.renewTerm(now, p.highest.Counter) // copies of ours would be refused by who used it
 	}
+}
+
+// usedAbove says that somebody used an epoch above the owner's that was promised once,
+// and then burnt: behind a cut.
+func (p *Slot) usedAbove() bool {
+	d := &p.decided
+	return d.Owner != 0 && d.Epoch.Less(p.highest) && !d.Epoch.SameTenure(p.highest) && !d.Next.SameTenure(p.highest) &&
+		p.highest.Counter <= d.Burnt|(1<<fsm.LocalBits-1)
 }
 
 func (p *Slot) renewTerm(now time.Time, above uint64) {

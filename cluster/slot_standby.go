@@ -27,6 +27,9 @@ func (p *Slot) considerStanding(now time.Time) {
 	if p.shutdown || p.noQuorum {
 		return
 	}
+	if p.granted && p.usedAbove() {
+		p.renewTerm(now, p.highest.Counter) // for the owner, whose copies we would refuse
+	}
 	p.succeed(now)
 	if p.phase != taking && p.granted && p.decided.Owner == p.opt.Self {
 		p.given(now)

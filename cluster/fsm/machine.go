@@ -189,7 +189,7 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 	case *clusterpb.Command_TakeOver:
 		return m.takeOver(by, w.TakeOver)
 	case *clusterpb.Command_RenewTerm:
-		return m.renewTerm(by, w.RenewTerm)
+		return m.renewTerm(w.RenewTerm)
 	case *clusterpb.Command_ReportLoss:
 		return m.reportLoss(w.ReportLoss)
 	case *clusterpb.Command_DelegateRange:

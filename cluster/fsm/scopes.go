@@ -257,14 +257,13 @@ func (m *Machine) takeOver(by NodeID, w *clusterpb.TakeOver) Result {
 	return Result{Code: Done, Scopes: []ScopeID{s.ID}}
 }
 
-// renewTerm lets the owner go above what a rival used behind a cut.
-func (m *Machine) renewTerm(by NodeID, w *clusterpb.RenewTerm) Result {
+// renewTerm makes the owner go above what a rival used behind a cut. Whoever knows of it
+// may say so: the rival itself, too, which would refuse the owner's copies otherwise.
+func (m *Machine) renewTerm(w *clusterpb.RenewTerm) Result {
 	s, r := m.tenure(w.GetScope(), epochOf(w.GetEpoch()))
 	switch {
 	case s == nil:
 		return r
-	case by != s.Owner:
-		return refuse(NotYours, "only node %d renews its term of %v", s.Owner, s.ID)
 	case w.GetAbove() >= maxCounter:
 		return refuse(Malformed, "%d is no counter", w.GetAbove())
 	case w.GetAbove() < s.Epoch.Counter:

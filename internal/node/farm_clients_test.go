@@ -2,8 +2,10 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"math/rand"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tandem/cluster"
@@ -18,6 +20,7 @@ type caller struct {
 	i        int
 	addr     netip.Addr
 	node     *Node
+	lastIn   time.Time
 	sas      map[ipsec.ESPSPI]xfrm.SA
 	outbound map[ipsec.ESPSPI]bool
 }
@@ -52,12 +55,21 @@ func (w *farmWorld) dial() {
 	for _, c := range w.clients {
 		c.node = New(Options{
 			Config: load(w.t, farmClient(c.i)), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),
-			Traffic:      func(ipsec.ESPSPI) (in, out time.Time) { return w.now, w.now },
+			Traffic:      func(spi ipsec.ESPSPI) (in, out time.Time) { return c.heard(spi), w.now },
 			LocalAddr:    func(string, bool) (netip.Addr, bool) { return c.addr, true },
 			CookieSecret: ipsec.NewKey(make([]byte, 32)),
 		})
 		c.do(func(n *Node) { n.Start(w.now) })
 	}
+}
+
+// heard is when the farm last answered on a Child SA: now, if a member that the router
+// or another member leads to has it and is active.
+func (c *caller) heard(spi ipsec.ESPSPI) time.Time {
+	if c.w.carries(c.sas[spi]) == 1 {
+		c.lastIn = c.w.now
+	}
+	return c.lastIn
 }
 
 func (c *caller) do(f func(*Node)) {
@@ -105,4 +117,35 @@ func (w *farmWorld) toClient(d ike.Datagram) {
 			}
 		}
 	})
+}
+
+func (w *farmWorld) dump() {
+	for _, c := range w.clients {
+		for spi, sa := range c.sas {
+			for _, m := range w.members[1:] {
+				if x, ok := m.sas[sa.SPIOut]; ok {
+					w.t.Logf("client %d (to member %d) %s/%s: member %d alive=%v scope %v active=%v out=%v", c.i, w.route[c.i], sa.SPIOut, spi, m.id, m.alive, cluster.ScopeID(x.Scope), m.active[x.Scope], m.outbound[sa.SPIOut])
+				}
+			}
+		}
+		if len(c.sas) != 1 {
+			w.t.Logf("client %d has %d Child SAs: %v", c.i, len(c.sas), slices.Sorted(maps.Keys(c.sas)))
+		}
+	}
+	var lines []string
+	for _, m := range w.members[1:] {
+		s := m.farm.Status(w.now)
+		w.t.Logf("vm%d alive=%v scopes=%d owned=%d sas=%d leads=%v quorum=%+v", m.id, m.alive, len(m.farm.order), len(m.farm.owned), len(m.sas), m.farm.leads, s.Farm.Quorum)
+		lines = append(lines, m.logs...)
+	}
+	slices.Sort(lines)
+	if len(lines) > 200 {
+		lines = lines[len(lines)-200:]
+	}
+	for _, l := range lines {
+		w.t.Log(l)
+	}
+	for _, s := range w.members[1].state.Scopes() {
+		w.t.Logf("%v", s)
+	}
 }

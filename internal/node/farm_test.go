@@ -109,9 +109,9 @@ func TestFarmHealsAPartition(t *testing.T) {
 // Whatever fails, epochs are not shared and the farm comes to rest with every client
 // served.
 func TestFarmUnderRandomFaults(t *testing.T) {
-	seeds := 30
+	seeds := 100
 	if testing.Short() {
-		seeds = 4
+		seeds = 8
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {

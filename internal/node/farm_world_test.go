@@ -523,25 +523,6 @@ func (w *farmWorld) step(end time.Time) bool {
 	return true
 }
 
-func (w *farmWorld) dump() {
-	var lines []string
-	for _, m := range w.members[1:] {
-		s := m.farm.Status(w.now)
-		w.t.Logf("vm%d alive=%v scopes=%d owned=%d sas=%d leads=%v quorum=%+v", m.id, m.alive, len(m.farm.order), len(m.farm.owned), len(m.sas), m.farm.leads, s.Farm.Quorum)
-		lines = append(lines, m.logs...)
-	}
-	slices.Sort(lines)
-	if len(lines) > 200 {
-		lines = lines[len(lines)-200:]
-	}
-	for _, l := range lines {
-		w.t.Log(l)
-	}
-	for _, s := range w.members[1].state.Scopes() {
-		w.t.Logf("%v", s)
-	}
-}
-
 // owners are who is active for each scope.
 func (w *farmWorld) owners() map[xfrm.Scope][]cluster.NodeID {
 	out := map[xfrm.Scope][]cluster.NodeID{}
@@ -587,17 +568,21 @@ func (w *farmWorld) carried() bool {
 		if len(c.sas) != 1 {
 			return false
 		}
-		for spi, sa := range c.sas {
-			n := 0
-			for _, m := range w.members[1:] {
-				if x, ok := m.sas[sa.SPIOut]; ok && m.alive && m.active[x.Scope] && x.SPIOut == spi && m.outbound[sa.SPIOut] {
-					n++
-				}
-			}
-			if n != 1 {
+		for _, sa := range c.sas {
+			if w.carries(sa) != 1 {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// carries counts the active owners of a client's Child SA.
+func (w *farmWorld) carries(sa xfrm.SA) (n int) {
+	for _, m := range w.members[1:] {
+		if x, ok := m.sas[sa.SPIOut]; ok && m.alive && m.active[x.Scope] && x.SPIOut == sa.SPIIn && m.outbound[sa.SPIOut] {
+			n++
+		}
+	}
+	return n
 }
