@@ -40,6 +40,7 @@ type FarmFault struct {
 	OutageMS         Spread  `json:"outage_ms"`
 	OutageFromKillMS Spread  `json:"outage_from_kill_ms"`
 	Lost             int     `json:"lost_pings"`
+	Worst            string  `json:"worst"` // of all tunnels, in words
 }
 
 // FarmChange is one change of routes while everybody lived, or with a member that
@@ -62,6 +63,7 @@ func (f *FarmFigures) report(w io.Writer, r *Result) {
 		fmt.Fprintf(w, "%3d. %s of %s, %d tunnels; the routers moved after %.0f ms; outage from there median %.1f, p99 %.1f, max %.1f ms; from the fault %.1f, %.1f, %.1f ms; %d probes lost\n",
 			i+1, x.Fault, x.Victim, x.Tunnels, x.MovedAfterMS, x.OutageMS.Median, x.OutageMS.P99, x.OutageMS.Max,
 			x.OutageFromKillMS.Median, x.OutageFromKillMS.P99, x.OutageFromKillMS.Max, x.Lost)
+		fmt.Fprintf(w, "     worst: %s\n", x.Worst)
 	}
 	for _, x := range f.Changes {
 		fmt.Fprintf(w, "  %s (%s): %.2f %% lost, %d tunnels moved, at most %d times, within %.0f ms; %d astray\n",

@@ -251,6 +251,7 @@ func (r *farmRun) ask(ctx context.Context, member string) (FarmStatus, error) {
 // the run goes on.
 func (r *farmRun) waitSynchronised(ctx context.Context, within time.Duration) error {
 	owned := 0
+	var since time.Time // everything but that stood
 	err := poll(ctx, within, 100*time.Millisecond, func() error {
 		for n, g := range r.members {
 			if !g.lost && !g.proc.Running() {
@@ -280,8 +281,15 @@ func (r *farmRun) waitSynchronised(ctx context.Context, within time.Duration) er
 			errs = append(errs, fmt.Errorf("members know %d leaders", len(leaders)))
 		}
 		if len(errs) == 0 && !r.up.IsZero() && owned != len(r.tunnels) {
+			if since.IsZero() {
+				since = timeNow()
+			}
+			if timeNow().Sub(since) > ownedPatience {
+				return permanent(errOwned)
+			}
 			return errOwned
 		}
+		since = time.Time{}
 		return errors.Join(errs...)
 	})
 	if errors.Is(err, errOwned) {
@@ -292,6 +300,10 @@ func (r *farmRun) waitSynchronised(ctx context.Context, within time.Duration) er
 }
 
 var errOwned = errors.New("not every tunnel has one owner")
+
+// ownedPatience is how long tunnels may be without an owner among members that are
+// synchronised.
+const ownedPatience = 3 * time.Second
 
 func (r *farmRun) backInRoute(member string) error {
 	if !r.waiting[member] {

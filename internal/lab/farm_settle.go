@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"sort"
 	"time"
@@ -238,17 +239,23 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 			r.res.Kills++
 		}
 		var move, kill []float64
+		worst := time.Duration(0)
 		for i := range flows {
-			gap := func(from time.Time) float64 {
-				return milliseconds(max(Gap(flows[i].Up.Arrivals, from, until, r.ended), Gap(flows[i].Down.Arrivals, from, until, r.ended)))
+			gap := func(from time.Time) (up, down time.Duration) {
+				return Gap(flows[i].Up.Arrivals, from, until, r.ended), Gap(flows[i].Down.Arrivals, from, until, r.ended)
+			}
+			up, down := gap(f.at)
+			if both := max(up, down); both > worst {
+				worst = both
+				out.Worst = r.story(w, i, f, up >= down, both)
 			}
 			if !w.hit[k][i] {
-				r.res.BystanderMS = math.Max(r.res.BystanderMS, gap(f.at))
+				r.res.BystanderMS = math.Max(r.res.BystanderMS, milliseconds(max(up, down)))
 				continue
 			}
-			kill = append(kill, gap(f.at))
+			kill = append(kill, milliseconds(max(up, down)))
 			if !f.moved.IsZero() {
-				move = append(move, gap(f.moved))
+				move = append(move, milliseconds(max(gap(f.moved))))
 			}
 			for _, l := range lost[i] {
 				out.Lost += within(l, f.at, until)
@@ -273,6 +280,17 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 	r.judgeChanges(flows, lost, w)
 	r.judgeCarries(flows)
 	r.res.OtherGapMS = otherGap(flows, around, r.flows.Interval)
+}
+
+// story says of one tunnel at a fault what a reader needs to look further.
+func (r *farmRun) story(w *farmWire, i int, f *farmFault, up bool, gap time.Duration) string {
+	x, t := &r.tunnels[i], &w.tunnels[i]
+	way := "to the client"
+	if up {
+		way = "from the client"
+	}
+	return fmt.Sprintf("%s (%v) nothing %s for %.1f ms; sent by %s, then %s; its client's packets reached %s, then %s", x.Name, x.Outer, way,
+		milliseconds(gap), t.sent.at(f.at), t.sent.at(f.at.Add(gap+time.Second)), t.reached.at(f.at), t.reached.at(f.at.Add(gap+time.Second)))
 }
 
 func spread3(v []float64) Spread { return Spread{quantile(v, 0.5), quantile(v, 0.99), quantile(v, 1)} }
