@@ -39,6 +39,8 @@ type Identity struct {
 	Name   string
 	Serial string
 	Group  string
+	// Witness: it votes in the members' log, and has no cluster key.
+	Witness bool
 	// NotAfter is the end of the certificate's validity.
 	NotAfter time.Time
 
@@ -99,6 +101,19 @@ func InitCluster(dir, group string, nodes []string, now time.Time) error {
 
 // AddNode makes dir/NAME with the CA that InitCluster left in dir/ca.
 func AddNode(dir, group, name string, id NodeID, now time.Time) error {
+	return addNode(dir, group, name, id, memberHost, now)
+}
+
+// AddWitness is AddNode for a witness: without cluster.key, and with a certificate that
+// only the members' log accepts.
+func AddWitness(dir, group, name string, id NodeID, now time.Time) error {
+	if name == "" || name == "ca" || name[0] == '.' || len(name) > maxString || strings.ContainsAny(name, "/ \t\n") {
+		return fmt.Errorf("witness name %q: must be 1 to 64 characters, not \"ca\", without blanks and slashes, and not begin with a dot", name)
+	}
+	return addNode(dir, group, name, id, witnessHost, now)
+}
+
+func addNode(dir, group, name string, id NodeID, host string, now time.Time) error {
 	if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 		return fmt.Errorf("%s exists already: it is never overwritten", filepath.Join(dir, name))
 	}
@@ -114,10 +129,6 @@ func AddNode(dir, group, name string, id NodeID, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Join(dir, "ca"), err)
 	}
-	secret, err := os.ReadFile(filepath.Join(dir, "ca", secretFile))
-	if err != nil {
-		return err
-	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -131,22 +142,29 @@ func AddNode(dir, group, name string, id NodeID, now time.Time) error {
 		NotBefore:    now.Add(-time.Hour), NotAfter: now.Add(nodeValidity),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		DNSNames:    []string{serverName}, URIs: []*url.URL{nodeURI(group, id)},
+		DNSNames:    []string{serverName}, URIs: []*url.URL{nodeURI(host, group, id)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, cert, pair.Leaf, key.Public(), pair.PrivateKey)
 	if err != nil {
 		return err
 	}
-	return writeAll(filepath.Join(dir, name), map[string][]byte{
-		caFile: caPEM, certFile: pemBlock("CERTIFICATE", der), keyFile: keyPEM(key), secretFile: secret,
-	})
+	files := map[string][]byte{caFile: caPEM, certFile: pemBlock("CERTIFICATE", der), keyFile: keyPEM(key)}
+	if host != witnessHost {
+		if files[secretFile], err = os.ReadFile(filepath.Join(dir, "ca", secretFile)); err != nil {
+			return err
+		}
+	}
+	return writeAll(filepath.Join(dir, name), files)
 }
 
 // serverName is the name that every node's certificate carries; who a node is stands in its URI.
 const serverName = "node.tandem.invalid"
 
-func nodeURI(group string, id NodeID) *url.URL {
-	return &url.URL{Scheme: "tandem", Host: "cluster", Path: "/" + group + "/" + strconv.Itoa(int(id))}
+// What a certificate allows stands in its URI: to be a member, or to vote only.
+const memberHost, witnessHost = "cluster", "witness"
+
+func nodeURI(host, group string, id NodeID) *url.URL {
+	return &url.URL{Scheme: "tandem", Host: host, Path: "/" + group + "/" + strconv.Itoa(int(id))}
 }
 
 func randomSerial() *big.Int {
@@ -186,12 +204,54 @@ func writeAll(dir string, files map[string][]byte) error {
 	return nil
 }
 
-// LoadIdentity reads a node's cluster directory.
+// LoadIdentity reads a member's cluster directory.
 func LoadIdentity(dir string) (*Identity, error) {
-	for _, name := range []string{keyFile, secretFile} {
-		if i, err := os.Stat(filepath.Join(dir, name)); err == nil && i.Mode().Perm()&0o077 != 0 {
-			return nil, fmt.Errorf("cluster-dir: %s can be read by others (mode %#o): it must have mode 0600", filepath.Join(dir, name), i.Mode().Perm())
-		}
+	i, err := loadCert(dir)
+	if err != nil {
+		return nil, err
+	}
+	if i.Witness {
+		return nil, fmt.Errorf("cluster-dir: %s is a witness's certificate: it cannot be a gateway", filepath.Join(dir, certFile))
+	}
+	if err := private(filepath.Join(dir, secretFile)); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, secretFile))
+	if err != nil {
+		return nil, fmt.Errorf("cluster-dir: %w", err)
+	}
+	secret, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(secret) != secretLen {
+		return nil, fmt.Errorf("cluster-dir: %s must hold %d hexadecimal digits", filepath.Join(dir, secretFile), 2*secretLen)
+	}
+	i.secret = ipsec.NewKey(secret)
+	return i, nil
+}
+
+// LoadWitness reads a witness's cluster directory. A member's is refused: what it
+// holds has no business on the witness's machine.
+func LoadWitness(dir string) (*Identity, error) {
+	i, err := loadCert(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, secretFile)); !i.Witness || err == nil {
+		return nil, fmt.Errorf("cluster-dir: %s is a member's folder, with the cluster's key or a certificate that opens more than the log: make one for the witness with `tandem cluster init --witness NAME` or `tandem cluster add --witness`", dir)
+	}
+	return i, nil
+}
+
+// private refuses a file that others can read.
+func private(path string) error {
+	if i, err := os.Stat(path); err == nil && i.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("cluster-dir: %s can be read by others (mode %#o): it must have mode 0600", path, i.Mode().Perm())
+	}
+	return nil
+}
+
+func loadCert(dir string) (*Identity, error) {
+	if err := private(filepath.Join(dir, keyFile)); err != nil {
+		return nil, err
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
 	if err != nil {
@@ -205,81 +265,98 @@ func LoadIdentity(dir string) (*Identity, error) {
 	if !roots.AppendCertsFromPEM(caPEM) {
 		return nil, fmt.Errorf("cluster-dir: %s holds no certificate", filepath.Join(dir, caFile))
 	}
-	text, err := os.ReadFile(filepath.Join(dir, secretFile))
-	if err != nil {
-		return nil, fmt.Errorf("cluster-dir: %w", err)
-	}
-	secret, err := hex.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil || len(secret) != secretLen {
-		return nil, fmt.Errorf("cluster-dir: %s must hold %d hexadecimal digits", filepath.Join(dir, secretFile), 2*secretLen)
-	}
 	leaf := cert.Leaf
-	group, id, err := nodeOf(leaf)
+	group, id, witness, err := nodeOf(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("cluster-dir: %s: %w", filepath.Join(dir, certFile), err)
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return nil, fmt.Errorf("cluster-dir: %s: %w", filepath.Join(dir, certFile), err)
 	}
-	return &Identity{Node: id, Name: leaf.Subject.CommonName, Serial: leaf.Subject.SerialNumber, Group: group,
-		NotAfter: leaf.NotAfter, cert: cert, roots: roots, secret: ipsec.NewKey(secret)}, nil
+	return &Identity{Node: id, Name: leaf.Subject.CommonName, Serial: leaf.Subject.SerialNumber, Group: group, Witness: witness,
+		NotAfter: leaf.NotAfter, cert: cert, roots: roots}, nil
 }
 
-func nodeOf(c *x509.Certificate) (group string, id NodeID, err error) {
+func nodeOf(c *x509.Certificate) (group string, id NodeID, witness bool, err error) {
 	for _, u := range c.URIs {
 		parts := strings.Split(strings.TrimPrefix(u.Path, "/"), "/")
-		if u.Scheme != "tandem" || len(parts) != 2 {
+		if u.Scheme != "tandem" || u.Host != memberHost && u.Host != witnessHost || len(parts) != 2 {
 			continue
 		}
 		n, err := strconv.Atoi(parts[1])
 		if err == nil && n >= 1 && n <= 16 {
-			return parts[0], NodeID(n), nil
+			return parts[0], NodeID(n), u.Host == witnessHost, nil
 		}
 	}
-	return "", 0, errors.New("names no node of a Tandem cluster")
+	return "", 0, false, errors.New("names no node of a Tandem cluster")
 }
 
 // ExpiresSoon says whether the certificate ends within 30 days.
 func (i *Identity) ExpiresSoon(now time.Time) bool { return now.Add(expiryNotice).After(i.NotAfter) }
 
-// TLS is the configuration of both ends of a stream: TLS 1.3, both sides verified
-// against the cluster's CA and its group.
-func (i *Identity) TLS() *tls.Config {
+// TLS is the configuration of both ends of a stream between members: TLS 1.3, both
+// sides verified against the cluster's CA and its group. A witness is refused: streams
+// carry keys.
+func (i *Identity) TLS() *tls.Config { return i.tls(i.PeerNode) }
+
+// VoterTLS is the same for the members' log, which a witness shares.
+func (i *Identity) VoterTLS() *tls.Config { return i.tls(i.PeerVoter) }
+
+func (i *Identity) tls(peer func(tls.ConnectionState) (NodeID, error)) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.cert},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: i.roots, RootCAs: i.roots, ServerName: serverName,
 		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := i.PeerNode(s)
+			_, err := peer(s)
 			return err
 		},
 	}
 }
 
-// PeerNode is the node at the other end of a verified connection.
+// PeerNode is the member at the other end of a verified connection.
 func (i *Identity) PeerNode(s tls.ConnectionState) (NodeID, error) {
-	if len(s.PeerCertificates) == 0 {
-		return 0, errors.New("no certificate")
+	id, witness, err := i.peer(s)
+	if err == nil && witness {
+		return 0, fmt.Errorf("is witness %d: it has no part in this", id)
 	}
-	group, id, err := nodeOf(s.PeerCertificates[0])
+	return id, err
+}
+
+// PeerVoter is the member or the witness at the other end.
+func (i *Identity) PeerVoter(s tls.ConnectionState) (NodeID, error) {
+	id, _, err := i.peer(s)
+	return id, err
+}
+
+func (i *Identity) peer(s tls.ConnectionState) (id NodeID, witness bool, err error) {
+	if len(s.PeerCertificates) == 0 {
+		return 0, false, errors.New("no certificate")
+	}
+	group, id, witness, err := nodeOf(s.PeerCertificates[0])
 	switch {
 	case err != nil:
-		return 0, err
+		return 0, false, err
 	case group != i.Group:
-		return 0, fmt.Errorf("node of cluster %q, not of %q", group, i.Group)
+		return 0, false, fmt.Errorf("node of cluster %q, not of %q", group, i.Group)
 	case id == i.Node:
-		return 0, fmt.Errorf("has our own node ID %d", id)
+		return 0, false, fmt.Errorf("has our own node ID %d", id)
 	}
-	return id, nil
+	return id, witness, nil
 }
 
 // HeartbeatKey authenticates heartbeats; CookieSecret makes IKE cookies that every
 // node of the cluster accepts; from ForwardKey follow the keys of the packets that
-// members forward to one another. All follow from cluster.key.
+// members forward to one another; GossipKey (32 bytes) encrypts gossip. All follow from
+// cluster.key, which a witness does not have.
 func (i *Identity) HeartbeatKey() ipsec.Key { return i.derive("tandem heartbeat") }
 func (i *Identity) ForwardKey() ipsec.Key   { return i.derive("tandem forward") }
+func (i *Identity) GossipKey() ipsec.Key    { return i.derive("tandem gossip") }
 func (i *Identity) CookieSecret() ipsec.Key { return i.derive("tandem IKE cookie") }
 
 func (i *Identity) derive(label string) ipsec.Key {
+	if i.secret.Len() == 0 {
+		panic("a witness has no key that follows from the cluster's") // it would be one that everybody knows
+	}
 	b, err := hkdf.Key(sha256.New, i.secret.Bytes(), nil, label, 32)
 	if err != nil {
 		panic(err) // only for absurd lengths

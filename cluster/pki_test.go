@@ -195,3 +195,65 @@ func TestNodesVerifyEachOther(t *testing.T) {
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	fails("TLS 1.2", a.TLS(), old)
 }
+
+// A witness has no cluster key; its certificate opens the members' log and nothing else.
+func TestWitnessIdentity(t *testing.T) {
+	dir := newCluster(t, "north", "gw1", "gw2")
+	if err := AddWitness(dir, "north", "witness", 3, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", "ca", "../w", "w"} {
+		if err := AddWitness(dir, "north", bad, 4, time.Now()); (err == nil) != (bad == "w") {
+			t.Errorf("name %q: %v", bad, err)
+		}
+	}
+	home := filepath.Join(dir, "witness")
+	if _, err := os.Stat(filepath.Join(home, secretFile)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the cluster's key lies with the witness: %v", err)
+	}
+	w, err := LoadWitness(home)
+	if err != nil || w.Node != 3 || !w.Witness || w.Name != "witness" {
+		t.Fatalf("%+v, %v", w, err)
+	}
+	if _, err := LoadIdentity(home); err == nil || !strings.Contains(err.Error(), "cannot be a gateway") {
+		t.Errorf("as a gateway: %v", err)
+	}
+	if _, err := LoadWitness(filepath.Join(dir, "gw1")); err == nil || !strings.Contains(err.Error(), "member's folder") {
+		t.Errorf("a member's folder: %v", err)
+	}
+	gw := identity(t, filepath.Join(dir, "gw1"))
+	if gw.GossipKey().Len() != 32 || string(gw.GossipKey().Bytes()) == string(gw.HeartbeatKey().Bytes()) {
+		t.Error("the key of gossip is not one of its own")
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("a witness derives keys from nothing")
+			}
+		}()
+		w.HeartbeatKey()
+	}()
+	shake := func(server, client *tls.Config) error {
+		a, b := net.Pipe()
+		defer a.Close()
+		defer b.Close()
+		end := make(chan error, 1)
+		go func() {
+			err := tls.Client(b, client).Handshake()
+			_ = b.Close()
+			end <- err
+		}()
+		err := tls.Server(a, server).Handshake()
+		_ = a.Close()
+		return errors.Join(err, <-end)
+	}
+	if err := shake(gw.VoterTLS(), w.VoterTLS()); err != nil {
+		t.Errorf("the log refuses its witness: %v", err)
+	}
+	if err := shake(gw.TLS(), w.VoterTLS()); err == nil || !strings.Contains(err.Error(), "witness 3") {
+		t.Errorf("a member's streams take a witness: %v", err)
+	}
+	if err := shake(w.VoterTLS(), gw.TLS()); err == nil || !strings.Contains(err.Error(), "witness 3") {
+		t.Errorf("a member streams to a witness: %v", err)
+	}
+}

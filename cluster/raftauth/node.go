@@ -62,6 +62,22 @@ type Options struct {
 	DiskPatience           time.Duration // 0: the default
 }
 
+// Voters chooses who votes: three, or five of five and more, the lowest numbers. A
+// witness (0: none) always does: that is what it is for. Every member comes to the
+// same list.
+func Voters(all []fsm.NodeID, witness fsm.NodeID) []fsm.NodeID {
+	list := slices.Sorted(slices.Values(all))
+	count := 3
+	if len(list) >= 5 {
+		count = 5
+	}
+	voters := list[:min(count, len(list))]
+	if witness != 0 && !slices.Contains(voters, witness) {
+		voters[len(voters)-1] = witness
+	}
+	return voters
+}
+
 // Peers reaches other members beside Raft; StreamLayer is one.
 type Peers interface {
 	Call(ctx context.Context, to fsm.NodeID, c *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error)

@@ -94,7 +94,7 @@ func (s *StreamLayer) acceptAll() {
 
 func (s *StreamLayer) incoming(raw net.Conn) {
 	defer s.wg.Done()
-	c := tls.Server(raw, s.id.TLS())
+	c := tls.Server(raw, s.id.VoterTLS())
 	if !s.track(c) {
 		return
 	}
@@ -130,7 +130,7 @@ func (s *StreamLayer) greet(c *tls.Conn) (fsm.NodeID, byte, error) {
 	if err := c.Handshake(); err != nil {
 		return 0, 0, err
 	}
-	from, err := s.id.PeerNode(c.ConnectionState())
+	from, err := s.id.PeerVoter(c.ConnectionState())
 	if err != nil {
 		return 0, 0, err
 	}
@@ -204,12 +204,12 @@ func (s *StreamLayer) dial(ctx context.Context, to fsm.NodeID, purpose byte) (ne
 	if !ok {
 		return nil, fmt.Errorf("node %d has no known address", to)
 	}
-	d := tls.Dialer{Config: s.id.TLS()}
+	d := tls.Dialer{Config: s.id.VoterTLS()}
 	c, err := d.DialContext(ctx, "tcp", at)
 	if err != nil {
 		return nil, err
 	}
-	got, err := s.id.PeerNode(c.(*tls.Conn).ConnectionState())
+	got, err := s.id.PeerVoter(c.(*tls.Conn).ConnectionState())
 	if err == nil && fsm.NodeID(got) != to {
 		err = fmt.Errorf("at %s is node %d, not %d", at, got, to)
 	}
@@ -225,6 +225,25 @@ func (s *StreamLayer) dial(ctx context.Context, to fsm.NodeID, purpose byte) (ne
 		return nil, err
 	}
 	return c, nil
+}
+
+// Who asks a member at an address for its number: its certificate says it.
+func (s *StreamLayer) Who(ctx context.Context, at string) (fsm.NodeID, error) {
+	d := tls.Dialer{Config: s.id.VoterTLS()}
+	c, err := d.DialContext(ctx, "tcp", at)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	id, err := s.id.PeerVoter(c.(*tls.Conn).ConnectionState())
+	if err != nil {
+		return 0, err
+	}
+	if t, ok := ctx.Deadline(); ok {
+		c.SetWriteDeadline(t)
+	}
+	_, err = c.Write([]byte{forCalls}) // a connection that ends without a purpose is a refused one
+	return fsm.NodeID(id), err
 }
 
 // Call asks another member. A connection that has failed is not used again, and the

@@ -44,6 +44,7 @@ var tandemSpec = &spec[Tandem]{
 	rows: []row[Tandem]{
 		{key: "data-plane", value: oneOf("auto", "kernel", "userspace"), def: "auto", at: func(t *Tandem) any { return &t.DataPlane }, local: true, help: "who seals and opens ESP; auto takes what the machine can do"},
 		{key: "quorum-loss", value: oneOf("continue", "stop"), def: "continue", at: func(t *Tandem) any { return &t.QuorumLoss }, help: "what a member does that is cut off from the majority"},
+		{key: "witness", value: witness{}, at: func(t *Tandem) any { return &t.Witness }, help: "a voter that holds no tunnel (`tandem witness`): its address and node number"},
 		{key: "cluster-dir", value: text{max: 255, what: "an absolute path", check: absolute}, def: "/etc/tandem/cluster", at: func(t *Tandem) any { return &t.ClusterDir }, local: true, help: "certificates and keys made by `tandem cluster init`"},
 		{key: "state-dir", value: text{max: 255, what: "an absolute path", check: absolute}, def: "/var/lib/tandem", at: func(t *Tandem) any { return &t.StateDir }, local: true, help: "the node's identity and notes; no keys"},
 		{key: "admin-socket", value: text{max: 107, what: "an absolute path", check: absolute}, def: "/run/tandem/admin.sock", at: func(t *Tandem) any { return &t.AdminSocket }, local: true, help: "Unix socket of the commands"},

@@ -183,6 +183,11 @@ func TestFaults(t *testing.T) {
 		{"peer twice", "config system standalone-cluster\nconfig cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nedit 2\nset peerip 10.0.0.1\nnext\nend\nend\n", []string{"f:7: system standalone-cluster: cluster-peer 2: peerip (10.0.0.1) belongs to cluster-peer 1 already"}},
 		{"farm and pair", ha("set mode a-p\nset hbdev p 1") + "config system standalone-cluster\nconfig cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nend\nend\n", []string{"f:2: system ha: mode (a-p) excludes the cluster peers of `config system standalone-cluster` (line 5)"}},
 		{"member number", "config system standalone-cluster\nset group-member-id 16\nend\n", []string{"f:2: system standalone-cluster: group-member-id (16) must be between 0 and 15"}},
+		{"witness without number", "config system tandem\nset witness 10.0.0.9\nend\n", []string{"f:2: system tandem: witness takes two values: the witness's address and its node number (set witness 172.31.1.9 3)"}},
+		{"witness number", "config system tandem\nset witness 10.0.0.9 17\nend\n", []string{"f:2: system tandem: witness (17): the second value must be the witness's node number, between 1 and 16"}},
+		{"witness address", "config system tandem\nset witness here 3\nend\n", []string{"f:2: system tandem: witness (here) must be an IP address"}},
+		{"witness of no farm", "config system tandem\nset witness 10.0.0.9 3\nend\n", []string{"f:2: system tandem: witness (10.0.0.9) needs cluster peers in `config system standalone-cluster`: the pair of `config system ha` decides without a witness"}},
+		{"witness is a peer", "config system tandem\nset witness 10.0.0.1 3\nend\nconfig system standalone-cluster\nconfig cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nend\nend\n", []string{"f:2: system tandem: witness (10.0.0.1) is the address of cluster-peer 1: a witness is no peer"}},
 		{"farm encryption without key", "config system standalone-cluster\nset encryption enable\nend\n", []string{"f:2: system standalone-cluster: psksecret is missing: encryption enable needs it"}},
 
 		// System.

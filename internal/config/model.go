@@ -116,6 +116,7 @@ type ClusterPeer struct {
 type Tandem struct {
 	DataPlane   string // auto, userspace, kernel
 	QuorumLoss  string // continue, stop
+	Witness     Witness
 	ClusterDir  string // certificates and keys made by `tandem cluster init`
 	StateDir    string // the note of an owner that went on alone, node identity
 	AdminSocket string // unix socket of the admin API

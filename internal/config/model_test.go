@@ -66,7 +66,7 @@ func TestDefaults(t *testing.T) {
 	}
 	wantTandem := Tandem{DataPlane: "auto", QuorumLoss: "continue", ClusterDir: "/etc/tandem/cluster", StateDir: "/var/lib/tandem",
 		AdminSocket: "/run/tandem/admin.sock", LogLevel: "info"}
-	if d := cmp.Diff(wantTandem, c.Tandem); d != "" {
+	if d := cmp.Diff(wantTandem, c.Tandem, equalConfig); d != "" {
 		t.Errorf("system tandem (-want +got):\n%s", d)
 	}
 	if c.HasPolicy || c.Standalone.AsymmetricTrafficControl != "cps-preferred" {
@@ -182,6 +182,7 @@ func TestVendorExamples(t *testing.T) {
 	}
 	c, _ = load(t, "f", readFile(t, "testdata/farm-member.conf"))
 	if s, p := c.Standalone, c.Phase1[0]; s.GroupID != 1 || s.MemberID != 1 || len(s.Peers) != 3 || s.Peers[2].PeerIP.String() != "172.31.1.4" ||
+		c.Tandem.Witness != (Witness{netip.MustParseAddr("172.31.1.9"), 5}) ||
 		s.Peers[0].HBInterval != 200*time.Millisecond || s.Peers[0].HBLostThreshold != 10 || !s.Peers[0].IPsecTunnelSync ||
 		!p.FGSPSync || p.PeerID != "Nokia_Peer" || p.DPDRetryInterval != time.Minute || p.NATTraversal != "disable" || !slices.Equal(p.DHGroups, []ipsec.TransformID{2}) {
 		t.Errorf("farm: %+v %+v", s, p)
