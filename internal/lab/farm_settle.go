@@ -141,6 +141,10 @@ func (r *farmRun) fromWire(rep *CheckReport, w *farmWire) {
 				r.res.DoubleOwnerSplitMS += milliseconds(d.To.Sub(d.From))
 			} else {
 				r.res.DoubleOwnerMS += milliseconds(d.To.Sub(d.From))
+				if len(r.res.Violations) < maxViolations {
+					r.res.Violations = append(r.res.Violations, fmt.Sprintf("%s: two members sent %s's ESP for %.1f ms",
+						d.From.UTC().Format(stampLayout), r.tunnels[i].Name, milliseconds(d.To.Sub(d.From))))
+				}
 			}
 		}
 	}
