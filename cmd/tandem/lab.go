@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -59,7 +61,7 @@ func fillIn(o *lab.Options, example string) error {
 		return err
 	}
 	if st, err := os.Stat(example); err != nil || !st.IsDir() {
-		return exitError{exitUsage, fmt.Sprintf("%s is no folder of an example (examples/pair)", example)}
+		return exitError{exitUsage, fmt.Sprintf("%s is no folder of an example (examples/pair, examples/farm)", example)}
 	}
 	o.Binary, o.Example, o.Progress = bin, filepath.Clean(example), os.Stdout
 	return nil
@@ -117,7 +119,8 @@ func labUp() *cobra.Command {
 		if err != nil {
 			return labError(err)
 		}
-		fmt.Printf("lab %s stands: tandem lab shell gw1, tandem lab status, tandem lab down %s\n", s.ID, s.ID)
+		first := slices.Min(slices.Collect(maps.Keys(s.Sockets)))
+		fmt.Printf("lab %s stands: tandem lab shell %s, tandem lab status, tandem lab down %s\n", s.ID, first, s.ID)
 		return nil
 	}
 	return c
