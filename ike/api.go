@@ -63,7 +63,7 @@ type Options struct {
 	RetransmitFirst time.Duration
 	RetransmitTries int
 	// Share is this engine's part of the numbers that all engines of a farm choose
-	// from without asking each other: ESP SPIs and indexes of dialup instances.
+	// from without asking each other: SPIs of both kinds and indexes of dialup instances.
 	Share Share
 }
 

@@ -13,7 +13,8 @@ import (
 // newIKESPI chooses an SPI that no IKE SA here has.
 func (e *Engine) newIKESPI() ipsec.IKESPI {
 	for {
-		s := ipsec.IKESPI(binary.BigEndian.Uint64(e.random(8)))
+		n := binary.BigEndian.Uint64(e.random(8))
+		s := ipsec.IKESPI(n - n%uint64(e.o.Share.of()) + uint64(e.o.Share.Part))
 		if s != 0 && e.sas[s] == nil {
 			return s
 		}

@@ -88,6 +88,7 @@ type TunnelCounters struct {
 // PlaneCounters count what no tunnel accounts for.
 type PlaneCounters struct {
 	UnknownSPI, Malformed uint64
+	Strays                uint64 // of SPIs that no SA here has
 	NoTunnel              uint64 // injected for an interface that does not exist
 }
 
@@ -174,6 +175,9 @@ type Handler struct {
 	// inactive scope, and inner packets that such an SA would carry. Packet is the data
 	// plane's again when it returns. nil: these packets are dropped and counted.
 	Stray func(Stray)
+	// ScopeOf tells the scope of an SPI that no SA here has: then ESP with it is a Stray,
+	// too, without Tunnel. nil, or no scope: it is counted as unknown.
+	ScopeOf func(ipsec.ESPSPI) (Scope, bool)
 }
 
 // DataPlane carries ESP. Its methods are called from one goroutine and return

@@ -6,6 +6,7 @@ import (
 	"math/rand"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"tandem/cluster"
@@ -50,11 +51,42 @@ end
 `, i, i)
 }
 
+// farmSite is a tunnel that the farm initiates towards a client.
+func farmSite(i int) string {
+	return fmt.Sprintf(`
+config vpn ipsec phase1-interface
+    edit "site%[1]d"
+        set interface "port2"
+        set ike-version 2
+        set local-gw 192.0.2.1
+        set remote-gw 198.51.100.%[2]d
+        set proposal aes128gcm-prfsha256
+        set dhgrp 31
+        set fgsp-sync enable
+        set psksecret "a secret of gateway and client"
+    next
+end
+config vpn ipsec phase2-interface
+    edit "site%[1]d"
+        set phase1name "site%[1]d"
+        set proposal aes128gcm
+        set dhgrp 31
+        set auto-negotiate enable
+        set dst-subnet 10.10.%[1]d.0 255.255.255.0
+    next
+end
+`, i, i+1)
+}
+
 // dial starts the clients.
 func (w *farmWorld) dial() {
 	for _, c := range w.clients {
+		text := farmClient(c.i)
+		if w.passive {
+			text = strings.Replace(strings.Replace(text, "set auto-negotiate enable", "", 1), `set psksecret`, "set passive-mode enable\n        set psksecret", 1)
+		}
 		c.node = New(Options{
-			Config: load(w.t, farmClient(c.i)), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),
+			Config: load(w.t, text), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),
 			Traffic:      func(spi ipsec.ESPSPI) (in, out time.Time) { return c.heard(spi), w.now },
 			LocalAddr:    func(string, bool) (netip.Addr, bool) { return c.addr, true },
 			CookieSecret: ipsec.NewKey(make([]byte, 32)),

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/xfrm"
 )
 
 func upFarm(t testing.TB, seed int64, members, clients int) *farmWorld {
@@ -142,5 +143,74 @@ func TestFarmUnderRandomFaults(t *testing.T) {
 			w.run(time.Minute, "settled", w.settled)
 			w.run(10*time.Minute, "all clients served", w.carried)
 		})
+	}
+}
+
+// The router sends a client's messages to a member that holds no copy: they reach the
+// owner all the same, and the client notices nothing.
+func TestFarmWrongMember(t *testing.T) {
+	w := upFarm(t, 3, 5, 8)
+	inits := w.inits
+	before := map[int]xfrm.SA{}
+	for _, c := range w.clients {
+		for _, sa := range c.sas {
+			before[c.i] = sa
+			for _, m := range w.members[1:] {
+				if _, ok := m.sas[sa.SPIOut]; !ok {
+					w.route[c.i] = m.id
+				}
+			}
+			if x := w.members[w.route[c.i]].sas[sa.SPIOut]; x.SPIIn != 0 {
+				t.Fatalf("every member has a copy of client %d's SA", c.i)
+			}
+		}
+		c.do(func(n *Node) { n.Rekey(w.now, "hub", false) })
+	}
+	w.run(5*time.Second, "rekeyed", func() bool {
+		for _, c := range w.clients {
+			if _, old := c.sas[before[c.i].SPIIn]; old || len(c.sas) != 1 {
+				return false
+			}
+		}
+		return w.carried()
+	})
+	forwarded := uint64(0)
+	for _, m := range w.members[1:] {
+		forwarded += m.farm.Status(w.now).Farm.Counters.Forwarded
+	}
+	if w.inits != inits || forwarded == 0 {
+		t.Errorf("%d IKE_SA_INITs, %d messages forwarded", w.inits-inits, forwarded)
+	}
+}
+
+// A tunnel that the cluster initiates has one initiator at any time: the owner of the
+// scope that it falls to.
+func TestFarmInitiates(t *testing.T) {
+	w := newFarmWorld(t, 5, 4, 3)
+	for i := range w.clients {
+		w.gateway += farmSite(i)
+	}
+	for _, m := range w.members[1:] {
+		m.boot()
+	}
+	w.passive = true
+	w.dial()
+	w.run(20*time.Second, "settled", w.settled)
+	w.run(20*time.Second, "all tunnels up", w.carried)
+	w.pass(5 * time.Second)
+	if w.fromFarm != len(w.clients) {
+		t.Errorf("%d IKE_SA_INITs for %d tunnels", w.fromFarm, len(w.clients))
+	}
+	for _, m := range w.members[1:] {
+		if len(m.active) == 8 && len(m.sas) > 0 {
+			w.kill(m)
+			w.run(200*time.Millisecond, "carried on", w.carried)
+			w.pass(2 * time.Second)
+			m.boot()
+			w.run(20*time.Second, "settled again", w.settled)
+		}
+	}
+	if w.pass(5 * time.Second); w.fromFarm != len(w.clients) || !w.carried() {
+		t.Errorf("%d IKE_SA_INITs for %d tunnels after every member died once", w.fromFarm, len(w.clients))
 	}
 }

@@ -1,13 +1,16 @@
 package node
 
 import (
+	"encoding/binary"
 	"hash/fnv"
 	"maps"
 	"slices"
 	"time"
 
 	"tandem/cluster"
+	"tandem/cluster/fsm"
 	"tandem/ike"
+	"tandem/internal/ipsec"
 	"tandem/xfrm"
 )
 
@@ -46,6 +49,14 @@ func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
 			mine = append(mine, id)
 		}
 	}
+	if id, ok := f.scopeOfIKE(d.Data); ok && forward {
+		// Of an IKE SA that is not copied to this member: its SPI tells the scope.
+		if to := f.ownerOf(id); to != 0 {
+			f.counters.Forwarded++
+			f.emit(Forward{To: to, Datagram: d})
+			return
+		}
+	}
 	if len(mine) == 0 || !forward || len(d.Data) < 8 {
 		return
 	}
@@ -54,6 +65,30 @@ func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
 	_, _ = h.Write(d.Data[:8])
 	f.with(mine[int(h.Sum32()%uint32(len(mine)))], func(n *Node) { n.HandleIKE(now, d) })
 }
+
+// scopeOfIKE is the scope whose share holds our SPI in an IKE header (RFC 7296 §3.1): the
+// responder's if the sender is the original initiator.
+func (f *Farm) scopeOfIKE(b []byte) (cluster.ScopeID, bool) {
+	if len(b) < 28 {
+		return 0, false
+	}
+	spi := binary.BigEndian.Uint64(b)
+	if b[19]&flagInitiator != 0 {
+		spi = binary.BigEndian.Uint64(b[8:])
+	}
+	return scopeOfShare(spi), spi != 0
+}
+
+const flagInitiator = 0x08
+
+// scopeOfShare is the slot of a number that an engine with its Share chose.
+func scopeOfShare(n uint64) cluster.ScopeID {
+	part := int(n % shares)
+	return fsm.Slot(cluster.NodeID(part/fsm.SlotsPerMember+1), part%fsm.SlotsPerMember)
+}
+
+// ScopeOf is the scope of an ESP SPI that a farm's members choose. Any goroutine may ask.
+func ScopeOf(spi ipsec.ESPSPI) xfrm.Scope { return xfrm.Scope(scopeOfShare(uint64(spi))) }
 
 // ownerOf is the member that owns a scope, as heard, else as decided; 0: nobody else.
 func (f *Farm) ownerOf(id cluster.ScopeID) cluster.NodeID {
@@ -69,13 +104,19 @@ func (f *Farm) ownerOf(id cluster.ScopeID) cluster.NodeID {
 	return owner
 }
 
-// Owners are the members that packets of scopes copied here must go to.
+// Owners are the members that packets of scopes must go to which are not owned here.
 func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	m := map[xfrm.Scope]cluster.NodeID{}
-	for _, id := range f.order {
-		if o := f.ownerOf(id); o != 0 && !f.scopes[id].owner {
-			m[xfrm.Scope(id)] = o
+	var best = map[xfrm.Scope]cluster.Epoch{}
+	for k, p := range f.peers {
+		for _, t := range p.Owned {
+			if s := xfrm.Scope(t.Scope); best[s].Less(t.Epoch) {
+				best[s], m[s] = t.Epoch, k
+			}
 		}
+	}
+	for id := range f.owned {
+		delete(m, xfrm.Scope(id))
 	}
 	return m
 }

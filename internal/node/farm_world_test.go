@@ -24,19 +24,22 @@ import (
 // the state that the log leads to are the real ones; the log is its model, and the
 // wire, the streams and the router are short. Everything in it follows from its seed.
 type farmWorld struct {
-	t       testing.TB
-	rand    *rand.Rand
-	now     time.Time
-	queue   events
-	order   int
-	log     *fsm.LogModel
-	members []*farmer // by number from 1
-	clients []*caller
-	route   map[int]cluster.NodeID // of a client, as the router has it
-	cut     map[cluster.NodeID]int // side of a partition
-	inits   int
-	made    map[string]cluster.NodeID // epochs by who used them
-	views   map[uint64]*fsm.Machine   // the state after an entry
+	t        testing.TB
+	rand     *rand.Rand
+	now      time.Time
+	queue    events
+	order    int
+	log      *fsm.LogModel
+	members  []*farmer // by number from 1
+	clients  []*caller
+	route    map[int]cluster.NodeID    // of a client, as the router has it
+	cut      map[cluster.NodeID]int    // side of a partition
+	inits    int                       // of clients
+	gateway  string                    // configuration beside the dialup phase 1
+	passive  bool                      // clients wait for the farm
+	fromFarm int                       // IKE_SA_INIT requests
+	made     map[string]cluster.NodeID // epochs by who used them
+	views    map[uint64]*fsm.Machine   // the state after an entry
 }
 
 // farmer is a host of the farm.
@@ -139,7 +142,7 @@ func (m *farmer) boot() {
 		coverage = cluster.CoverageNote
 	}
 	m.farm = NewFarm(FarmOptions{
-		Options: Options{Config: load(w.t, farmGateway), Process: m.process, Rand: rand.New(rand.NewSource(w.rand.Int63())),
+		Options: Options{Config: load(w.t, farmGateway+w.gateway), Process: m.process, Rand: rand.New(rand.NewSource(w.rand.Int63())),
 			Traffic:      func(ipsec.ESPSPI) (in, out time.Time) { return w.now, w.now },
 			LocalAddr:    func(string, bool) (netip.Addr, bool) { return clusterAddr, true },
 			CookieSecret: ipsec.NewKey(make([]byte, 32))},
@@ -344,6 +347,9 @@ func (m *farmer) carryOut(e Effect) {
 	}
 	switch e := e.(type) {
 	case ike.Send:
+		if d := e.Datagram.Data; len(d) > 19 && d[18] == 34 && d[19]&0x20 == 0 {
+			w.fromFarm++
+		}
 		w.toClient(e.Datagram)
 	case Forward:
 		w.after(200*time.Microsecond, func() {

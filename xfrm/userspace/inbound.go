@@ -146,7 +146,7 @@ func (p *Plane) espIn(pkt []byte, a *arrival, now time.Time) {
 	}
 	s := p.sas.get(spi)
 	if s == nil {
-		p.unknownSPI.Add(1)
+		p.strayUnknown(spi, pkt, a)
 		return
 	}
 	if a.injected {

@@ -52,7 +52,7 @@ type Plane struct {
 	// Lets Inject look for tunnels without mu, which whoever waits for its epoch holds.
 	tunnelsMu sync.RWMutex
 
-	unknownSPI, malformed, noTunnel atomic.Uint64
+	unknownSPI, malformed, noTunnel, strays atomic.Uint64
 }
 
 var _ xfrm.DataPlane = (*Plane)(nil)
@@ -185,7 +185,7 @@ var errClosed = errors.New("userspace: data plane is closed")
 
 // PlaneCounters counts what belongs to no tunnel.
 func (p *Plane) PlaneCounters() xfrm.PlaneCounters {
-	return xfrm.PlaneCounters{UnknownSPI: p.unknownSPI.Load(), Malformed: p.malformed.Load(), NoTunnel: p.noTunnel.Load()}
+	return xfrm.PlaneCounters{UnknownSPI: p.unknownSPI.Load(), Malformed: p.malformed.Load(), NoTunnel: p.noTunnel.Load(), Strays: p.strays.Load()}
 }
 
 // TunnelCounters is zero for a tunnel that does not exist.

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"tandem/internal/ipsec"
 	"tandem/xfrm"
 )
 
@@ -18,6 +19,18 @@ func (p *Plane) strayOuter(s *sa, pkt []byte, a *arrival) {
 		Scope: s.scope.id, Tunnel: s.tun.Name, Outer: true, UDPEncap: a.udp, TOS: a.tos,
 		Local: a.local, Remote: a.remote, Packet: pkt,
 	})
+}
+
+// strayUnknown does the same for an SPI that no SA here has.
+func (p *Plane) strayUnknown(spi ipsec.ESPSPI, pkt []byte, a *arrival) {
+	if h := &p.o.Handler; h.Stray != nil && h.ScopeOf != nil && !a.injected {
+		if scope, ok := h.ScopeOf(spi); ok {
+			p.strays.Add(1)
+			h.Stray(xfrm.Stray{Scope: scope, Outer: true, UDPEncap: a.udp, TOS: a.tos, Local: a.local, Remote: a.remote, Packet: pkt})
+			return
+		}
+	}
+	p.unknownSPI.Add(1)
 }
 
 // strayInner does the same for an inner packet that a silent SA would carry.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"tandem/internal/ipsec"
 	"tandem/xfrm"
 	"tandem/xfrm/xfrmtest"
 )
@@ -133,4 +134,28 @@ func TestInjectAfterClose(t *testing.T) {
 	}
 	stop.Store(true)
 	wg.Wait()
+}
+
+// ESP with an SPI that no SA here has goes where its scope's owner is, once; what was
+// handed over already, or has no scope, is counted.
+func TestStrayUnknownSPI(t *testing.T) {
+	var got []xfrm.Stray
+	p := &Plane{o: Options{Handler: xfrm.Handler{
+		Stray: func(x xfrm.Stray) { got = append(got, x) },
+		ScopeOf: func(spi ipsec.ESPSPI) (xfrm.Scope, bool) {
+			return xfrm.Scope(spi), spi != 5
+		},
+	}}}
+	a := &arrival{local: netip.MustParseAddrPort("192.0.2.1:4500"), remote: netip.MustParseAddrPort("192.0.2.9:4501"), udp: true, tos: 3}
+	p.strayUnknown(7, []byte("a packet"), a)
+	p.strayUnknown(5, []byte("a packet"), a)
+	forwarded := *a
+	forwarded.injected = true
+	p.strayUnknown(7, []byte("a packet"), &forwarded)
+	if len(got) != 1 || got[0].Scope != 7 || !got[0].Outer || !got[0].UDPEncap || got[0].TOS != 3 || got[0].Remote != a.remote || got[0].Local != a.local {
+		t.Errorf("%+v", got)
+	}
+	if c := p.PlaneCounters(); c.Strays != 1 || c.UnknownSPI != 2 {
+		t.Errorf("%+v", c)
+	}
 }
