@@ -245,8 +245,18 @@ func Status(ctx context.Context, w io.Writer) error {
 			names = append(names, n)
 		}
 		sort.Strings(names)
-		ask := BinaryStatus(s.Binary, func(n string) string { return s.Sockets[n] })
+		socket := func(n string) string { return s.Sockets[n] }
+		ask, askMember := BinaryStatus(s.Binary, socket), AdminFarmStatus(false, socket)
 		for _, n := range names {
+			if isFarm(s.Example) {
+				m, err := askMember(ctx, n)
+				if err != nil {
+					fmt.Fprintf(w, "  %s: %v\n", n, err)
+					continue
+				}
+				fmt.Fprintf(w, "  %s: synchronised %v, quorum %v, leader %s, owns %d tunnels, stands by for %d\n", n, m.Synchronised, m.Quorum, m.Leader, m.Owned, m.Standby)
+				continue
+			}
 			h, err := ask(ctx, n)
 			if err != nil {
 				fmt.Fprintf(w, "  %s: %v\n", n, err)
