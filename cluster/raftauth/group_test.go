@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -448,8 +449,24 @@ func TestWitness(t *testing.T) {
 		g.start(3, func(o *Options) { o.Witness = true })
 		g.within(5*time.Second, "all have joined", g.allJoined)
 		g.within(5*time.Second, "slots are assigned", func() bool { return len(g.nodes[3].View().Scopes()) == 16 })
+		for round := range 8 { // chance elects the witness, too
+			g.within(5*time.Second, "a member leads", func() bool { return g.leader(0) == 1 || g.leader(0) == 2 })
+			other := 3 - g.leader(0)
+			g.kill(3 - other)
+			g.within(5*time.Second, "the other member leads", func() bool { return g.leader(0) == other })
+			time.Sleep(time.Second) // and it stays so
+			if l := g.leader(0); l != other {
+				t.Fatalf("round %d: %d leads", round, l)
+			}
+			g.start(3 - other)
+			g.within(5*time.Second, "all have joined again", g.allJoined)
+		}
+		g.partition(1, 1, 2)
+		g.within(5*time.Second, "the members lead without the witness", func() bool { l := g.leader(1); return l == 1 || l == 2 })
+		g.partition(0, 1, 2)
+		g.within(5*time.Second, "the witness is back", g.allJoined)
 		g.kill(1)
-		g.within(2*time.Second, "the pair's other half and the witness go on", func() bool { return g.leader(0) != 0 })
+		g.within(5*time.Second, "the pair's other half leads", func() bool { return g.leader(0) == 2 })
 		if r := g.propose(2, drain(2, true)); !r.OK() {
 			t.Errorf("%+v", r)
 		}
@@ -459,4 +476,24 @@ func TestWitness(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestVoters(t *testing.T) {
+	for _, c := range []struct {
+		all     []fsm.NodeID
+		witness fsm.NodeID
+		want    []fsm.NodeID
+	}{
+		{[]fsm.NodeID{3, 1, 2}, 0, []fsm.NodeID{1, 2, 3}},
+		{[]fsm.NodeID{1, 2, 9}, 9, []fsm.NodeID{1, 2, 9}},
+		{[]fsm.NodeID{4, 3, 2, 1}, 0, []fsm.NodeID{1, 2, 3}},
+		{[]fsm.NodeID{4, 3, 2, 1}, 4, []fsm.NodeID{1, 2, 4}},
+		{[]fsm.NodeID{4, 3, 2, 1, 16}, 16, []fsm.NodeID{1, 2, 3, 4, 16}},
+		{[]fsm.NodeID{7, 6, 5, 4, 3, 2, 1}, 7, []fsm.NodeID{1, 2, 3, 4, 7}},
+		{[]fsm.NodeID{1, 2}, 0, []fsm.NodeID{1, 2}},
+	} {
+		if got := Voters(c.all, c.witness); !slices.Equal(got, c.want) {
+			t.Errorf("Voters(%v, %d) = %v, want %v", c.all, c.witness, got, c.want)
+		}
+	}
 }

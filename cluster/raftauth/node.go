@@ -34,7 +34,15 @@ const (
 	snapshotAfter = 1024 // entries
 	trailing      = 1024
 	keepEvery     = 200 * time.Millisecond
+	witnessLeads  = 2 * time.Second  // between attempts of a witness to hand over
 	maxPatience   = 10 * time.Second // between attempts to join that are refused
+)
+
+const (
+	// DefaultPort is the TCP port of the members' log.
+	DefaultPort = 709
+	// DefaultStandbys is how many stand by for each slot, where there are so many.
+	DefaultStandbys = 2
 )
 
 // Options configure a Node.

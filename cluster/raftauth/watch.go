@@ -73,6 +73,7 @@ func (n *Node) serve() {
 	defer tick.Stop()
 	var notBefore time.Time // of the next attempt to join
 	patience := HeartbeatTimeout
+	var led time.Time // since when a witness leads, or when it last tried to hand over
 	for {
 		// What was refused is decided, too, and so a change of the state: after a
 		// refusal only time may bring the next attempt, not the change.
@@ -98,10 +99,29 @@ func (n *Node) serve() {
 				patience = min(2*patience, maxPatience)
 			}
 		}
-		if n.r.State() == raft.Leader {
-			n.lead()
+		if n.r.State() != raft.Leader {
+			led = time.Time{}
+			continue
+		}
+		n.lead()
+		if n.opt.Witness {
+			led = n.handOver(led, time.Now())
 		}
 	}
+}
+
+// handOver gives the lead to a member as soon as one follows: a witness hears no
+// heartbeats, so as leader it could report no loss. Raft picks who has the most of the
+// log; that is nobody dead once an entry of this term is committed.
+func (n *Node) handOver(since, now time.Time) time.Time {
+	switch {
+	case since.IsZero():
+		return now.Add(HeartbeatTimeout - witnessLeads)
+	case now.Sub(since) < witnessLeads || n.r.CommitIndex() < n.r.LastIndex():
+		return since
+	}
+	n.logged("hand over to a member", n.r.LeadershipTransfer())
+	return now
 }
 
 // form makes the first group: only when all voters have been heard and no disk

@@ -68,7 +68,7 @@ cannot run here.`,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err.Error()} })
-	root.AddCommand(runCommand(), daemonCommand(), checkCommand(), clusterCommand(), labCommand(), versionCommand())
+	root.AddCommand(runCommand(), daemonCommand(), checkCommand(), clusterCommand(), witnessCommand(), labCommand(), versionCommand())
 	for _, verb := range verbs {
 		root.AddCommand(clientCommand(verb.name, verb.short))
 	}
