@@ -27,6 +27,7 @@ func (d *Daemon) look(now time.Time, counters bool) *view {
 		Tunnels: d.tunnels.views(), Plane: d.plane.PlaneCounters(), IfIndex: d.links.indexes(),
 		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),
 	}
+	d.lookAtFarm(v)
 	for i := range v.Node.Gateways {
 		if !counters {
 			break

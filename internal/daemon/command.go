@@ -43,6 +43,7 @@ type backend interface {
 	clear(ctx context.Context, name string) (int, error)
 	rekey(ctx context.Context, name string, ike bool) (int, error)
 	failover(ctx context.Context, set bool) error
+	drain(ctx context.Context, on bool) error // returns when it was decided
 	reload(ctx context.Context) error
 	logs() *logHub
 }

@@ -149,7 +149,7 @@ type statsJSON struct {
 }
 
 func (v *view) statsJSON() statsJSON {
-	j := statsJSON{DataPlane: v.DataPlane, Role: v.role(), Gateways: len(v.Node.Gateways),
+	j := statsJSON{DataPlane: v.DataPlane, Role: v.nodeRole(), Gateways: len(v.Node.Gateways),
 		IKEReceived: v.Loop.IKEReceived, IKEDropped: v.Loop.IKEDropped, PlaneEvents: v.Loop.Events,
 		Frames: v.Loop.Frames, Effects: v.Loop.Effects, Timeouts: v.Loop.Timeouts,
 		UnknownSPI: v.Plane.UnknownSPI, Malformed: v.Plane.Malformed, Progress: v.Progress, Uptime: v.since(v.Started)}

@@ -8,6 +8,7 @@ func allCommands() []command {
 	return append([]command{
 		{"get system ha status", "", "role, epoch, peers and the reason of the last change", showHAStatus},
 		{"diagnose sys ha status", "", "the same", showHAStatus},
+		{"diagnose sys ha standalone-peers", "", "the other members of a farm, and what was forwarded to and from them", showStandalonePeers},
 		{"get vpn ipsec tunnel summary", "", "one line a tunnel: selectors and packets", showSummary},
 		{"get vpn ipsec tunnel name", "NAME", "one tunnel with its SAs", showTunnelName},
 		{"get vpn ike gateway", "[NAME]", "IKE SAs", showGateways},
@@ -29,6 +30,7 @@ func allCommands() []command {
 		{"execute vpn ipsec tunnel down", "PHASE2 [PHASE1]", "delete a Child SA", tunnelDown},
 		{"execute ha failover set", "[CLUSTER]", "hand ownership over to the other member", failoverSet},
 		{"execute ha failover unset", "[CLUSTER]", "end a failover that was set", failoverUnset},
+		{"execute ha drain", "[on|off]", "move all tunnels to the other members of a farm, wait for that, and keep them away; off ends it", drain},
 		{"execute reload", "", "read the configuration file again", reload},
 		{"show", "[full-configuration] [PATH]", "the configuration; secrets do not print", showConfig},
 	}, extraCommands...)

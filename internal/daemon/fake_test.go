@@ -23,9 +23,15 @@ type fakeBackend struct {
 	err   error
 	hub   *logHub
 	asked []string
+	later []*view // one after the other, once something was asked
 }
 
-func (f *fakeBackend) view(context.Context, bool) (*view, error) { return f.v, f.err }
+func (f *fakeBackend) view(context.Context, bool) (*view, error) {
+	if len(f.later) > 0 && len(f.asked) > 0 {
+		f.v, f.later = f.later[0], f.later[1:]
+	}
+	return f.v, f.err
+}
 func (f *fakeBackend) ask(words ...string) error {
 	f.asked = append(f.asked, strings.Join(words, " "))
 	return f.err
@@ -43,6 +49,9 @@ func (f *fakeBackend) failover(_ context.Context, set bool) error {
 		return errors.New("standalone")
 	}
 	return f.ask("failover", map[bool]string{true: "set", false: "unset"}[set])
+}
+func (f *fakeBackend) drain(_ context.Context, on bool) error {
+	return f.ask("drain", map[bool]string{true: "on", false: "off"}[on])
 }
 func (f *fakeBackend) reload(context.Context) error { return f.ask("reload") }
 func (f *fakeBackend) logs() *logHub                { return f.hub }

@@ -52,7 +52,8 @@ type healthJSON struct {
 	Healthy bool      `json:"healthy"`
 	Ready   bool      `json:"ready"`
 	Reason  string    `json:"reason,omitempty"`
-	HA      haJSON    `json:"ha"`
+	HA      *haJSON   `json:"ha,omitempty"`
+	Farm    *farmJSON `json:"farm,omitempty"` // instead of HA: a member of a farm
 	Stats   statsJSON `json:"stats"`
 }
 
@@ -69,8 +70,15 @@ func answerHealth(w http.ResponseWriter, r *http.Request, d backend, ready bool)
 		writeHealth(w, http.StatusServiceUnavailable, healthJSON{Reason: err.Error()})
 		return
 	}
-	h := healthJSON{Healthy: true, HA: v.haJSON(), Stats: v.statsJSON()}
-	h.Ready = v.owner() || h.HA.Synchronised
+	h := healthJSON{Healthy: true, Stats: v.statsJSON()}
+	if v.Node.Farm != nil {
+		j := v.farmJSON()
+		h.Farm = &j
+	} else {
+		j := v.haJSON()
+		h.HA = &j
+	}
+	h.Ready = v.owning() || v.synchronised()
 	code := http.StatusOK
 	if !h.Ready {
 		h.Reason = "standby without a complete copy"
@@ -106,12 +114,12 @@ func boolValue(b bool) float64 {
 var metrics = []metric{
 	{"tandem_ike_sas", "IKE SAs held, live or as a copy.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.statsJSON().IKESAs) }},
 	{"tandem_child_sas", "Child SAs held, live or as a copy.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.statsJSON().ChildSAs) }},
-	{"tandem_owner", "1 while this node owns its scope.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.owner()) }},
-	{"tandem_synchronised", "1 while a loss of the owner would be covered.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.haJSON().Synchronised) }},
-	{"tandem_alone", "1 while the owner has no entitled standby.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.haJSON().Alone) }},
-	{"tandem_epoch", "Counter of the epoch that this node has accepted.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.haJSON().Epoch) }},
-	{"tandem_takeovers_total", "Changes of owner to this node.", prometheus.CounterValue, func(v *view) float64 { return float64(v.haJSON().Takeovers) }},
-	{"tandem_alarms", "Alarms that stand.", prometheus.GaugeValue, func(v *view) float64 { return float64(len(v.haJSON().Alarms)) }},
+	{"tandem_owner", "1 while this node owns its scope, or any of a farm's.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.owning()) }},
+	{"tandem_synchronised", "1 while a loss of the owner would be covered.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.synchronised()) }},
+	{"tandem_alone", "1 while the owner has no entitled standby, in a farm for any of its scopes.", prometheus.GaugeValue, func(v *view) float64 { return boolValue(v.uncovered()) }},
+	{"tandem_epoch", "Counter of the epoch that this node has accepted, in a farm the highest of all scopes.", prometheus.GaugeValue, func(v *view) float64 { return float64(v.epoch()) }},
+	{"tandem_takeovers_total", "Changes of owner to this node.", prometheus.CounterValue, func(v *view) float64 { return float64(v.takeovers()) }},
+	{"tandem_alarms", "Alarms that stand.", prometheus.GaugeValue, func(v *view) float64 { return float64(len(v.alarms())) }},
 	{"tandem_ike_datagrams_total", "IKE datagrams received.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Loop.IKEReceived) }},
 	{"tandem_ike_datagrams_dropped_total", "IKE datagrams dropped because the queue was full.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Loop.IKEDropped) }},
 	{"tandem_ike_authentication_refused_total", "Peers that failed authentication.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Node.IKE.AuthRefused) }},
@@ -119,6 +127,21 @@ var metrics = []metric{
 	{"tandem_ike_half_open_denied_total", "IKE_SA_INIT requests dropped beyond the limits of half-open IKE SAs.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Node.IKE.HalfOpenDenied) }},
 	{"tandem_unknown_spi_packets_total", "ESP packets of an unknown SPI.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Plane.UnknownSPI) }},
 	{"tandem_malformed_packets_total", "Outer packets that are no ESP and no IKE.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Plane.Malformed) }},
+}
+
+// farmMetrics are a farm's member's alone.
+var farmMetrics = []struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*farmJSON) float64
+}{
+	{"tandem_scopes_owned", "Scopes that this member owns.", prometheus.GaugeValue, func(j *farmJSON) float64 { return float64(j.ScopesOwned) }},
+	{"tandem_tunnels_owned", "Tunnels whose sync-primary this member is.", prometheus.GaugeValue, func(j *farmJSON) float64 { return float64(j.Owned) }},
+	{"tandem_tunnels_standby", "Tunnels that this member stands by for.", prometheus.GaugeValue, func(j *farmJSON) float64 { return float64(j.Standby) }},
+	{"tandem_quorum", "1 while a majority of the voters decides.", prometheus.GaugeValue, func(j *farmJSON) float64 { return boolValue(j.Quorum) }},
+	{"tandem_draining", "1 while this member is drained.", prometheus.GaugeValue, func(j *farmJSON) float64 { return boolValue(j.Draining) }},
+	{"tandem_forwarded_packets_total", "Packets and IKE messages handed to the members that own their tunnels.", prometheus.CounterValue, func(j *farmJSON) float64 { return float64(j.Forwarded) }},
+	{"tandem_owner_moves_total", "Tunnels that came to this member by a planned handover.", prometheus.CounterValue, func(j *farmJSON) float64 { return float64(j.OwnerMoves) }},
 }
 
 // tunnelMetrics have a label tunnel; they sum over the Child SAs that stand, so
@@ -155,6 +178,9 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		ch <- prometheus.NewDesc(m.name, m.help, nil, nil)
 	}
+	for _, m := range farmMetrics {
+		ch <- prometheus.NewDesc(m.name, m.help, nil, nil)
+	}
 	for _, m := range tunnelMetrics {
 		ch <- prometheus.NewDesc(m.name, m.help, []string{"tunnel"}, nil)
 	}
@@ -170,6 +196,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, m := range metrics {
 		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(m.name, m.help, nil, nil), m.kind, m.value(v))
+	}
+	if v.Node.Farm != nil {
+		j := v.farmJSON()
+		for _, m := range farmMetrics {
+			ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(m.name, m.help, nil, nil), m.kind, m.value(&j))
+		}
 	}
 	for i := range v.Node.Gateways {
 		t := v.tunnelJSON(&v.Node.Gateways[i], false)

@@ -26,6 +26,7 @@ type gatewayJSON struct {
 	VirtualRemote    string     `json:"virtual_interface_addr_remote,omitempty"`
 	PeerID           string     `json:"peer_id,omitempty"`
 	NAT              bool       `json:"nat"`
+	Role             string     `json:"role,omitempty"` // in a cluster
 	Created          int64      `json:"created_s"`
 	IKECreated       int        `json:"ike_created"`
 	IKEEstablished   int        `json:"ike_established"`
@@ -97,6 +98,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 		ChildCreated: g.ChildCreated, ChildEstablished: g.ChildEstablished, ChildTime: msTriple(g.ChildTime),
 		Failure: g.Failure, SAs: []ikeJSON{},
 	}
+	if !v.alone() {
+		j.Role = v.role(g)
+	}
 	j.TunID, j.TunID6 = tunIDs(g.Remote.Addr())
 	if p := v.phase1(phase1Of(g)); p != nil {
 		j.NetworkID = p.NetworkID
@@ -151,7 +155,7 @@ func listGateways(s *session, args []string) error {
 	all := []gatewayJSON{}
 	var gateways []ike.GatewayStatus
 	for _, g := range v.gateways(name) {
-		if p := v.phase1(g.Name); p == nil || !p.Dialup() { // a dialup phase 1 is no gateway, its instances are
+		if !v.template(&g) {
 			gateways = append(gateways, g)
 		}
 	}
@@ -162,12 +166,13 @@ func listGateways(s *session, args []string) error {
 		return s.printJSON(all)
 	}
 	for i := range all {
-		s.printGateway(&all[i], &gateways[i])
+		s.printGateway(&all[i], &gateways[i], v.Node.Farm != nil)
 	}
 	return nil
 }
 
-func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus) {
+// printGateway prints the role where each tunnel has its own.
+func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) {
 	p := s.printf
 	p("\nvd: root/0\nname: %s\nversion: %d\ninterface: %s %d\n", j.Name, j.Version, j.Interface, j.InterfaceIndex)
 	p("addr: %s -> %s\n", j.Local, j.Remote)
@@ -181,6 +186,9 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus) {
 	}
 	if j.NAT {
 		p("nat: peer\n")
+	}
+	if role {
+		p("role: %s\n", j.Role)
 	}
 	p("PPK: no\n")
 	live := 0

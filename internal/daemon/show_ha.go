@@ -117,6 +117,9 @@ func showHAStatus(s *session, _ []string) error {
 	if err != nil {
 		return err
 	}
+	if v.Node.Farm != nil {
+		return s.showFarm(v)
+	}
 	j := v.haJSON()
 	if s.json {
 		return s.printJSON(j)

@@ -18,6 +18,7 @@ type summaryJSON struct {
 	RxErrors       uint64 `json:"rx_errors"`
 	TxPackets      uint64 `json:"tx_packets"`
 	TxErrors       uint64 `json:"tx_errors"`
+	Role           string `json:"role,omitempty"` // in a cluster
 }
 
 // showSummary is `get vpn ipsec tunnel summary`.
@@ -29,12 +30,15 @@ func showSummary(s *session, _ []string) error {
 	all := []summaryJSON{}
 	for i := range v.Node.Gateways {
 		g := &v.Node.Gateways[i]
-		t, p := v.totals(g), v.phase1(phase1Of(g))
-		if p != nil && p.Dialup() && g.Parent == "" {
-			continue // a dialup phase 1 has no tunnel of its own
+		t := v.totals(g)
+		if v.template(g) {
+			continue
 		}
 		j := summaryJSON{Name: g.Name, Remote: listPort(g.Remote, anyEncap(g)),
 			RxPackets: t.InPackets, RxErrors: t.InErrors, TxPackets: t.OutPackets, TxErrors: t.OutErrors}
+		if !v.alone() {
+			j.Role = v.role(g)
+		}
 		for k := range v.Config.Phase2 {
 			p2 := &v.Config.Phase2[k]
 			if p2.Phase1 != phase1Of(g) {
@@ -54,8 +58,12 @@ func showSummary(s *session, _ []string) error {
 		return s.printJSON(all)
 	}
 	for _, j := range all {
-		s.printf("'%s' %s selectors(total,up): %d/%d rx(pkt,err): %d/%d tx(pkt,err): %d/%d\n",
-			j.Name, j.Remote, j.SelectorsTotal, j.SelectorsUp, j.RxPackets, j.RxErrors, j.TxPackets, j.TxErrors)
+		role := ""
+		if v.Node.Farm != nil { // there each tunnel has its own
+			role = " role: " + j.Role
+		}
+		s.printf("'%s' %s selectors(total,up): %d/%d rx(pkt,err): %d/%d tx(pkt,err): %d/%d%s\n",
+			j.Name, j.Remote, j.SelectorsTotal, j.SelectorsUp, j.RxPackets, j.RxErrors, j.TxPackets, j.TxErrors, role)
 	}
 	return nil
 }
@@ -140,7 +148,7 @@ func (s *session) printNamedSelector(v *view, g *ike.GatewayStatus, p2 *config.P
 			continue
 		}
 		t := v.Tunnels[phase1Of(g)]
-		j := v.childJSON(c, &t, s.showKeys)
+		j := v.childJSON(g, c, &t, s.showKeys)
 		replay := "disabled"
 		if c.SA.ReplayWindow > 0 {
 			replay = "enabled"

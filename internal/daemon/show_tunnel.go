@@ -145,7 +145,7 @@ func (v *view) tunnelJSON(g *ike.GatewayStatus, showKeys bool) tunnelJSON {
 	sum := v.totals(g)
 	j := tunnelJSON{
 		Name: g.Name, Parent: g.Parent, Index: g.Index, Version: 2, Serial: v.serial(g),
-		MTU: t.MTU, DstMTU: t.OuterMTU, Mode: "auto/1", Role: v.role(), AcceptTraffic: true,
+		MTU: t.MTU, DstMTU: t.OuterMTU, Mode: "auto/1", Role: v.role(g), AcceptTraffic: true,
 		InIdle: v.since(sum.LastIn), OutIdle: v.since(sum.LastOut),
 		InPackets: sum.InPackets, InBytes: sum.InBytes, InErrors: sum.InErrors,
 		OutPackets: sum.OutPackets, OutBytes: sum.OutBytes, OutErrors: sum.OutErrors,
@@ -185,7 +185,7 @@ func (v *view) tunnelJSON(g *ike.GatewayStatus, showKeys bool) tunnelJSON {
 			sel.AddRoute = p != nil && p.AddRoute && p.Dialup()
 			for c := range g.Children {
 				if g.Children[c].Phase2 == p2.Name {
-					sel.SAs = append(sel.SAs, v.childJSON(&g.Children[c], &t, showKeys))
+					sel.SAs = append(sel.SAs, v.childJSON(g, &g.Children[c], &t, showKeys))
 				}
 			}
 			if g.Parent != "" && len(sel.SAs) > 0 { // an instance shows what was negotiated, not the template
@@ -197,7 +197,7 @@ func (v *view) tunnelJSON(g *ike.GatewayStatus, showKeys bool) tunnelJSON {
 	return j
 }
 
-func (v *view) childJSON(c *ike.ChildStatus, t *tunnelView, showKeys bool) childJSON {
+func (v *view) childJSON(g *ike.GatewayStatus, c *ike.ChildStatus, t *tunnelView, showKeys bool) childJSON {
 	n, sa := v.Counters[c.SA.SPIIn], &c.SA
 	mtu := 0
 	if t.OuterMTU > 0 {
@@ -206,7 +206,7 @@ func (v *view) childJSON(c *ike.ChildStatus, t *tunnelView, showKeys bool) child
 	return childJSON{
 		SPIIn: sa.SPIIn.String(), SPIOut: sa.SPIOut.String(), Outbound: c.Outbound, Suite: sa.Suite.String(),
 		MTU: mtu, Expire: seconds(c.Left), ReplayWindow: sa.ReplayWindow,
-		Seqno: v.nextSeq(sa.SPIIn), Ceiling: n.Ceiling, Fence: n.Fence, ReplayLastSeq: n.InSeq, ESN: sa.Suite.ESN,
+		Seqno: v.nextSeq(g, sa.SPIIn), Ceiling: n.Ceiling, Fence: n.Fence, ReplayLastSeq: n.InSeq, ESN: sa.Suite.ESN,
 		Rekey: seconds(c.Rekey), Lifetime: seconds(c.Lifetime),
 		InPackets: n.InPackets, InBytes: n.InBytes, OutPackets: n.OutPackets, OutBytes: n.OutBytes,
 		InReplayed: n.InReplayed, InFenced: n.InFenced, InAuthFailed: n.InAuthFailed,

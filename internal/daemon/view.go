@@ -32,6 +32,7 @@ type view struct {
 	Loop        loopStats
 	DataPlane   string // e.g. userspace
 	Progress    uint64
+	Farm        farmView // of a member of a farm, beside Node.Farm
 }
 
 // tunnelView is a tunnel interface as the data plane has it.
@@ -47,19 +48,44 @@ type loopStats struct {
 	IKEReceived, IKEDropped, Events, Frames, Effects, Timeouts uint64
 }
 
-// role is FortiOS's word for what this node is to its tunnels.
-func (v *view) role() string {
+// alone: there is nobody to share tunnels with.
+func (v *view) alone() bool { return v.Node.HA == nil && v.Node.Farm == nil }
+
+// role is FortiOS's word for what this node is to a tunnel.
+func (v *view) role(g *ike.GatewayStatus) string {
+	return v.roleWord(v.owner(g))
+}
+
+// nodeRole is the same for the node: in a farm, sync-primary if it owns anything.
+func (v *view) nodeRole() string { return v.roleWord(v.owning()) }
+
+func (v *view) roleWord(owner bool) string {
 	switch {
-	case v.Node.HA == nil:
+	case v.alone():
 		return "primary"
-	case v.Node.Owner:
+	case owner:
 		return "sync-primary"
 	}
 	return "standby"
 }
 
-// owner says that SAs seal and deliver here.
-func (v *view) owner() bool { return v.Node.HA == nil || v.Node.Owner }
+// owner says that a tunnel's SAs seal and deliver here. A dialup phase 1 has none of
+// its own: it is a farm's member's that owns anything.
+func (v *view) owner(g *ike.GatewayStatus) bool {
+	if f := v.Node.Farm; f != nil && !v.template(g) {
+		return f.Owned[g.Name]
+	}
+	return v.owning()
+}
+
+// owning says that this node owns: in a farm, at least one scope.
+func (v *view) owning() bool { return v.alone() || v.Node.Owner }
+
+// template: a dialup phase 1 is no tunnel, its instances are.
+func (v *view) template(g *ike.GatewayStatus) bool {
+	p := v.phase1(g.Name)
+	return g.Parent == "" && p != nil && p.Dialup()
+}
 
 func (v *view) phase1(name string) *config.Phase1 { return v.Config.Phase1ByName(name) }
 
@@ -135,9 +161,9 @@ func (v *view) totals(g *ike.GatewayStatus) (t xfrm.Counters) {
 
 // nextSeq is what diagnose prints as seqno: the next number to send where the SA
 // is live, the leased bound where it stands by.
-func (v *view) nextSeq(spi ipsec.ESPSPI) uint64 {
+func (v *view) nextSeq(g *ike.GatewayStatus, spi ipsec.ESPSPI) uint64 {
 	c := v.Counters[spi]
-	if v.owner() {
+	if v.owner(g) {
 		return c.OutSeq + 1
 	}
 	return c.Ceiling
