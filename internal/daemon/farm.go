@@ -30,8 +30,7 @@ import (
 )
 
 const (
-	raftPort       = 709 // TCP; heartbeats have UDP 708, forwarded packets UDP 710
-	standbys       = 2   // of each slot
+	raftPort       = raftauth.DefaultPort // TCP; heartbeats have UDP 708, forwarded packets UDP 710
 	proposePatient = 2 * time.Second
 	leaderLook     = 100 * time.Millisecond
 	membersFile    = "farm-members.json"
@@ -68,8 +67,12 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 		return nil, fmt.Errorf("system standalone-cluster: group-member-id %d is node %d, but the certificate in cluster-dir is that of node %d",
 			cfg.MemberID, cfg.Member(), c.identity.Node)
 	}
-	if len(cfg.Peers) < 2 {
-		return nil, errors.New("system standalone-cluster: a farm has three members or more: two cannot decide without a third (a pair is `config system ha`)")
+	w := c.d.cfg.Tandem.Witness
+	if len(cfg.Peers) < 2 && w.Node == 0 {
+		return nil, errors.New("system standalone-cluster: a farm has three members or more, or two and a witness (config system tandem, set witness): two cannot decide without a third (a pair is `config system ha`)")
+	}
+	if w.Node == cfg.Member() {
+		return nil, fmt.Errorf("system tandem: witness: node %d is this member itself (group-member-id %d)", w.Node, cfg.MemberID)
 	}
 	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, 4*fsm.MaxNodes*fsm.SlotsPerMember), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -132,6 +135,9 @@ func addrTowards(to netip.Addr) (netip.Addr, error) {
 
 // resolve says where a member listens for the log; any goroutine may ask.
 func (f *farmEnds) resolve(n fsm.NodeID) (string, bool) {
+	if w := f.c.d.cfg.Tandem.Witness; w.Node != 0 && n == fsm.NodeID(w.Node) {
+		return net.JoinHostPort(w.Addr.String(), strconv.Itoa(raftPort)), true
+	}
 	a, ok := f.addrs.Load(n)
 	if !ok {
 		return "", false
@@ -155,9 +161,12 @@ func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
 	f.moved()
 }
 
-// members are all that are known, by number, this one among them.
+// members are all that are known, by number, this one and the witness among them.
 func (f *farmEnds) members() []cluster.NodeID {
 	list := []cluster.NodeID{f.c.identity.Node}
+	if w := f.c.d.cfg.Tandem.Witness; w.Node != 0 {
+		list = append(list, cluster.NodeID(w.Node))
+	}
 	f.addrs.Range(func(n, _ any) bool {
 		list = append(list, n.(cluster.NodeID))
 		return true
@@ -204,16 +213,16 @@ func (f *farmEnds) remember() {
 
 // begin starts the log once every configured member's number is known.
 func (f *farmEnds) begin() {
-	all := f.members()
-	d := f.c.d
-	if f.log != nil || f.tcp == nil || len(all) < len(d.cfg.Standalone.Peers)+1 {
+	all, d := f.members(), f.c.d
+	w := cluster.NodeID(d.cfg.Tandem.Witness.Node)
+	want := len(d.cfg.Standalone.Peers) + 1
+	if w != 0 {
+		want++
+	}
+	if f.log != nil || f.tcp == nil || len(all) < want {
 		return
 	}
-	voters := 3
-	if len(all) >= 5 {
-		voters = 5
-	}
-	if err := f.open(all, all[:voters]); err != nil {
+	if err := f.open(all, raftauth.Voters(all, w)); err != nil {
 		d.log.Error("the members' log cannot start; nothing is owned", "error", err)
 		d.alarm(cluster.Alarm{Name: "log", Text: err.Error(), On: true})
 	}
@@ -227,7 +236,7 @@ func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
 	synced := slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return p.FGSPSync })
 	f.log, err = raftauth.New(raftauth.Options{
 		Self: id.Node, Name: d.hostname(), Process: uint64(d.process), Floor: f.c.state.Epoch().Counter, Aside: !synced,
-		Voters: voters, Members: all, Standbys: standbys,
+		Voters: voters, Members: all, Standbys: raftauth.DefaultStandbys,
 		Disk: f.disk, Transport: f.tcp.Transport(d.log), Peers: f.tcp, Log: d.log, Notify: f.notify,
 	})
 	if err != nil {
