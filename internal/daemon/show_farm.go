@@ -56,7 +56,7 @@ type memberJSON struct {
 	State       string `json:"state"`
 	Voter       bool   `json:"voter"`
 	Leader      bool   `json:"leader"`
-	Aside       bool   `json:"aside"` // synchronises no tunnel: no fgsp-sync, or a witness
+	Aside       bool   `json:"aside"` // holds no tunnel: has no fgsp-sync, or is a witness
 	Self        bool   `json:"self"`
 	ScopesOwned int    `json:"scopes_owned"`
 }
@@ -382,7 +382,7 @@ func (s *session) showFarm(v *view) error {
 		for _, w := range []struct {
 			on   bool
 			word string
-		}{{m.Voter, "voter"}, {m.Leader, "leader"}, {m.Aside, "no fgsp-sync"}, {m.Self, "this member"}} {
+		}{{m.Voter, "voter"}, {m.Leader, "leader"}, {m.Aside, "holds no tunnel"}, {m.Self, "this member"}} {
 			if w.on {
 				words = append(words, w.word)
 			}
