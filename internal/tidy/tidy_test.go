@@ -38,6 +38,9 @@ var order = []string{
 	"sync",
 	"sync/stream",
 	"internal/forward",
+	"internal/bfd",
+	"internal/bfd/bfdnet",
+	"internal/routehealth",
 	"internal/node",
 	"internal/daemon",
 	"internal/sim",
@@ -51,6 +54,7 @@ var order = []string{
 var pure = map[string]bool{
 	"internal/ipsec": true, "internal/config": true, "ike/message": true, "ike/keymat": true, "ike": true,
 	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster": true, "sync": true, "internal/node": true,
+	"internal/bfd": true,
 }
 
 // impure files of pure packages, each with its reason.
