@@ -18,7 +18,7 @@ import (
 // its output. A farm is asked ten times a second while it recovers, and a process for
 // each question would take the processor that the farm needs.
 func memberCommand(ctx context.Context, socket string, words ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second) // a drain waits for its end
 	defer cancel()
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -48,7 +48,7 @@ func TestFarmExampleScenarios(t *testing.T) {
 				t.Errorf("%s does not bound %s", n, f)
 			}
 		}
-		if fields["kills"] && n != "quorum-stop" && !(fields["outage_ms.median"] && fields["outage_ms.p99"] && fields["outage_from_kill_ms.p99"]) {
+		if fields["kills"] && n != "quorum-stop" && n != "drain" && !(fields["outage_ms.median"] && fields["outage_ms.p99"] && fields["outage_from_kill_ms.p99"]) {
 			t.Errorf("%s has faults and does not bound their outages", n)
 		}
 	}

@@ -69,6 +69,7 @@ type farmRun struct {
 	waiting    map[string]bool // members that the routers left, until they are synchronised
 	tolerated  []Interval
 	silences   []silence
+	drained    string // by the last `drain`
 	carries    []carry
 	counters   map[string]map[int]FarmStatus // by member and daemon, the last that it said
 	unexpected []string

@@ -22,6 +22,8 @@ func init() {
 		"kill":        {"random|leader|MEMBER", anyMember, (*farmRun).doKill},
 		"lose":        {"random|leader|MEMBER", anyMember, (*farmRun).doLose},
 		"restore":     {"", wantNone, (*farmRun).doRestore},
+		"drain":       {"random|leader|MEMBER", anyMember, (*farmRun).doDrain},
+		"undrain":     {"", wantNone, (*farmRun).doUndrain},
 		"rehash":      {"[MEMBER…]", wantMembers, (*farmRun).doRehash},
 		"cut-sync":    {"MEMBER", member, (*farmRun).doCutSync},
 		"join-sync":   {"MEMBER", member, (*farmRun).doJoinSync},
@@ -127,6 +129,45 @@ func (r *farmRun) doRestore(_ context.Context, _ Step) error {
 		if err := r.topo.restore(r.d, r.members[n]); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// doDrain moves a member's tunnels off it, and its traffic when that is done.
+func (r *farmRun) doDrain(ctx context.Context, s Step) error {
+	g, err := r.who(ctx, s.Args[0])
+	if err != nil {
+		return err
+	}
+	at := timeNow()
+	if err := r.command(ctx, g.Name, "execute", "ha", "drain"); err != nil {
+		return err
+	}
+	r.drained = g.Name
+	r.say("%s is drained: that took %.0f ms", g.Name, milliseconds(timeNow().Sub(at)))
+	st, err := r.ask(ctx, g.Name)
+	if err != nil {
+		return err
+	}
+	if st.Owned > 0 {
+		r.expected("%s is drained and owns %d tunnels", g.Name, st.Owned)
+	}
+	return r.fault(ctx, faultHandover, at, g.Name)
+}
+
+// doUndrain lets the drained member have tunnels again.
+func (r *farmRun) doUndrain(ctx context.Context, _ Step) error {
+	if r.drained == "" {
+		return errors.New("nobody was drained")
+	}
+	return r.command(ctx, r.drained, "execute", "ha", "drain", "off")
+}
+
+// command runs one of the daemon's commands.
+func (r *farmRun) command(ctx context.Context, member string, words ...string) error {
+	_, err := memberCommand(ctx, r.members[member].Socket, words...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", member, err)
 	}
 	return nil
 }
