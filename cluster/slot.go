@@ -66,6 +66,7 @@ type Slot struct {
 	away     map[NodeID]ProcessID // fell silent while entitled: may have gone on with what we own
 	leaveBy  time.Time            // members are leaving: the note is not waited for longer
 	renewal  *renewal             // under way
+	lapsed   bool                 // what is held here is of no use any more
 	hold     time.Time
 	handTo   Epoch
 	handNode NodeID
@@ -388,9 +389,14 @@ func (p *Slot) Covered() bool {
 	return false
 }
 
-// Idle says that nothing ties this node to the scope: it may forget it.
+// HandleCopying says that an owner has begun to copy to us.
+func (p *Slot) HandleCopying() { p.lapsed = false }
+
+// Idle says that nothing ties this node to the scope: it may forget what it holds. A
+// copy that has begun ties it, also if the log, as far as it is known here, does not
+// name this node yet.
 func (p *Slot) Idle() bool {
-	return (p.phase == listening || p.phase == standing) && !p.uniting && p.entitled == Epoch{} && p.asked == Epoch{} && p.claim == nil && p.held == Epoch{}
+	return p.lapsed && (p.phase == listening || p.phase == standing) && !p.uniting && p.entitled == Epoch{} && p.asked == Epoch{} && p.claim == nil && p.held == Epoch{}
 }
 
 // Status is what the commands show.

@@ -225,7 +225,7 @@ func (p *Slot) HandleRemoved(now time.Time, id NodeID) {
 		if p.phase == taking {
 			p.phase, p.pending = standing, nil
 		}
-		p.entitled, p.asked, p.claim = Epoch{}, Epoch{}, nil
+		p.entitled, p.asked, p.claim, p.lapsed = Epoch{}, Epoch{}, nil, true
 		p.consider(now)
 		return
 	}

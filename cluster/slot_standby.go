@@ -187,7 +187,7 @@ func (p *Slot) disown(now time.Time, to Epoch, why string) {
 		m.join, m.asking, m.leaving = out, false, false
 	}
 	clear(p.away)
-	p.leaveBy, p.renewal = time.Time{}, nil
+	p.leaveBy, p.renewal, p.lapsed = time.Time{}, nil, true
 	p.last, p.lastChange = Own{Reason: why}, now
 	p.alarm("alone", "", false)
 	p.alarm("rival", "", false)
@@ -271,7 +271,7 @@ func (p *Slot) HandleHandover(now time.Time, e Epoch) {
 func (p *Slot) unentitle() {
 	if p.entitled != (Epoch{}) || p.asked != (Epoch{}) {
 		p.emit(Entitle{Scope: p.opt.Scope, Epoch: later2(p.entitled, p.asked)})
-		p.entitled, p.asked = Epoch{}, Epoch{}
+		p.entitled, p.asked, p.lapsed = Epoch{}, Epoch{}, true
 	}
 }
 

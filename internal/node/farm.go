@@ -410,7 +410,7 @@ func (f *Farm) considerNote() {
 		return
 	}
 	for _, id := range f.order {
-		if n := f.scopes[id]; !n.spare && !n.slot.Covered() {
+		if s, ok := f.decided.Scope(id); (!ok || f.concerns(s)) && !f.scopes[id].slot.Covered() {
 			return
 		}
 	}

@@ -214,3 +214,22 @@ func TestFarmInitiates(t *testing.T) {
 		t.Errorf("%d IKE_SA_INITs for %d tunnels after every member died once", w.fromFarm, len(w.clients))
 	}
 }
+
+// A member that comes back takes its copies however slowly it hears what was decided:
+// no handover gives it a scope that it holds only in part.
+func TestFarmCopiesBeforeTheLogIsHeard(t *testing.T) {
+	for seed := range int64(8) {
+		w := upFarm(t, 20+seed, 3, 12)
+		w.hears[3] = time.Duration(10+w.rand.Intn(400)) * time.Millisecond
+		inits := w.inits
+		w.kill(w.members[3])
+		w.pass(time.Second)
+		w.members[3].boot()
+		w.run(time.Minute, "settled", func() bool { return w.settled() && len(w.members[3].active) == 8 })
+		w.pass(time.Second)
+		if !w.carried() || w.inits != inits {
+			w.dump()
+			t.Fatalf("seed %d: carried: %v; %d IKE_SA_INITs", seed, w.carried(), w.inits-inits)
+		}
+	}
+}

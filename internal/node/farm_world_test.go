@@ -32,14 +32,15 @@ type farmWorld struct {
 	log      *fsm.LogModel
 	members  []*farmer // by number from 1
 	clients  []*caller
-	route    map[int]cluster.NodeID    // of a client, as the router has it
-	cut      map[cluster.NodeID]int    // side of a partition
-	inits    int                       // of clients
-	gateway  string                    // configuration beside the dialup phase 1
-	passive  bool                      // clients wait for the farm
-	fromFarm int                       // IKE_SA_INIT requests
-	made     map[string]cluster.NodeID // epochs by who used them
-	views    map[uint64]*fsm.Machine   // the state after an entry
+	route    map[int]cluster.NodeID           // of a client, as the router has it
+	cut      map[cluster.NodeID]int           // side of a partition
+	inits    int                              // of clients
+	gateway  string                           // configuration beside the dialup phase 1
+	passive  bool                             // clients wait for the farm
+	hears    map[cluster.NodeID]time.Duration // how long after its log a member hears what was decided
+	fromFarm int                              // IKE_SA_INIT requests
+	made     map[string]cluster.NodeID        // epochs by who used them
+	views    map[uint64]*fsm.Machine          // the state after an entry
 }
 
 // farmer is a host of the farm.
@@ -90,7 +91,7 @@ end
 
 func newFarmWorld(t testing.TB, seed int64, members, clients int) *farmWorld {
 	w := &farmWorld{t: t, rand: rand.New(rand.NewSource(seed)), now: time.Unix(1_000_000, 0), route: map[int]cluster.NodeID{},
-		cut: map[cluster.NodeID]int{}, made: map[string]cluster.NodeID{}, views: map[uint64]*fsm.Machine{}}
+		hears: map[cluster.NodeID]time.Duration{}, cut: map[cluster.NodeID]int{}, made: map[string]cluster.NodeID{}, views: map[uint64]*fsm.Machine{}}
 	voters := make([]fsm.NodeID, min(3, members))
 	for i := range voters {
 		voters[i] = fsm.NodeID(i + 1)
@@ -250,7 +251,12 @@ func (w *farmWorld) deliver() {
 			w.views[d.Index] = view
 		}
 		m.answered(d.Entry)
-		m.do(func(f *Farm) { f.HandleDecided(w.now, view) })
+		process := m.process
+		w.after(w.hears[d.To], func() {
+			if m.process == process {
+				m.do(func(f *Farm) { f.HandleDecided(w.now, view) })
+			}
+		})
 	}
 }
 

@@ -104,6 +104,9 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	switch e := e.(type) {
 	case statesync.CopyBegins:
 		n.ike.BeginCopy()
+		if n.slot != nil {
+			n.slot.HandleCopying()
+		}
 	case statesync.ApplyRecord:
 		n.ike.Apply(now, ike.Record{Entries: toIKE(e.Entries)})
 	case statesync.ApplyBounds:

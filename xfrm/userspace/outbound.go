@@ -15,8 +15,12 @@ import (
 
 const mtuLife = time.Minute // of what is known about a path, RFC 1191 §6.3 asks for less than 10
 
-// outbound seals and sends one batch from a tunnel's interface.
+// outbound seals and sends one batch from a tunnel's interface, or of what other
+// members handed over for it: one after the other, since what is sealed first must
+// leave first.
 func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
+	t.sealing.Lock()
+	defer t.sealing.Unlock()
 	_, active := t.scope.active()
 	for i := range b.n {
 		slot := b.slots[i][:]

@@ -34,6 +34,7 @@ type tunnel struct {
 	rc      syscall.RawConn
 	fd      int
 	closing atomic.Bool
+	sealing sync.Mutex // from the first sequence number of a batch to its sending
 
 	routes   routes
 	acquires acquires
