@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/xfrm"
 )
 
 func (m *farmer) drain(on bool) {
@@ -55,17 +56,23 @@ func TestFarmDrainsAMember(t *testing.T) {
 		if n := moved() - before; n != uint64(owned) {
 			t.Errorf("%d tunnels of %d are counted as moved", n, owned)
 		}
-		// Its copies go where it stands by no more: the router must not send there.
-		for i := range w.clients {
-			if w.route[i] == m.id {
-				w.route[i] = 1 + m.id%4
+		w.run(10*time.Second, "at rest with the drained member", func() bool { return w.carried() && w.atRest() })
+		// The router goes on sending to it: it knows whose each tunnel is that was its own.
+		for _, c := range w.clients {
+			if w.route[c.i] != m.id {
+				continue
+			}
+			for _, sa := range c.sas {
+				if x, ok := m.sas[sa.SPIOut]; !ok || m.farm.ownerOf(cluster.ScopeID(x.Scope)) == 0 {
+					t.Errorf("member %d cannot forward for client %d", victim, c.i)
+				}
 			}
 		}
-		w.run(10*time.Second, "carried by the others", func() bool { return w.carried() && w.settled() })
+		w.pass(3 * time.Minute) // dead peer detection of both sides
 		w.kill(m)
 		w.pass(2 * time.Second)
 		m.boot()
-		w.run(20*time.Second, "settled with the drained member", func() bool { return m.status().Joined && w.settled() })
+		w.run(20*time.Second, "at rest with the drained member", func() bool { return m.status().Joined && w.atRest() })
 		w.pass(5 * time.Second)
 		if n := len(m.active); n != 0 || !m.status().Draining() {
 			t.Errorf("after its restart member %d owns %d scopes, draining %v", victim, n, m.status().Draining())
@@ -81,6 +88,19 @@ func TestFarmDrainsAMember(t *testing.T) {
 			return
 		}
 	}
+}
+
+// atRest: every scope has one owner, whom the log names, and all members that shall
+// hold its records do.
+func (w *farmWorld) atRest() bool {
+	owners := w.owners()
+	state := w.members[1].state
+	for _, s := range state.Scopes() {
+		if o := owners[xfrm.Scope(s.ID)]; len(o) != 1 || o[0] != s.Owner || s.Successor == 0 || len(s.Standbys) < 2 || len(s.Sync) != len(s.Standbys) {
+			return false
+		}
+	}
+	return len(state.Plan(2)) == 0
 }
 
 // handing are the scopes that are being handed over.
