@@ -150,18 +150,28 @@ func (r *farmRun) fromWire(rep *CheckReport, w *farmWire) {
 	}
 }
 
-// Gap is the longest time without an arrival that begins within [from, until), however
-// late it ends: what is before from does not count, and silence to the end of the run
-// counts up to there.
-func Gap(arrivals []Arrival, from, until, end time.Time) time.Duration {
-	worst, last := time.Duration(0), from
-	i := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(from) })
-	for ; i < len(arrivals) && last.Before(until); i++ {
-		worst = max(worst, arrivals[i].At.Sub(last))
-		last = arrivals[i].At
+// Gap is the longest time for which an arrival was overdue, from its due time (the
+// interval after the one before) or from `from`, whichever is later. Times that begin
+// before until count, however late they end; silence to the end of the run counts up to
+// there. A stream that loses nothing has no gap but for its delays.
+func Gap(arrivals []Arrival, from, until, end time.Time, interval time.Duration) time.Duration {
+	worst, due := time.Duration(0), from
+	look := func(t time.Time) {
+		if due.Before(from) {
+			due = from
+		}
+		worst = max(worst, t.Sub(due))
 	}
-	if i == len(arrivals) && last.Before(until) {
-		worst = max(worst, end.Sub(last))
+	i := sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(from) })
+	if i > 0 {
+		due = arrivals[i-1].At.Add(interval)
+	}
+	for ; i < len(arrivals) && due.Before(until); i++ {
+		look(arrivals[i].At)
+		due = arrivals[i].At.Add(interval)
+	}
+	if i == len(arrivals) && due.Before(until) {
+		look(end)
 	}
 	return worst
 }
@@ -246,7 +256,7 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 		worst := time.Duration(0)
 		for i := range flows {
 			gap := func(from time.Time) (up, down time.Duration) {
-				return Gap(flows[i].Up.Arrivals, from, until, r.ended), Gap(flows[i].Down.Arrivals, from, until, r.ended)
+				return Gap(flows[i].Up.Arrivals, from, until, r.ended, r.flows.Interval), Gap(flows[i].Down.Arrivals, from, until, r.ended, r.flows.Interval)
 			}
 			up, down := gap(f.at)
 			if both := max(up, down); both > worst {
@@ -293,7 +303,7 @@ func (r *farmRun) story(w *farmWire, i int, f *farmFault, up bool, gap time.Dura
 	if up {
 		way = "from the client"
 	}
-	return fmt.Sprintf("%s (%v) nothing %s for %.1f ms; sent by %s, then %s; its client's packets reached %s, then %s", x.Name, x.Outer, way,
+	return fmt.Sprintf("%s (%v) probes %s overdue for %.1f ms; sent by %s, then %s; its client's packets reached %s, then %s", x.Name, x.Outer, way,
 		milliseconds(gap), t.sent.at(f.at), t.sent.at(f.at.Add(gap+time.Second)), t.reached.at(f.at), t.reached.at(f.at.Add(gap+time.Second)))
 }
 
