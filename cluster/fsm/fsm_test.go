@@ -460,6 +460,23 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%+v, before the loss %+v", s, before[i])
 		}
 	}
+	// A member that is drained owns nothing and follows nobody, but keeps what it holds:
+	// routers may send to it still.
+	f.want(Done, 1, drains(2, true))
+	settle()
+	for i, s := range f.Scopes() {
+		held := before[i].Owner == 2 || slices.Contains(before[i].Standbys, 2)
+		if s.Owner == 2 || s.Successor == 2 || slices.Contains(s.Sync, 2) != held || len(s.Standbys) < 2 {
+			t.Errorf("drained: %+v, before %+v", s, before[i])
+		}
+	}
+	f.want(Done, 1, drains(2, false))
+	settle()
+	for i, s := range f.Scopes() {
+		if s.Owner != before[i].Owner || !slices.Equal(s.Standbys, before[i].Standbys) {
+			t.Errorf("%+v, before the drain %+v", s, before[i])
+		}
+	}
 }
 
 // What can stand in an entry or a snapshot: a field that could hold anything else

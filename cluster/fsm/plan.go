@@ -10,7 +10,8 @@ import (
 // command without ID: slots for every able member, standbys for each slot, and as its
 // successor the first of them that holds the records; before all others the member that
 // the slot was made for.
-// Where all is as it should be, the plan is empty.
+// Where all is as it should be, the plan is empty. A member that is being drained keeps
+// the records that it holds, beside the standbys asked for.
 //
 // The eight slots of a member have different first standbys, so that its load is
 // spread when it dies. Whether a member is lost changes nothing in the order, only
@@ -29,6 +30,9 @@ func (m *Machine) Plan(standbys int) (out []*clusterpb.Command) {
 				owner = s.Owner
 			}
 			want := m.standbysFor(p, k, owner, standbys)
+			if standbys > 0 {
+				want = m.withDraining(want, s, p.Node, owner)
+			}
 			if s != nil && s.Owner == owner && slices.Equal(s.Standbys, want) {
 				continue
 			}
@@ -78,4 +82,17 @@ func (m *Machine) standbysFor(home Member, k int, owner NodeID, n int) (out []No
 		}
 	}
 	return out
+}
+
+// withDraining adds the members that are being drained and hold the slot's records: as
+// long as routers send to them, they must know whose a packet is. A drained member
+// follows only where nobody else can.
+func (m *Machine) withDraining(list []NodeID, s *Scope, home, owner NodeID) []NodeID {
+	for _, p := range m.members {
+		held := p.Node == home || s != nil && slices.Contains(s.Standbys, p.Node)
+		if p.State == Draining && !p.Lost && !p.Witness && p.Node != owner && held && !slices.Contains(list, p.Node) {
+			list = append(list, p.Node)
+		}
+	}
+	return list
 }
