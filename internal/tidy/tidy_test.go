@@ -21,6 +21,7 @@ const module = "tandem"
 var order = []string{
 	"internal/ipsec",
 	"internal/mmsg",
+	"internal/quiet",
 	"internal/config",
 	"proto",
 	"ike/message",
@@ -35,6 +36,7 @@ var order = []string{
 	"cluster",
 	"cluster/guardian",
 	"cluster/raftauth",
+	"cluster/gossip",
 	"sync",
 	"sync/stream",
 	"internal/forward",

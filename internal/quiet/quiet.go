@@ -1,0 +1,79 @@
+// Package quiet takes the log lines of libraries that say the same thing many times a
+// second, and passes each on once in a while.
+package quiet
+
+import (
+	"strings"
+	"sync"
+	"time"
+)
+
+// maxKinds bounds the memory for what has been said: addresses of strangers are part of it.
+const maxKinds = 256
+
+// Lines is an io.Writer of whole lines. Those that differ in numbers only are one kind;
+// numbers after " from=" are kept, but for the port.
+type Lines struct {
+	// Every is how long a kind is silent after a line.
+	Every time.Duration
+	// Say gets a line, and how many of its kind were kept back before it.
+	Say func(line string, before int)
+	// Now is the clock; nil: the machine's.
+	Now func() time.Time
+
+	mu   sync.Mutex
+	said map[string]*kind
+}
+
+type kind struct {
+	at   time.Time
+	kept int
+}
+
+// Write takes one line.
+func (l *Lines) Write(b []byte) (int, error) {
+	line := strings.TrimRight(string(b), "\n")
+	now := time.Now
+	if l.Now != nil {
+		now = l.Now
+	}
+	if before, ok := l.may(kindOf(line), now()); ok {
+		l.Say(line, before)
+	}
+	return len(b), nil
+}
+
+func (l *Lines) may(key string, now time.Time) (before int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.said[key]
+	if k == nil {
+		if l.said == nil || len(l.said) >= maxKinds {
+			l.said = map[string]*kind{}
+		}
+		l.said[key] = &kind{at: now}
+		return 0, true
+	}
+	if now.Sub(k.at) < l.Every {
+		k.kept++
+		return 0, false
+	}
+	before = k.kept
+	*k = kind{at: now}
+	return before, true
+}
+
+// kindOf is a line without its numbers.
+func kindOf(line string) string {
+	text, from, _ := strings.Cut(line, " from=")
+	var b strings.Builder
+	for _, r := range text {
+		if r < '0' || r > '9' {
+			b.WriteRune(r)
+		}
+	}
+	if i := strings.LastIndexByte(from, ':'); i >= 0 {
+		from = from[:i]
+	}
+	return b.String() + " " + from
+}
