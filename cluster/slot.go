@@ -241,10 +241,13 @@ func (p *Slot) HandlePeer(now time.Time, x Peer) {
 	if ended || !m.heard || !m.Running {
 		m.since = now
 	}
-	if p.phase == owning && x.Entitled && x.Epoch != p.epoch && (p.renewal == nil || x.Epoch != p.renewal.epoch) {
-		x.Entitled = false // for an epoch that has passed
+	// Heartbeats are slower than streams: an entitlement for the epoch before may have
+	// been followed by one for ours already. considerMember does not wait for ever.
+	passed := p.phase == owning && x.Entitled && x.Epoch != p.epoch && (p.renewal == nil || x.Epoch != p.renewal.epoch)
+	if passed {
+		x.Entitled = false
 	}
-	wasEntitled := m.Entitled && m.Process == x.Process
+	wasEntitled := m.Entitled && m.Process == x.Process && !passed
 	m.Peer, m.heard, m.seen = x, true, now
 	if p.highest.Less(x.Epoch) {
 		p.highest = x.Epoch

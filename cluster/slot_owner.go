@@ -44,12 +44,14 @@ func (p *Slot) considerDecided(now time.Time) {
 		// The log has lost sight of this process, and gave the scope to nobody: we go on.
 	case p.tenure():
 		if p.epoch.Less(d.Epoch) { // above a rival
+			p.rejoinAll()
 			p.own(now, Own{Epoch: d.Epoch, Covered: true, Trusted: true, Renewal: true, Reason: "a later epoch was decided"})
 		}
 	case p.promised():
 		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_TakeOver{TakeOver: &clusterpb.TakeOver{
 			Scope: uint32(d.ID), Epoch: p.epoch.Proto(), From: d.Epoch.Proto(), Reason: uint32(p.reason())}}})
 	case d.Owner == p.opt.Self && p.epoch.Less(d.Epoch):
+		p.rejoinAll()
 		p.own(now, Own{Epoch: d.Epoch, Covered: true, Trusted: true, Renewal: true, Reason: "a later epoch was decided"})
 	case d.Owner == p.opt.Self:
 		// An epoch of ours that was burnt; the one decided is older, and another may have used
@@ -76,6 +78,13 @@ func (p *Slot) usedAbove() bool {
 	d := &p.decided
 	return d.Owner != 0 && d.Epoch.Less(p.highest) && !d.Epoch.SameTenure(p.highest) && !d.Next.SameTenure(p.highest) &&
 		p.highest.Counter <= d.Burnt|(1<<fsm.LocalBits-1)
+}
+
+// rejoinAll forgets who had to be taken out under an epoch that has passed.
+func (p *Slot) rejoinAll() {
+	for _, m := range p.peers {
+		m.notOld, m.backoff = time.Time{}, 0
+	}
 }
 
 func (p *Slot) renewTerm(now time.Time, above uint64) {

@@ -415,6 +415,9 @@ func (f *Farm) considerNote() {
 		}
 	}
 	f.noted, f.opt.Coverage = false, cluster.CoverageProven
+	for _, n := range f.scopes {
+		n.opt.Slot.Coverage = cluster.CoverageProven
+	}
 	f.notes = append(f.notes, 0) // a slot has another number
 	var top cluster.Epoch
 	for _, e := range f.owned {
