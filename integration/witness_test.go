@@ -245,6 +245,11 @@ func TestWitnessPair(t *testing.T) {
 		w.wantPing("client", "10.1.0.1", "10.2.0.1")
 	}
 	ping()
+	for _, m := range []string{lab.NodeGW1, lab.NodeGW2} {
+		eventually(t, 10*time.Second, m+" hears the other member's gossip", func() bool {
+			return contains(w.members[m].proc.LogPath, `"msg":"gossip"`, `"state":"alive"`, map[string]string{lab.NodeGW1: `"name":"gw2"`, lab.NodeGW2: `"name":"gw1"`}[m])
+		})
+	}
 	var first string
 	w.member(lab.NodeGW1, 10*time.Second, "has the tunnel, which the other stands by for", func(h memberHA) bool { return h.Owned == 1 })
 	w.member(lab.NodeGW2, 10*time.Second, "stands by for it", func(h memberHA) bool { return h.Standby == 1 })

@@ -28,7 +28,7 @@ const (
 	DefaultPort = 711
 
 	joinEvery   = 2 * time.Second // attempts to reach peers that are not members yet
-	leaveWithin = time.Second
+	leaveWithin = 500 * time.Millisecond
 	sayAgain    = 10 * time.Minute
 )
 

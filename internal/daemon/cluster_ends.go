@@ -20,6 +20,7 @@ type clusterEnds struct {
 	state    *cluster.StateDir
 	streams  *streams
 	farm     *farmEnds // nil: a pair
+	gossip   *gossipEnds
 	wg       sync.WaitGroup
 	done     chan struct{}
 
@@ -67,6 +68,7 @@ func (c *clusterEnds) start() (err error) {
 			return err
 		}
 	}
+	c.gossip = openGossip(c)
 	c.wg.Go(c.writeNotes)
 	c.wg.Go(c.hear)
 	return nil
@@ -74,6 +76,7 @@ func (c *clusterEnds) start() (err error) {
 
 func (c *clusterEnds) close() {
 	close(c.done)
+	c.gossip.close()
 	c.farm.close()
 	if c.streams != nil {
 		c.streams.close()
@@ -103,6 +106,7 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 		c.streams.setPeer(e.Peer)
 		n.HandlePeer(now, e.Peer)
 		c.farm.heard(now, e.Peer)
+		c.gossip.heard(e.Peer)
 	case cluster.TellLoss:
 		// When it is heard again its streams are dialled at once, without what is
 		// left of a back-off: healing waits for them.
