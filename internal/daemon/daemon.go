@@ -324,6 +324,8 @@ func needsRestart(old, next *config.Config) string {
 		return "system ha: mode"
 	case fmt.Sprint(old.Standalone) != fmt.Sprint(next.Standalone):
 		return "system standalone-cluster"
+	case old.Tandem.Witness != next.Tandem.Witness:
+		return "system tandem: witness"
 	case old.HA.GroupID != next.HA.GroupID:
 		return "system ha: group-id"
 	case fmt.Sprint(old.HA.HBDev, old.HA.HBInterval, old.HA.HBLostThreshold) != fmt.Sprint(next.HA.HBDev, next.HA.HBInterval, next.HA.HBLostThreshold):
