@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"tandem/cluster/fsm"
+	"tandem/internal/quiet"
 	"tandem/proto/clusterpb"
 )
 
@@ -34,6 +35,7 @@ const (
 	snapshotAfter = 1024 // entries
 	trailing      = 1024
 	keepEvery     = 200 * time.Millisecond
+	sayAgain      = 10 * time.Second
 	witnessLeads  = 2 * time.Second  // between attempts of a witness to hand over
 	maxPatience   = 10 * time.Second // between attempts to join that are refused
 )
@@ -227,16 +229,12 @@ func config(o Options) *raft.Config {
 	return c
 }
 
-// Logger is a logger for Raft's own words, of which only warnings are kept.
+// Logger is a logger for Raft's own words, of which only warnings are kept. Without a
+// majority it would say the same some ten times a second; each kind is said every ten.
 func Logger(l *slog.Logger) hclog.Logger {
-	return hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Warn, Output: lines{l}, DisableTime: true})
-}
-
-type lines struct{ log *slog.Logger }
-
-func (w lines) Write(b []byte) (int, error) {
-	w.log.Info("HA raft", "line", string(b[:max(len(b)-1, 0)]))
-	return len(b), nil
+	return hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Warn, DisableTime: true, Output: &quiet.Lines{
+		Every: sayAgain, Say: func(line string, before int) { l.Info("HA raft", "line", line, "like_it_before", before) },
+	}})
 }
 
 // Close ends the member. A leader hands over first, so that nobody waits for an election.
