@@ -103,8 +103,29 @@ func runFarmScenario(t *testing.T, name string) {
 	}
 }
 
-// Not every scenario passes yet: a test will call it for each name of shortFarmForms.
-var _ = runFarmScenario
+// farmMissing are the scenarios that do not pass yet, and why: their bounds stay as
+// they are, and docs/acceptance.md lists them as open.
+var farmMissing = map[string]string{
+	"rehash": "a tunnel does not follow its client's traffic to another member yet: it is forwarded",
+	"drain":  "some packets that a third member forwards in the moment of a handover are lost",
+}
+
+// TestFarmScenarios runs the scenarios of the example, one at a time: they measure
+// milliseconds. Their own bounds judge.
+func TestFarmScenarios(t *testing.T) {
+	needCharon(t)
+	names, err := lab.ScenarioNames(exampleFarm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if why, missing := farmMissing[name]; missing {
+			t.Logf("%s is not run: %s", name, why)
+			continue
+		}
+		t.Run(name, func(t *testing.T) { runFarmScenario(t, name) })
+	}
+}
 
 // onlyTimes says that nothing but durations exceeded their bounds, which a busy
 // machine may cause.

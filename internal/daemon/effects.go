@@ -72,6 +72,9 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.cluster.sendAck(e)
 	case cluster.Announce:
 		d.cluster.announce(e)
+		if d.cluster.farm != nil {
+			d.cluster.farm.changed = true
+		}
 	case cluster.Entitle:
 		d.cluster.entitle(e)
 	case cluster.Claim:
@@ -152,6 +155,10 @@ const takeoverMessage = "takeover"
 // afterEffects runs when an input's effects are carried out: what may wait until
 // the first packet could leave.
 func (d *Daemon) afterEffects(now time.Time) {
+	if d.cluster != nil && d.cluster.farm != nil && d.cluster.farm.changed {
+		d.cluster.farm.changed = false
+		d.cluster.farm.moved()
+	}
 	if len(d.takeovers) == 0 {
 		return
 	}

@@ -52,6 +52,8 @@ type farmEnds struct {
 
 	addrs   sync.Map                                      // cluster.NodeID → netip.Addr
 	owners  atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
+	limbo   limbo
+	changed bool // what this member owns has, since moved
 	queue   chan *clusterpb.Command
 	waiting sync.Map // of commands in the queue, by what they ask for
 	kick    chan struct{}
@@ -360,6 +362,7 @@ func (f *farmEnds) moved() {
 	}
 	owners := f.node.Owners()
 	f.owners.Store(&owners)
+	f.release(time.Now(), owners)
 	peers := map[cluster.NodeID]netip.AddrPort{}
 	f.addrs.Range(func(n, a any) bool {
 		peers[n.(cluster.NodeID)] = netip.AddrPortFrom(a.(netip.Addr), forward.DefaultPort)
@@ -376,6 +379,23 @@ func (d *Daemon) stray(x xfrm.Stray) {
 	}
 	if to := (*f.owners.Load())[x.Scope]; to != 0 {
 		f.link.Send(to, x)
+		return
+	}
+	f.limbo.add(time.Now(), x)
+}
+
+// release sends on what waited for an owner, or takes it in if that is this member.
+func (f *farmEnds) release(now time.Time, owners map[xfrm.Scope]cluster.NodeID) {
+	var ours []xfrm.Stray
+	for _, x := range f.limbo.take(now, func(s xfrm.Scope) bool { return owners[s] != 0 || f.node.Owns(s) }) {
+		if to := owners[x.Scope]; to != 0 {
+			f.link.Send(to, x)
+		} else {
+			ours = append(ours, x)
+		}
+	}
+	if len(ours) > 0 {
+		f.c.d.plane.Inject(ours)
 	}
 }
 

@@ -57,13 +57,37 @@ func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
 			return
 		}
 	}
-	if len(mine) == 0 || !forward || len(d.Data) < 8 {
+	if len(d.Data) < 8 || len(f.order) == 0 {
+		return
+	}
+	if len(mine) == 0 {
+		if to := f.anyOwner(d.Data); to != 0 && forward {
+			f.counters.Forwarded++
+			f.emit(Forward{To: to, Datagram: d})
+		}
 		return
 	}
 	// By the initiator's SPI, so that a message sent again meets what the first one made.
 	h := fnv.New32a()
 	_, _ = h.Write(d.Data[:8])
 	f.with(mine[int(h.Sum32()%uint32(len(mine)))], func(n *Node) { n.HandleIKE(now, d) })
+}
+
+// anyOwner is a member that can take what begins something new where this one cannot,
+// being drained; the same for a message that is sent again.
+func (f *Farm) anyOwner(b []byte) cluster.NodeID {
+	var able []cluster.NodeID
+	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
+		if p := f.peers[k]; p.Running && len(p.Owned) > 0 {
+			able = append(able, k)
+		}
+	}
+	if len(able) == 0 {
+		return 0
+	}
+	h := fnv.New32a()
+	_, _ = h.Write(b[:8])
+	return able[int(h.Sum32()%uint32(len(able)))]
 }
 
 // scopeOfIKE is the scope whose share holds our SPI in an IKE header (RFC 7296 §3.1): the
@@ -120,6 +144,9 @@ func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	}
 	return m
 }
+
+// Owns says whether this member owns a scope.
+func (f *Farm) Owns(s xfrm.Scope) bool { return f.owned[cluster.ScopeID(s)] != cluster.Epoch{} }
 
 // HandlePlane takes what the data plane reports.
 func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
