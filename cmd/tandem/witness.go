@@ -57,8 +57,8 @@ The state-dir holds the log. Do not lose it together with a member's: a witness 
 blank log votes only when the others have taken it in again. It meets every member
 once before it votes for the first time; after that it starts with nobody to ask.`,
 	}
-	c.Flags().StringVar(&configFile, "config", "", "configuration in FortiOS's language; flags go before it")
-	c.Flags().StringVar(&clusterDir, "cluster-dir", "", "the witness's certificate, made by `tandem cluster init --witness`")
+	c.Flags().StringVar(&configFile, "config", "", "configuration in FortiOS's language; flags override it")
+	c.Flags().StringVar(&clusterDir, "cluster-dir", "", "folder with the witness's certificate, made by tandem cluster init --witness")
 	c.Flags().StringVar(&stateDir, "state-dir", "", "where the log is kept")
 	c.Flags().StringVar(&listen, "listen", "", fmt.Sprintf("address, or address and port, that members know it by (port %d)", raftauth.DefaultPort))
 	c.Flags().StringArrayVar(&members, "member", nil, "address of a member, or address and port; once for each")
