@@ -12,17 +12,17 @@ import (
 const exampleFarm = "../examples/farm"
 
 // shortFarm makes every scenario of the farm small: 4 charons and 16 tunnels of Tandem.
-var shortFarm = []string{"charon=4 charon-tunnels=4 tandem=184 processes=4", "charon=4 charon-tunnels=1 tandem=16 processes=2", "probe=40ms", "probe=20ms"}
+var shortFarm = []string{"charon=4 charon-tunnels=4 tandem=184 processes=4", "charon=4 charon-tunnels=1 tandem=16 processes=2", "probe=20ms sparse=8", "probe=20ms"}
 
 // shortFarmForms makes each scenario short for -short: fewer faults, the same bounds.
 // Each edit must find its line.
 var shortFarmForms = map[string][]string{
-	"demo":  {"repeat 5", "repeat 1", "kills = 10", "kills = 2", "clients >= 200", "clients >= 20", "tunnels_hit >= 200", "tunnels_hit >= 4"},
-	"drain": {"repeat 3", "repeat 1", "tunnels_hit >= 100", "tunnels_hit >= 4", "owner_moves >= 100", "owner_moves >= 4"},
+	"demo":  {"repeat 5", "repeat 1", "kills = 10", "kills = 2", "clients >= 200", "clients >= 20", "tunnels_hit >= 100", "tunnels_hit >= 4"},
+	"drain": {"repeat 3", "repeat 1", "tunnels_hit >= 30", "tunnels_hit >= 4", "owner_moves >= 100", "owner_moves >= 4"},
 	"leader": {"repeat 3", "repeat 1", "kills = 6", "kills = 2",
-		"tunnels_hit >= 100", "tunnels_hit >= 4"},
+		"tunnels_hit >= 30", "tunnels_hit >= 4"},
 	"partition":   {"run 5s", "run 2s", "run 5s", "run 2s"},
-	"quorum":      {"tunnels_hit >= 100", "tunnels_hit >= 10"},
+	"quorum":      {"tunnels_hit >= 30", "tunnels_hit >= 10"},
 	"quorum-stop": {},
 	"rehash":      {"repeat 3", "repeat 1", "rehashes = 6", "rehashes = 4", "owner_moves >= 100", "owner_moves >= 10"},
 	"replay":      {"repeat 2", "repeat 1", "kills = 4", "kills = 2"},

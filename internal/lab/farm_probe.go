@@ -35,6 +35,7 @@ type Flow struct {
 // has one socket and one paced sender, which spreads its flows over the interval.
 type Flows struct {
 	Interval time.Duration
+	Sparse   int // each Sparse-th flow is probed every Interval, the others so many times less often; 0: all alike
 	flows    []Flow
 	ends     []*flowEnd
 	stop     chan struct{}
@@ -62,9 +63,22 @@ type flowOut struct {
 	sent   uint64
 }
 
-// StartFlows begins to probe each tunnel's host and server every interval.
-func (t *Topology) StartFlows(tunnels []Tunnel, server string, interval time.Duration) (*Flows, error) {
-	p := &Flows{Interval: interval, stop: make(chan struct{})}
+// sampled says whether a flow is among those that are probed every Interval: its
+// outages can be told that exactly.
+func (p *Flows) sampled(flow int) bool { return p.Sparse < 2 || flow%p.Sparse == 0 }
+
+// every is the interval of one flow's probes.
+func (p *Flows) every(flow int) time.Duration {
+	if p.sampled(flow) {
+		return p.Interval
+	}
+	return p.Interval * time.Duration(p.Sparse)
+}
+
+// StartFlows begins to probe each tunnel's host and server every interval; with sparse
+// above 1 only each sparse-th of them, and the others so many times less often.
+func (t *Topology) StartFlows(tunnels []Tunnel, server string, interval time.Duration, sparse int) (*Flows, error) {
+	p := &Flows{Interval: interval, Sparse: sparse, stop: make(chan struct{})}
 	ends := map[string]*flowEnd{}
 	end := func(node string, flow int, from, to netip.Addr) {
 		if ends[node] == nil {
@@ -133,6 +147,9 @@ func (p *Flows) send(e *flowEnd) {
 		msgs = msgs[:0]
 		for i := turn % n; i < len(e.out); i += n {
 			o, b := &e.out[i], buf[i*flowSize:(i+1)*flowSize]
+			if !p.sampled(int(o.flow)) && (turn/n+int(o.flow))%p.Sparse != 0 {
+				continue
+			}
 			binary.BigEndian.PutUint64(b, flowMagic)
 			binary.BigEndian.PutUint32(b[8:], o.flow)
 			binary.BigEndian.PutUint64(b[12:], o.sent)

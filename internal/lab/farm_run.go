@@ -170,7 +170,7 @@ func (r *farmRun) capture() error {
 // traffic waits until every tunnel carries probes both ways, and begins what is
 // measured.
 func (r *farmRun) traffic(ctx context.Context) error {
-	warm, err := r.topo.StartFlows(r.tunnels, NodeLANRouter, max(r.s.Probe, 50*time.Millisecond))
+	warm, err := r.topo.StartFlows(r.tunnels, NodeLANRouter, max(r.s.Probe, 50*time.Millisecond), 0)
 	if err != nil {
 		return err
 	}
@@ -206,10 +206,14 @@ func (r *farmRun) traffic(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.flows, err = r.topo.StartFlows(r.tunnels, NodeLANRouter, r.s.Probe); err != nil {
+	if r.flows, err = r.topo.StartFlows(r.tunnels, NodeLANRouter, r.s.Probe, r.s.Sparse); err != nil {
 		return err
 	}
-	r.say("%d tunnels are up; probes every %v both ways on each, TCP at %d kB/s on one", len(r.tunnels), r.s.Probe, r.s.TCP/1000)
+	each := "each"
+	if r.s.Sparse > 1 {
+		each = fmt.Sprintf("one of %d, and every %v on the others", r.s.Sparse, r.s.Probe*time.Duration(r.s.Sparse))
+	}
+	r.say("%d tunnels are up; probes every %v both ways on %s, TCP at %d kB/s on one", len(r.tunnels), r.s.Probe, each, r.s.TCP/1000)
 	return nil
 }
 

@@ -233,7 +233,7 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 	for i := range flows {
 		for k, s := range []*Stream{&flows[i].Up, &flows[i].Down} {
 			var doubled int
-			lost[i][k], doubled = losses(s, r.flows.Interval)
+			lost[i][k], doubled = losses(s, r.flows.every(i))
 			r.res.LostPings += len(lost[i][k])
 			sent += int(s.Sent)
 			if k == 1 {
@@ -255,6 +255,12 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 		var move, kill []float64
 		worst := time.Duration(0)
 		for i := range flows {
+			if !r.flows.sampled(i) {
+				for _, l := range lost[i] {
+					out.Lost += within(l, f.at, until)
+				}
+				continue
+			}
 			gap := func(from time.Time) (up, down time.Duration) {
 				return Gap(flows[i].Up.Arrivals, from, until, r.ended, r.flows.Interval), Gap(flows[i].Down.Arrivals, from, until, r.ended, r.flows.Interval)
 			}
@@ -293,7 +299,7 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 	r.res.DetectMS = Middle{quantile(detects, 0.5), quantile(detects, 1)}
 	r.judgeChanges(flows, lost, w)
 	r.judgeCarries(flows)
-	r.res.OtherGapMS = otherGap(flows, around, r.flows.Interval)
+	r.res.OtherGapMS = otherGap(flows, around, r.flows)
 }
 
 // story says of one tunnel at a fault what a reader needs to look further.
@@ -346,7 +352,7 @@ func (r *farmRun) judgeChanges(flows []Flow, lost [][2][]time.Time, w *farmWire)
 		for i := range flows {
 			for k := range lost[i] {
 				gone += within(lost[i][k], c.at, until)
-				sent += until.Sub(c.at).Seconds() / r.flows.Interval.Seconds()
+				sent += until.Sub(c.at).Seconds() / r.flows.every(i).Seconds()
 			}
 			t := &w.tunnels[i]
 			moves, last := 0, time.Time{}
@@ -407,10 +413,11 @@ func (r *farmRun) judgeCarries(flows []Flow) {
 }
 
 // otherGap is the largest gap of any flow outside the intervals, less the interval of
-// the probes.
-func otherGap(flows []Flow, around []Interval, interval time.Duration) float64 {
+// its probes.
+func otherGap(flows []Flow, around []Interval, p *Flows) float64 {
 	worst := time.Duration(0)
 	for i := range flows {
+		interval := p.every(i)
 		for _, a := range [][]Arrival{flows[i].Up.Arrivals, flows[i].Down.Arrivals} {
 			for k := 1; k < len(a); k++ {
 				gap := a[k].At.Sub(a[k-1].At) - interval

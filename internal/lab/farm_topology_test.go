@@ -237,7 +237,7 @@ func TestFlows(t *testing.T) {
 	if err := topo.setLANRoutes(&f, []string{"DC1_VM1"}); err != nil {
 		t.Fatal(err)
 	}
-	p, err := topo.StartFlows(tunnels, NodeLANRouter, 20*time.Millisecond)
+	p, err := topo.StartFlows(tunnels, NodeLANRouter, 20*time.Millisecond, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,9 @@ type Scenario struct {
 	GatewayChildRekey, GatewayIKERekey time.Duration
 
 	Probe time.Duration // interval of the probes
+	// Sparse of a farm: only each Sparse-th tunnel is probed that often, and judged by it;
+	// the others so many times less. 0: all alike.
+	Sparse int
 	TCP   int           // rate of the transfer, bytes a second
 
 	Farm FarmSetup // of a farm's scenario
@@ -204,6 +207,14 @@ func (p *scenarioParser) set(key, value string) error {
 	}
 	if strings.HasPrefix(key, "farm ") {
 		return p.s.Farm.set(strings.TrimPrefix(key, "farm "), value)
+	}
+	if key == "traffic sparse" {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 2 || n > 20 {
+			return errors.New("sparse is a number from 2 to 20")
+		}
+		p.s.Sparse = n
+		return nil
 	}
 	if key == "traffic tcp" {
 		n, err := strconv.Atoi(value)
