@@ -24,6 +24,7 @@ type SlotOptions struct {
 const (
 	proposeAgain = 500 * time.Millisecond // a proposal of which nothing came
 	slotHoldDown = time.Second            // between a change of owner and a handover
+	goHome       = 2 * time.Second        // a member that is back must have stood by for so long to get its slots
 	// patience is how long a node to which the scope was given waits for an owner
 	// that it still hears.
 	patience = 2 * time.Second
@@ -60,7 +61,9 @@ type Slot struct {
 	pending         *takeover
 	uniting         bool
 	held            Epoch // owned when quorum-loss stopped us; zero: it did not
-	noQuorum        bool  // and the policy is to stop
+	lost            bool  // the log has no leader that we know
+	stale           bool  // it had none, and has told nothing since
+	noQuorum        bool  // lost, and the policy is to stop
 	shutdown        bool
 
 	away     map[NodeID]ProcessID // fell silent while entitled: may have gone on with what we own
@@ -130,6 +133,7 @@ func (p *Slot) HandleDecided(now time.Time, s fsm.Scope, granted bool) {
 		clear(p.proposed)
 	}
 	p.decided, p.granted = s, granted
+	p.stale = p.lost
 	if p.phase != stopped {
 		p.consider(now)
 	}
@@ -149,11 +153,13 @@ func (p *Slot) HandleWanted(now time.Time, on bool) {
 	}
 }
 
-// HandleQuorum: without a majority, and with the policy to stop, nothing is owned.
-func (p *Slot) HandleQuorum(now time.Time, stop bool) {
+// HandleQuorum says whether the log has a leader; without one, and with the policy to
+// stop, nothing is owned.
+func (p *Slot) HandleQuorum(now time.Time, lost, stop bool) {
 	p.enter(now)
-	p.noQuorum = stop
-	if stop && (p.phase == owning || p.phase == handing) {
+	p.lost, p.noQuorum = lost, lost && stop
+	p.stale = p.stale || lost
+	if p.noQuorum && (p.phase == owning || p.phase == handing) {
 		p.held = p.epoch
 		p.dropAll()
 		p.disown(now, Epoch{}, "no quorum: stopped as configured")
@@ -169,12 +175,6 @@ func (p *Slot) tenure() bool {
 func (p *Slot) promised() bool {
 	return p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.epoch)
 }
-
-func (p *Slot) lost() time.Duration {
-	return p.opt.Interval * time.Duration(p.opt.Threshold)
-}
-
-func (p *Slot) settle() time.Duration { return max(50*time.Millisecond, 3*p.opt.Interval) }
 
 func (p *Slot) due(now, t time.Time) bool { return p.sharp(now, later(t, p.grace)) }
 

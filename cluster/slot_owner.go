@@ -39,6 +39,12 @@ func (p *Slot) considerOwning(now time.Time) {
 // considerDecided compares what we do with what was decided.
 func (p *Slot) considerDecided(now time.Time) {
 	d := &p.decided
+	if r := p.owner(); r != nil && p.stale && p.epoch.Less(r.Epoch) {
+		// We were cut off, and have not heard what was decided meanwhile. A later term comes
+		// from there; if it was burnt, the owner that was decided goes above it.
+		p.yieldTo(now, r, r.Epoch, "was not cut off")
+		return
+	}
 	switch {
 	case d.Owner == 0 || !p.granted:
 		// The log has lost sight of this process, and gave the scope to nobody: we go on.
@@ -60,7 +66,7 @@ func (p *Slot) considerDecided(now time.Time) {
 	case p.epoch.Counter > d.Burnt:
 		// Promised by a decision that the old owner has heard of, and we not yet.
 	default:
-		p.yield(now)
+		p.yieldTo(now, p.peer(d.Owner), d.Epoch, "was decided")
 	}
 	if p.phase != owning || !p.tenure() {
 		return
@@ -92,12 +98,11 @@ func (p *Slot) renewTerm(now time.Time, above uint64) {
 		Scope: uint32(p.opt.Scope), Epoch: p.decided.Epoch.Proto(), Above: above}}})
 }
 
-// yield: another owner was decided. If it was not counted on, we went on beside it,
+// yieldTo gives way to another owner. If it was not counted on, we went on beside it,
 // and it gets what we hold.
-func (p *Slot) yield(now time.Time) {
-	m := p.peer(p.decided.Owner)
+func (p *Slot) yieldTo(now time.Time, m *member, e Epoch, why string) {
 	counted := m.join == in && !m.asking && !m.leaving
-	p.disown(now, p.decided.Epoch, nameOf(m)+" owns, as was decided")
+	p.disown(now, e, nameOf(m)+" owns, and "+why)
 	p.uniting = !counted
 }
 
@@ -397,6 +402,9 @@ func (p *Slot) considerHandover(now time.Time) {
 	}
 	m := p.peer(p.decided.Successor)
 	if m.join != in || m.asking || m.leaving || !m.live() || m.Deaf || m.stream != m.Process || !p.shutdown && !p.due(now, p.hold) {
+		return
+	}
+	if !p.shutdown && p.opt.Scope.Home() == m.Node && !p.due(now, m.synced.Add(goHome)) {
 		return
 	}
 	why := "the plan wants it there"

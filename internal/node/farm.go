@@ -186,8 +186,8 @@ func (f *Farm) add(now time.Time, id cluster.ScopeID) {
 	for _, k := range slices.Sorted(maps.Keys(f.streams)) {
 		n.HandleStream(now, k, f.streams[k], true)
 	}
-	if f.quorum.Lost && f.quorum.Stop {
-		n.slot.HandleQuorum(now, true)
+	if f.quorum.Lost {
+		n.slot.HandleQuorum(now, true, f.quorum.Stop)
 		n.pump(now)
 	}
 	f.collect(id)
@@ -343,7 +343,7 @@ func (f *Farm) HandleQuorum(now time.Time, q Quorum) {
 		text = "no quorum: stopped, as quorum-loss stop says"
 	}
 	f.emit(cluster.Alarm{Name: "quorum", Text: text, On: q.Lost})
-	f.each(func(n *Node) { n.slot.HandleQuorum(now, q.Lost && q.Stop); n.pump(now) })
+	f.each(func(n *Node) { n.slot.HandleQuorum(now, q.Lost, q.Stop); n.pump(now) })
 }
 
 // HandleLeader says whether this member leads the log.
