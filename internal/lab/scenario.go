@@ -27,7 +27,7 @@ type Scenario struct {
 	// Sparse of a farm: only each Sparse-th tunnel is probed that often, and judged by it;
 	// the others so many times less. 0: all alike.
 	Sparse int
-	TCP   int           // rate of the transfer, bytes a second
+	TCP    int // rate of the transfer, bytes a second
 
 	Farm FarmSetup // of a farm's scenario
 
