@@ -144,17 +144,6 @@ func (e *gossipEnds) list() *gossip.Gossip {
 	return e.g
 }
 
-// members are the others and this member, as gossip has them; nil before it began.
-func (e *gossipEnds) members() []gossip.Member {
-	if e == nil {
-		return nil
-	}
-	if g := e.list(); g != nil {
-		return g.Members()
-	}
-	return nil
-}
-
 // meta is what this member says; without a name: the loop has ended.
 func (e *gossipEnds) meta(since time.Duration, before *uint64) gossip.Meta {
 	d := e.c.d

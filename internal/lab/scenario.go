@@ -173,13 +173,6 @@ func (p *scenarioParser) head(n int, f []string, line string) {
 	switch f[0] {
 	case "about":
 		p.s.About = strings.TrimSpace(strings.TrimPrefix(line, "about"))
-	default:
-		for _, w := range f[1:] {
-			key, value, _ := strings.Cut(w, "=")
-			if err := p.set(f[0]+" "+key, value); err != nil {
-				p.fault(n, "%s: %v", w, err)
-			}
-		}
 	case "bound":
 		b, err := parseBound(f[1:], p.model)
 		if err != nil {
@@ -187,6 +180,13 @@ func (p *scenarioParser) head(n int, f []string, line string) {
 			return
 		}
 		p.s.Bounds = append(p.s.Bounds, b)
+	default:
+		for _, w := range f[1:] {
+			key, value, _ := strings.Cut(w, "=")
+			if err := p.set(f[0]+" "+key, value); err != nil {
+				p.fault(n, "%s: %v", w, err)
+			}
+		}
 	}
 }
 
