@@ -92,10 +92,7 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 		if n.slot != nil { // a pair begins a new sync set instead
 			n.slot.HandleRenewed(now, e.Node)
 		}
-	case statesync.SendFrame:
-		e.Scope = cluster.ScopeID(n.scope)
-		n.emit(e)
-	default:
+	default: // SendFrame
 		n.emit(e)
 	}
 }
@@ -122,10 +119,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 		n.authority.HandleHandover(now, e.Epoch)
 	case statesync.UniteReceived:
 		n.unite(now, e)
-	case statesync.SendAck:
-		e.Scope = cluster.ScopeID(n.scope)
-		n.emit(e)
-	default:
+	default: // SendAck
 		n.emit(e)
 	}
 }
