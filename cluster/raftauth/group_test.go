@@ -3,6 +3,7 @@ package raftauth
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -155,6 +156,26 @@ func (c *caller) Call(ctx context.Context, to fsm.NodeID, q *clusterpb.RaftCall)
 	return node.Answer(c.self, q), nil
 }
 
+// throughout looks again and again, for a span of fake time, that something is so.
+func (g *group) throughout(d time.Duration, what string, so func() bool) {
+	g.t.Helper()
+	for start := time.Now(); time.Since(start) <= d; step() {
+		if !so() {
+			g.t.Fatalf("no longer after %v: %s", time.Since(start), what)
+		}
+	}
+}
+
+// step lets a millisecond of fake time pass.
+func step() { time.Sleep(time.Millisecond) }
+
+// kept says that a member's disk holds the state as it is known there.
+func (g *group) kept(n fsm.NodeID) bool {
+	index, _ := g.nodes[n].m.marshal()
+	b, err := stable(g.disks[n].Stable, keyState)
+	return err == nil && len(b) >= 8 && binary.BigEndian.Uint64(b) == index
+}
+
 // within waits in fake time until something is so, and says how long it took.
 func (g *group) within(d time.Duration, what string, so func() bool) time.Duration {
 	g.t.Helper()
@@ -163,7 +184,7 @@ func (g *group) within(d time.Duration, what string, so func() bool) time.Durati
 		if time.Since(start) > d {
 			g.t.Fatalf("not within %v: %s", d, what)
 		}
-		time.Sleep(time.Millisecond)
+		step()
 	}
 	return time.Since(start)
 }
@@ -312,7 +333,7 @@ func TestRestartFromDisk(t *testing.T) {
 			t.Fatalf("%+v", r)
 		}
 		g.within(time.Second, "node 2 knows", func() bool { return len(g.nodes[2].Usable(fsm.SpaceSPI, false)) == 1 })
-		time.Sleep(time.Second)
+		g.within(time.Second, "the state is on disk", func() bool { return g.kept(1) && g.kept(2) && g.kept(3) })
 		for _, n := range g.members {
 			g.kill(n)
 		}
@@ -353,10 +374,7 @@ func TestAVoterLosesItsDisk(t *testing.T) {
 		g.wipe(lost)
 		g.start(lost)
 		g.start(late)
-		time.Sleep(10 * time.Second)
-		if l := g.leader(0); l != 0 {
-			t.Fatalf("node %d leads without the last decision", l)
-		}
+		g.throughout(10*time.Second, "nobody leads without the last decision", func() bool { return g.leader(0) == 0 })
 		g.start(old)
 		g.within(5*time.Second, "all have joined", func() bool { return g.allJoined() && g.same() })
 		if m, _ := g.nodes[lost].View().Member(late); m.State != fsm.Draining {
@@ -419,7 +437,7 @@ func TestRollingUpgrade(t *testing.T) {
 		}
 		g.within(5*time.Second, "all agree on version 2", func() bool { return g.same() && g.nodes[4].View().Version() == 2 })
 		// An old build in place of a new one says that it cannot follow.
-		time.Sleep(time.Second) // the state is kept with some delay
+		g.within(time.Second, "the state is on disk", func() bool { return g.kept(4) })
 		g.kill(4)
 		_, trans := raft.NewInmemTransport(Address(4))
 		_, err := New(Options{Self: 4, Name: "gw4", Process: 99, Voters: g.voters, Members: g.members, Disk: g.disks[4].Disk, Transport: trans, Peers: &caller{g, 4}})
@@ -454,10 +472,7 @@ func TestWitness(t *testing.T) {
 			other := 3 - g.leader(0)
 			g.kill(3 - other)
 			g.within(5*time.Second, "the other member leads", func() bool { return g.leader(0) == other })
-			time.Sleep(time.Second) // and it stays so
-			if l := g.leader(0); l != other {
-				t.Fatalf("round %d: %d leads", round, l)
-			}
+			g.throughout(time.Second, fmt.Sprintf("the member leads in round %d", round), func() bool { return g.leader(0) == other })
 			g.start(3 - other)
 			g.within(5*time.Second, "all have joined again", g.allJoined)
 		}
