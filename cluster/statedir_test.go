@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tandem/internal/needs"
 )
 
 func openState(t *testing.T, dir string, node NodeID) *StateDir {
@@ -107,9 +109,7 @@ func TestLostAndBrokenDisks(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	if _, err := os.Stat("/dev/full"); err != nil {
-		t.Skip("no /dev/full")
-	}
+	needs.File(t, "/dev/full")
 	f, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tandem/internal/lab"
+	"tandem/internal/needs"
 )
 
 // What an idle pair with a thousand tunnels may cost on each node: processor time
@@ -54,7 +55,7 @@ func BenchmarkIdlePair(b *testing.B) {
 
 func idlePair(b *testing.B, static bool, phase1 string) {
 	needRoot(b)
-	needProgram(b, "ip")
+	needs.Program(b, "ip")
 	empty := newCrowd(b, gatewayOf(false, "", 0))
 	empty.synchronised(0)
 	empty.close()

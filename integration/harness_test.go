@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"tandem/internal/lab"
+	"tandem/internal/needs"
 )
 
 func TestMain(m *testing.M) {
@@ -65,37 +66,17 @@ func program(t testing.TB) string {
 	return built.path
 }
 
-// lacking skips a test that this machine cannot run; in CI that is a failure.
-func lacking(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal("required in CI: " + what)
-	}
-	t.Skip(what)
-}
-
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		lacking(t, "network namespaces need root")
-	}
-	needProgram(t, "ping", "nft")
+	needs.Root(t)
+	needs.Program(t, "ping", "nft")
 }
 
 func needCharon(t *testing.T) {
 	t.Helper()
 	needRoot(t)
 	if _, _, err := lab.FindCharon(); err != nil {
-		lacking(t, err.Error())
-	}
-}
-
-func needProgram(t testing.TB, names ...string) {
-	t.Helper()
-	for _, n := range names {
-		if _, err := exec.LookPath(n); err != nil {
-			lacking(t, n+" is not installed")
-		}
+		needs.Missing(t, err.Error())
 	}
 }
 

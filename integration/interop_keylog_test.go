@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tandem/internal/needs"
 )
 
 // tshark runs over what a tap recorded, with the keys of a key log ("" for none).
@@ -90,7 +92,7 @@ func TestKeyLogDecrypts(t *testing.T) {
 		{"CBC", "aes128-sha256", "aes256-sha256", "aes128-sha256-x25519", "aes256-sha256-x25519"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			needProgram(t, "tshark")
+			needs.Program(t, "tshark")
 			t.Parallel()
 			s := wire(t)
 			wan := s.tap("gw", "wan0")

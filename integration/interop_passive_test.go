@@ -3,13 +3,15 @@ package integration
 import (
 	"testing"
 	"time"
+
+	"tandem/internal/needs"
 )
 
 // TestPassiveModeFlipped: passive-mode is enabled and disabled on a live tunnel.
 // Each time the SAs are deleted with DELETE, Child and IKE; while it is passive the
 // peer initiates.
 func TestPassiveModeFlipped(t *testing.T) {
-	needProgram(t, "tshark")
+	needs.Program(t, "tshark")
 	t.Parallel()
 	s := wire(t)
 	wan := s.tap("gw", "wan0")

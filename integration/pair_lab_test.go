@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tandem/internal/lab"
+	"tandem/internal/needs"
 )
 
 // transcript is a process's output while it still writes.
@@ -119,7 +120,7 @@ func TestLabKilled(t *testing.T) {
 func TestLabWithoutCharon(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	needProgram(t, "unshare", "mount")
+	needs.Program(t, "unshare", "mount")
 	var hide strings.Builder
 	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/bin", "/sbin") {
 		for _, name := range []string{"charon-systemd", "swanctl"} {

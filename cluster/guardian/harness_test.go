@@ -23,6 +23,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/internal/ipsec"
+	"tandem/internal/needs"
 )
 
 // The test binary starts itself as guardian and as daemon.
@@ -169,18 +170,8 @@ type gateway struct {
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	why := ""
-	if os.Getuid() != 0 {
-		why = "needs root for network namespaces"
-	} else if _, err := exec.LookPath("ip"); err != nil {
-		why = "needs iproute2"
-	}
-	switch {
-	case why != "" && os.Getenv("CI") == "true":
-		t.Fatal(why)
-	case why != "":
-		t.Skip(why)
-	}
+	needs.Root(t)
+	needs.Program(t, "ip")
 }
 
 func run(t *testing.T, command string) {

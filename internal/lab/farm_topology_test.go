@@ -7,11 +7,13 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"tandem/internal/needs"
 )
 
 func buildFarmTest(t *testing.T, f FarmSetup) *Topology {
 	t.Helper()
-	needRoot(t)
+	needs.Root(t)
 	topo, err := BuildFarm("", f)
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tandem/internal/needs"
 )
 
 // fakePair is a folder like examples/pair whose gateways are shell scripts: gw1
@@ -16,10 +18,10 @@ import (
 // The shells stand for guardians, their children for daemons.
 func fakePair(t *testing.T, scenario string) Options {
 	t.Helper()
-	needRoot(t)
+	needs.Root(t)
 	charon, swanctl, err := FindCharon()
 	if err != nil {
-		cannot(t, err)
+		needs.Missing(t, err.Error())
 	}
 	dir := t.TempDir()
 	write := func(name, text string) {

@@ -9,27 +9,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tandem/internal/needs"
 )
-
-// cannot skips a test that this machine cannot run; in CI that is a failure.
-func cannot(t *testing.T, why any) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		cannot(t, "namespaces need root")
-	}
-}
 
 func buildTest(t *testing.T) *Topology {
 	t.Helper()
-	needRoot(t)
+	needs.Root(t)
 	topo, err := BuildPair("")
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ const module = "tandem"
 // only what stands above it. A package covers those below its path that are not
 // listed themselves.
 var order = []string{
+	"internal/needs",
 	"internal/ipsec",
 	"internal/mmsg",
 	"internal/quiet",
@@ -41,8 +42,6 @@ var order = []string{
 	"sync/stream",
 	"internal/forward",
 	"internal/bfd",
-	"internal/bfd/bfdnet",
-	"internal/routehealth",
 	"internal/node",
 	"internal/daemon",
 	"internal/sim",

@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"net"
-	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"tandem/cluster"
+	"tandem/internal/needs"
 )
 
 // deafen drops everything that enters the namespace of the calling thread.
@@ -39,12 +39,7 @@ func deafen(t *testing.T) {
 // are the kernel's, and its sockets do not stand still while fake time waits. So it runs
 // over real TCP, in a network namespace and in real time.
 func TestKernelFindsSilentPath(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("required in CI: network namespaces need root")
-		}
-		t.Skip("network namespaces need root")
-	}
+	needs.Root(t)
 	for _, load := range []bool{false, true} {
 		t.Run(map[bool]string{false: "idle", true: "with frames unacknowledged"}[load], func(t *testing.T) {
 			runtime.LockOSThread() // and never unlocked: the namespace ends with the thread

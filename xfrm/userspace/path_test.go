@@ -182,9 +182,6 @@ func BenchmarkLookup(b *testing.B) {
 // A thousand idle tunnels, each with an interface and two SAs (one being rekeyed),
 // must cost less than 5 % of a core, and stay well under 64 MiB.
 func TestThousandTunnelsIdle(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes several seconds")
-	}
 	xfrmtest.RequireRoot(t)
 	const tunnels = 1000
 	in := xfrmtest.Namespace(t)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tandem/internal/ipsec"
+	"tandem/internal/needs"
 	"tandem/xfrm"
 )
 
@@ -51,22 +51,11 @@ type site struct {
 	senders uint32 // IDs given to IV counters
 }
 
-// RequireRoot skips or, under CI, fails a test that cannot make namespaces.
+// RequireRoot asks for what data planes are tested with.
 func RequireRoot(t testing.TB) {
 	t.Helper()
-	reason := ""
-	if os.Getuid() != 0 {
-		reason = "needs root"
-	} else if _, err := os.Stat("/dev/net/tun"); err != nil {
-		reason = "needs /dev/net/tun"
-	}
-	if reason == "" {
-		return
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("data plane conformance " + reason)
-	}
-	t.Skip("data plane conformance " + reason)
+	needs.Root(t)
+	needs.File(t, "/dev/net/tun")
 }
 
 func newSite(t testing.TB, name string, n byte) *site {
