@@ -68,7 +68,7 @@ func fillIn(o *lab.Options, example string) error {
 }
 
 func labRun() *cobra.Command {
-	c := &cobra.Command{Use: "run EXAMPLE", Short: "Run a scenario and judge it: exit 1 when a bound is violated", Args: cobra.ExactArgs(1)}
+	c := &cobra.Command{Use: "run EXAMPLE", Short: "Run a scenario and judge it: exit 1 when a bound is violated", Args: oneExample}
 	o := labOptions(c)
 	var jsonFile string
 	c.Flags().StringVar(&o.Scenario, "scenario", "", "scenario of the example; empty: demo")
@@ -109,7 +109,7 @@ func labRun() *cobra.Command {
 }
 
 func labUp() *cobra.Command {
-	c := &cobra.Command{Use: "up EXAMPLE", Short: "Build an example and leave it standing", Args: cobra.ExactArgs(1)}
+	c := &cobra.Command{Use: "up EXAMPLE", Short: "Build an example and leave it standing", Args: oneExample}
 	o := labOptions(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := fillIn(o, args[0]); err != nil {
@@ -139,4 +139,12 @@ func labShell() *cobra.Command {
 		}}
 	c.Flags().StringVar(&id, "id", "", "which lab; empty: the only one")
 	return c
+}
+
+// oneExample wants the folder of one example.
+func oneExample(c *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("%s needs the folder of one example, such as examples/pair or examples/farm", c.CommandPath())
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ const (
 	raftPort       = raftauth.DefaultPort // TCP; heartbeats have UDP 708, forwarded packets UDP 710
 	proposePatient = 2 * time.Second
 	leaderLook     = 100 * time.Millisecond
+	unheardAfter   = 5 * time.Second // then members that were never heard are an alarm
 	membersFile    = "farm-members.json"
 	// sharedScope is that of the tunnel interfaces of a farm: always active. Each SA's
 	// own scope decides about its packets.
@@ -53,7 +55,8 @@ type farmEnds struct {
 	addrs   sync.Map                                      // cluster.NodeID → netip.Addr
 	owners  atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
 	limbo   limbo
-	changed bool // what this member owns has, since moved
+	changed bool      // what this member owns has, since moved
+	since   time.Time // since when members are waited for; zero: they are not
 	queue   chan *clusterpb.Command
 	waiting sync.Map // of commands in the queue, by what they ask for
 	kick    chan struct{}
@@ -66,15 +69,15 @@ type farmEnds struct {
 func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	cfg := &c.d.cfg.Standalone
 	if int(c.identity.Node) != cfg.Member() {
-		return nil, fmt.Errorf("system standalone-cluster: group-member-id %d is node %d, but the certificate in cluster-dir is that of node %d",
+		return nil, configErrorf("system standalone-cluster: group-member-id %d is node %d, but the certificate in cluster-dir is that of node %d",
 			cfg.MemberID, cfg.Member(), c.identity.Node)
 	}
 	w := c.d.cfg.Tandem.Witness
 	if len(cfg.Peers) < 2 && w.Node == 0 {
-		return nil, errors.New("system standalone-cluster: a farm has three members or more, or two and a witness (config system tandem, set witness): two cannot decide without a third (a pair is `config system ha`)")
+		return nil, configErrorf("%s", "system standalone-cluster: a farm has three members or more, or two and a witness (config system tandem, set witness): two cannot decide without a third (a pair is `config system ha`)")
 	}
 	if w.Node == cfg.Member() {
-		return nil, fmt.Errorf("system tandem: witness: node %d is this member itself (group-member-id %d)", w.Node, cfg.MemberID)
+		return nil, configErrorf("system tandem: witness: node %d is this member itself (group-member-id %d)", w.Node, cfg.MemberID)
 	}
 	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, 4*fsm.MaxNodes*fsm.SlotsPerMember), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -221,14 +224,49 @@ func (f *farmEnds) begin() {
 	if w != 0 {
 		want++
 	}
-	if f.log != nil || f.tcp == nil || len(all) < want {
+	if f.log != nil || f.tcp == nil {
 		return
 	}
+	if len(all) < want {
+		f.sayUnheard()
+		return
+	}
+	d.alarm(cluster.Alarm{Name: "log"})
 	if err := f.open(all, raftauth.Voters(all, w)); err != nil {
 		d.log.Error("the members' log cannot start; nothing is owned", "error", err)
 		d.alarm(cluster.Alarm{Name: "log", Text: err.Error(), On: true})
 	}
 }
+
+// sayUnheard names, after a while, the members that must be heard once before the first
+// group can be formed.
+func (f *farmEnds) sayUnheard() {
+	if f.since.IsZero() {
+		f.since = time.Now()
+		time.AfterFunc(unheardAfter, func() { _ = f.c.d.loop.post(func(time.Time) { f.begin() }) })
+		return
+	}
+	if time.Since(f.since) < unheardAfter {
+		return
+	}
+	heard := map[netip.Addr]bool{}
+	f.addrs.Range(func(_, a any) bool {
+		heard[a.(netip.Addr)] = true
+		return true
+	})
+	var missing []string
+	for i := range f.c.d.cfg.Standalone.Peers {
+		if a := f.c.d.cfg.Standalone.Peers[i].PeerIP; !heard[a] {
+			missing = append(missing, a.String())
+		}
+	}
+	text := "the members' log has not begun, so nothing is owned: never heard of " + strings.Join(missing, ", ")
+	if f.c.d.alarms["log"] != text {
+		f.c.d.alarm(cluster.Alarm{Name: "log", Text: text, On: true})
+	}
+}
+
+func configErrorf(format string, args ...any) error { return ConfigError{fmt.Errorf(format, args...)} }
 
 func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
 	d, id := f.c.d, f.c.identity

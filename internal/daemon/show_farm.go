@@ -347,7 +347,7 @@ func (s *session) showFarm(v *view) error {
 	}
 	p := s.printf
 	health := "OK"
-	if len(j.Alarms) > 0 {
+	if len(j.Alarms) > 0 || !j.Quorum {
 		health = "WARNING"
 	}
 	p("HA Health Status: %s\n", health)
