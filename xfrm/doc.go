@@ -22,8 +22,9 @@
 //   - A tunnel may hold SAs of many scopes: each SA's own scope decides. The tunnel's
 //     decides what becomes of packets that no SA matches. Where an SA that is put to use
 //     has the selectors of another one, the newest is meant, active here or not.
-//   - A packet that arrives at the wrong member takes one hop: it is handed up as a
-//     Stray there, and put in with Inject at the owner, which never hands it up again.
+//   - A packet that arrives at the wrong member is handed up as a Stray there, and put in
+//     with Inject at the owner. If that has just ceased to own, it hands the packet up once
+//     more, and the next member (Last) never does.
 //   - The data plane asks (BoundWanted) and goes on when SetBounds answers. Asking
 //     for less than the present bound is a withdrawal: it stopped above N before asking.
 //     Every question of an active scope must be answered, in the order of asking;

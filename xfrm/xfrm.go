@@ -105,7 +105,8 @@ type IKEDatagram struct {
 type Stray struct {
 	Scope  Scope  // of the SA
 	Tunnel string // of the SA
-	From   uint8  // the member that it arrived at, as a cluster.NodeID; 0: this one
+	From   uint8  // the member that handed it over, as a cluster.NodeID; 0: it arrived here
+	Last   bool   // two members have handed it on: it goes no further
 
 	// Outer: Packet is ESP, from the SPI on, as it came from Remote to Local, with the
 	// traffic class TOS; the ports are 0 without UDPEncap. Otherwise Packet is an inner
@@ -215,8 +216,8 @@ type DataPlane interface {
 
 	// Inject processes packets that other members have handed over, as if they had
 	// arrived here: ESP with its original outer addresses, inner packets as read from
-	// the interface. None becomes a Stray again: if the scope is not active here either,
-	// the packet is dropped and counted. It overwrites the packets. It may be called
+	// the interface. One becomes a Stray again, with its From, where the scope is not active
+	// here either; with Last it is dropped and counted. It overwrites the packets. It may be called
 	// from any goroutine, beside the other methods; not from a Handler.
 	Inject([]Stray)
 

@@ -13,13 +13,13 @@ import (
 
 var examples = []message{
 	{kindInner, xfrm.Stray{Scope: 9, Tunnel: "dialup", Packet: []byte{0x45, 0}}},
-	{kindInner, xfrm.Stray{Scope: 65535, Packet: []byte{0x60}}},
+	{kindInner, xfrm.Stray{Scope: 65535, Last: true, Packet: []byte{0x60}}},
 	{kindESP, xfrm.Stray{
 		Scope: 3, Tunnel: "vpn1", Outer: true, UDPEncap: true, TOS: 0xbb, Packet: bytes.Repeat([]byte{7}, 1400),
 		Local: netip.MustParseAddrPort("192.0.2.1:4500"), Remote: netip.MustParseAddrPort("198.51.100.7:61000"),
 	}},
 	{kindESP, xfrm.Stray{
-		Scope: 3, Tunnel: strings.Repeat("n", maxName), Outer: true, Packet: []byte{0, 0, 1, 0, 0, 0, 0, 1},
+		Scope: 3, Tunnel: strings.Repeat("n", maxName), Outer: true, Last: true, Packet: []byte{0, 0, 1, 0, 0, 0, 0, 1},
 		Local: netip.MustParseAddrPort("[2001:db8::1]:0"), Remote: netip.MustParseAddrPort("[2001:db8::2]:0"),
 	}},
 	{kindIKE, xfrm.Stray{
@@ -72,6 +72,7 @@ func TestMessageRefused(t *testing.T) {
 		"unknown flag": func(b []byte) { b[1] |= 0x80 },
 		"long name":    func(b []byte) { b[3] = maxName + 1 },
 		"inner in UDP": func(b []byte) { b[0] = byte(kindInner) },
+		"last, of IKE": func(b []byte) { b[0], b[1] = byte(kindIKE), b[1]|flagLast },
 	} {
 		b := bytes.Clone(good)
 		change(b)

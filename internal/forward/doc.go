@@ -50,6 +50,7 @@
 //
 // Handler.Stray → Send copies the packet into the queue → the sending goroutine
 // seals what has come meanwhile into a batch → sendmmsg. recvmmsg → peer of this
-// address → session → window, open → reassembly → Deliver with the batch. One hop:
-// Send refuses what has another member's name on it.
+// address → session → window, open → reassembly → Deliver with the batch. What has
+// another member's name on it already is marked as the last hop; Send refuses what
+// came with that mark.
 package forward

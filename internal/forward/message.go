@@ -19,7 +19,8 @@ const (
 const (
 	flagUDP = 1 << iota // ESP in UDP, or IKE behind the non-ESP marker
 	flagIPv6
-	flagsKnown = flagUDP | flagIPv6
+	flagLast   // two members have handed it on
+	flagsKnown = flagUDP | flagIPv6 | flagLast
 )
 
 const (
@@ -47,6 +48,9 @@ func (m *message) head(dst []byte) []byte {
 	var flags byte
 	if x.UDPEncap {
 		flags |= flagUDP
+	}
+	if x.Last {
+		flags |= flagLast
 	}
 	local, remote := x.Local.Addr().Unmap(), x.Remote.Addr().Unmap()
 	if m.kind != kindInner {
@@ -100,12 +104,12 @@ func (m *message) decode(b []byte, n names) error {
 	}
 	m.kind = kind(b[0])
 	flags, nameLen := b[1], int(b[3])
-	if m.kind < kindInner || m.kind > kindIKE || flags&^flagsKnown != 0 || m.kind == kindInner && flags != 0 || nameLen > maxName {
+	if m.kind < kindInner || m.kind > kindIKE || flags&^flagsKnown != 0 || m.kind == kindInner && flags&^flagLast != 0 || m.kind == kindIKE && flags&flagLast != 0 || nameLen > maxName {
 		return errMalformed
 	}
 	x := &m.x
 	*x = xfrm.Stray{
-		Scope: xfrm.Scope(binary.BigEndian.Uint16(b[4:])), Outer: m.kind == kindESP, UDPEncap: flags&flagUDP != 0, TOS: b[2],
+		Scope: xfrm.Scope(binary.BigEndian.Uint16(b[4:])), Outer: m.kind == kindESP, UDPEncap: flags&flagUDP != 0, Last: flags&flagLast != 0, TOS: b[2],
 	}
 	b = b[prefixLen:]
 	if m.kind != kindInner {

@@ -140,7 +140,7 @@ func (p *peer) of(session uint64) *receiving {
 type counters struct {
 	sent, sentBytes, received, receivedBytes, datagramsOut, datagramsIn    atomic.Uint64
 	sentIKE, receivedIKE                                                   atomic.Uint64
-	noSession, queueFull, tooLong, secondHop, sendFailed                   atomic.Uint64
+	noSession, queueFull, tooLong, tooFar, sendFailed                      atomic.Uint64
 	forged, replayed, unknownSession, malformed, incomplete, staleGreeting atomic.Uint64
 }
 
@@ -157,7 +157,7 @@ type MemberStats struct {
 	// link could send; longer than 65,535 bytes with what goes with them, or without
 	// outer addresses; another member's stray; no route, and datagrams that the socket
 	// refused.
-	NoSession, QueueFull, TooLong, SecondHop, SendFailed uint64
+	NoSession, QueueFull, TooLong, TooFar, SendFailed uint64
 	// Datagrams that were not delivered: not sealed by this member, sealed and seen
 	// before, of a session that is not in use, sealed and nonsense, answers to nothing
 	// that was asked; and messages of which parts were lost.
@@ -172,7 +172,7 @@ func (p *peer) snapshot() MemberStats {
 		SentIKE: c.sentIKE.Load(), ReceivedIKE: c.receivedIKE.Load(),
 		DatagramsSent: c.datagramsOut.Load(), DatagramsHeard: c.datagramsIn.Load(),
 		NoSession: c.noSession.Load(), QueueFull: c.queueFull.Load(), TooLong: c.tooLong.Load(),
-		SecondHop: c.secondHop.Load(), SendFailed: c.sendFailed.Load(),
+		TooFar: c.tooFar.Load(), SendFailed: c.sendFailed.Load(),
 		Forged: c.forged.Load(), Replayed: c.replayed.Load(), UnknownSession: c.unknownSession.Load(),
 		Malformed: c.malformed.Load(), StaleGreeting: c.staleGreeting.Load(), Incomplete: c.incomplete.Load(),
 	}

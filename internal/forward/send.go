@@ -64,10 +64,11 @@ func (l *Link) enqueue(to NodeID, m *message) {
 		l.noMember.Add(1)
 		return
 	}
-	if m.x.From != 0 && NodeID(m.x.From) != l.o.Self {
-		p.stats.secondHop.Add(1)
+	if m.x.Last {
+		p.stats.tooFar.Add(1)
 		return
 	}
+	m.x.Last = m.x.From != 0 && NodeID(m.x.From) != l.o.Self
 	if p.tx.Load() == nil {
 		p.stats.noSession.Add(1)
 		return

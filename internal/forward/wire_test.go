@@ -353,7 +353,7 @@ func TestDropped(t *testing.T) {
 	}
 	meet(a, b)
 	second := stray(100)
-	second.From = 3
+	second.From, second.Last = 3, true
 	a.Send(2, second)
 	a.Send(2, stray(maxMessage))
 	a.Send(9, stray(100))
@@ -362,7 +362,7 @@ func TestDropped(t *testing.T) {
 		a.Send(2, stray(100))
 	}
 	s := a.stats(2)
-	if s.SecondHop != 1 || s.TooLong != 1 || a.Stats().NoMember != 2 || s.QueueFull != 5 {
+	if s.TooFar != 1 || s.TooLong != 1 || a.Stats().NoMember != 2 || s.QueueFull != 5 {
 		t.Errorf("%+v, %+v", s, a.Stats())
 	}
 	a.sendQueued()

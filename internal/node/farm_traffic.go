@@ -145,8 +145,11 @@ func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	return m
 }
 
-// Owns says whether this member owns a scope.
-func (f *Farm) Owns(s xfrm.Scope) bool { return f.owned[cluster.ScopeID(s)] != cluster.Epoch{} }
+// Owns says whether this member owns a scope, and its data plane carries it.
+func (f *Farm) Owns(s xfrm.Scope) bool {
+	n := f.scopes[cluster.ScopeID(s)]
+	return n != nil && n.owner && n.handing == nil
+}
 
 // HandlePlane takes what the data plane reports.
 func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {

@@ -133,8 +133,7 @@ type arrival struct {
 	local, remote netip.AddrPort // ports 0 without UDP
 	tos           uint8
 	udp           bool
-	injected      bool  // handed over by another member
-	from          uint8 // which one
+	hop
 }
 
 // espIn opens one ESP packet and delivers it, or makes it wait for the fence.
@@ -149,7 +148,7 @@ func (p *Plane) espIn(pkt []byte, a *arrival, now time.Time) {
 		p.strayUnknown(spi, pkt, a)
 		return
 	}
-	if a.injected {
+	if a.from != 0 {
 		s.tun.injected.Add(1)
 	}
 	if !p.openIfActive(s, pkt, a, now) {
@@ -205,7 +204,7 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 		l.moved = now
 		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: a.remote})
 	}
-	if l.fwd != nil || a.from != 0 {
+	if !a.last && (l.fwd != nil || a.from != 0) {
 		l.cameBy(p, a.from, now)
 	}
 	if next == protoNone {

@@ -39,14 +39,14 @@ func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
 			switch {
 			case in.linkLocal():
 			case active:
-				p.noRoute(t, &in, pkt, b.injected, now)
+				p.noRoute(t, &in, pkt, b.hop, now)
 			default:
 				t.inactive.Add(1)
 			}
 			continue
 		}
 		if _, ok := s.scope.active(); !ok {
-			p.strayInner(s, pkt, &in, b.injected)
+			p.strayInner(s, pkt, &in, b.hop)
 			continue
 		}
 		if t.DontFragment && !p.fits(t, s, b, pkt, &in, now) {
@@ -120,7 +120,7 @@ func outerLen(pr *peer) int {
 // it lets go of the lane.
 func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
 	if !p.sealIfActive(s, buf, off, n, in, o, now) {
-		p.strayInner(s, buf[off:off+n], in, o.injected)
+		p.strayInner(s, buf[off:off+n], in, o.hop)
 	}
 }
 
@@ -150,7 +150,7 @@ func (p *Plane) sealIfActive(s *sa, buf []byte, off, n int, in *inner, o *outbox
 			l.errors++
 		} else {
 			w := hold(buf[off : off+n])
-			w.injected = o.injected
+			w.hop = o.hop
 			l.queue = append(l.queue, w)
 		}
 		return true
@@ -272,8 +272,7 @@ type outbox struct {
 	n      int
 	vec    mmsg.Vector
 	prompt bool // flushed before the lane's lock is released
-	// What is sealed into it came by Inject, and must not become a stray again.
-	injected bool
+	hop    hop  // of what is sealed into it
 }
 
 func (o *outbox) full() bool   { return o.n == batchLen }

@@ -186,11 +186,11 @@ func (p *Plane) Remove(spi ipsec.ESPSPI) {
 				p.socks.flush(&p.out.outbox)
 			}
 			// The buffer must outlive the flush: it is not given back to the pool.
-			p.out.injected = w.injected
+			p.out.hop = w.hop
 			p.sealFor(next, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
 		}
 	}
-	p.out.injected = false
+	p.out.hop = hop{}
 	p.socks.flush(&p.out.outbox)
 	p.mu.Unlock()
 	p.evs.flush()

@@ -8,25 +8,32 @@ import (
 	"tandem/xfrm"
 )
 
+// hop says by whom a packet came: from is the member that handed it over, 0 for none;
+// last that it goes no further.
+type hop struct {
+	from uint8
+	last bool
+}
+
 // strayOuter hands an ESP packet of a silent SA to whoever knows its owner.
 func (p *Plane) strayOuter(s *sa, pkt []byte, a *arrival) {
-	if p.o.Handler.Stray == nil || a.injected || s.removed() {
+	if p.o.Handler.Stray == nil || a.last || s.removed() {
 		s.tun.inactive.Add(1)
 		return
 	}
 	s.tun.strays.Add(1)
 	p.o.Handler.Stray(xfrm.Stray{
-		Scope: s.scope.id, Tunnel: s.tun.Name, Outer: true, UDPEncap: a.udp, TOS: a.tos,
+		Scope: s.scope.id, Tunnel: s.tun.Name, From: a.from, Outer: true, UDPEncap: a.udp, TOS: a.tos,
 		Local: a.local, Remote: a.remote, Packet: pkt,
 	})
 }
 
 // strayUnknown does the same for an SPI that no SA here has.
 func (p *Plane) strayUnknown(spi ipsec.ESPSPI, pkt []byte, a *arrival) {
-	if h := &p.o.Handler; h.Stray != nil && h.ScopeOf != nil && !a.injected {
+	if h := &p.o.Handler; h.Stray != nil && h.ScopeOf != nil && !a.last {
 		if scope, ok := h.ScopeOf(spi); ok {
 			p.strays.Add(1)
-			h.Stray(xfrm.Stray{Scope: scope, Outer: true, UDPEncap: a.udp, TOS: a.tos, Local: a.local, Remote: a.remote, Packet: pkt})
+			h.Stray(xfrm.Stray{Scope: scope, From: a.from, Outer: true, UDPEncap: a.udp, TOS: a.tos, Local: a.local, Remote: a.remote, Packet: pkt})
 			return
 		}
 	}
@@ -34,14 +41,14 @@ func (p *Plane) strayUnknown(spi ipsec.ESPSPI, pkt []byte, a *arrival) {
 }
 
 // strayInner does the same for an inner packet that a silent SA would carry.
-func (p *Plane) strayInner(s *sa, pkt []byte, in *inner, injected bool) {
+func (p *Plane) strayInner(s *sa, pkt []byte, in *inner, h hop) {
 	switch {
 	case in.linkLocal(): // of this host's own link
-	case p.o.Handler.Stray == nil || injected || s.removed():
+	case p.o.Handler.Stray == nil || h.last || s.removed():
 		s.tun.inactive.Add(1)
 	default:
 		s.tun.strays.Add(1)
-		p.o.Handler.Stray(xfrm.Stray{Scope: s.scope.id, Tunnel: s.tun.Name, Packet: pkt})
+		p.o.Handler.Stray(xfrm.Stray{Scope: s.scope.id, Tunnel: s.tun.Name, From: h.from, Packet: pkt})
 	}
 }
 
@@ -61,7 +68,8 @@ type forwarded struct {
 
 const forwardedGap = 100 * time.Millisecond // between two ForwardedTraffic of an SA
 
-// cameBy counts an authenticated packet; from is 0 for one that arrived here.
+// cameBy counts an authenticated packet; from is 0 for one that arrived here. Of one that
+// two members have handed on it is not known where it arrived.
 func (l *inLane) cameBy(p *Plane, from uint8, now time.Time) {
 	f := l.fwd
 	if f == nil {
@@ -118,7 +126,7 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 	for i := range xs {
 		x := &xs[i]
 		if x.Outer {
-			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, injected: true, from: x.From}, now)
+			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, hop: hop{x.From, x.Last}}, now)
 			continue
 		}
 		t := p.tunnelByName(x.Tunnel)
@@ -133,14 +141,14 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 		}
 		if j.batch == nil {
 			j.batch = newBatch()
-			j.batch.injected = true
 		}
 		b := j.batch
-		if to != nil && (to != t || b.n == batchLen) {
+		h := hop{x.From, x.Last}
+		if to != nil && (to != t || b.n == batchLen || b.hop != h) {
 			p.outbound(to, b, now)
 			b.n = 0
 		}
-		to = t
+		to, b.hop = t, h
 		b.lens[b.n] = copy(b.slots[b.n][slotRoom:], x.Packet)
 		b.n++
 	}

@@ -150,7 +150,7 @@ func TestStrayUnknownSPI(t *testing.T) {
 	p.strayUnknown(7, []byte("a packet"), a)
 	p.strayUnknown(5, []byte("a packet"), a)
 	forwarded := *a
-	forwarded.injected = true
+	forwarded.hop = hop{from: 2, last: true}
 	p.strayUnknown(7, []byte("a packet"), &forwarded)
 	if len(got) != 1 || got[0].Scope != 7 || !got[0].Outer || !got[0].UDPEncap || got[0].TOS != 3 || got[0].Remote != a.remote || got[0].Local != a.local {
 		t.Errorf("%+v", got)

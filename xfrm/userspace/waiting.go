@@ -24,10 +24,10 @@ const (
 type waitingPacket struct {
 	seq uint64 // inbound
 	// Outbound: it was another member's stray, and must not become one again.
-	injected bool
-	buf      []byte
-	n        int
-	at       time.Time // with acquires
+	hop hop
+	buf []byte
+	n   int
+	at  time.Time // with acquires
 }
 
 func (w *waitingPacket) packet() []byte { return w.buf[slotRoom : slotRoom+w.n] }
@@ -69,7 +69,7 @@ type acquireKey struct {
 }
 
 // noRoute keeps a packet for the SA that its Acquire may bring.
-func (p *Plane) noRoute(t *tunnel, in *inner, pkt []byte, injected bool, now time.Time) {
+func (p *Plane) noRoute(t *tunnel, in *inner, pkt []byte, h hop, now time.Time) {
 	t.noSA.Add(1)
 	a := &t.acquires
 	a.mu.Lock()
@@ -77,7 +77,7 @@ func (p *Plane) noRoute(t *tunnel, in *inner, pkt []byte, injected bool, now tim
 	a.expire(now)
 	if len(a.waiting) < acquireMax {
 		w := hold(pkt)
-		w.at, w.injected = now, injected
+		w.at, w.hop = now, h
 		a.waiting = append(a.waiting, w)
 	}
 	k := acquireKey{in.proto, in.src, in.dst}
@@ -136,13 +136,13 @@ func (p *Plane) releaseAcquires(t *tunnel, now time.Time) {
 				p.socks.flush(&p.out.outbox)
 			}
 			// The buffer must outlive the flush: it is not given back to the pool.
-			p.out.injected = w.injected
+			p.out.hop = w.hop
 			p.sealFor(s, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
 			w.buf = nil
 		}
 	}
 	clear(a.waiting[len(kept):])
 	a.waiting = kept
-	p.out.injected = false
+	p.out.hop = hop{}
 	p.socks.flush(&p.out.outbox)
 }

@@ -160,9 +160,15 @@ func testStrayESP(t *testing.T, make Factory) {
 			}
 			hb.wantNothing()
 
-			// One hop: a member that does not own it either drops it.
+			// A member that does not own it either hands it on, once.
 			p.b.inject(7, x)
-			if c := p.b.tunnelCounters(); c.Inactive != 1 || c.Strays != 3 || c.Injected != 1 || p.b.strayCount() != 3 {
+			if y := p.b.stray(3); y.From != 7 || y.Last {
+				t.Fatalf("a stray again, from member %d, last %v", y.From, y.Last)
+			}
+			last := x
+			last.Last = true
+			p.b.inject(7, last)
+			if c := p.b.tunnelCounters(); c.Inactive != 1 || c.Strays != 4 || c.Injected != 2 || p.b.strayCount() != 4 {
 				t.Fatalf("%+v, %d strays", c, p.b.strayCount())
 			}
 			p.b.activate()
@@ -174,7 +180,7 @@ func testStrayESP(t *testing.T, make Factory) {
 			}
 			ha.send(hb, 3, 64) // and here by itself
 			hb.want(3)
-			if n := p.b.strayCount(); n != 3 {
+			if n := p.b.strayCount(); n != 4 {
 				t.Fatalf("%d strays", n)
 			}
 		})
@@ -201,7 +207,9 @@ func testStrayInner(t *testing.T, make Factory) {
 			t.Fatalf("inner packet of %d bytes", n)
 		}
 		was := p.b.tunnelCounters()
-		p.b.inject(7, x)
+		last := x
+		last.Last = true
+		p.b.inject(7, last)
 		if c := p.b.tunnelCounters(); c.Inactive != was.Inactive+1 || c.Injected != was.Injected+1 || p.b.strayCount() != n+1 {
 			t.Fatalf("%+v, %d strays", c, p.b.strayCount())
 		}
@@ -229,7 +237,7 @@ func testStrayInner(t *testing.T, make Factory) {
 }
 
 // A packet that waited for an SA becomes a stray when the SA turns out to be another
-// member's; but not when it was one before.
+// member's; but not when it goes no further.
 func testStrayWaits(t *testing.T, make Factory) {
 	p := newPairOf(t, make, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
@@ -242,6 +250,7 @@ func testStrayWaits(t *testing.T, make Factory) {
 	if x.Outer || x.Scope != scope {
 		t.Fatalf("%+v", x)
 	}
+	x.Last = true
 	p.b.do(func() { p.b.plane.Remove(spiB) })
 	p.b.inject(7, x)
 	if c := p.b.tunnelCounters(); c.NoSA != 2 {
