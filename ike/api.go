@@ -107,6 +107,11 @@ type Install struct {
 	SA                   ipsec.ChildSA
 	SoftBytes, HardBytes uint64
 	Known                bool
+	// Of a tunnel that was moved: OutSeq and InSeq are what was used up to then, Moves is
+	// how often. Window is set where it goes on right there.
+	OutSeq, InSeq uint64
+	Moves         uint32
+	Window        *ipsec.Window
 }
 
 // SetOutbound makes a Child SA the one to send through, or stops it.

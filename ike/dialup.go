@@ -20,6 +20,7 @@ func (e *Engine) dialupTunnel(p1 *config.Phase1, peer identity, initialContact b
 			return t
 		}
 	}
+	e.movedIndexes(p1.Name, used)
 	i := e.o.Share.Part
 	for used[i] != nil {
 		i += e.o.Share.of()

@@ -27,13 +27,15 @@ type Engine struct {
 	last   Ticket      // latest ticket given out
 	done   Ticket      // latest ticket committed
 
-	sas      map[ipsec.IKESPI]*ikeSA // by our SPI
-	inits    map[initKey]*ikeSA      // half-open responders by their IKE_SA_INIT request
-	children map[ipsec.ESPSPI]*childSA
-	tunnels  map[string]*tunnel
-	timers   timerHeap
-	keyRefs  map[ipsec.KeyID]int
-	seq      uint64 // numbers IKE SAs and tunnels in the order of their making
+	sas           map[ipsec.IKESPI]*ikeSA // by our SPI
+	inits         map[initKey]*ikeSA      // half-open responders by their IKE_SA_INIT request
+	children      map[ipsec.ESPSPI]*childSA
+	tunnels       map[string]*tunnel
+	shelf         map[ipsec.IKESPI]*ikeSA // to another engine, by our SPI
+	shelfChildren map[ipsec.ESPSPI]*ikeSA
+	timers        timerHeap
+	keyRefs       map[ipsec.KeyID]int
+	seq           uint64 // numbers IKE SAs and tunnels in the order of their making
 
 	halfOpen   int
 	perSource  map[netip.Addr]int
@@ -82,15 +84,17 @@ func New(o Options) *Engine {
 	}
 	e := &Engine{
 		o: o, cfg: o.Config,
-		sas:        map[ipsec.IKESPI]*ikeSA{},
-		inits:      map[initKey]*ikeSA{},
-		children:   map[ipsec.ESPSPI]*childSA{},
-		tunnels:    map[string]*tunnel{},
-		keyRefs:    map[ipsec.KeyID]int{},
-		perSource:  map[netip.Addr]int{},
-		noPolicyAt: map[string]time.Time{},
-		unauth:     limiter{rate: 20, burst: 40},
-		groups:     limiter{rate: 500, burst: 1000},
+		sas:           map[ipsec.IKESPI]*ikeSA{},
+		inits:         map[initKey]*ikeSA{},
+		children:      map[ipsec.ESPSPI]*childSA{},
+		shelf:         map[ipsec.IKESPI]*ikeSA{},
+		shelfChildren: map[ipsec.ESPSPI]*ikeSA{},
+		tunnels:       map[string]*tunnel{},
+		keyRefs:       map[ipsec.KeyID]int{},
+		perSource:     map[netip.Addr]int{},
+		noPolicyAt:    map[string]time.Time{},
+		unauth:        limiter{rate: 20, burst: 40},
+		groups:        limiter{rate: 500, burst: 1000},
 	}
 	if e.cfg == nil {
 		e.cfg = &config.Config{}

@@ -172,6 +172,9 @@ type childSA struct {
 	softBytes   uint64
 	hardBytes   uint64
 	seq         uint32
+	outSeq      uint64 // these when it was last moved to another engine
+	inSeq       uint64
+	inAccepted  []uint64
 
 	// What follows is this process's own.
 	ike      *ikeSA
@@ -179,6 +182,7 @@ type childSA struct {
 	rekeyNow bool
 	rekeyAt  time.Time // earliest next look at whether to rekey
 	expired  bool      // hard limit of traffic reached
+	window   *ipsec.Window
 }
 
 // childState says who ends a Child SA. The numbers are in records: append only.

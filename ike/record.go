@@ -79,6 +79,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		SuccessorI: uint64(sa.successor.I), SuccessorR: uint64(sa.successor.R), AwaitsDelete: sa.awaitsDelete,
 		LowestNonce: sa.lowestNonce, DeletedChildren: encodeSPIs(sa.deletedChildren), ChildrenSeq: sa.childrenSeq,
 		DpdSent: sa.dpdSent, DpdRecv: sa.dpdRecv,
+		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted,
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -115,6 +116,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		awaitsDelete: p.AwaitsDelete, lowestNonce: p.LowestNonce,
 		deletedChildren: decodeSPIs(p.DeletedChildren), childrenSeq: p.ChildrenSeq,
 		dpdSent: p.DpdSent, dpdRecv: p.DpdRecv, lastIn: now, ticket: 0,
+		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted,
 	}
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
@@ -127,7 +129,11 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		return nil, fmt.Errorf("record of IKE SA %s without addresses", sa.spis)
 	}
 	sa.p1 = e.phase1(sa.phase1)
-	if p.Tunnel != "" {
+	switch {
+	case p.Tunnel == "":
+	case p.MovedTo != 0:
+		sa.tunnel = &tunnel{name: p.Tunnel, phase1: p.Phase1, dialup: p.Dialup, index: int(p.Index)}
+	default:
 		sa.tunnel = e.tunnelOf(p.Tunnel, p.Phase1, p.Dialup, int(p.Index))
 	}
 	if p.Outstanding != nil {
@@ -209,6 +215,7 @@ func encodeChild(c *childSA, now time.Time) *syncpb.ChildSA {
 		State: uint32(c.state), Outbound: c.outbound, Initiator: c.initiator, Replaces: uint32(c.replaces),
 		LowestNonce: c.lowestNonce, InstalledAge: age(now, c.installed), Soft: c.soft.Microseconds(),
 		Hard: c.hard.Microseconds(), SoftBytes: c.softBytes, HardBytes: c.hardBytes, Seq: c.seq,
+		OutSeq: c.outSeq, InSeq: c.inSeq, InAccepted: c.inAccepted,
 	}
 }
 
@@ -224,6 +231,7 @@ func decodeChild(p *syncpb.ChildSA, now time.Time) *childSA {
 		state: childState(p.State), outbound: p.Outbound, initiator: p.Initiator, replaces: ipsec.ESPSPI(p.Replaces),
 		lowestNonce: p.LowestNonce, installed: unage(now, p.InstalledAge), soft: span(p.Soft), hard: span(p.Hard),
 		softBytes: p.SoftBytes, hardBytes: p.HardBytes, seq: p.Seq,
+		outSeq: p.OutSeq, inSeq: p.InSeq, inAccepted: p.InAccepted,
 	}
 }
 

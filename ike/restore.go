@@ -37,7 +37,11 @@ func (e *Engine) Apply(now time.Time, r Record) {
 		if x.Value == nil {
 			e.forget(x.SPIs, d)
 		}
-		if sa := fresh[i]; sa != nil {
+		switch sa := fresh[i]; {
+		case sa == nil:
+		case sa.movedTo != 0:
+			e.applyMoved(sa, d)
+		default:
 			e.replace(sa, d)
 		}
 	}
@@ -46,7 +50,10 @@ func (e *Engine) Apply(now time.Time, r Record) {
 
 // childDiff gathers what one record changes in the data plane: a Child SA that
 // moves from one IKE SA to another changes nothing.
-type childDiff struct{ before, after []*childSA }
+type childDiff struct {
+	before, after []*childSA
+	done          []ipsec.ESPSPI // that were on their way to another engine
+}
 
 func (d *childDiff) emit(e *Engine) {
 	find := func(in []*childSA, spi ipsec.ESPSPI) *childSA {
@@ -63,7 +70,9 @@ func (d *childDiff) emit(e *Engine) {
 		}
 		old := find(d.before, c.SPIIn)
 		if old == nil {
-			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes, Known: true})
+			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes, Known: true,
+				OutSeq: c.outSeq, InSeq: c.inSeq, Window: c.window, Moves: c.ike.moves})
+			c.window = nil
 		} else if old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
 			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
 		}
@@ -76,6 +85,9 @@ func (d *childDiff) emit(e *Engine) {
 			e.free(Remove{SPIIn: old.SPIIn})
 		}
 	}
+	for _, spi := range d.done {
+		e.free(Detach{SPIIn: spi, Done: true})
+	}
 }
 
 // forget takes an IKE SA out of a standby's state.
@@ -83,6 +95,9 @@ func (e *Engine) forget(spis ipsec.IKESPIs, d *childDiff) {
 	for _, own := range []ipsec.IKESPI{spis.I, spis.R} {
 		if sa := e.sas[own]; sa != nil && sa.spis == spis {
 			e.unload(sa, d)
+		}
+		if sa := e.shelf[own]; sa != nil && sa.spis == spis {
+			e.unshelve(sa, d)
 		}
 	}
 }
@@ -131,6 +146,9 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 	if old != nil {
 		sa.sealer, sa.opener = reuse(old, sa)
 		e.unload(old, d)
+	}
+	if was := e.shelf[sa.ownSPI()]; was != nil { // and has come back
+		e.unshelve(was, d)
 	}
 	if sa.tunnel != nil { // unload may have let go of the last instance's name
 		sa.tunnel = e.tunnelOf(sa.tunnel.name, sa.tunnel.phase1, sa.tunnel.dialup, sa.tunnel.index)
@@ -193,6 +211,11 @@ func (e *Engine) EndCopy() {
 			e.unload(sa, d)
 		}
 	}
+	for _, sa := range e.sortedMoved() {
+		if !named[sa.ownSPI()] {
+			e.unshelve(sa, d)
+		}
+	}
 	d.emit(e)
 }
 
@@ -201,6 +224,9 @@ func (e *Engine) Snapshot(now time.Time) []Entry {
 	e.now = now
 	var out []Entry
 	for _, sa := range e.sorted() {
+		out = append(out, e.entry(sa))
+	}
+	for _, sa := range e.sortedMoved() {
 		out = append(out, e.entry(sa))
 	}
 	return out
@@ -284,7 +310,7 @@ func (e *Engine) Suspend(now time.Time) {
 // leaves says whether an effect would be seen outside.
 func leaves(x Effect) bool {
 	switch x.(type) {
-	case Send, SendKeepalive, Persist:
+	case Send, SendKeepalive, Persist, Moved, Adopted:
 		return true
 	}
 	return false

@@ -10,7 +10,7 @@ func (sa *ikeSA) timer() *timer { return &sa.t }
 
 func (sa *ikeSA) deadline() (time.Time, bool) {
 	var x earliest
-	if sa.state == stateGone {
+	if sa.state == stateGone || sa.movedTo != 0 {
 		return time.Time{}, false
 	}
 	if sa.req != nil && sa.req.sent {

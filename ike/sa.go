@@ -106,6 +106,8 @@ type ikeSA struct {
 	awaitsDelete    bool
 	deletedChildren []ipsec.ESPSPI
 	childrenSeq     uint32
+	moves, movedTo  uint32 // see moved.go
+	adopted         bool
 
 	// What follows is this process's own.
 	seq               uint64

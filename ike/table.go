@@ -15,7 +15,7 @@ func (e *Engine) newIKESPI() ipsec.IKESPI {
 	for {
 		n := binary.BigEndian.Uint64(e.random(8))
 		s := ipsec.IKESPI(n - n%uint64(e.o.Share.of()) + uint64(e.o.Share.Part))
-		if s != 0 && e.sas[s] == nil {
+		if s != 0 && e.sas[s] == nil && e.shelf[s] == nil {
 			return s
 		}
 	}
@@ -26,7 +26,7 @@ func (e *Engine) newESPSPI() ipsec.ESPSPI {
 	for {
 		n := binary.BigEndian.Uint32(e.random(4))
 		s := ipsec.ESPSPI(n - n%uint32(e.o.Share.of()) + uint32(e.o.Share.Part))
-		if s > 255 && e.children[s] == nil && !e.spiPending(s) {
+		if s > 255 && e.children[s] == nil && e.shelfChildren[s] == nil && !e.spiPending(s) {
 			return s
 		}
 	}

@@ -69,6 +69,25 @@ type CopyStalled struct {
 	Process cluster.ProcessID
 }
 
+// Letter is about tunnels that move between two scopes, from the owner of Other to that
+// of the journal's scope. Whoever writes it does so again until it is answered.
+type Letter struct {
+	Kind    LetterKind
+	Other   cluster.ScopeID
+	Entries []Entry
+}
+
+// LetterKind says what is wanted, or answered, of the entries.
+type LetterKind uint8
+
+const (
+	LetterOffer   LetterKind = 1 + iota // they are ready to be adopted
+	LetterAdopted                       // their IKE SAs are, and committed
+	LetterRefused                       // they cannot be
+	LetterAsked                         // do their tunnels, named by Value, still exist?
+	LetterEnded                         // they do not
+)
+
 // Effects of the Replica.
 
 // SendAck acknowledges frames of an owner process up to Seq.
@@ -109,6 +128,13 @@ type UniteReceived struct {
 	Tombstones []ipsec.IKESPIs
 }
 
+// LetterReceived is about tunnels that move between our scope and Other: see Letter.
+type LetterReceived struct {
+	From cluster.NodeID
+	Letter
+}
+
+func (LetterReceived) effect()   {}
 func (SendFrame) effect()        {}
 func (Committed) effect()        {}
 func (BoundsEffective) effect()  {}

@@ -40,12 +40,17 @@ func decodeFrame(b []byte) (*syncpb.Frame, error) {
 func checkEvent(i int, e, first *syncpb.Frame_Event) error {
 	_, unite := e.Kind.(*syncpb.Frame_Event_Unite)
 	_, firstUnite := first.Kind.(*syncpb.Frame_Event_Unite)
+	letter := e.GetLetter()
 	switch {
 	case e.Kind == nil:
 		return fmt.Errorf("%w: event of no kind", ErrMalformed)
 	case unite != firstUnite:
 		return fmt.Errorf("%w: unite beside other events", ErrMalformed)
-	case i > 0 && (e.GetCopyBegin() != nil || e.GetRenew() != nil || e.GetUnite().GetFirst()):
+	case (letter == nil) != (first.GetLetter() == nil):
+		return fmt.Errorf("%w: letter beside other events", ErrMalformed)
+	case letter != nil && (letter.Kind == syncpb.Frame_Letter_NONE || letter.Kind > syncpb.Frame_Letter_ENDED):
+		return fmt.Errorf("%w: letter of kind %d", ErrMalformed, letter.Kind)
+	case i > 0 && (letter.GetFirst() || e.GetCopyBegin() != nil || e.GetRenew() != nil || e.GetUnite().GetFirst()):
 		return fmt.Errorf("%w: a new beginning within a frame", ErrMalformed)
 	case !boundsOK(e.GetBounds()) || !boundsOK(e.GetUnite().GetBounds()):
 		return fmt.Errorf("%w: bounds do not pair up", ErrMalformed)

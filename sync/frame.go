@@ -37,6 +37,7 @@ const (
 	kindHandover
 	kindUnite
 	kindRenew
+	kindLetter
 )
 
 // item is one event on its way into a frame.
@@ -52,6 +53,7 @@ type item struct {
 	windows     []xfrm.Window
 	tombstones  []ipsec.IKESPIs
 	epoch       cluster.Epoch
+	letter      Letter // without its entries
 }
 
 // fits says whether a frame can hold the item at all.
@@ -157,6 +159,9 @@ func (j *Journal) frame(p *peer) {
 	restart := false
 	for size, messages := 0, 0; p.queue.len() > 0; {
 		it := p.queue.first()
+		if len(f.Events) > 0 && (it.kind == kindLetter) != (f.Events[0].GetLetter() != nil) || it.kind == kindLetter && it.first && len(f.Events) > 0 {
+			break
+		}
 		if it.kind == kindRenew {
 			if len(f.Events) > 0 {
 				break // what was before it goes under the epoch before
@@ -168,7 +173,7 @@ func (j *Journal) frame(p *peer) {
 		if len(f.Events) > 0 && (size > frameSize || messages > frameMessages) {
 			break
 		}
-		restart = restart || it.kind == kindCopyBegin || it.kind == kindUnite && it.first
+		restart = restart || it.kind == kindCopyBegin || (it.kind == kindUnite || it.kind == kindLetter) && it.first
 		f.Events = append(f.Events, j.event(p, it))
 		s.pos = max(s.pos, it.pos)
 		if it.live {
@@ -205,6 +210,9 @@ func (j *Journal) event(p *peer, it *item) *syncpb.Frame_Event {
 		return &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Entry{Entry: &syncpb.Frame_EntryMark{}}}
 	case kindRenew:
 		return &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Renew{Renew: &syncpb.Frame_Renew{}}}
+	case kindLetter:
+		return &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Letter{Letter: &syncpb.Frame_Letter{
+			First: it.first, Kind: syncpb.Frame_Letter_Kind(it.letter.Kind), Other: uint32(it.letter.Other), Entries: j.entries(p, it.entries)}}}
 	case kindHandover:
 		h := &syncpb.Frame_Handover{EpochCounter: it.epoch.Counter, EpochNode: uint32(it.epoch.Node), Last: it.last}
 		for _, w := range it.windows {

@@ -375,6 +375,27 @@ func (j *Journal) Unite(now time.Time, node cluster.NodeID, process cluster.Proc
 	j.commit()
 }
 
+// Write sends a letter to the owner of this scope, which this process does not own. It is
+// lost with the stream, or when there is too much of it.
+func (j *Journal) Write(now time.Time, node cluster.NodeID, process cluster.ProcessID, l Letter) {
+	j.tick(now)
+	if j.owner || process == j.self {
+		return
+	}
+	p := j.peer(node, process)
+	chunk(l.Entries, func(c []Entry) {
+		it := recordItem(c, 0)
+		it.kind, it.letter, it.live = kindLetter, Letter{Kind: l.Kind, Other: l.Other}, true
+		if p.live += it.size; p.live > j.limit || !it.fits() {
+			p.live -= it.size
+			return
+		}
+		// What was under way when an ownership ended is not waited for.
+		it.first = p.mode == modeIdle && p.acked < p.seq && p.sent.len() == 0 && p.queue.len() == 0
+		p.queue.push(it)
+	})
+}
+
 // Tombstones are the IKE SAs whose deletion the peer authenticated, oldest first.
 func (j *Journal) Tombstones() []ipsec.IKESPIs {
 	out := make([]ipsec.IKESPIs, 0, j.tombs.len())

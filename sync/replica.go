@@ -159,21 +159,22 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	begins := f.Events[0].GetCopyBegin() != nil
 	unites := f.Events[0].GetUnite() != nil
 	renews := f.Events[0].GetRenew() != nil
+	letter := f.Events[0].GetLetter() != nil // of any epoch: who writes does not own
 	epoch := cluster.Epoch{Counter: f.EpochCounter, Node: cluster.NodeID(f.EpochNode)}
 	switch {
-	case !unites && epoch.Less(r.fence):
+	case !unites && !letter && epoch.Less(r.fence):
 		r.stats.OldEpoch++
 		return fmt.Errorf("%w: %v, fence %v", ErrOldEpoch, epoch, r.fence)
 	case f.Seq <= s.seq:
 		r.stats.Duplicates++
 		return nil
-	case f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst():
+	case f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst() && !f.Events[0].GetLetter().GetFirst():
 		r.stats.Gaps++
 		return fmt.Errorf("%w: %d follows %d", ErrGap, f.Seq, s.seq)
 	case renews && (r.copying != s || !r.epoch.Less(epoch)):
 		r.stats.NoCopy++
 		return fmt.Errorf("%w: renewal at %v", ErrNoCopy, epoch)
-	case !begins && !unites && !renews && (r.copying != s || r.epoch != epoch):
+	case !begins && !unites && !renews && !letter && (r.copying != s || r.epoch != epoch):
 		r.stats.NoCopy++
 		return fmt.Errorf("%w: epoch %v", ErrNoCopy, epoch)
 	case unites && !f.Events[0].GetUnite().GetFirst() && s.unite == nil:
@@ -237,6 +238,10 @@ func (r *Replica) event(s *sender, epoch cluster.Epoch, seq uint64, e *syncpb.Fr
 		}
 	case *syncpb.Frame_Event_Unite:
 		r.uniteEvent(s, k.Unite)
+	case *syncpb.Frame_Event_Letter:
+		l := k.Letter
+		r.effects.push(LetterReceived{From: s.node, Letter: Letter{
+			Kind: LetterKind(l.Kind), Other: cluster.ScopeID(l.Other), Entries: r.entries(l.Entries)}})
 	}
 }
 

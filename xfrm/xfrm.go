@@ -47,12 +47,7 @@ type SA struct {
 }
 
 // Window is the exact state of an SA pair, carried by a planned handover.
-type Window struct {
-	SPIIn      ipsec.ESPSPI
-	OutSeq     uint64   // last sequence number sent
-	InSeq      uint64   // highest sequence number accepted
-	InAccepted []uint64 // bit i of word j: InSeq-(64*j+i) was accepted
-}
+type Window = ipsec.Window
 
 // Tunnel is one tunnel interface; its name is that of the phase 1.
 type Tunnel struct {
@@ -205,6 +200,10 @@ type DataPlane interface {
 	// Deactivate silences a scope. When it returns no packet of it is under way
 	// in either direction, and none follows.
 	Deactivate(Scope)
+	// Detach takes pairs out and returns their exact state. When it returns no packet of
+	// theirs is under way in either direction. What waited for a bound is dropped, and its
+	// reception taken back.
+	Detach([]ipsec.ESPSPI) []Window
 	// Windows exports the exact state of a scope's SAs, meaningful after Deactivate.
 	Windows(Scope) []Window
 	// SetWindows imports it, before Activate.

@@ -144,7 +144,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	handler := xfrm.Handler{IKE: d.loop.offerIKE, Events: d.loop.offerEvents}
 	if d.cfg.Standalone.Farm() {
 		handler.Stray = d.stray
-		handler.ScopeOf = func(spi ipsec.ESPSPI) (xfrm.Scope, bool) { return node.ScopeOf(spi), true }
+		handler.ScopeOf = d.scopeOf
 	}
 	if d.plane, err = newPlane(d.cfg, handler, d.log); err != nil {
 		return err

@@ -41,6 +41,10 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.plane.SetPeer(e.SPIIn, e.Local, e.Remote, e.UDPEncap)
 	case node.Remove:
 		d.plane.Remove(e.SPIIn)
+	case node.Detach:
+		d.cluster.farm.node.HandleDetached(now, e.Scope, d.plane.Detach(e.SPIs))
+	case node.Pointer:
+		d.cluster.farm.point(e)
 	case node.SetBounds:
 		d.plane.SetBounds(e.Bounds)
 	case node.Activate:

@@ -25,9 +25,11 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/forward"
+	"tandem/internal/ipsec"
 	"tandem/internal/node"
 	"tandem/proto/clusterpb"
 	"tandem/xfrm"
+	"tandem/xfrm/esp"
 )
 
 const (
@@ -52,17 +54,18 @@ type farmEnds struct {
 	disk *raftauth.Disk
 	tcp  *raftauth.StreamLayer
 
-	addrs   sync.Map                                      // cluster.NodeID → netip.Addr
-	owners  atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
-	limbo   limbo
-	changed bool      // what this member owns has, since moved
-	since   time.Time // since when members are waited for; zero: they are not
-	queue   chan *clusterpb.Command
-	waiting sync.Map // of commands in the queue, by what they ask for
-	kick    chan struct{}
-	wg      sync.WaitGroup
-	ctx     context.Context
-	cancel  context.CancelFunc
+	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
+	owners   atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
+	limbo    limbo
+	pointers sync.Map  // ipsec.ESPSPI → xfrm.Scope, of tunnels that have moved
+	changed  bool      // what this member owns has, since moved
+	since    time.Time // since when members are waited for; zero: they are not
+	queue    chan *clusterpb.Command
+	waiting  sync.Map // of commands in the queue, by what they ask for
+	kick     chan struct{}
+	wg       sync.WaitGroup
+	ctx      context.Context
+	cancel   context.CancelFunc
 }
 
 // openFarm prepares the ends of a member of a farm and makes its node.
@@ -100,9 +103,9 @@ func (f *farmEnds) start() error {
 	f.link, err = forward.New(forward.Options{
 		Self: id.Node, Key: id.ForwardKey(), Listen: netip.AddrPortFrom(here, forward.DefaultPort), Log: d.log,
 		Deliver: d.plane.Inject,
-		IKE: func(_ forward.NodeID, x xfrm.IKEDatagram) {
+		IKE: func(_ forward.NodeID, x xfrm.IKEDatagram, last bool) {
 			d.loop.offerRemote(func(now time.Time) {
-				f.node.HandleForwarded(now, ike.Datagram{Local: x.Local, Remote: x.Remote, NonESP: x.NonESP, Data: x.Data})
+				f.node.HandleForwarded(now, ike.Datagram{Local: x.Local, Remote: x.Remote, NonESP: x.NonESP, Data: x.Data}, last)
 			})
 		},
 	})
@@ -409,6 +412,16 @@ func (f *farmEnds) moved() {
 	f.link.SetPeers(peers)
 }
 
+// scopeOf tells the scope of an SPI that no SA here has. The data plane's goroutines call it.
+func (d *Daemon) scopeOf(spi ipsec.ESPSPI) (xfrm.Scope, bool) {
+	if f := d.strays.Load(); f != nil {
+		if to, ok := f.pointers.Load(spi); ok {
+			return to.(xfrm.Scope), true
+		}
+	}
+	return node.ScopeOf(spi), true
+}
+
 // stray sends a packet to the member that owns its SA. The data plane's goroutines call it.
 func (d *Daemon) stray(x xfrm.Stray) {
 	f := d.strays.Load()
@@ -422,10 +435,36 @@ func (d *Daemon) stray(x xfrm.Stray) {
 	f.limbo.add(time.Now(), x)
 }
 
+// scopeOf is where a packet belongs that waits for its tunnel to come to rest.
+func (f *farmEnds) scopeOf(x *xfrm.Stray) xfrm.Scope {
+	if spi, ok := esp.SPI(x.Packet); ok {
+		if to, ok := f.pointers.Load(spi); ok {
+			return to.(xfrm.Scope)
+		}
+	}
+	return sharedScope // it is in the data plane by now
+}
+
+// point keeps where the packets of a tunnel go that has moved.
+func (f *farmEnds) point(e node.Pointer) {
+	f.changed = true
+	if e.To == 0 {
+		f.pointers.Delete(e.SPIIn)
+	} else {
+		f.pointers.Store(e.SPIIn, e.To)
+	}
+}
+
 // release sends on what waited for an owner, or takes it in if that is this member.
 func (f *farmEnds) release(now time.Time, owners map[xfrm.Scope]cluster.NodeID) {
 	var ours []xfrm.Stray
-	for _, x := range f.limbo.take(now, func(s xfrm.Scope) bool { return owners[s] != 0 || f.node.Owns(s) }) {
+	can := func(x *xfrm.Stray) bool {
+		if x.Scope == node.OnItsWay {
+			return f.scopeOf(x) != node.OnItsWay
+		}
+		return owners[x.Scope] != 0 || f.node.Owns(x.Scope)
+	}
+	for _, x := range f.limbo.take(now, can) {
 		if to := owners[x.Scope]; to != 0 {
 			f.link.Send(to, x)
 		} else {
@@ -439,7 +478,7 @@ func (f *farmEnds) release(now time.Time, owners map[xfrm.Scope]cluster.NodeID) 
 
 func (f *farmEnds) forward(e node.Forward) {
 	d := e.Datagram
-	f.link.SendIKE(e.To, xfrm.IKEDatagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data})
+	f.link.SendIKE(e.To, xfrm.IKEDatagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data}, e.Last)
 }
 
 // close ends the log and the link.

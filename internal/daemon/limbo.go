@@ -46,13 +46,13 @@ func (l *limbo) expire(now time.Time) {
 }
 
 // take gives back, in order, the packets that can go on now.
-func (l *limbo) take(now time.Time, can func(xfrm.Scope) bool) (xs []xfrm.Stray) {
+func (l *limbo) take(now time.Time, can func(*xfrm.Stray) bool) (xs []xfrm.Stray) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expire(now)
 	rest := l.q[:0]
 	for _, h := range l.q {
-		if can(h.x.Scope) {
+		if can(&h.x) {
 			xs = append(xs, h.x)
 		} else {
 			rest = append(rest, h)

@@ -178,6 +178,8 @@ func mergeEvents(in []xfrm.Event) []xfrm.Event {
 			k = key{kind: 4, spi: uint32(e.SPIIn)}
 		case xfrm.Expiring:
 			k = key{kind: 5, spi: uint32(e.SPIIn), hard: e.Hard}
+		case xfrm.ForwardedTraffic:
+			k = key{kind: 6, spi: uint32(e.SPIIn)}
 		}
 		return k
 	}

@@ -36,8 +36,9 @@ type Options struct {
 	// Deliver takes packets for Inject; their From is set. The slice and the packets are
 	// the link's again when it returns. It is called from one goroutine.
 	Deliver func([]xfrm.Stray)
-	// IKE takes IKE messages; Data is the callee's to keep. nil: they are dropped.
-	IKE func(from NodeID, d xfrm.IKEDatagram)
+	// IKE takes IKE messages; Data is the callee's to keep. last: it was handed on before.
+	// nil: they are dropped.
+	IKE func(from NodeID, d xfrm.IKEDatagram, last bool)
 }
 
 // Link is one member's end. Its socket belongs to the network namespace of the

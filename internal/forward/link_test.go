@@ -46,7 +46,7 @@ func newLive(t testing.TB, self NodeID, at netip.AddrPort) *live {
 			}
 			tell()
 		},
-		IKE: func(NodeID, xfrm.IKEDatagram) {
+		IKE: func(NodeID, xfrm.IKEDatagram, bool) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.ike++
@@ -130,7 +130,7 @@ func TestMembers(t *testing.T) {
 				}
 			}
 			for _, l := range ls {
-				l.SendIKE(l.o.Self%3+1, xfrm.IKEDatagram{Local: stray(1).Local, Remote: stray(1).Remote, Data: make([]byte, 40)})
+				l.SendIKE(l.o.Self%3+1, xfrm.IKEDatagram{Local: stray(1).Local, Remote: stray(1).Remote, Data: make([]byte, 40)}, false)
 			}
 			for _, l := range ls {
 				l.wait("all packets", func(got []xfrm.Stray, ike int) bool { return len(got) == 2*n && ike == 1 })

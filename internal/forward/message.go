@@ -104,7 +104,7 @@ func (m *message) decode(b []byte, n names) error {
 	}
 	m.kind = kind(b[0])
 	flags, nameLen := b[1], int(b[3])
-	if m.kind < kindInner || m.kind > kindIKE || flags&^flagsKnown != 0 || m.kind == kindInner && flags&^flagLast != 0 || m.kind == kindIKE && flags&flagLast != 0 || nameLen > maxName {
+	if m.kind < kindInner || m.kind > kindIKE || flags&^flagsKnown != 0 || m.kind == kindInner && flags&^flagLast != 0 || nameLen > maxName {
 		return errMalformed
 	}
 	x := &m.x

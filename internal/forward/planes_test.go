@@ -233,7 +233,7 @@ func testPlanes(t *testing.T, udp bool) {
 			m.link, err = New(Options{
 				Self: self, Key: clusterKey, Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(self)}), DefaultPort),
 				Deliver: func(xs []xfrm.Stray) { m.plane.Inject(xs) },
-				IKE: func(from NodeID, d xfrm.IKEDatagram) {
+				IKE: func(from NodeID, d xfrm.IKEDatagram, _ bool) {
 					m.mu.Lock()
 					defer m.mu.Unlock()
 					m.ike = append(m.ike, d)
@@ -340,7 +340,7 @@ func testPlanes(t *testing.T, udp bool) {
 		})
 		return d
 	}
-	a.link.SendIKE(2, one(a))
+	a.link.SendIKE(2, one(a), false)
 	if d := one(b); d.Local != remote || d.Remote != local || d.NonESP || !bytes.Equal(d.Data, msg) {
 		t.Errorf("IKE message from %v to %v, %d bytes", d.Remote, d.Local, len(d.Data))
 	}

@@ -53,9 +53,9 @@ func (l *Link) Send(to NodeID, x xfrm.Stray) {
 	l.enqueue(to, &m)
 }
 
-// SendIKE does the same for an IKE message.
-func (l *Link) SendIKE(to NodeID, d xfrm.IKEDatagram) {
-	l.enqueue(to, &message{kind: kindIKE, x: xfrm.Stray{UDPEncap: d.NonESP, Local: d.Local, Remote: d.Remote, Packet: d.Data}})
+// SendIKE does the same for an IKE message; last: it was handed on before.
+func (l *Link) SendIKE(to NodeID, d xfrm.IKEDatagram, last bool) {
+	l.enqueue(to, &message{kind: kindIKE, x: xfrm.Stray{Last: last, UDPEncap: d.NonESP, Local: d.Local, Remote: d.Remote, Packet: d.Data}})
 }
 
 func (l *Link) enqueue(to NodeID, m *message) {
@@ -64,11 +64,13 @@ func (l *Link) enqueue(to NodeID, m *message) {
 		l.noMember.Add(1)
 		return
 	}
-	if m.x.Last {
-		p.stats.tooFar.Add(1)
-		return
+	if m.kind != kindIKE {
+		if m.x.Last {
+			p.stats.tooFar.Add(1)
+			return
+		}
+		m.x.Last = m.x.From != 0 && NodeID(m.x.From) != l.o.Self
 	}
-	m.x.Last = m.x.From != 0 && NodeID(m.x.From) != l.o.Self
 	if p.tx.Load() == nil {
 		p.stats.noSession.Add(1)
 		return

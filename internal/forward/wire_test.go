@@ -23,11 +23,12 @@ var (
 // manual is a link whose loops do not run: the test carries datagrams and time.
 type manual struct {
 	*Link
-	t   testing.TB
-	now time.Time
-	got []xfrm.Stray
-	ike []xfrm.IKEDatagram
-	log bytes.Buffer
+	t    testing.TB
+	now  time.Time
+	got  []xfrm.Stray
+	ike  []xfrm.IKEDatagram
+	last bool // of the latest IKE message
+	log  bytes.Buffer
 }
 
 func newManual(t testing.TB, self NodeID, at netip.AddrPort, key ipsec.Key) *manual {
@@ -43,7 +44,7 @@ func newManual(t testing.TB, self NodeID, at netip.AddrPort, key ipsec.Key) *man
 				m.got = append(m.got, x)
 			}
 		},
-		IKE: func(_ NodeID, d xfrm.IKEDatagram) { m.ike = append(m.ike, d) },
+		IKE: func(_ NodeID, d xfrm.IKEDatagram, last bool) { m.ike, m.last = append(m.ike, d), last },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -154,10 +155,10 @@ func TestCarried(t *testing.T) {
 	}
 
 	d := xfrm.IKEDatagram{Local: want[0].Local, Remote: want[0].Remote, NonESP: true, Data: bytes.Repeat([]byte{9}, 3000)}
-	a.SendIKE(2, d)
+	a.SendIKE(2, d, true)
 	a.sendQueued()
 	b.take(a.local, b.heard()...)
-	if len(b.ike) != 1 || b.ike[0].Local != d.Local || b.ike[0].Remote != d.Remote || !b.ike[0].NonESP || !bytes.Equal(b.ike[0].Data, d.Data) {
+	if len(b.ike) != 1 || !b.last || b.ike[0].Local != d.Local || b.ike[0].Remote != d.Remote || !b.ike[0].NonESP || !bytes.Equal(b.ike[0].Data, d.Data) {
 		t.Errorf("%+v", b.ike)
 	}
 }

@@ -25,3 +25,11 @@ type ChildSA struct {
 	TSLocal       []TrafficSelector
 	TSRemote      []TrafficSelector
 }
+
+// Window is the exact state of a Child SA's two directions.
+type Window struct {
+	SPIIn      ESPSPI
+	OutSeq     uint64   // last sequence number sent
+	InSeq      uint64   // highest sequence number accepted
+	InAccepted []uint64 // bit i of word j: InSeq-(64*j+i) was accepted
+}

@@ -8,6 +8,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	statesync "tandem/sync"
 )
 
 // Options are what a Node needs from outside. Without Pair it is a standalone
@@ -24,7 +25,10 @@ type Options struct {
 	CookieSecret  ipsec.Key
 	HalfOpenLimit int // 0: 1000
 
-	routes map[AddRoute]int // shared by the scopes of a Farm
+	// What the scopes of a Farm share.
+	routes map[AddRoute]int
+	ledger *statesync.Ledger
+	nonces ike.Nonces
 }
 
 // Status is what diagnose shows.

@@ -30,12 +30,12 @@ func (n *Node) install(e ike.Install) {
 	if n.sas[e.SA.SPIIn] != nil {
 		return
 	}
-	c := &childSA{sa: e.SA, ceiling: initialCeiling}
+	c := &childSA{sa: e.SA, ceiling: max(initialCeiling, e.OutSeq), fence: e.InSeq}
 	n.sas[e.SA.SPIIn] = c
 	if b, ok := n.buried[e.SA.SPIIn]; ok {
 		// It was used on one side of a split or on both: it goes on above that.
 		delete(n.buried, e.SA.SPIIn)
-		c.ceiling, c.fence = max(c.ceiling, b.ceiling), b.fence
+		c.ceiling, c.fence = max(c.ceiling, b.ceiling), max(c.fence, b.fence)
 		if n.owner {
 			n.wanted = append(n.wanted, xfrm.Bound{SPIIn: e.SA.SPIIn, Dir: xfrm.Outbound, N: c.ceiling},
 				xfrm.Bound{SPIIn: e.SA.SPIIn, Dir: xfrm.Inbound, N: c.fence})
@@ -46,7 +46,10 @@ func (n *Node) install(e ike.Install) {
 	if e.SA.Suite.Encr.AEAD() {
 		sa.IV = n.ledger.IV(e.SA.KeyID)
 	}
-	n.emit(Install{sa})
+	n.emit(Install{SA: sa, moves: e.Moves})
+	if e.Window != nil {
+		n.emit(SetWindows{[]xfrm.Window{*e.Window}})
+	}
 	for _, r := range n.routesOf(e.SA) {
 		if n.routes[r]++; n.routes[r] == 1 {
 			n.emit(r)
@@ -62,7 +65,11 @@ func (n *Node) remove(spi ipsec.ESPSPI) {
 	delete(n.sas, spi)
 	n.bury(spi, c)
 	n.emit(Remove{spi})
-	for _, r := range n.routesOf(c.sa) {
+	n.removeRoutes(c.sa)
+}
+
+func (n *Node) removeRoutes(sa ipsec.ChildSA) {
+	for _, r := range n.routesOf(sa) {
 		if n.routes[r]--; n.routes[r] == 0 {
 			delete(n.routes, r)
 			n.emit(RemoveRoute(r))

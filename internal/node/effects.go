@@ -14,7 +14,10 @@ import (
 type Effect any
 
 // Install adds a Child SA to the data plane.
-type Install struct{ SA xfrm.SA }
+type Install struct {
+	SA    xfrm.SA
+	moves uint32 // of its tunnel, from scope to scope
+}
 
 // SetOutbound, SetPeer, Remove, SetBounds, Activate, Deactivate and SetWindows
 // are the data plane's methods of the same names.

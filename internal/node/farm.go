@@ -14,6 +14,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	statesync "tandem/sync"
 )
 
 // FarmOptions are what a Farm needs beyond the Options of each of its scopes, whose
@@ -51,11 +52,19 @@ type Farm struct {
 	peers   map[cluster.NodeID]cluster.Peer
 	streams map[cluster.NodeID]cluster.ProcessID
 	losses  map[cluster.NodeID]loss
-	spis    map[ipsec.ESPSPI]cluster.ScopeID
+	spis    map[ipsec.ESPSPI]place
 	owned   map[cluster.ScopeID]cluster.Epoch // as announced
 	routes  map[AddRoute]int
 	notes   []cluster.ScopeID // whose WriteNote is open; 0: nobody's
 	noted   bool              // the disk says that we went on alone, or cannot say that we did not
+
+	// Tunnels that move from scope to scope; see farm_moves.go.
+	drifts     map[ipsec.ESPSPI]*drift
+	arrived    map[ipsec.ESPSPI]time.Time
+	offers     []*offer
+	pointers   map[ipsec.ESPSPI]pointer
+	superseded []superseded
+	asked      time.Time
 
 	started, leads, stopping bool
 	quorum                   Quorum
@@ -84,11 +93,12 @@ type loss struct {
 func NewFarm(o FarmOptions) *Farm {
 	f := &Farm{
 		opt: o, cfg: o.Config, decided: fsm.New(), scopes: map[cluster.ScopeID]*Node{}, peers: map[cluster.NodeID]cluster.Peer{},
-		streams: map[cluster.NodeID]cluster.ProcessID{}, losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]cluster.ScopeID{},
+		streams: map[cluster.NodeID]cluster.ProcessID{}, losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
 		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: o.Coverage != cluster.CoverageProven,
 		quorum: Quorum{Lost: true},
 	}
 	f.opt.routes = f.routes
+	f.opt.ledger = statesync.NewLedger(o.Rand)
 	return f
 }
 
@@ -175,6 +185,7 @@ func (f *Farm) add(now time.Time, id cluster.ScopeID) {
 	o.Slot = &cluster.SlotOptions{Self: f.opt.Self, Name: f.opt.Name, Scope: id, Coverage: f.opt.Coverage, Interval: f.opt.Interval, Threshold: f.opt.Threshold}
 	o.Share = ike.Share{Part: int(id) % shares, Of: shares}
 	o.Config = f.configOf(id)
+	o.nonces = sharedKeys{f.opt.ledger, f, id}
 	n := New(o)
 	f.scopes[id] = n
 	i, _ := slices.BinarySearch(f.order, id)
@@ -363,6 +374,7 @@ func (f *Farm) HandleTimeout(now time.Time) {
 		}
 	})
 	f.reportLosses(now)
+	f.moves(now)
 }
 
 // NextTimeout is when HandleTimeout is due.
@@ -370,6 +382,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 	for _, id := range f.order {
 		t, ok = earlier(t, ok, f.scopes[id].NextTimeout)
 	}
+	t, ok = earlier(t, ok, f.nextMove)
 	if f.leads {
 		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
 			l := f.losses[k]
@@ -484,11 +497,17 @@ func (f *Farm) collect(id cluster.ScopeID) {
 			f.stopped()
 		case Claim, Release, Reassert: // the router moves the traffic
 		case Install:
-			f.spis[e.SA.SPIIn] = id
-			f.emit(e)
+			f.install(id, e)
 		case Remove:
-			delete(f.spis, e.SPIIn)
-			f.emit(e)
+			f.remove(id, e)
+		case pointed:
+			f.pointed(id, e)
+		case movedAway:
+			f.movedAway(id, e)
+		case movedHere:
+			f.movedHere(id, e)
+		case letterHere:
+			f.letter(e.now, id, e.From, e.Letter)
 		case Log:
 			e.Attrs = append(slices.Clip(e.Attrs), slog.String("scope", id.String()))
 			f.emit(e)

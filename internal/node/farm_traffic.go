@@ -14,34 +14,42 @@ import (
 	"tandem/xfrm"
 )
 
-// Forward sends an IKE message to the member that owns its IKE SA.
+// Forward sends an IKE message to the member that owns its IKE SA. Last: it was forwarded
+// before, and goes no further from there.
 type Forward struct {
 	To       cluster.NodeID
+	Last     bool
 	Datagram ike.Datagram
 }
 
+// hops are the members that an IKE message has passed.
+type hops uint8
+
+const mostHops hops = 2 // as packets: to the owner, and on to who has just succeeded it
+
 // HandleIKE takes an IKE message from the network: for an IKE SA that another member
 // owns it goes there, one that begins something new falls to one of our own scopes.
-func (f *Farm) HandleIKE(now time.Time, d ike.Datagram) { f.handleIKE(now, d, true) }
+func (f *Farm) HandleIKE(now time.Time, d ike.Datagram) { f.handleIKE(now, d, 0) }
 
-// HandleForwarded takes one that another member received; it goes no further.
-func (f *Farm) HandleForwarded(now time.Time, d ike.Datagram) {
+// HandleForwarded takes one that another member received, or handed on (last).
+func (f *Farm) HandleForwarded(now time.Time, d ike.Datagram, last bool) {
 	f.counters.ForwardedHere++
-	f.handleIKE(now, d, false)
+	h := hops(1)
+	if last {
+		h = mostHops
+	}
+	f.handleIKE(now, d, h)
 }
 
-func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
+func (f *Farm) handleIKE(now time.Time, d ike.Datagram, h hops) {
 	var mine []cluster.ScopeID
 	for _, id := range f.order {
 		n := f.scopes[id]
 		if n.ike.Knows(d.Data) {
 			if n.owner {
 				f.with(id, func(n *Node) { n.HandleIKE(now, d) })
-			} else if to := f.ownerOf(id); forward && to != 0 {
-				f.counters.Forwarded++
-				f.emit(Forward{To: to, Datagram: d})
 			} else {
-				f.counters.Strays++
+				f.forward(f.ownerOf(id), d, h)
 			}
 			return
 		}
@@ -49,11 +57,20 @@ func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
 			mine = append(mine, id)
 		}
 	}
-	if id, ok := f.scopeOfIKE(d.Data); ok && forward {
+	for _, id := range f.order {
+		if to, adopted, ok := f.scopes[id].ike.MovedTo(d.Data); ok {
+			if adopted {
+				f.forward(f.ownerOf(cluster.ScopeID(to)), d, h)
+			} else {
+				f.counters.Strays++ // it is sent again when the tunnel has come to rest
+			}
+			return
+		}
+	}
+	if id, ok := f.scopeOfIKE(d.Data); ok && h == 0 {
 		// Of an IKE SA that is not copied to this member: its SPI tells the scope.
 		if to := f.ownerOf(id); to != 0 {
-			f.counters.Forwarded++
-			f.emit(Forward{To: to, Datagram: d})
+			f.forward(to, d, h)
 			return
 		}
 	}
@@ -61,16 +78,22 @@ func (f *Farm) handleIKE(now time.Time, d ike.Datagram, forward bool) {
 		return
 	}
 	if len(mine) == 0 {
-		if to := f.anyOwner(d.Data); to != 0 && forward {
-			f.counters.Forwarded++
-			f.emit(Forward{To: to, Datagram: d})
-		}
+		f.forward(f.anyOwner(d.Data), d, h)
 		return
 	}
 	// By the initiator's SPI, so that a message sent again meets what the first one made.
-	h := fnv.New32a()
-	_, _ = h.Write(d.Data[:8])
-	f.with(mine[int(h.Sum32()%uint32(len(mine)))], func(n *Node) { n.HandleIKE(now, d) })
+	k := fnv.New32a()
+	_, _ = k.Write(d.Data[:8])
+	f.with(mine[int(k.Sum32()%uint32(len(mine)))], func(n *Node) { n.HandleIKE(now, d) })
+}
+
+func (f *Farm) forward(to cluster.NodeID, d ike.Datagram, h hops) {
+	if to == 0 || h == mostHops {
+		f.counters.Strays++
+		return
+	}
+	f.counters.Forwarded++
+	f.emit(Forward{To: to, Last: h+1 == mostHops, Datagram: d})
 }
 
 // anyOwner is a member that can take what begins something new where this one cannot,
@@ -155,6 +178,10 @@ func (f *Farm) Owns(s xfrm.Scope) bool {
 func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
 	by := map[cluster.ScopeID][]xfrm.Event{}
 	for _, e := range events {
+		if e, ok := e.(xfrm.ForwardedTraffic); ok {
+			f.drifting(now, e)
+			continue
+		}
 		id, ok := f.eventScope(e)
 		if ok {
 			by[id] = append(by[id], e)
@@ -168,19 +195,21 @@ func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
 }
 
 func (f *Farm) eventScope(e xfrm.Event) (id cluster.ScopeID, ok bool) {
+	var spi ipsec.ESPSPI
 	switch e := e.(type) {
-	case xfrm.BoundWanted:
-		id, ok = f.spis[e.SPIIn]
-	case xfrm.FirstInbound:
-		id, ok = f.spis[e.SPIIn]
-	case xfrm.PeerMoved:
-		id, ok = f.spis[e.SPIIn]
-	case xfrm.Expiring:
-		id, ok = f.spis[e.SPIIn]
 	case xfrm.Acquire:
-		id, ok = f.scopeOf(e.Tunnel), true
+		return f.scopeOf(e.Tunnel), true
+	case xfrm.BoundWanted:
+		spi = e.SPIIn
+	case xfrm.FirstInbound:
+		spi = e.SPIIn
+	case xfrm.PeerMoved:
+		spi = e.SPIIn
+	case xfrm.Expiring:
+		spi = e.SPIIn
 	}
-	return id, ok
+	p, ok := f.spis[spi]
+	return p.scope, ok
 }
 
 // HandleWindows answers TakeWindows of a scope.

@@ -39,6 +39,7 @@ type farmWorld struct {
 	passive  bool                             // clients wait for the farm
 	hears    map[cluster.NodeID]time.Duration // how long after its log a member hears what was decided
 	fromFarm int                              // IKE_SA_INIT requests
+	sent     uint64                           // sequence numbers of moved SAs
 	made     map[string]cluster.NodeID        // epochs by who used them
 	views    map[uint64]*fsm.Machine          // the state after an entry
 }
@@ -360,7 +361,7 @@ func (m *farmer) carryOut(e Effect) {
 	case Forward:
 		w.after(200*time.Microsecond, func() {
 			if o := w.members[e.To]; w.reach(m.id, e.To) {
-				o.do(func(f *Farm) { f.HandleForwarded(w.now, e.Datagram) })
+				o.do(func(f *Farm) { f.HandleForwarded(w.now, e.Datagram, e.Last) })
 			}
 		})
 	case Install:
@@ -370,6 +371,10 @@ func (m *farmer) carryOut(e Effect) {
 		m.sas[e.SA.SPIIn] = e.SA
 	case SetOutbound:
 		m.outbound[e.SPIIn] = e.Use
+	case Detach:
+		m.farm.HandleDetached(w.now, e.Scope, m.detach(e))
+	case SetWindows:
+		m.imported(e.Windows)
 	case Remove:
 		delete(m.sas, e.SPIIn)
 		delete(m.outbound, e.SPIIn)

@@ -51,11 +51,13 @@ type Node struct {
 	spare   bool   // of a farm: this member has nothing to do with the scope
 	moved   uint64 // tunnels that came by a planned handover
 
-	sas    map[ipsec.ESPSPI]*childSA
-	buried map[ipsec.ESPSPI]burial // see bury
-	wanted []xfrm.Bound
-	routes map[AddRoute]int
-	out    []Effect
+	sas      map[ipsec.ESPSPI]*childSA
+	buried   map[ipsec.ESPSPI]burial // see bury
+	moving   []moving
+	detached map[ipsec.ESPSPI]*childSA
+	wanted   []xfrm.Bound
+	routes   map[AddRoute]int
+	out      []Effect
 }
 
 // childSA is what the node knows of an installed Child SA. The bounds are the
@@ -75,18 +77,23 @@ func New(o Options) *Node {
 	}
 	n := &Node{
 		opt: o, cfg: o.Config,
-		ledger:  statesync.NewLedger(o.Rand),
-		peers:   map[cluster.NodeID]cluster.ProcessID{},
-		lagging: map[cluster.NodeID]bool{},
-		sas:     map[ipsec.ESPSPI]*childSA{},
-		buried:  map[ipsec.ESPSPI]burial{},
-		routes:  o.routes,
+		ledger:   o.ledger,
+		peers:    map[cluster.NodeID]cluster.ProcessID{},
+		lagging:  map[cluster.NodeID]bool{},
+		sas:      map[ipsec.ESPSPI]*childSA{},
+		buried:   map[ipsec.ESPSPI]burial{},
+		detached: map[ipsec.ESPSPI]*childSA{},
+		routes:   o.routes,
 	}
 	if n.routes == nil {
 		n.routes = map[AddRoute]int{}
 	}
+	if n.ledger == nil {
+		n.ledger = statesync.NewLedger(o.Rand)
+		n.opt.nonces = n.ledger
+	}
 	n.ike = ike.New(ike.Options{
-		Config: o.Config, Rand: o.Rand, Nonces: n.ledger, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
+		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
 		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share,
 	})
 	switch {

@@ -53,6 +53,11 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("from", o.From), slog.String("reason", o.Reason),
 		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
 	n.ike.Resume(now)
+	for _, s := range n.ike.Shelf() {
+		if !s.Adopted {
+			n.emit(movedAway{s.SPIs, cluster.ScopeID(s.To), now})
+		}
+	}
 	if o.Handover {
 		n.moved += n.tunnels()
 	}

@@ -63,6 +63,18 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 		n.emit(SetPeer{e.SPIIn, e.Local, e.Remote, e.UDPEncap})
 	case ike.Remove:
 		n.remove(e.SPIIn)
+	case ike.Detach:
+		if e.Done {
+			n.unroute(e.SPIIn)
+		} else {
+			n.detach(e.SPIIn)
+		}
+	case ike.Pointer:
+		n.emit(pointed{e})
+	case ike.Moved:
+		n.emit(movedAway{e.SPIs, cluster.ScopeID(e.To), now})
+	case ike.Adopted:
+		n.emit(movedHere{e.SPIs, cluster.ScopeID(e.From), e.Children, now})
 	case ike.Log:
 		n.emit(Log{e.Level, e.Message, e.Attrs})
 	default: // Send, SendKeepalive, KeyLog
@@ -119,6 +131,8 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 		n.authority.HandleHandover(now, e.Epoch)
 	case statesync.UniteReceived:
 		n.unite(now, e)
+	case statesync.LetterReceived:
+		n.emit(letterHere{e, now})
 	default: // SendAck
 		n.emit(e)
 	}

@@ -77,8 +77,12 @@ type IKESA struct {
 	ChildrenSeq     uint32                 `protobuf:"varint,43,opt,name=children_seq,json=childrenSeq,proto3" json:"children_seq,omitempty"`
 	DpdSent         uint32                 `protobuf:"varint,44,opt,name=dpd_sent,json=dpdSent,proto3" json:"dpd_sent,omitempty"`
 	DpdRecv         uint32                 `protobuf:"varint,45,opt,name=dpd_recv,json=dpdRecv,proto3" json:"dpd_recv,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of an IKE SA that is moved to another scope of the cluster.
+	Moves         uint32 `protobuf:"varint,49,opt,name=moves,proto3" json:"moves,omitempty"`                    // how often it was
+	MovedTo       uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
+	Adopted       bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IKESA) Reset() {
@@ -445,6 +449,27 @@ func (x *IKESA) GetDpdRecv() uint32 {
 		return x.DpdRecv
 	}
 	return 0
+}
+
+func (x *IKESA) GetMoves() uint32 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *IKESA) GetMovedTo() uint32 {
+	if x != nil {
+		return x.MovedTo
+	}
+	return 0
+}
+
+func (x *IKESA) GetAdopted() bool {
+	if x != nil {
+		return x.Adopted
+	}
+	return false
 }
 
 type Suite struct {
@@ -1006,32 +1031,37 @@ func (x *Exchange) GetDeletedOut() []uint32 {
 }
 
 type ChildSA struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Phase2        string                 `protobuf:"bytes,1,opt,name=phase2,proto3" json:"phase2,omitempty"`
-	SpiIn         uint32                 `protobuf:"fixed32,2,opt,name=spi_in,json=spiIn,proto3" json:"spi_in,omitempty"`
-	SpiOut        uint32                 `protobuf:"fixed32,3,opt,name=spi_out,json=spiOut,proto3" json:"spi_out,omitempty"`
-	Suite         *Suite                 `protobuf:"bytes,4,opt,name=suite,proto3" json:"suite,omitempty"`
-	KeyId         uint64                 `protobuf:"fixed64,5,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	EncrIn        []byte                 `protobuf:"bytes,6,opt,name=encr_in,json=encrIn,proto3" json:"encr_in,omitempty"`
-	SaltIn        []byte                 `protobuf:"bytes,7,opt,name=salt_in,json=saltIn,proto3" json:"salt_in,omitempty"`
-	IntegIn       []byte                 `protobuf:"bytes,8,opt,name=integ_in,json=integIn,proto3" json:"integ_in,omitempty"`
-	EncrOut       []byte                 `protobuf:"bytes,9,opt,name=encr_out,json=encrOut,proto3" json:"encr_out,omitempty"`
-	SaltOut       []byte                 `protobuf:"bytes,10,opt,name=salt_out,json=saltOut,proto3" json:"salt_out,omitempty"`
-	IntegOut      []byte                 `protobuf:"bytes,11,opt,name=integ_out,json=integOut,proto3" json:"integ_out,omitempty"`
-	ReplayWindow  uint32                 `protobuf:"varint,12,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
-	TsLocal       []*Selector            `protobuf:"bytes,13,rep,name=ts_local,json=tsLocal,proto3" json:"ts_local,omitempty"`
-	TsRemote      []*Selector            `protobuf:"bytes,14,rep,name=ts_remote,json=tsRemote,proto3" json:"ts_remote,omitempty"`
-	State         uint32                 `protobuf:"varint,15,opt,name=state,proto3" json:"state,omitempty"`
-	Outbound      bool                   `protobuf:"varint,16,opt,name=outbound,proto3" json:"outbound,omitempty"`
-	Initiator     bool                   `protobuf:"varint,17,opt,name=initiator,proto3" json:"initiator,omitempty"` // of the exchange that made it
-	Replaces      uint32                 `protobuf:"fixed32,18,opt,name=replaces,proto3" json:"replaces,omitempty"`  // inbound SPI of its predecessor
-	LowestNonce   []byte                 `protobuf:"bytes,25,opt,name=lowest_nonce,json=lowestNonce,proto3" json:"lowest_nonce,omitempty"`
-	InstalledAge  int64                  `protobuf:"varint,19,opt,name=installed_age,json=installedAge,proto3" json:"installed_age,omitempty"`
-	Soft          int64                  `protobuf:"varint,20,opt,name=soft,proto3" json:"soft,omitempty"` // span since installation, jitter drawn; 0: none
-	Hard          int64                  `protobuf:"varint,21,opt,name=hard,proto3" json:"hard,omitempty"`
-	SoftBytes     uint64                 `protobuf:"varint,22,opt,name=soft_bytes,json=softBytes,proto3" json:"soft_bytes,omitempty"`
-	HardBytes     uint64                 `protobuf:"varint,23,opt,name=hard_bytes,json=hardBytes,proto3" json:"hard_bytes,omitempty"`
-	Seq           uint32                 `protobuf:"varint,24,opt,name=seq,proto3" json:"seq,omitempty"` // order of creation within the IKE SA
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Phase2       string                 `protobuf:"bytes,1,opt,name=phase2,proto3" json:"phase2,omitempty"`
+	SpiIn        uint32                 `protobuf:"fixed32,2,opt,name=spi_in,json=spiIn,proto3" json:"spi_in,omitempty"`
+	SpiOut       uint32                 `protobuf:"fixed32,3,opt,name=spi_out,json=spiOut,proto3" json:"spi_out,omitempty"`
+	Suite        *Suite                 `protobuf:"bytes,4,opt,name=suite,proto3" json:"suite,omitempty"`
+	KeyId        uint64                 `protobuf:"fixed64,5,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	EncrIn       []byte                 `protobuf:"bytes,6,opt,name=encr_in,json=encrIn,proto3" json:"encr_in,omitempty"`
+	SaltIn       []byte                 `protobuf:"bytes,7,opt,name=salt_in,json=saltIn,proto3" json:"salt_in,omitempty"`
+	IntegIn      []byte                 `protobuf:"bytes,8,opt,name=integ_in,json=integIn,proto3" json:"integ_in,omitempty"`
+	EncrOut      []byte                 `protobuf:"bytes,9,opt,name=encr_out,json=encrOut,proto3" json:"encr_out,omitempty"`
+	SaltOut      []byte                 `protobuf:"bytes,10,opt,name=salt_out,json=saltOut,proto3" json:"salt_out,omitempty"`
+	IntegOut     []byte                 `protobuf:"bytes,11,opt,name=integ_out,json=integOut,proto3" json:"integ_out,omitempty"`
+	ReplayWindow uint32                 `protobuf:"varint,12,opt,name=replay_window,json=replayWindow,proto3" json:"replay_window,omitempty"`
+	TsLocal      []*Selector            `protobuf:"bytes,13,rep,name=ts_local,json=tsLocal,proto3" json:"ts_local,omitempty"`
+	TsRemote     []*Selector            `protobuf:"bytes,14,rep,name=ts_remote,json=tsRemote,proto3" json:"ts_remote,omitempty"`
+	State        uint32                 `protobuf:"varint,15,opt,name=state,proto3" json:"state,omitempty"`
+	Outbound     bool                   `protobuf:"varint,16,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	Initiator    bool                   `protobuf:"varint,17,opt,name=initiator,proto3" json:"initiator,omitempty"` // of the exchange that made it
+	Replaces     uint32                 `protobuf:"fixed32,18,opt,name=replaces,proto3" json:"replaces,omitempty"`  // inbound SPI of its predecessor
+	LowestNonce  []byte                 `protobuf:"bytes,25,opt,name=lowest_nonce,json=lowestNonce,proto3" json:"lowest_nonce,omitempty"`
+	InstalledAge int64                  `protobuf:"varint,19,opt,name=installed_age,json=installedAge,proto3" json:"installed_age,omitempty"`
+	Soft         int64                  `protobuf:"varint,20,opt,name=soft,proto3" json:"soft,omitempty"` // span since installation, jitter drawn; 0: none
+	Hard         int64                  `protobuf:"varint,21,opt,name=hard,proto3" json:"hard,omitempty"`
+	SoftBytes    uint64                 `protobuf:"varint,22,opt,name=soft_bytes,json=softBytes,proto3" json:"soft_bytes,omitempty"`
+	HardBytes    uint64                 `protobuf:"varint,23,opt,name=hard_bytes,json=hardBytes,proto3" json:"hard_bytes,omitempty"`
+	Seq          uint32                 `protobuf:"varint,24,opt,name=seq,proto3" json:"seq,omitempty"` // order of creation within the IKE SA
+	// The exact state when it was last moved to another scope: what a successor must stay
+	// above. in_accepted (bit i of word j: in_seq-(64*j+i)) only while it is on its way.
+	OutSeq        uint64   `protobuf:"varint,26,opt,name=out_seq,json=outSeq,proto3" json:"out_seq,omitempty"`
+	InSeq         uint64   `protobuf:"varint,27,opt,name=in_seq,json=inSeq,proto3" json:"in_seq,omitempty"`
+	InAccepted    []uint64 `protobuf:"fixed64,28,rep,packed,name=in_accepted,json=inAccepted,proto3" json:"in_accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1241,11 +1271,32 @@ func (x *ChildSA) GetSeq() uint32 {
 	return 0
 }
 
+func (x *ChildSA) GetOutSeq() uint64 {
+	if x != nil {
+		return x.OutSeq
+	}
+	return 0
+}
+
+func (x *ChildSA) GetInSeq() uint64 {
+	if x != nil {
+		return x.InSeq
+	}
+	return 0
+}
+
+func (x *ChildSA) GetInAccepted() []uint64 {
+	if x != nil {
+		return x.InAccepted
+	}
+	return nil
+}
+
 var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xe5\v\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xb0\f\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1300,7 +1351,10 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x10deleted_children\x18* \x03(\aR\x0fdeletedChildren\x12!\n" +
 	"\fchildren_seq\x18+ \x01(\rR\vchildrenSeq\x12\x19\n" +
 	"\bdpd_sent\x18, \x01(\rR\adpdSent\x12\x19\n" +
-	"\bdpd_recv\x18- \x01(\rR\adpdRecv\"\x80\x01\n" +
+	"\bdpd_recv\x18- \x01(\rR\adpdRecv\x12\x14\n" +
+	"\x05moves\x181 \x01(\rR\x05moves\x12\x19\n" +
+	"\bmoved_to\x182 \x01(\rR\amovedTo\x12\x18\n" +
+	"\aadopted\x183 \x01(\bR\aadopted\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
@@ -1358,7 +1412,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
 	"collided_r\x18\x1a \x01(\x06R\tcollidedR\x12\x1f\n" +
 	"\vdeleted_out\x18\x1b \x03(\aR\n" +
-	"deletedOut\"\xe9\x05\n" +
+	"deletedOut\"\xba\x06\n" +
 	"\aChildSA\x12\x16\n" +
 	"\x06phase2\x18\x01 \x01(\tR\x06phase2\x12\x15\n" +
 	"\x06spi_in\x18\x02 \x01(\aR\x05spiIn\x12\x17\n" +
@@ -1387,7 +1441,11 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"soft_bytes\x18\x16 \x01(\x04R\tsoftBytes\x12\x1d\n" +
 	"\n" +
 	"hard_bytes\x18\x17 \x01(\x04R\thardBytes\x12\x10\n" +
-	"\x03seq\x18\x18 \x01(\rR\x03seqB\x15Z\x13tandem/proto/syncpbb\x06proto3"
+	"\x03seq\x18\x18 \x01(\rR\x03seq\x12\x17\n" +
+	"\aout_seq\x18\x1a \x01(\x04R\x06outSeq\x12\x15\n" +
+	"\x06in_seq\x18\x1b \x01(\x04R\x05inSeq\x12\x1f\n" +
+	"\vin_accepted\x18\x1c \x03(\x06R\n" +
+	"inAcceptedB\x15Z\x13tandem/proto/syncpbb\x06proto3"
 
 var (
 	file_syncpb_ikesa_proto_rawDescOnce sync.Once

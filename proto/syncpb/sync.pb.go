@@ -27,12 +27,70 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Frame_Letter_Kind int32
+
+const (
+	Frame_Letter_NONE    Frame_Letter_Kind = 0
+	Frame_Letter_OFFER   Frame_Letter_Kind = 1 // entries are ready to be adopted
+	Frame_Letter_ADOPTED Frame_Letter_Kind = 2 // the entries' IKE SAs are, and committed
+	Frame_Letter_REFUSED Frame_Letter_Kind = 3 // they cannot be
+	Frame_Letter_ASKED   Frame_Letter_Kind = 4 // do their tunnels, named by value, still exist?
+	Frame_Letter_ENDED   Frame_Letter_Kind = 5 // they do not
+)
+
+// Enum value maps for Frame_Letter_Kind.
+var (
+	Frame_Letter_Kind_name = map[int32]string{
+		0: "NONE",
+		1: "OFFER",
+		2: "ADOPTED",
+		3: "REFUSED",
+		4: "ASKED",
+		5: "ENDED",
+	}
+	Frame_Letter_Kind_value = map[string]int32{
+		"NONE":    0,
+		"OFFER":   1,
+		"ADOPTED": 2,
+		"REFUSED": 3,
+		"ASKED":   4,
+		"ENDED":   5,
+	}
+)
+
+func (x Frame_Letter_Kind) Enum() *Frame_Letter_Kind {
+	p := new(Frame_Letter_Kind)
+	*p = x
+	return p
+}
+
+func (x Frame_Letter_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Frame_Letter_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_syncpb_sync_proto_enumTypes[0].Descriptor()
+}
+
+func (Frame_Letter_Kind) Type() protoreflect.EnumType {
+	return &file_syncpb_sync_proto_enumTypes[0]
+}
+
+func (x Frame_Letter_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Frame_Letter_Kind.Descriptor instead.
+func (Frame_Letter_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 10, 0}
+}
+
 // Frame is a run of events, in order, for one receiving process.
 type Frame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// seq rises by one for each (scope, origin process, receiving process). A frame that
-	// begins with copy_begin or with unite.first may skip numbers: what it starts
-	// replaces everything before.
+	// begins with copy_begin, unite.first or letter.first may skip numbers: nothing that came
+	// before it matters any more.
 	Seq           uint64         `protobuf:"fixed64,1,opt,name=seq,proto3" json:"seq,omitempty"` // first on the wire, so that a second arrival is cheap to see
 	OriginProcess uint64         `protobuf:"fixed64,2,opt,name=origin_process,json=originProcess,proto3" json:"origin_process,omitempty"`
 	ToProcess     uint64         `protobuf:"fixed64,3,opt,name=to_process,json=toProcess,proto3" json:"to_process,omitempty"` // ranges are bound to this process
@@ -359,6 +417,7 @@ type Frame_Event struct {
 	//	*Frame_Event_Handover
 	//	*Frame_Event_Unite
 	//	*Frame_Event_Renew
+	//	*Frame_Event_Letter
 	Kind          isFrame_Event_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -464,6 +523,15 @@ func (x *Frame_Event) GetRenew() *Frame_Renew {
 	return nil
 }
 
+func (x *Frame_Event) GetLetter() *Frame_Letter {
+	if x != nil {
+		if x, ok := x.Kind.(*Frame_Event_Letter); ok {
+			return x.Letter
+		}
+	}
+	return nil
+}
+
 type isFrame_Event_Kind interface {
 	isFrame_Event_Kind()
 }
@@ -496,6 +564,10 @@ type Frame_Event_Renew struct {
 	Renew *Frame_Renew `protobuf:"bytes,7,opt,name=renew,proto3,oneof"`
 }
 
+type Frame_Event_Letter struct {
+	Letter *Frame_Letter `protobuf:"bytes,8,opt,name=letter,proto3,oneof"`
+}
+
 func (*Frame_Event_CopyBegin) isFrame_Event_Kind() {}
 
 func (*Frame_Event_Record) isFrame_Event_Kind() {}
@@ -509,6 +581,8 @@ func (*Frame_Event_Handover) isFrame_Event_Kind() {}
 func (*Frame_Event_Unite) isFrame_Event_Kind() {}
 
 func (*Frame_Event_Renew) isFrame_Event_Kind() {}
+
+func (*Frame_Event_Letter) isFrame_Event_Kind() {}
 
 // CopyBegin: a full copy follows and replaces what the receiver holds.
 type Frame_CopyBegin struct {
@@ -1011,6 +1085,77 @@ func (x *Frame_Window) GetInAccepted() []uint64 {
 	return nil
 }
 
+// Letter is about tunnels that move between two scopes. It goes to the owner of the
+// frame's scope from the owner of the other one, and is written again until it is
+// answered.
+type Frame_Letter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         bool                   `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Kind          Frame_Letter_Kind      `protobuf:"varint,2,opt,name=kind,proto3,enum=tandem.sync.Frame_Letter_Kind" json:"kind,omitempty"`
+	Other         uint32                 `protobuf:"varint,3,opt,name=other,proto3" json:"other,omitempty"` // scope
+	Entries       []*Frame_Entry         `protobuf:"bytes,4,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Frame_Letter) Reset() {
+	*x = Frame_Letter{}
+	mi := &file_syncpb_sync_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Frame_Letter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Frame_Letter) ProtoMessage() {}
+
+func (x *Frame_Letter) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_sync_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Frame_Letter.ProtoReflect.Descriptor instead.
+func (*Frame_Letter) Descriptor() ([]byte, []int) {
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 10}
+}
+
+func (x *Frame_Letter) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
+func (x *Frame_Letter) GetKind() Frame_Letter_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Frame_Letter_NONE
+}
+
+func (x *Frame_Letter) GetOther() uint32 {
+	if x != nil {
+		return x.Other
+	}
+	return 0
+}
+
+func (x *Frame_Letter) GetEntries() []*Frame_Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
 // Unite is a part of the sender's whole state at healing.
 type Frame_Unite struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1025,7 +1170,7 @@ type Frame_Unite struct {
 
 func (x *Frame_Unite) Reset() {
 	*x = Frame_Unite{}
-	mi := &file_syncpb_sync_proto_msgTypes[14]
+	mi := &file_syncpb_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1182,7 @@ func (x *Frame_Unite) String() string {
 func (*Frame_Unite) ProtoMessage() {}
 
 func (x *Frame_Unite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_sync_proto_msgTypes[14]
+	mi := &file_syncpb_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1195,7 @@ func (x *Frame_Unite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame_Unite.ProtoReflect.Descriptor instead.
 func (*Frame_Unite) Descriptor() ([]byte, []int) {
-	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 10}
+	return file_syncpb_sync_proto_rawDescGZIP(), []int{0, 11}
 }
 
 func (x *Frame_Unite) GetFirst() bool {
@@ -1092,7 +1237,7 @@ var File_syncpb_sync_proto protoreflect.FileDescriptor
 
 const file_syncpb_sync_proto_rawDesc = "" +
 	"\n" +
-	"\x11syncpb/sync.proto\x12\vtandem.sync\"\xe2\v\n" +
+	"\x11syncpb/sync.proto\x12\vtandem.sync\"\x83\x0e\n" +
 	"\x05Frame\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x06R\x03seq\x12%\n" +
 	"\x0eorigin_process\x18\x02 \x01(\x06R\roriginProcess\x12\x1d\n" +
@@ -1102,7 +1247,7 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\n" +
 	"epoch_node\x18\x05 \x01(\rR\tepochNode\x120\n" +
 	"\x06events\x18\x06 \x03(\v2\x18.tandem.sync.Frame.EventR\x06events\x12\x14\n" +
-	"\x05scope\x18\a \x01(\rR\x05scope\x1a\x8d\x03\n" +
+	"\x05scope\x18\a \x01(\rR\x05scope\x1a\xc2\x03\n" +
 	"\x05Event\x12=\n" +
 	"\n" +
 	"copy_begin\x18\x01 \x01(\v2\x1c.tandem.sync.Frame.CopyBeginH\x00R\tcopyBegin\x123\n" +
@@ -1111,7 +1256,8 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\x05entry\x18\x04 \x01(\v2\x1c.tandem.sync.Frame.EntryMarkH\x00R\x05entry\x129\n" +
 	"\bhandover\x18\x05 \x01(\v2\x1b.tandem.sync.Frame.HandoverH\x00R\bhandover\x120\n" +
 	"\x05unite\x18\x06 \x01(\v2\x18.tandem.sync.Frame.UniteH\x00R\x05unite\x120\n" +
-	"\x05renew\x18\a \x01(\v2\x18.tandem.sync.Frame.RenewH\x00R\x05renewB\x06\n" +
+	"\x05renew\x18\a \x01(\v2\x18.tandem.sync.Frame.RenewH\x00R\x05renew\x123\n" +
+	"\x06letter\x18\b \x01(\v2\x19.tandem.sync.Frame.LetterH\x00R\x06letterB\x06\n" +
 	"\x04kind\x1a\v\n" +
 	"\tCopyBegin\x1a<\n" +
 	"\x06Record\x122\n" +
@@ -1145,7 +1291,19 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\aout_seq\x18\x02 \x01(\x04R\x06outSeq\x12\x15\n" +
 	"\x06in_seq\x18\x03 \x01(\x04R\x05inSeq\x12\x1f\n" +
 	"\vin_accepted\x18\x04 \x03(\x06R\n" +
-	"inAccepted\x1a\xb8\x01\n" +
+	"inAccepted\x1a\xe9\x01\n" +
+	"\x06Letter\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\bR\x05first\x122\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1e.tandem.sync.Frame.Letter.KindR\x04kind\x12\x14\n" +
+	"\x05other\x18\x03 \x01(\rR\x05other\x122\n" +
+	"\aentries\x18\x04 \x03(\v2\x18.tandem.sync.Frame.EntryR\aentries\"K\n" +
+	"\x04Kind\x12\b\n" +
+	"\x04NONE\x10\x00\x12\t\n" +
+	"\x05OFFER\x10\x01\x12\v\n" +
+	"\aADOPTED\x10\x02\x12\v\n" +
+	"\aREFUSED\x10\x03\x12\t\n" +
+	"\x05ASKED\x10\x04\x12\t\n" +
+	"\x05ENDED\x10\x05\x1a\xb8\x01\n" +
 	"\x05Unite\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\bR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x122\n" +
@@ -1187,47 +1345,53 @@ func file_syncpb_sync_proto_rawDescGZIP() []byte {
 	return file_syncpb_sync_proto_rawDescData
 }
 
-var file_syncpb_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_syncpb_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_syncpb_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_syncpb_sync_proto_goTypes = []any{
-	(*Frame)(nil),           // 0: tandem.sync.Frame
-	(*StreamUp)(nil),        // 1: tandem.sync.StreamUp
-	(*StreamDown)(nil),      // 2: tandem.sync.StreamDown
-	(*Hello)(nil),           // 3: tandem.sync.Hello
-	(*Frame_Event)(nil),     // 4: tandem.sync.Frame.Event
-	(*Frame_CopyBegin)(nil), // 5: tandem.sync.Frame.CopyBegin
-	(*Frame_Record)(nil),    // 6: tandem.sync.Frame.Record
-	(*Frame_EntryMark)(nil), // 7: tandem.sync.Frame.EntryMark
-	(*Frame_Entry)(nil),     // 8: tandem.sync.Frame.Entry
-	(*Frame_Range)(nil),     // 9: tandem.sync.Frame.Range
-	(*Frame_Bounds)(nil),    // 10: tandem.sync.Frame.Bounds
-	(*Frame_Renew)(nil),     // 11: tandem.sync.Frame.Renew
-	(*Frame_Handover)(nil),  // 12: tandem.sync.Frame.Handover
-	(*Frame_Window)(nil),    // 13: tandem.sync.Frame.Window
-	(*Frame_Unite)(nil),     // 14: tandem.sync.Frame.Unite
+	(Frame_Letter_Kind)(0),  // 0: tandem.sync.Frame.Letter.Kind
+	(*Frame)(nil),           // 1: tandem.sync.Frame
+	(*StreamUp)(nil),        // 2: tandem.sync.StreamUp
+	(*StreamDown)(nil),      // 3: tandem.sync.StreamDown
+	(*Hello)(nil),           // 4: tandem.sync.Hello
+	(*Frame_Event)(nil),     // 5: tandem.sync.Frame.Event
+	(*Frame_CopyBegin)(nil), // 6: tandem.sync.Frame.CopyBegin
+	(*Frame_Record)(nil),    // 7: tandem.sync.Frame.Record
+	(*Frame_EntryMark)(nil), // 8: tandem.sync.Frame.EntryMark
+	(*Frame_Entry)(nil),     // 9: tandem.sync.Frame.Entry
+	(*Frame_Range)(nil),     // 10: tandem.sync.Frame.Range
+	(*Frame_Bounds)(nil),    // 11: tandem.sync.Frame.Bounds
+	(*Frame_Renew)(nil),     // 12: tandem.sync.Frame.Renew
+	(*Frame_Handover)(nil),  // 13: tandem.sync.Frame.Handover
+	(*Frame_Window)(nil),    // 14: tandem.sync.Frame.Window
+	(*Frame_Letter)(nil),    // 15: tandem.sync.Frame.Letter
+	(*Frame_Unite)(nil),     // 16: tandem.sync.Frame.Unite
 }
 var file_syncpb_sync_proto_depIdxs = []int32{
-	4,  // 0: tandem.sync.Frame.events:type_name -> tandem.sync.Frame.Event
-	3,  // 1: tandem.sync.StreamUp.hello:type_name -> tandem.sync.Hello
-	3,  // 2: tandem.sync.StreamDown.hello:type_name -> tandem.sync.Hello
-	5,  // 3: tandem.sync.Frame.Event.copy_begin:type_name -> tandem.sync.Frame.CopyBegin
-	6,  // 4: tandem.sync.Frame.Event.record:type_name -> tandem.sync.Frame.Record
-	10, // 5: tandem.sync.Frame.Event.bounds:type_name -> tandem.sync.Frame.Bounds
-	7,  // 6: tandem.sync.Frame.Event.entry:type_name -> tandem.sync.Frame.EntryMark
-	12, // 7: tandem.sync.Frame.Event.handover:type_name -> tandem.sync.Frame.Handover
-	14, // 8: tandem.sync.Frame.Event.unite:type_name -> tandem.sync.Frame.Unite
-	11, // 9: tandem.sync.Frame.Event.renew:type_name -> tandem.sync.Frame.Renew
-	8,  // 10: tandem.sync.Frame.Record.entries:type_name -> tandem.sync.Frame.Entry
-	9,  // 11: tandem.sync.Frame.Entry.ranges:type_name -> tandem.sync.Frame.Range
-	13, // 12: tandem.sync.Frame.Handover.windows:type_name -> tandem.sync.Frame.Window
-	8,  // 13: tandem.sync.Frame.Unite.entries:type_name -> tandem.sync.Frame.Entry
-	10, // 14: tandem.sync.Frame.Unite.bounds:type_name -> tandem.sync.Frame.Bounds
-	1,  // 15: tandem.sync.StateSync.Replicate:input_type -> tandem.sync.StreamUp
-	2,  // 16: tandem.sync.StateSync.Replicate:output_type -> tandem.sync.StreamDown
-	16, // [16:17] is the sub-list for method output_type
-	15, // [15:16] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	5,  // 0: tandem.sync.Frame.events:type_name -> tandem.sync.Frame.Event
+	4,  // 1: tandem.sync.StreamUp.hello:type_name -> tandem.sync.Hello
+	4,  // 2: tandem.sync.StreamDown.hello:type_name -> tandem.sync.Hello
+	6,  // 3: tandem.sync.Frame.Event.copy_begin:type_name -> tandem.sync.Frame.CopyBegin
+	7,  // 4: tandem.sync.Frame.Event.record:type_name -> tandem.sync.Frame.Record
+	11, // 5: tandem.sync.Frame.Event.bounds:type_name -> tandem.sync.Frame.Bounds
+	8,  // 6: tandem.sync.Frame.Event.entry:type_name -> tandem.sync.Frame.EntryMark
+	13, // 7: tandem.sync.Frame.Event.handover:type_name -> tandem.sync.Frame.Handover
+	16, // 8: tandem.sync.Frame.Event.unite:type_name -> tandem.sync.Frame.Unite
+	12, // 9: tandem.sync.Frame.Event.renew:type_name -> tandem.sync.Frame.Renew
+	15, // 10: tandem.sync.Frame.Event.letter:type_name -> tandem.sync.Frame.Letter
+	9,  // 11: tandem.sync.Frame.Record.entries:type_name -> tandem.sync.Frame.Entry
+	10, // 12: tandem.sync.Frame.Entry.ranges:type_name -> tandem.sync.Frame.Range
+	14, // 13: tandem.sync.Frame.Handover.windows:type_name -> tandem.sync.Frame.Window
+	0,  // 14: tandem.sync.Frame.Letter.kind:type_name -> tandem.sync.Frame.Letter.Kind
+	9,  // 15: tandem.sync.Frame.Letter.entries:type_name -> tandem.sync.Frame.Entry
+	9,  // 16: tandem.sync.Frame.Unite.entries:type_name -> tandem.sync.Frame.Entry
+	11, // 17: tandem.sync.Frame.Unite.bounds:type_name -> tandem.sync.Frame.Bounds
+	2,  // 18: tandem.sync.StateSync.Replicate:input_type -> tandem.sync.StreamUp
+	3,  // 19: tandem.sync.StateSync.Replicate:output_type -> tandem.sync.StreamDown
+	19, // [19:20] is the sub-list for method output_type
+	18, // [18:19] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_sync_proto_init() }
@@ -1243,19 +1407,21 @@ func file_syncpb_sync_proto_init() {
 		(*Frame_Event_Handover)(nil),
 		(*Frame_Event_Unite)(nil),
 		(*Frame_Event_Renew)(nil),
+		(*Frame_Event_Letter)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_sync_proto_rawDesc), len(file_syncpb_sync_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   15,
+			NumEnums:      1,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_syncpb_sync_proto_goTypes,
 		DependencyIndexes: file_syncpb_sync_proto_depIdxs,
+		EnumInfos:         file_syncpb_sync_proto_enumTypes,
 		MessageInfos:      file_syncpb_sync_proto_msgTypes,
 	}.Build()
 	File_syncpb_sync_proto = out.File

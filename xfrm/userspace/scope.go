@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tandem/internal/ipsec"
 	"tandem/xfrm"
 )
 
@@ -94,6 +95,38 @@ func (p *Plane) Windows(id xfrm.Scope) []xfrm.Window {
 		if s.scope == sc {
 			ws = append(ws, s.export())
 		}
+	}
+	return ws
+}
+
+// Detach takes pairs out and exports them.
+func (p *Plane) Detach(spis []ipsec.ESPSPI) []xfrm.Window {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var gone []*sa
+	for _, spi := range spis {
+		s := p.sas.get(spi)
+		if s == nil {
+			continue
+		}
+		p.sas.remove(spi)
+		if s.order != 0 {
+			s.tun.routes.remove(s)
+			s.order = 0
+		}
+		gone = append(gone, s)
+	}
+	p.quiesce()
+	ws := make([]xfrm.Window, len(gone))
+	for i, s := range gone {
+		ws[i] = s.export()
+		s.out.mu.Lock()
+		freeWaiting(s.out.queue)
+		s.out.gone, s.out.queue, s.out.seal = true, nil, nil
+		s.out.mu.Unlock()
+		s.in.mu.Lock()
+		s.in.gone, s.in.open = true, nil
+		s.in.mu.Unlock()
 	}
 	return ws
 }

@@ -1,0 +1,108 @@
+package node
+
+import (
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/ipsec"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+// Detach takes the pairs of one tunnel out of the data plane; HandleDetached answers,
+// before the next input.
+type Detach struct {
+	Scope xfrm.Scope
+	SPIs  []ipsec.ESPSPI
+}
+
+// Pointer says to which scope packets of an SPI go that is not in the data plane here:
+// OnItsWay to nobody yet, 0 that nothing is known of it any more.
+type Pointer struct {
+	SPIIn ipsec.ESPSPI
+	To    xfrm.Scope
+}
+
+// OnItsWay is where a tunnel is that was given away and not taken yet: no scope has this number.
+const OnItsWay xfrm.Scope = 1<<16 - 1
+
+// What a scope of a farm tells the Farm; it never leaves that.
+type (
+	movedAway struct { // by record: it can be offered
+		spis ipsec.IKESPIs
+		to   cluster.ScopeID
+		now  time.Time
+	}
+	movedHere struct {
+		spis     ipsec.IKESPIs
+		from     cluster.ScopeID
+		children []ipsec.ESPSPI
+		now      time.Time
+	}
+	letterHere struct {
+		statesync.LetterReceived
+		now time.Time
+	}
+	pointed struct {
+		ike.Pointer
+	}
+)
+
+// moving is a tunnel whose windows were asked for.
+type moving struct {
+	spis     ipsec.IKESPIs
+	children []ipsec.ESPSPI
+	to       cluster.ScopeID
+}
+
+// move gives the tunnel of a Child SA to another scope, if nothing of it is under way.
+func (n *Node) move(spi ipsec.ESPSPI, to cluster.ScopeID) bool {
+	if !n.owner || n.handing != nil {
+		return false
+	}
+	spis, children, ok := n.ike.Movable(spi)
+	if !ok {
+		return false
+	}
+	n.moving = append(n.moving, moving{spis, children, to})
+	n.emit(Detach{n.scope, children})
+	return true
+}
+
+// HandleDetached answers the oldest open Detach.
+func (n *Node) HandleDetached(now time.Time, ws []xfrm.Window) {
+	if len(n.moving) == 0 {
+		return
+	}
+	m := n.moving[0]
+	n.moving = n.moving[1:]
+	got := map[ipsec.ESPSPI]bool{}
+	for _, w := range ws {
+		got[w.SPIIn] = true
+	}
+	for _, spi := range m.children {
+		if c := n.sas[spi]; c != nil && !got[spi] { // never installed: above all that it may have used
+			ws = append(ws, xfrm.Window{SPIIn: spi, OutSeq: c.ceiling, InSeq: c.fence})
+		}
+	}
+	n.ike.Move(now, m.spis, uint32(m.to), ws)
+	n.pump(now)
+}
+
+// detach takes a Child SA out of the data plane, and leaves the routes to it.
+func (n *Node) detach(spi ipsec.ESPSPI) {
+	if c := n.sas[spi]; c != nil {
+		delete(n.sas, spi)
+		n.detached[spi] = c
+		n.emit(Remove{spi})
+	}
+}
+
+// unroute lets go of the routes of a Child SA that was detached: they are somebody else's matter now.
+func (n *Node) unroute(spi ipsec.ESPSPI) {
+	if c := n.detached[spi]; c != nil {
+		delete(n.detached, spi)
+		n.removeRoutes(c.sa)
+	}
+}
