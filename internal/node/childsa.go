@@ -122,6 +122,7 @@ func (n *Node) routesOf(sa ipsec.ChildSA) []AddRoute {
 func (n *Node) want(b xfrm.Bound) {
 	if c := n.sas[b.SPIIn]; c != nil {
 		*c.bound(b.Dir) = b.N
+		c.asked++
 		n.wanted = append(n.wanted, b)
 	}
 }

@@ -14,10 +14,10 @@ import (
 const (
 	// A tunnel follows its authenticated inbound packets when for this long, and so many,
 	// all came through one other member.
-	driftTime    = 300 * time.Millisecond
-	driftPackets = 3
+	driftTime    = 250 * time.Millisecond
+	driftPackets = 2
 	// settleTime is how long a tunnel stays where it has come to.
-	settleTime = 2 * time.Second
+	settleTime = time.Second
 	// movesAtOnce bounds the tunnels that are on their way from this member.
 	movesAtOnce = 64
 	offerAgain  = 300 * time.Millisecond

@@ -178,10 +178,6 @@ func (f *Farm) Owns(s xfrm.Scope) bool {
 func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
 	by := map[cluster.ScopeID][]xfrm.Event{}
 	for _, e := range events {
-		if e, ok := e.(xfrm.ForwardedTraffic); ok {
-			f.drifting(now, e)
-			continue
-		}
 		id, ok := f.eventScope(e)
 		if ok {
 			by[id] = append(by[id], e)
@@ -190,6 +186,12 @@ func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
 	for _, id := range f.order {
 		if es := by[id]; len(es) > 0 {
 			f.with(id, func(n *Node) { n.HandlePlane(now, es) })
+		}
+	}
+	// Last: the packet that was reported may wait for a bound that was asked for with it.
+	for _, e := range events {
+		if e, ok := e.(xfrm.ForwardedTraffic); ok {
+			f.drifting(now, e)
 		}
 	}
 }

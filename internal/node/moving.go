@@ -56,18 +56,39 @@ type moving struct {
 	to       cluster.ScopeID
 }
 
-// move gives the tunnel of a Child SA to another scope, if nothing of it is under way.
-func (n *Node) move(spi ipsec.ESPSPI, to cluster.ScopeID) bool {
+// move gives the tunnel of a Child SA to another scope, if no exchange of it is under
+// way. Packets that wait for a bound go first.
+func (n *Node) move(spi ipsec.ESPSPI, to cluster.ScopeID) {
 	if !n.owner || n.handing != nil {
-		return false
+		return
 	}
 	spis, children, ok := n.ike.Movable(spi)
 	if !ok {
-		return false
+		return
+	}
+	for _, c := range children {
+		if x := n.sas[c]; x != nil && x.asked > 0 {
+			x.leaves = to
+			return
+		}
 	}
 	n.moving = append(n.moving, moving{spis, children, to})
 	n.emit(Detach{n.scope, children})
-	return true
+}
+
+// answered lets go what waited for bounds that are effective now.
+func (n *Node) answered(bs []xfrm.Bound) {
+	for _, b := range bs {
+		c := n.sas[b.SPIIn]
+		if c == nil {
+			continue
+		}
+		c.asked = max(0, c.asked-1)
+		if to := c.leaves; to != 0 && c.asked == 0 {
+			c.leaves = 0
+			n.move(b.SPIIn, to)
+		}
+	}
 }
 
 // HandleDetached answers the oldest open Detach.

@@ -65,6 +65,8 @@ type Node struct {
 type childSA struct {
 	sa             ipsec.ChildSA
 	ceiling, fence uint64
+	asked          int             // bounds that are not effective yet: packets may wait for them
+	leaves         cluster.ScopeID // it goes there as soon as none is
 }
 
 // burial is what is remembered of an SA that has gone.
