@@ -197,6 +197,10 @@ type DataPlane interface {
 
 	SetBounds([]Bound)
 	Activate(Scope)
+	// Retire has a scope take no more packets, in either direction: they are strays. What
+	// waits for a bound still goes its way when SetBounds answers. Deactivate, or Activate
+	// to take it back, follows.
+	Retire(Scope)
 	// Deactivate silences a scope. When it returns no packet of it is under way
 	// in either direction, and none follows.
 	Deactivate(Scope)

@@ -49,6 +49,9 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.plane.SetBounds(e.Bounds)
 	case node.Activate:
 		d.plane.Activate(e.Scope)
+	case node.Retire:
+		d.plane.Retire(e.Scope)
+		d.loop.planeEvents(now) // what it has asked for since
 	case node.Deactivate:
 		d.plane.Deactivate(e.Scope)
 	case node.SetWindows:

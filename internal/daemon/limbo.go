@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	limboTime = 200 * time.Millisecond // longer than a takeover; older packets are of no use to anybody
+	limboTime = 500 * time.Millisecond // as long as a handover may take; older packets are of no use to anybody
 	limboSize = 4096                   // packets
 )
 

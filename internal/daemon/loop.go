@@ -127,8 +127,6 @@ func (l *loop) poke() {
 // woken serves the queues that wake announces.
 func (l *loop) woken() {
 	l.mu.Lock()
-	events := l.events
-	l.events = nil
 	n := min(len(l.remote), remoteTurn)
 	remote := l.remote[:n]
 	l.remote = l.remote[n:]
@@ -143,12 +141,23 @@ func (l *loop) woken() {
 		f(now)
 		l.drain(now)
 	}
-	if len(events) > 0 {
-		now := time.Now()
-		l.stats.Events += uint64(len(events))
-		l.node.HandlePlane(now, events)
+	now := time.Now()
+	if l.planeEvents(now) {
 		l.drain(now)
 	}
+}
+
+// planeEvents hands the data plane's events to the node.
+func (l *loop) planeEvents(now time.Time) bool {
+	l.mu.Lock()
+	events := l.events
+	l.events = nil
+	l.mu.Unlock()
+	if len(events) > 0 {
+		l.stats.Events += uint64(len(events))
+		l.node.HandlePlane(now, events)
+	}
+	return len(events) > 0
 }
 
 // mergeEvents keeps of each kind and SA the last event, in order, so that the

@@ -63,6 +63,7 @@ func (n *Node) remove(spi ipsec.ESPSPI) {
 		return
 	}
 	delete(n.sas, spi)
+	n.asked -= c.asked
 	n.bury(spi, c)
 	n.emit(Remove{spi})
 	n.removeRoutes(c.sa)
@@ -123,6 +124,7 @@ func (n *Node) want(b xfrm.Bound) {
 	if c := n.sas[b.SPIIn]; c != nil {
 		*c.bound(b.Dir) = b.N
 		c.asked++
+		n.asked++
 		n.wanted = append(n.wanted, b)
 	}
 }

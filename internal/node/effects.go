@@ -19,7 +19,7 @@ type Install struct {
 	moves uint32 // of its tunnel, from scope to scope
 }
 
-// SetOutbound, SetPeer, Remove, SetBounds, Activate, Deactivate and SetWindows
+// SetOutbound, SetPeer, Remove, SetBounds, Activate, Deactivate, Retire and SetWindows
 // are the data plane's methods of the same names.
 type SetOutbound struct {
 	SPIIn ipsec.ESPSPI
@@ -34,6 +34,7 @@ type Remove struct{ SPIIn ipsec.ESPSPI }
 type SetBounds struct{ Bounds []xfrm.Bound }
 type Activate struct{ Scope xfrm.Scope }
 type Deactivate struct{ Scope xfrm.Scope }
+type Retire struct{ Scope xfrm.Scope }
 type SetWindows struct{ Windows []xfrm.Window }
 
 // TakeWindows asks the data plane for the exact windows of a scope that was just

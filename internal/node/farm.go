@@ -476,6 +476,7 @@ func (f *Farm) announce() {
 // collect takes over what a scope wants done.
 func (f *Farm) collect(id cluster.ScopeID) {
 	n := f.scopes[id]
+	owned := false // newly: it is told when the data plane is ready for what others send here then
 	for {
 		e, ok := n.Poll()
 		if !ok {
@@ -483,11 +484,21 @@ func (f *Farm) collect(id cluster.ScopeID) {
 		}
 		switch e := e.(type) {
 		case cluster.Announce:
+			_, before := f.owned[id]
 			delete(f.owned, id)
 			for _, t := range e.Owned {
 				f.owned[id] = t.Epoch
+				owned = !before
 			}
-			f.announce()
+			if !owned {
+				f.announce()
+			}
+		case Activate:
+			f.emit(e)
+			if owned {
+				owned = false
+				f.announce()
+			}
 		case cluster.WriteNote:
 			f.notes = append(f.notes, id)
 			f.noted = true
@@ -514,5 +525,8 @@ func (f *Farm) collect(id cluster.ScopeID) {
 		default:
 			f.emit(e)
 		}
+	}
+	if owned {
+		f.announce()
 	}
 }

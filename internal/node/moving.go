@@ -77,18 +77,23 @@ func (n *Node) move(spi ipsec.ESPSPI, to cluster.ScopeID) {
 }
 
 // answered lets go what waited for bounds that are effective now.
-func (n *Node) answered(bs []xfrm.Bound) {
+func (n *Node) answered(now time.Time, bs []xfrm.Bound) {
 	for _, b := range bs {
 		c := n.sas[b.SPIIn]
 		if c == nil {
 			continue
 		}
-		c.asked = max(0, c.asked-1)
+		if c.asked == 0 {
+			continue // of an ownership before this one
+		}
+		c.asked--
+		n.asked--
 		if to := c.leaves; to != 0 && c.asked == 0 {
 			c.leaves = 0
 			n.move(b.SPIIn, to)
 		}
 	}
+	n.considerFinish(now)
 }
 
 // HandleDetached answers the oldest open Detach.
@@ -115,6 +120,7 @@ func (n *Node) HandleDetached(now time.Time, ws []xfrm.Window) {
 func (n *Node) detach(spi ipsec.ESPSPI) {
 	if c := n.sas[spi]; c != nil {
 		delete(n.sas, spi)
+		n.asked -= c.asked
 		n.detached[spi] = c
 		n.emit(Remove{spi})
 	}

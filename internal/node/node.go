@@ -51,13 +51,15 @@ type Node struct {
 	spare   bool   // of a farm: this member has nothing to do with the scope
 	moved   uint64 // tunnels that came by a planned handover
 
-	sas      map[ipsec.ESPSPI]*childSA
-	buried   map[ipsec.ESPSPI]burial // see bury
-	moving   []moving
-	detached map[ipsec.ESPSPI]*childSA
-	wanted   []xfrm.Bound
-	routes   map[AddRoute]int
-	out      []Effect
+	sas       map[ipsec.ESPSPI]*childSA
+	buried    map[ipsec.ESPSPI]burial // see bury
+	moving    []moving
+	asked     int       // bounds that are not effective yet, of all Child SAs
+	finishing time.Time // since when a handover waits for them; zero: none does
+	detached  map[ipsec.ESPSPI]*childSA
+	wanted    []xfrm.Bound
+	routes    map[AddRoute]int
+	out       []Effect
 }
 
 // childSA is what the node knows of an installed Child SA. The bounds are the
@@ -243,6 +245,7 @@ func (n *Node) HandleMonitors(now time.Time, up int) {
 func (n *Node) HandleTimeout(now time.Time) {
 	n.ike.HandleTimeout(now)
 	n.ledger.Expire(now)
+	n.considerFinish(now)
 	if n.authority != nil {
 		n.lag(now)
 		n.journal.HandleTimeout(now)
@@ -261,6 +264,7 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 	if n.authority != nil {
 		t, ok = earlier(t, ok, n.authority.NextTimeout)
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
+		t, ok = earlier(t, ok, n.finishAt)
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
 		}

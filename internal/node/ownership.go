@@ -19,6 +19,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	if o.Renewal {
 		// What the old epoch's sync set has committed comes before the new journal.
 		n.drainJournal(now)
+		n.unasked()
 		n.epoch = o.Epoch
 		n.replica.Fence(o.Epoch)
 		n.journal.Start(now, o.Epoch)
@@ -36,6 +37,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.drainIKE(now)
 	}
 	n.owner, n.epoch, n.handing = true, o.Epoch, nil
+	n.unasked()
 	n.replica.Fence(o.Epoch)
 	n.journal.Start(now, o.Epoch)
 	if o.Handover && n.windows != nil {
@@ -74,6 +76,7 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	n.ike.Suspend(now)
 	n.drainIKE(now)
 	n.owner, n.handing = false, nil
+	n.unasked()
 	n.journal.Stop()
 	if wasOwner {
 		n.log(slog.LevelInfo, "HA state change detected -> secondary",
@@ -81,16 +84,50 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	}
 }
 
-// handOver stops this node and asks for the exact windows; the frames follow, and
-// only then the addresses go: the kernel takes milliseconds for them, in which the
-// successor can begin. What still arrives here meanwhile is dropped by a silent scope.
+// A handover waits for packets that wait for a bound: for so long that every question has
+// come up from the data plane, and for the answers at most so long.
+const (
+	finishLeast = time.Millisecond
+	finishMost  = 30 * time.Millisecond
+)
+
+// handOver stops this node. Packets that wait for a bound go their way first; then the
+// exact windows are asked for and the frames follow, and only then the addresses go: the
+// kernel takes milliseconds for them, in which the successor can begin. What still arrives
+// here meanwhile is a stray, or dropped in a pair.
 func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.handing = &h
-	// Silence comes first: what ends without everybody's word delivers nothing any more.
-	n.emit(Deactivate{n.scope})
+	// What ends without everybody's word delivers nothing any more.
+	n.emit(Retire{n.scope})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
+	n.finishing = now
+}
+
+// considerFinish ends what a handover has begun, when nothing waits or for too long.
+func (n *Node) considerFinish(now time.Time) {
+	if at, ok := n.finishAt(); !ok || now.Before(at) {
+		return
+	}
+	n.finishing = time.Time{}
+	n.emit(Deactivate{n.scope})
 	n.emit(TakeWindows{n.scope})
+}
+
+func (n *Node) finishAt() (time.Time, bool) {
+	wait := finishLeast
+	if n.asked > 0 {
+		wait = finishMost
+	}
+	return n.finishing.Add(wait), !n.finishing.IsZero()
+}
+
+// unasked forgets the questions for bounds of an ownership that has ended, or begins.
+func (n *Node) unasked() {
+	n.asked, n.finishing = 0, time.Time{}
+	for _, c := range n.sas {
+		c.asked, c.leaves = 0, 0
+	}
 }
 
 // drainJournal carries out what the journal has ready.

@@ -88,7 +88,7 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 		n.ike.Committed(now, ike.Ticket(e.Ticket))
 	case statesync.BoundsEffective:
 		n.emit(SetBounds{e.Bounds})
-		n.answered(e.Bounds)
+		n.answered(now, e.Bounds)
 	case statesync.Entered:
 		clear(n.buried) // whoever copied from us brings nothing back
 		n.authority.HandleEntered(now, e.Node)

@@ -261,7 +261,7 @@ func (m *member) carryOut(e Effect) {
 			}
 			n.HandlePlane(w.now, es)
 		})
-	case Deactivate:
+	case Deactivate, Retire:
 		m.active = false
 	case TakeWindows:
 		later(0, func(n *Node) { n.HandleWindows(w.now, nil) })

@@ -300,6 +300,9 @@ func (d *daemon) carry(e node.Effect) {
 		w.note(h.name, "plane", "activate")
 		w.rule.activates(d)
 		d.p.activate()
+	case node.Retire:
+		w.note(h.name, "plane", "retire")
+		d.p.retire()
 	case node.Deactivate:
 		w.note(h.name, "plane", "deactivate")
 		d.p.deactivate()

@@ -23,6 +23,7 @@ var effectTypes = []string{
 	"node.Release",
 	"node.Remove",
 	"node.RemoveRoute",
+	"node.Retire",
 	"node.SetBounds",
 	"node.SetOutbound",
 	"node.SetPeer",

@@ -16,16 +16,17 @@ import (
 // plane is a process's data plane: the production sender and receiver of each SA
 // over a model of sockets and interfaces.
 type plane struct {
-	d      *daemon
-	active bool
-	gen    uint64
-	order  uint64
-	sas    map[ipsec.ESPSPI]*sa
-	list   []*sa // in the order of installation
-	tick   bool
-	inbox  []func() // what sockets and interfaces hold while the process stands still
-	asked  map[string]time.Duration
-	ivs    *esp.IVSource
+	d       *daemon
+	active  bool
+	retired bool // it takes no more packets
+	gen     uint64
+	order   uint64
+	sas     map[ipsec.ESPSPI]*sa
+	list    []*sa // in the order of installation
+	tick    bool
+	inbox   []func() // what sockets and interfaces hold while the process stands still
+	asked   map[string]time.Duration
+	ivs     *esp.IVSource
 
 	noSA, silent, unknown int
 }
@@ -235,13 +236,16 @@ func (s *sa) activateIn() {
 }
 
 func (p *plane) activate() {
+	p.retired = false
 	if !p.active {
 		p.active = true
 		p.gen++
 	}
 }
 
-func (p *plane) deactivate() { p.active = false }
+func (p *plane) retire() { p.retired = p.active }
+
+func (p *plane) deactivate() { p.active, p.retired = false, false }
 
 func (p *plane) windows() (ws []xfrm.Window) {
 	for _, s := range p.list {
@@ -298,7 +302,7 @@ func covers(ts []ipsec.TrafficSelector, a netip.Addr) bool {
 // send takes an inner packet from the interface.
 func (p *plane) send(pkt *packet) {
 	w := p.d.h.w
-	if !p.active {
+	if !p.active || p.retired {
 		p.silent++
 		return
 	}
@@ -386,7 +390,7 @@ func (p *plane) receive(x *sealed, from netip.AddrPort) {
 		p.unknown++
 		return
 	}
-	if !p.active {
+	if !p.active || p.retired {
 		p.silent++
 		return
 	}

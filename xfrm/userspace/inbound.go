@@ -204,9 +204,6 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 		l.moved = now
 		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: a.remote})
 	}
-	if !a.last && (l.fwd != nil || a.from != 0) {
-		l.cameBy(p, a.from, now)
-	}
 	if next == protoNone {
 		return
 	}
@@ -227,6 +224,9 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 	pass, n, ask := l.recv.Offer(now, seq)
 	if ask {
 		p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: n}})
+	}
+	if !a.last && (l.fwd != nil || a.from != 0) {
+		l.cameBy(p, a.from, now) // after the question, which whoever acts on the report must know
 	}
 	l.look(p)
 	switch {

@@ -203,7 +203,7 @@ func (p *Plane) remove(s *sa) (in, out []waitingPacket) {
 		s.tun.routes.remove(s)
 		s.order = 0
 	}
-	gen, active := s.scope.active()
+	gen, active := s.scope.works()
 	s.out.mu.Lock()
 	if active && gen == s.out.send.Generation() {
 		out = s.out.queue
@@ -240,7 +240,7 @@ func (l *inLane) resume(gen uint64) {
 // export is the exact state; it resumes first, since an SA without a packet in
 // this activation has not yet taken notice of it.
 func (s *sa) export() xfrm.Window {
-	gen := s.scope.state.Load() >> 1
+	gen, _ := s.scope.works()
 	w := xfrm.Window{SPIIn: s.SPIIn}
 	s.out.mu.Lock()
 	s.out.resume(gen)
@@ -309,7 +309,7 @@ func (p *Plane) setCeiling(s *sa, n uint64, now time.Time) {
 	l := &s.out
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	gen, active := s.scope.active()
+	gen, active := s.scope.works()
 	if !active {
 		l.send.Record(n)
 		return
@@ -326,7 +326,7 @@ func (p *Plane) setFence(s *sa, n uint64, now time.Time) {
 	l := &s.in
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	gen, active := s.scope.active()
+	gen, active := s.scope.works()
 	if !active {
 		l.recv.Record(n)
 		return
@@ -368,7 +368,7 @@ func (l *inLane) look(p *Plane) {
 func (l *outLane) tick(p *Plane, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if gen, ok := l.sa.scope.active(); ok && gen == l.send.Generation() && !l.gone {
+	if gen, ok := l.sa.scope.works(); ok && gen == l.send.Generation() && !l.gone {
 		if n, ask := l.send.Tick(now); ask {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Outbound, N: n}})
 		}
@@ -382,7 +382,7 @@ func (l *outLane) tick(p *Plane, now time.Time) bool {
 func (l *inLane) tick(p *Plane, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if gen, ok := l.sa.scope.active(); ok && gen == l.recv.Generation() && !l.gone {
+	if gen, ok := l.sa.scope.works(); ok && gen == l.recv.Generation() && !l.gone {
 		if n, ask := l.recv.Tick(now); ask {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: l.sa.SPIIn, Dir: xfrm.Inbound, N: n}})
 		}

@@ -9,16 +9,30 @@ import (
 	"tandem/xfrm"
 )
 
-// scope is read once per packet: bit 0 says active, the rest counts activations.
-// An SA whose own generation differs resumes with its first packet.
+// scope is read once per packet: bit 0 says that it works, bit 1 that it is retired and
+// takes nothing more, the rest counts activations. An SA whose own generation differs
+// resumes with its first packet.
 type scope struct {
 	id    xfrm.Scope
 	state atomic.Uint64
 }
 
-func (s *scope) active() (generation uint64, ok bool) {
+const (
+	scopeWorks   = 1
+	scopeRetired = 2
+	generation   = 4 // one of it
+)
+
+// active says whether the scope takes packets.
+func (s *scope) active() (gen uint64, ok bool) {
 	v := s.state.Load()
-	return v >> 1, v&1 == 1
+	return v / generation, v&(scopeWorks|scopeRetired) == scopeWorks
+}
+
+// works says whether it finishes what it took.
+func (s *scope) works() (gen uint64, ok bool) {
+	v := s.state.Load()
+	return v / generation, v&scopeWorks != 0
 }
 
 // epoch is odd while its goroutine works on a batch, and so may still act on what
@@ -67,9 +81,25 @@ func (p *Plane) Activate(id xfrm.Scope) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.scope(id)
-	if v := s.state.Load(); v&1 == 0 {
-		s.state.Store(v + 3) // next generation, active
+	switch v := s.state.Load(); {
+	case v&scopeWorks == 0:
+		s.state.Store((v/generation+1)*generation | scopeWorks)
+	case v&scopeRetired != 0:
+		s.state.Store(v &^ scopeRetired)
 	}
+}
+
+// Retire lets a scope take nothing more. The questions of what it took have been put
+// when it returns.
+func (p *Plane) Retire(id xfrm.Scope) {
+	p.mu.Lock()
+	s := p.scope(id)
+	if v := s.state.Load(); v&scopeWorks != 0 {
+		s.state.Store(v | scopeRetired)
+	}
+	p.quiesce()
+	p.mu.Unlock()
+	p.evs.flush()
 }
 
 // Deactivate silences a scope and waits for the packets under way, that is for
@@ -79,9 +109,7 @@ func (p *Plane) Deactivate(id xfrm.Scope) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.scope(id)
-	if v := s.state.Load(); v&1 == 1 {
-		s.state.Store(v &^ 1)
-	}
+	s.state.Store(s.state.Load() &^ (scopeWorks | scopeRetired))
 	p.quiesce()
 }
 

@@ -169,6 +169,12 @@ func ofFarms(name string) bool {
 	return strings.HasPrefix(name, "farm") || strings.HasPrefix(name, "slot")
 }
 
+// tunnelMoves are the effects of a tunnel that moves between the scopes of a farm.
+var tunnelMoves = map[string]bool{
+	"node.Detach": true, "node.Pointer": true, "node.movedAway": true, "node.movedHere": true,
+	"node.letterHere": true, "node.pointed": true,
+}
+
 // effectsOf are the types with the method effect.
 func effectsOf(dir string) (pkg string, names []string, err error) {
 	s, err := parse(dir)
@@ -248,7 +254,9 @@ func (s *source) emitted(of map[string][]string) ([]string, error) {
 	}
 	var out []string
 	for name := range found {
-		out = append(out, name)
+		if !tunnelMoves[name] {
+			out = append(out, name)
+		}
 	}
 	slices.Sort(out)
 	return out, nil
