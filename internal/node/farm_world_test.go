@@ -578,28 +578,3 @@ func (w *farmWorld) settled() bool {
 	}
 	return true
 }
-
-// carried says whether every client's Child SA is held by exactly one active owner.
-func (w *farmWorld) carried() bool {
-	for _, c := range w.clients {
-		if len(c.sas) != 1 {
-			return false
-		}
-		for _, sa := range c.sas {
-			if w.carries(sa) != 1 {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-// carries counts the active owners of a client's Child SA.
-func (w *farmWorld) carries(sa xfrm.SA) (n int) {
-	for _, m := range w.members[1:] {
-		if x, ok := m.sas[sa.SPIOut]; ok && m.alive && m.active[x.Scope] && x.SPIOut == sa.SPIIn && m.outbound[sa.SPIOut] {
-			n++
-		}
-	}
-	return n
-}
