@@ -216,7 +216,7 @@ func (s *Session) periodic() bool {
 // a state sooner than by the clock (RFC 5880 §6.8.7), and else keeps to an interval
 // that has become shorter.
 func (s *Session) update(now time.Time) {
-	if next := s.packet(); next != s.said {
+	if next := s.Packet(); next != s.said {
 		if s.remote.minRx != 0 {
 			s.send(now, false)
 		}
@@ -227,7 +227,8 @@ func (s *Session) update(now time.Time) {
 	}
 }
 
-func (s *Session) packet() Packet {
+// Packet is what the session says now, outside of a poll sequence.
+func (s *Session) Packet() Packet {
 	return Packet{
 		Diag: s.diag, State: s.state, DetectMult: s.cfg.DetectMult, MyDiscr: s.cfg.Discr, YourDiscr: s.remote.discr,
 		DesiredMinTx: s.wantTx, RequiredMinRx: s.cfg.RequiredMinRx,
@@ -235,7 +236,7 @@ func (s *Session) packet() Packet {
 }
 
 func (s *Session) send(now time.Time, final bool) {
-	p := s.packet()
+	p := s.Packet()
 	s.said = p
 	p.Final, p.Poll = final, s.polling && !final
 	s.effects = append(s.effects, Send{p})

@@ -99,6 +99,13 @@ func init() {
 			open: func(ld *loader) scope { return ld.route6 },
 			view: func(c *Config) printable { return routeView(c, staticRoute6, true) },
 			ref:  func() []refBlock { return refsOf(staticRoute6) }},
+		{path: bgpSpec.path,
+			init: func(ld *loader) { ld.bgp = newSingle(bgpSpec) },
+			open: func(ld *loader) scope { return ld.bgp },
+			view: func(c *Config) printable { return viewOf(bgpSpec, draftBGP(c.BGP)) },
+			ref: func() []refBlock {
+				return append(append(append(refsOf(bgpSpec), refsOf(bgpNeighborSpec)...), refsOf(bgpNetworkSpec)...), refsOf(bgpNetwork6Spec)...)
+			}},
 	}
 }
 
@@ -118,5 +125,6 @@ func (ld *loader) build() *Config {
 	c.HasPolicy = ld.policy.opened
 	c.Policies = ld.buildPolicies(c)
 	c.Routes = ld.buildRoutes()
+	c.BGP = ld.buildBGP()
 	return c
 }

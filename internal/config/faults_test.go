@@ -21,6 +21,12 @@ func phase2(lines string) string {
 	return goodPhase1 + "config vpn ipsec phase2-interface\nedit p2\nset phase1name vpn1\n" + lines + "\nnext\nend\n"
 }
 
+// bgp is a speaker that lacks nothing, in 13 lines, and then some.
+func bgp(lines string) string {
+	return "config router bgp\nset as 65001\nset router-id 10.0.0.1\nconfig neighbor\nedit 10.0.0.254\nset remote-as 65000\nnext\nend\n" +
+		"config network\nedit 1\nset prefix 192.0.2.31/32\nnext\nend\n" + lines + "\nend\n"
+}
+
 func ha(lines string) string { return "config system ha\n" + lines + "\nend\n" }
 
 // Each kind of bad configuration gets its own clear error, and only that one.
@@ -222,6 +228,19 @@ func TestFaults(t *testing.T) {
 		{"deny of nobody", policy("set srcaddr x"), []string{"f:7: policy 1: srcaddr (x) names no address or group: a deny policy must not miss what it should stop"}},
 		{"policy by user", policy("set groups staff"), []string{"f:7: policy 1: groups (staff) is not supported here: users are not known here"}},
 		{"route without device", "config router static\nedit 1\nset dst 10.0.0.0/8\nnext\nend\n", []string{"f:2: route 1: device is missing: a route needs its interface, or `set blackhole enable`"}},
+		{"BGP without a number", bgp("unset as"), []string{"f:1: router bgp: as is missing: neighbors and networks need our autonomous system"}},
+		{"BGP without router-id", bgp("unset router-id"), []string{"f:2: router bgp: router-id is missing: `set router-id` with an address that no other gateway has"}},
+		{"BGP number out of range", bgp("set as 4294967296"), []string{"f:14: router bgp: as (4294967296) must be between 0 and 4294967295"}},
+		{"BGP timers", bgp("set holdtime-timer 60"), []string{"f:14: router bgp: keepalive-timer (60) must be less than holdtime-timer (60)"}},
+		{"BGP graceful restart", bgp("set graceful-restart enable"), []string{"f:14: router bgp: graceful-restart (enable) is not supported here: a dead gateway's routes must go at once"}},
+		{"neighbor without number", bgp("config neighbor\nedit 10.0.0.2\nnext\nend"), []string{"f:15: router bgp: neighbor 10.0.0.2: remote-as is missing: a neighbor needs its autonomous system"}},
+		{"neighbor by name", bgp("config neighbor\nedit router\nnext\nend"), []string{"f:15: router bgp: neighbor router: neighbor (router) must be the address of a router"}},
+		{"neighbor with a password", bgp("config neighbor\nedit 10.0.0.254\nset password x\nnext\nend"), []string{"f:16: router bgp: neighbor 10.0.0.254: password (x) is not supported here: TCP MD5 is not spoken here"}},
+		{"BFD beyond the link", bgp("config neighbor\nedit 10.0.0.254\nset ebgp-enforce-multihop enable\nset bfd enable\nnext\nend"), []string{"f:17: router bgp: neighbor 10.0.0.254: bfd (enable) excludes `set ebgp-enforce-multihop enable`: BFD is spoken with neighbors on the link only"}},
+		{"multihop within", bgp("config neighbor\nedit 10.0.0.2\nset remote-as 65001\nset ebgp-enforce-multihop enable\nnext\nend"), []string{"f:17: router bgp: neighbor 10.0.0.2: ebgp-enforce-multihop (enable) is for neighbors of another autonomous system than ours (65001)"}},
+		{"BFD interval", bgp("config neighbor\nedit 10.0.0.254\nset bfd-desired-min-tx 0\nnext\nend"), []string{"f:16: router bgp: neighbor 10.0.0.254: bfd-desired-min-tx (0) must be between 1 and 100000"}},
+		{"network without prefix", bgp("config network\nedit 2\nnext\nend"), []string{"f:15: router bgp: network 2: prefix is missing: a network needs the prefix that is announced"}},
+		{"network twice", bgp("config network\nedit 2\nset prefix 192.0.2.31/32\nnext\nend"), []string{"f:16: router bgp: network 2: prefix (192.0.2.31/32) is announced by network 1 already"}},
 		{"route by name", "config router static\nedit 1\nset device a\nset dstaddr x\nnext\nend\n", []string{"f:4: route 1: dstaddr (x) is not supported here: write the network with `set dst`"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

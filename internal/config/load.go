@@ -67,6 +67,7 @@ type loader struct {
 	policy     *table[Policy]
 	route      *table[Route]
 	route6     *table[Route]
+	bgp        *object[bgpDraft]
 }
 
 // note is one keyword that has no effect: the first place, and how many more.

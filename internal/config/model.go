@@ -24,6 +24,7 @@ type Config struct {
 	Policies   []Policy
 	HasPolicy  bool    // a `config firewall policy` block exists, even an empty one
 	Routes     []Route // router static, then router static6
+	BGP        BGP
 }
 
 // HA is `config system ha`.
