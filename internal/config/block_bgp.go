@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -17,6 +18,24 @@ type BGP struct {
 	Networks  []BGPNetwork // IPv4, then IPv6
 }
 
+// Announced are the prefixes that routers are told of: those of `config network`, and in
+// a farm the addresses that its members share as local-gw of what they synchronise.
+func (c *Config) Announced() (all []netip.Prefix) {
+	for _, n := range c.BGP.Networks {
+		all = append(all, n.Prefix.Masked())
+	}
+	for i := range c.Phase1 {
+		p := &c.Phase1[i]
+		if !c.Standalone.Farm() || !p.FGSPSync || !p.LocalGW.IsValid() {
+			continue
+		}
+		if host := netip.PrefixFrom(p.LocalGW, p.LocalGW.BitLen()); !slices.Contains(all, host) {
+			all = append(all, host)
+		}
+	}
+	return all
+}
+
 // Enabled says whether there is a speaker at all.
 func (b *BGP) Enabled() bool { return b.AS != 0 }
 
@@ -27,9 +46,13 @@ type BGPNeighbor struct {
 	EBGPMultihop    bool
 	EBGPMultihopTTL int // 1–255; meant with EBGPMultihop
 	BFD             bool
-	BFDMinTx        time.Duration // desired, 1 ms–100 s
-	BFDMinRx        time.Duration // required, likewise
-	BFDDetectMult   int           // 1–50
+}
+
+// BFD is what `config system settings` says of all BFD sessions.
+type BFD struct {
+	MinTx      time.Duration // desired, 1 ms–100 s
+	MinRx      time.Duration // required, likewise
+	DetectMult int           // 1–50
 }
 
 // BGPNetwork is one prefix that is announced while the gateway is healthy.
@@ -73,7 +96,7 @@ func within[T any](at **table[T], def *spec[T]) scope {
 
 var bgpSpec = &spec[bgpDraft]{
 	path: "router bgp",
-	help: "Announces prefixes to routers while this gateway is healthy and synchronised, and withdraws them before it ends. What neighbours announce is not taken.",
+	help: "Announces prefixes to routers while this gateway is synchronised, and withdraws them before it ends: those of `config network` and, in a farm, the `local-gw` that its members share. Neighbors are connected to, never listened for; what they announce is not taken.",
 	rows: []row[bgpDraft]{
 		{key: "as", value: number{0, 4294967295, 0}, def: "0", at: func(b *bgpDraft) any { return &b.AS }, help: "our autonomous system; 0: no BGP"},
 		{key: "router-id", value: address{4}, at: func(b *bgpDraft) any { return &b.RouterID }, local: true, help: "different on each gateway; required with as"},
@@ -114,9 +137,6 @@ var bgpNeighborSpec = &spec[BGPNeighbor]{
 		{key: "ebgp-enforce-multihop", value: toggle{}, def: "disable", at: func(n *BGPNeighbor) any { return &n.EBGPMultihop }, help: "it need not be on the link"},
 		{key: "ebgp-multihop-ttl", value: number{1, 255, 0}, def: "255", at: func(n *BGPNeighbor) any { return &n.EBGPMultihopTTL }, help: "of packets to it, with ebgp-enforce-multihop"},
 		{key: "bfd", value: toggle{}, def: "disable", at: func(n *BGPNeighbor) any { return &n.BFD }, help: "single-hop BFD with it; its loss ends the session"},
-		{key: "bfd-desired-min-tx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(n *BGPNeighbor) any { return &n.BFDMinTx }, help: "between our BFD packets; FortiOS has it at the interface"},
-		{key: "bfd-required-min-rx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(n *BGPNeighbor) any { return &n.BFDMinRx }, help: "between its BFD packets at least; FortiOS has it at the interface"},
-		{key: "bfd-detect-mult", value: number{1, 50, 0}, def: "3", at: func(n *BGPNeighbor) any { return &n.BFDDetectMult }, help: "BFD packets missed in a row that make a loss; FortiOS has it at the interface"},
 	},
 	ignored: append(plain(`description advertisement-interval activate activate6 soft-reconfiguration soft-reconfiguration6 next-hop-self next-hop-self6
 		send-community send-community6 capability-* weight link-down-failover allowas-in allowas-in-enable allowas-in6 allowas-in-enable6
@@ -129,6 +149,17 @@ var bgpNeighborSpec = &spec[BGPNeighbor]{
 		ignored{key: "update-source", only: []string{}, why: "the address towards the neighbor is taken"},
 		ignored{key: "interface", only: []string{}, why: "write the neighbor's address"}),
 	children: []child[BGPNeighbor]{{path: "conditional-advertise"}, {path: "conditional-advertise6"}},
+}
+
+var settingsSpec = &spec[BFD]{
+	path: "system settings",
+	help: "The times of BFD, which `config router bgp` turns on for a neighbor. Nothing else in this block has an effect.",
+	rows: []row[BFD]{
+		{key: "bfd-desired-min-tx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(b *BFD) any { return &b.MinTx }, help: "between our BFD packets"},
+		{key: "bfd-required-min-rx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(b *BFD) any { return &b.MinRx }, help: "between a neighbor's BFD packets, at least"},
+		{key: "bfd-detect-mult", value: number{1, 50, 0}, def: "3", at: func(b *BFD) any { return &b.DetectMult }, help: "BFD packets missed in a row that make a loss"},
+	},
+	ignored: plain("*"),
 }
 
 func networkSpec(path, key string, family int) *spec[BGPNetwork] {

@@ -27,6 +27,11 @@ func init() {
 			open: func(ld *loader) scope { return ld.tandem },
 			view: func(c *Config) printable { return viewOf(tandemSpec, c.Tandem) },
 			ref:  func() []refBlock { return refsOf(tandemSpec) }},
+		{path: settingsSpec.path,
+			init: func(ld *loader) { ld.settings = newSingle(settingsSpec) },
+			open: func(ld *loader) scope { return ld.settings },
+			view: func(c *Config) printable { return viewOf(settingsSpec, c.BFD) },
+			ref:  func() []refBlock { return refsOf(settingsSpec) }},
 		{path: haSpec.path,
 			init: func(ld *loader) { ld.ha = newSingle(haSpec) },
 			open: func(ld *loader) scope { return ld.ha },
@@ -126,5 +131,6 @@ func (ld *loader) build() *Config {
 	c.Policies = ld.buildPolicies(c)
 	c.Routes = ld.buildRoutes()
 	c.BGP = ld.buildBGP()
+	c.BFD = *ld.settings.val
 	return c
 }

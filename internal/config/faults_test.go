@@ -238,7 +238,7 @@ func TestFaults(t *testing.T) {
 		{"neighbor with a password", bgp("config neighbor\nedit 10.0.0.254\nset password x\nnext\nend"), []string{"f:16: router bgp: neighbor 10.0.0.254: password (x) is not supported here: TCP MD5 is not spoken here"}},
 		{"BFD beyond the link", bgp("config neighbor\nedit 10.0.0.254\nset ebgp-enforce-multihop enable\nset bfd enable\nnext\nend"), []string{"f:17: router bgp: neighbor 10.0.0.254: bfd (enable) excludes `set ebgp-enforce-multihop enable`: BFD is spoken with neighbors on the link only"}},
 		{"multihop within", bgp("config neighbor\nedit 10.0.0.2\nset remote-as 65001\nset ebgp-enforce-multihop enable\nnext\nend"), []string{"f:17: router bgp: neighbor 10.0.0.2: ebgp-enforce-multihop (enable) is for neighbors of another autonomous system than ours (65001)"}},
-		{"BFD interval", bgp("config neighbor\nedit 10.0.0.254\nset bfd-desired-min-tx 0\nnext\nend"), []string{"f:16: router bgp: neighbor 10.0.0.254: bfd-desired-min-tx (0) must be between 1 and 100000"}},
+		{"BFD interval", "config system settings\nset bfd-desired-min-tx 0\nend\n", []string{"f:2: system settings: bfd-desired-min-tx (0) must be between 1 and 100000"}},
 		{"network without prefix", bgp("config network\nedit 2\nnext\nend"), []string{"f:15: router bgp: network 2: prefix is missing: a network needs the prefix that is announced"}},
 		{"network twice", bgp("config network\nedit 2\nset prefix 192.0.2.31/32\nnext\nend"), []string{"f:16: router bgp: network 2: prefix (192.0.2.31/32) is announced by network 1 already"}},
 		{"route by name", "config router static\nedit 1\nset device a\nset dstaddr x\nnext\nend\n", []string{"f:4: route 1: dstaddr (x) is not supported here: write the network with `set dst`"}},

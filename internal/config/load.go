@@ -68,6 +68,7 @@ type loader struct {
 	route      *table[Route]
 	route6     *table[Route]
 	bgp        *object[bgpDraft]
+	settings   *object[BFD]
 }
 
 // note is one keyword that has no effect: the first place, and how many more.
@@ -340,7 +341,7 @@ var (
 		"system sdwan", "vpn ssl ", "vpn certificate ", "firewall ssl", "firewall internet-service",
 	}
 	ignoredPaths = strings.Fields(`
-		system/settings system/accprofile system/admin system/api-user system/automation-action system/automation-destination
+		system/accprofile system/admin system/api-user system/automation-action system/automation-destination
 		system/automation-stitch system/automation-trigger system/central-management system/console system/custom-language
 		system/ddns system/dns system/dns-database system/dns-server system/email-server system/external-resource
 		system/fortiguard system/fortisandbox system/federated-upgrade system/ftm-push system/ike system/ipam
@@ -348,7 +349,7 @@ var (
 		system/nat64 system/netflow system/network-visibility system/np6 system/npu system/ntp system/object-tagging
 		system/password-policy system/physical-switch system/probe-response system/proxy-arp system/ptp
 		system/replacemsg-group system/replacemsg-image system/resource-limits system/saml system/sdn-connector
-		system/session-helper system/session-ttl system/settings system/sflow system/sit-tunnel system/sms-server
+		system/session-helper system/session-ttl system/sflow system/sit-tunnel system/sms-server
 		system/speed-test-schedule system/speed-test-server system/sso-admin system/standalone-session-sync system/storage
 		system/stp system/switch-interface system/tos-based-priority system/vdom system/vdom-dns system/vdom-exception
 		system/vdom-link system/vdom-property system/virtual-switch system/virtual-wire-pair system/vxlan
@@ -362,7 +363,7 @@ var (
 		firewall/multicast-address6 firewall/traffic-class firewall/vendor-mac firewall/vendor-mac-summary firewall/global
 		firewall/auth-portal firewall/identity-based-route firewall/ipmacbinding firewall/on-demand-sniffer
 		firewall/sniffer firewall/ttl-policy firewall/access-proxy firewall/decrypted-traffic-mirror
-		router/access-list router/access-list6 router/aspath-list router/auth-path router/bfd router/bfd6 router/bgp
+		router/access-list router/access-list6 router/aspath-list router/auth-path router/bfd router/bfd6
 		router/community-list router/extcommunity-list router/isis router/key-chain router/multicast router/multicast6
 		router/multicast-flow router/ospf router/ospf6 router/prefix-list router/prefix-list6 router/rip router/ripng
 		router/route-map router/setting vpn/l2tp vpn/pptp vpn/ocvpn vpn/kmip-server vpn/qkd vpn/ipsec/fec`)

@@ -25,6 +25,7 @@ type Config struct {
 	HasPolicy  bool    // a `config firewall policy` block exists, even an empty one
 	Routes     []Route // router static, then router static6
 	BGP        BGP
+	BFD        BFD
 }
 
 // HA is `config system ha`.

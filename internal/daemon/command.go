@@ -44,6 +44,7 @@ type backend interface {
 	rekey(ctx context.Context, name string, ike bool) (int, error)
 	failover(ctx context.Context, set bool) error
 	drain(ctx context.Context, on bool) error // returns when it was decided
+	announced() (routesView, error)           // what routers are told
 	reload(ctx context.Context) error
 	logs() *logHub
 }

@@ -9,6 +9,8 @@ func allCommands() []command {
 		{"get system ha status", "", "role, epoch, peers and the reason of the last change", showHAStatus},
 		{"diagnose sys ha status", "", "the same", showHAStatus},
 		{"diagnose sys ha standalone-peers", "", "the other members of a farm, and what was forwarded to and from them", showStandalonePeers},
+		{"get router info bgp summary", "", "the routers that are told of this gateway, and whether its routes are announced", showBGP},
+		{"get router info bfd neighbor", "", "the BFD sessions with them", showBFD},
 		{"get vpn ipsec tunnel summary", "", "one line a tunnel: selectors and packets", showSummary},
 		{"get vpn ipsec tunnel name", "NAME", "one tunnel with its SAs", showTunnelName},
 		{"get vpn ike gateway", "[NAME]", "IKE SAs", showGateways},

@@ -53,6 +53,7 @@ type Daemon struct {
 	takeovers []node.Log // to be written once the addresses are claimed
 	alarms    map[string]string
 	breaks    breakpoint
+	announcer *announcer
 
 	progress atomic.Uint64
 	strays   atomic.Pointer[farmEnds] // where packets of other members' scopes go
@@ -194,6 +195,11 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	closers = append(closers, stopLinks)
+	d.announcer = newAnnouncer(d.log)
+	if err := d.announcer.configure(d.cfg); err != nil {
+		return err
+	}
+	closers = append(closers, d.announcer.close)
 	stopAdmin, err := serveAdmin(d.cfg.Tandem.AdminSocket, d)
 	if err != nil {
 		return err
@@ -236,6 +242,7 @@ func (d *Daemon) signals(ctx context.Context) (stop func()) {
 			}
 			stopping = true
 			d.log.Info("stopping", "reason", why)
+			d.announcer.leave(ctx)
 			_ = d.loop.post(func(now time.Time) { d.loop.node.Shutdown(now) })
 			time.AfterFunc(shutdownLimit, func() {
 				_ = d.loop.post(func(time.Time) {
@@ -311,10 +318,13 @@ func (d *Daemon) reload(ctx context.Context) error {
 		d.monitors(now)
 		d.log.Info("configuration loaded", "file", d.o.ConfigFile)
 	})
-	if err != nil {
-		return err
+	if err != nil || result != nil {
+		return errors.Join(err, result)
 	}
-	return result
+	if err := d.announcer.configure(next); err != nil {
+		return fmt.Errorf("the configuration is loaded, but routers are not told: %w", err)
+	}
+	return nil
 }
 
 // needsRestart names what a running daemon cannot change.
@@ -382,6 +392,7 @@ func (d *Daemon) turn() {
 	if d.guardian != nil {
 		d.guardian.Progress()
 	}
+	d.announcer.look(d.loop.node)
 }
 
 // sayForwarding warns where the kernel would not pass on what the tunnels deliver.

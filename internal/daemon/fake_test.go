@@ -23,6 +23,7 @@ type fakeBackend struct {
 	err   error
 	hub   *logHub
 	asked []string
+	told  routesView
 	later []*view // one after the other, once something was asked
 }
 
@@ -53,8 +54,9 @@ func (f *fakeBackend) failover(_ context.Context, set bool) error {
 func (f *fakeBackend) drain(_ context.Context, on bool) error {
 	return f.ask("drain", map[bool]string{true: "on", false: "off"}[on])
 }
-func (f *fakeBackend) reload(context.Context) error { return f.ask("reload") }
-func (f *fakeBackend) logs() *logHub                { return f.hub }
+func (f *fakeBackend) announced() (routesView, error) { return f.told, f.err }
+func (f *fakeBackend) reload(context.Context) error   { return f.ask("reload") }
+func (f *fakeBackend) logs() *logHub                  { return f.hub }
 
 const viewConfig = `
 config system global

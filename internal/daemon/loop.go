@@ -41,6 +41,7 @@ type gateway interface {
 	Failover(time.Time, bool) error
 	Shutdown(time.Time)
 	Status(time.Time) node.Status
+	Standing(time.Time) node.Status
 	Poll() (node.Effect, bool)
 }
 

@@ -77,7 +77,8 @@ func (n *scriptedNode) Shutdown(time.Time) {
 	n.in("shutdown")
 	n.out = append(n.out, cluster.Stopped{})
 }
-func (n *scriptedNode) Status(time.Time) node.Status { return node.Status{} }
+func (n *scriptedNode) Status(time.Time) node.Status   { return node.Status{} }
+func (n *scriptedNode) Standing(time.Time) node.Status { return node.Status{} }
 func (n *scriptedNode) Poll() (node.Effect, bool) {
 	if len(n.out) == 0 {
 		return nil, false

@@ -90,9 +90,15 @@ func (d *Daemon) drain(ctx context.Context, on bool) error {
 	if err != nil {
 		return err
 	}
+	if on {
+		d.announcer.leave(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, decidePatient)
 	defer cancel()
 	r, err := log.Propose(ctx, c)
+	if !on || err != nil || !r.OK() {
+		d.announcer.stay()
+	}
 	switch {
 	case err != nil:
 		return fmt.Errorf("not decided, but it may be yet: %w", err)

@@ -41,6 +41,24 @@ func reportLoss(n cluster.NodeID, p cluster.ProcessID) cluster.Propose {
 
 // Status is what diagnose shows.
 func (f *Farm) Status(now time.Time) Status {
+	s := f.Standing(now)
+	for _, id := range f.order {
+		n := f.scopes[id]
+		for _, g := range n.ike.Status(now) {
+			if g.Parent == "" && len(g.IKE) == 0 && slices.ContainsFunc(s.Gateways, func(x ike.GatewayStatus) bool { return x.Name == g.Name }) {
+				continue // the phase 1 itself, which every scope has
+			}
+			s.Gateways = append(s.Gateways, g)
+			s.Farm.Owned[g.Name] = n.owner
+		}
+		s.IKE.Add(n.ike.Counters())
+		s.Farm.Counters.OwnerMoves += n.moved
+	}
+	return s
+}
+
+// Standing is Status without the tunnels, so that it costs the same however many there are.
+func (f *Farm) Standing(now time.Time) Status {
 	s := Status{Farm: &FarmStatus{
 		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(),
 		Counters: f.counters, Owned: map[string]bool{},
@@ -62,17 +80,7 @@ func (f *Farm) Status(now time.Time) Status {
 		s.Farm.Scopes = append(s.Farm.Scopes, st)
 	}
 	for _, id := range f.order {
-		n := f.scopes[id]
-		s.Owner = s.Owner || n.owner
-		for _, g := range n.ike.Status(now) {
-			if g.Parent == "" && len(g.IKE) == 0 && slices.ContainsFunc(s.Gateways, func(x ike.GatewayStatus) bool { return x.Name == g.Name }) {
-				continue // the phase 1 itself, which every scope has
-			}
-			s.Gateways = append(s.Gateways, g)
-			s.Farm.Owned[g.Name] = n.owner
-		}
-		s.IKE.Add(n.ike.Counters())
-		s.Farm.Counters.OwnerMoves += n.moved
+		s.Owner = s.Owner || f.scopes[id].owner
 	}
 	return s
 }

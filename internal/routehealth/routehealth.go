@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,8 +26,8 @@ import (
 type Neighbor struct {
 	Addr        netip.Addr
 	RemoteAS    uint32
-	MultihopTTL uint8           // 0: the neighbour is on the link
-	BFD         *bfdnet.Session // nil: none; Peer is set here
+	MultihopTTL uint8 // 0: the neighbour is on the link
+	BFD         bool
 }
 
 // Options say what to announce and to whom.
@@ -35,15 +36,16 @@ type Options struct {
 	RouterID  netip.Addr // IPv4
 	Keepalive time.Duration
 	HoldTime  time.Duration // 0, or 3 s and more
-	Port      int           // TCP; 0: 179, -1: neighbours cannot connect to us
 	Neighbors []Neighbor
+	BFD       bfdnet.Session // the times of every session
 	Prefixes  []netip.Prefix
 	Log       *slog.Logger
 }
 
 const (
-	connectRetry = 2 // seconds; the least that GoBGP takes
-	idleHold     = 1 // seconds that a session rests after it was reset
+	noListener   = -1 // neighbours are connected to: no port is open for strangers
+	connectRetry = 2  // seconds; the least that GoBGP takes
+	idleHold     = 1  // seconds that a session rests after it was reset
 )
 
 // Speaker announces the prefixes while it is told that the gateway is healthy. Its
@@ -57,13 +59,12 @@ type Speaker struct {
 	wg   sync.WaitGroup
 
 	mu        sync.Mutex
-	healthy   bool                     // as told
-	lost      []netip.Addr             // whose BFD session went down, to be acted upon
-	bfdState  map[netip.Addr]bfd.State // as heard
-	bgpState  map[netip.Addr]bgp.FSMState
-	announced bool          // as told to the neighbours
-	heard     chan struct{} // closed and renewed when announced or a state changes
-	ended     bool
+	healthy   bool                // as told
+	pending   bool                // told and not carried out
+	lost      []netip.Addr        // whose BFD session went down, to be acted upon
+	up        map[netip.Addr]bool // whose BGP session is established
+	announced bool                // as told to the neighbours
+	heard     chan struct{}       // closed and renewed when it was carried out
 }
 
 // New starts the speaker: sessions come up, nothing is announced before SetHealthy(true).
@@ -72,7 +73,7 @@ func New(o Options) (*Speaker, error) {
 	lvl.Set(slog.LevelDebug) // o.Log has its own
 	s := &Speaker{
 		o: o, wake: make(chan struct{}, 1), done: make(chan struct{}), heard: make(chan struct{}),
-		bfdState: map[netip.Addr]bfd.State{}, bgpState: map[netip.Addr]bgp.FSMState{},
+		up:  map[netip.Addr]bool{},
 		bgp: server.NewBgpServer(server.LoggerOption(slog.New(quieter{o.Log.Handler()}), lvl)),
 	}
 	go s.bgp.Serve()
@@ -87,7 +88,7 @@ func New(o Options) (*Speaker, error) {
 func (s *Speaker) start() error {
 	ctx := context.Background()
 	err := s.bgp.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
-		Asn: s.o.AS, RouterId: s.o.RouterID.String(), ListenPort: int32(s.o.Port),
+		Asn: s.o.AS, RouterId: s.o.RouterID.String(), ListenPort: noListener,
 	}})
 	if err != nil {
 		return err
@@ -109,8 +110,8 @@ func (s *Speaker) start() error {
 		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(n)}); err != nil {
 			return fmt.Errorf("neighbor %s: %w", n.Addr, err)
 		}
-		if n.BFD != nil {
-			x := *n.BFD
+		if n.BFD {
+			x := s.o.BFD
 			x.Peer = n.Addr
 			sessions = append(sessions, x)
 		}
@@ -155,7 +156,7 @@ func (s *Speaker) announces(v6 bool) bool {
 func (s *Speaker) SetHealthy(on bool) {
 	s.mu.Lock()
 	changed := s.healthy != on
-	s.healthy = on
+	s.healthy, s.pending = on, s.pending || changed
 	s.mu.Unlock()
 	if changed {
 		s.poke()
@@ -173,66 +174,102 @@ func (s *Speaker) poke() {
 type Status struct {
 	Announced bool
 	Neighbors []NeighborStatus // in the order of the options
+	Dropped   bfdnet.Counters  // BFD packets
 }
 
 // NeighborStatus is one router's.
 type NeighborStatus struct {
-	Addr        netip.Addr
-	RemoteAS    uint32
-	Established bool
-	BFD         string // its state, or "" without BFD
+	Addr           netip.Addr
+	RemoteAS       uint32
+	Established    bool
+	State          string // of RFC 4271 §8.2.2, e.g. Active
+	Since          time.Time
+	Received, Sent uint64         // messages
+	BFD            *bfdnet.Status // nil: it has none
 }
 
 // Status is the present one.
-func (s *Speaker) Status() Status {
+func (s *Speaker) Status() (st Status, err error) {
+	peers := map[netip.Addr]*api.Peer{}
+	err = s.bgp.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
+		if a, err := netip.ParseAddr(p.GetConf().GetNeighborAddress()); err == nil {
+			peers[a] = p
+		}
+	})
+	if err != nil {
+		return st, err
+	}
+	sessions := map[netip.Addr]*bfdnet.Status{}
+	if s.bfd != nil {
+		for _, x := range s.bfd.Sessions() {
+			sessions[x.Peer] = &x
+		}
+		st.Dropped = s.bfd.Counters()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{Announced: s.announced}
+	st.Announced = s.announced
 	for i := range s.o.Neighbors {
 		n := &s.o.Neighbors[i]
-		x := NeighborStatus{Addr: n.Addr, RemoteAS: n.RemoteAS, Established: s.bgpState[n.Addr] == bgp.BGP_FSM_ESTABLISHED}
-		if n.BFD != nil {
-			state, ok := s.bfdState[n.Addr]
-			if !ok {
-				state = bfd.Down
-			}
-			x.BFD = state.String()
+		p := peers[n.Addr]
+		x := NeighborStatus{Addr: n.Addr, RemoteAS: n.RemoteAS, Established: s.up[n.Addr], BFD: sessions[n.Addr],
+			State:    stateName(p.GetState().GetSessionState()),
+			Received: p.GetState().GetMessages().GetReceived().GetTotal(), Sent: p.GetState().GetMessages().GetSent().GetTotal()}
+		at := p.GetTimers().GetState().GetDowntime()
+		if x.Established {
+			at = p.GetTimers().GetState().GetUptime()
+		}
+		if at.GetSeconds() > 0 {
+			x.Since = at.AsTime()
 		}
 		st.Neighbors = append(st.Neighbors, x)
 	}
-	return st
+	return st, nil
 }
 
-// Withdraw takes the routes back and returns when the neighbours were told, or with
-// ctx's error.
-func (s *Speaker) Withdraw(ctx context.Context) error {
+// stateName is RFC 4271's word.
+func stateName(s api.PeerState_SessionState) string {
+	switch s {
+	case api.PeerState_SESSION_STATE_CONNECT:
+		return "Connect"
+	case api.PeerState_SESSION_STATE_ACTIVE:
+		return "Active"
+	case api.PeerState_SESSION_STATE_OPENSENT:
+		return "OpenSent"
+	case api.PeerState_SESSION_STATE_OPENCONFIRM:
+		return "OpenConfirm"
+	case api.PeerState_SESSION_STATE_ESTABLISHED:
+		return "Established"
+	}
+	return "Idle"
+}
+
+// Withdraw takes the routes back and returns when every established neighbour was sent
+// that, or with ctx's error. It says whether any of them had the routes.
+func (s *Speaker) Withdraw(ctx context.Context) (had bool, err error) {
+	s.mu.Lock()
+	for _, up := range s.up {
+		had = had || up && s.announced
+	}
+	s.mu.Unlock()
 	s.SetHealthy(false)
 	for {
 		s.mu.Lock()
-		done, heard := !s.announced, s.heard
+		done, heard := !s.pending, s.heard
 		s.mu.Unlock()
 		if done {
-			return nil
+			return had, nil
 		}
 		select {
 		case <-heard:
 		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.done:
-			return nil
+			return had, ctx.Err()
 		}
 	}
 }
 
-// Close withdraws, tells the neighbours that the sessions end, and ends.
+// Close withdraws, tells the neighbours that the sessions end, and ends. It is called once.
 func (s *Speaker) Close() {
-	s.mu.Lock()
-	again := s.ended
-	s.ended = true
-	s.mu.Unlock()
-	if again {
-		return
-	}
 	close(s.done)
 	s.wg.Wait()
 	s.announce(false)
@@ -255,13 +292,17 @@ func (s *Speaker) run() {
 		s.lost = nil
 		s.mu.Unlock()
 		for _, a := range lost {
-			s.o.Log.Warn("BGP session ends: BFD has lost the neighbor", "neighbor", a.String())
 			err := s.bgp.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: a.String(), Communication: "BFD down"})
 			if err != nil {
 				s.o.Log.Error("BGP session not ended", "neighbor", a.String(), "error", err)
 			}
 		}
 		s.announce(healthy)
+		s.mu.Lock()
+		s.pending = s.healthy != healthy // then it was told again
+		close(s.heard)
+		s.heard = make(chan struct{})
+		s.mu.Unlock()
 	}
 }
 
@@ -299,14 +340,7 @@ func (s *Speaker) announce(on bool) {
 	}
 	s.mu.Lock()
 	s.announced = on
-	s.tell()
 	s.mu.Unlock()
-}
-
-// tell wakes who waits for a change; mu is held.
-func (s *Speaker) tell() {
-	close(s.heard)
-	s.heard = make(chan struct{})
 }
 
 // pathTo is a route whose next hop each neighbour sees as our address on its link.
@@ -339,30 +373,42 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.Tim
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
-	a, st := e.Peer.State.NeighborAddress, e.Peer.State.SessionState
+	st := &e.Peer.State
+	now := st.SessionState == bgp.BGP_FSM_ESTABLISHED
 	s.mu.Lock()
-	was := s.bgpState[a]
-	s.bgpState[a] = st
-	s.tell()
+	was := s.up[st.NeighborAddress]
+	s.up[st.NeighborAddress] = now
 	s.mu.Unlock()
-	if (was == bgp.BGP_FSM_ESTABLISHED) != (st == bgp.BGP_FSM_ESTABLISHED) {
-		s.o.Log.Info("BGP session", "neighbor", a.String(), "established", st == bgp.BGP_FSM_ESTABLISHED)
+	switch {
+	case now && !was:
+		s.o.Log.Info("BGP neighbor up", "neighbor", st.NeighborAddress.String(), "as", st.PeerASN)
+	case was && !now:
+		s.o.Log.Warn("BGP neighbor down", "neighbor", st.NeighborAddress.String(), "reason", reasonOf(st))
 	}
+}
+
+// reasonOf says why a session ended, e.g. "hold timer expired".
+func reasonOf(st *apiutil.PeerState) string {
+	why := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(st.DisconnectReason.String(), "DISCONNECT_REASON_"), "_", " "))
+	if st.DisconnectMessage != "" {
+		why += ": " + st.DisconnectMessage
+	}
+	return why
 }
 
 // bfdChanged is called by the sessions of BFD.
 func (s *Speaker) bfdChanged(peer netip.Addr, c bfd.Changed) {
-	s.mu.Lock()
-	s.bfdState[peer] = c.To
-	s.tell()
-	// A neighbour whose operator took BFD away is not lost (RFC 5882 §4.2).
-	lost := c.From == bfd.Up && c.Remote != bfd.AdminDown && c.To == bfd.Down
-	if lost {
-		s.lost = append(s.lost, peer)
+	switch {
+	case c.To == bfd.Up:
+		s.o.Log.Info("BFD neighbor up", "neighbor", peer.String())
+	case c.From == bfd.Up:
+		s.o.Log.Warn("BFD neighbor down", "neighbor", peer.String(), "reason", c.Diag.String(), "neighbor_says", c.Remote.String())
 	}
-	s.mu.Unlock()
-	s.o.Log.Info("BFD session", "neighbor", peer.String(), "from", c.From.String(), "to", c.To.String(), "reason", c.Diag.String())
-	if lost {
+	// A neighbour whose operator took BFD away is not lost (RFC 5882 §4.2).
+	if c.From == bfd.Up && c.To == bfd.Down && c.Remote != bfd.AdminDown {
+		s.mu.Lock()
+		s.lost = append(s.lost, peer)
+		s.mu.Unlock()
 		s.poke()
 	}
 }

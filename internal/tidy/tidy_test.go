@@ -42,6 +42,8 @@ var order = []string{
 	"sync/stream",
 	"internal/forward",
 	"internal/bfd",
+	"internal/bfd/bfdnet",
+	"internal/routehealth",
 	"internal/node",
 	"internal/daemon",
 	"internal/sim",

@@ -60,6 +60,7 @@ type Server struct {
 	in      chan packet
 	done    chan struct{}
 	closing chan struct{}
+	ask     chan chan []Status
 	readers sync.WaitGroup
 
 	ttl, faulty, unknown, dropped atomic.Uint64
@@ -85,7 +86,7 @@ type session struct {
 // BFD on this machine (in this network namespace).
 func New(sessions []Session, changed Changed) (*Server, error) {
 	s := &Server{
-		changed: changed, in: make(chan packet, backlog), done: make(chan struct{}), closing: make(chan struct{}),
+		changed: changed, in: make(chan packet, backlog), done: make(chan struct{}), closing: make(chan struct{}), ask: make(chan chan []Status),
 		byDiscr: map[uint32]*session{}, byPeer: map[netip.Addr]*session{},
 	}
 	v4, v6 := false, false
@@ -142,6 +143,24 @@ func (s *Server) freshDiscr() uint32 {
 // Counters are those since New.
 func (s *Server) Counters() Counters {
 	return Counters{TTL: s.ttl.Load(), Faulty: s.faulty.Load(), Unknown: s.unknown.Load(), Dropped: s.dropped.Load()}
+}
+
+// Status is one session.
+type Status struct {
+	Peer      netip.Addr
+	Says      bfd.Packet    // what we send: the state, the discriminators, our intervals
+	Detection time.Duration // how long the neighbour may be silent; 0 before its first packet
+}
+
+// Sessions are the present ones, in no order; none after Close.
+func (s *Server) Sessions() []Status {
+	answer := make(chan []Status, 1)
+	select {
+	case s.ask <- answer:
+		return <-answer
+	case <-s.done:
+		return nil
+	}
 }
 
 // Close tells the neighbours that the sessions end by decision, and ends.
@@ -247,6 +266,12 @@ func (s *Server) run() {
 			return
 		case p := <-s.in:
 			s.handle(time.Now(), p)
+		case answer := <-s.ask:
+			var all []Status
+			for _, n := range s.byPeer {
+				all = append(all, Status{n.Peer, n.core.Packet(), n.core.DetectionTime()})
+			}
+			answer <- all
 		case <-timer.C:
 			// What waits arrived before this moment. If this process did not run when it
 			// should have, it also lies in the sockets: they get their turn first.
