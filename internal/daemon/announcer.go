@@ -143,8 +143,11 @@ func (a *announcer) look(n gateway) {
 	if !a.leaving {
 		why = unworthy(a.why == "", n.Standing(now))
 	}
-	if (why == "") != (a.why == "") {
-		a.log.Info("routes", "announced", why == "", "reason", why, "prefixes", fmt.Sprint(a.options.Prefixes))
+	switch {
+	case why == "" && a.why != "":
+		a.log.Info("routes announced", "prefixes", fmt.Sprint(a.options.Prefixes))
+	case why != "" && a.why == "":
+		a.log.Info("routes withdrawn", "reason", why)
 	}
 	a.why = why
 	a.speaker.SetHealthy(why == "")

@@ -76,9 +76,23 @@ func New(o Options) (*Speaker, error) {
 		up:  map[netip.Addr]bool{},
 		bgp: server.NewBgpServer(server.LoggerOption(slog.New(quieter{o.Log.Handler()}), lvl)),
 	}
+	var sessions []bfdnet.Session
+	for i := range o.Neighbors {
+		if o.Neighbors[i].BFD {
+			x := o.BFD
+			x.Peer = o.Neighbors[i].Addr
+			sessions = append(sessions, x)
+		}
+	}
+	if len(sessions) > 0 {
+		var err error
+		if s.bfd, err = bfdnet.New(sessions, s.bfdChanged); err != nil {
+			return nil, fmt.Errorf("router bgp: %w", err)
+		}
+	}
 	go s.bgp.Serve()
 	if err := s.start(); err != nil {
-		s.bgp.Stop()
+		s.stop()
 		return nil, fmt.Errorf("router bgp: %w", err)
 	}
 	s.wg.Go(s.run)
@@ -93,9 +107,18 @@ func (s *Speaker) start() error {
 	if err != nil {
 		return err
 	}
-	// What neighbours announce is nothing to us.
+	// What neighbours announce is nothing to us, and goes to no other neighbour.
+	own := &api.Policy{Name: "own", Statements: []*api.Statement{{
+		Name:       "own",
+		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
+		Actions:    &api.Actions{RouteAction: api.RouteAction_ROUTE_ACTION_ACCEPT},
+	}}}
+	if err := s.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: own}); err != nil {
+		return err
+	}
 	err = s.bgp.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
-		Name: "global", Direction: api.PolicyDirection_POLICY_DIRECTION_IMPORT, DefaultAction: api.RouteAction_ROUTE_ACTION_REJECT,
+		Name: "global", Direction: api.PolicyDirection_POLICY_DIRECTION_IMPORT, Policies: []*api.Policy{own},
+		DefaultAction: api.RouteAction_ROUTE_ACTION_REJECT,
 	}})
 	if err != nil {
 		return err
@@ -104,22 +127,13 @@ func (s *Speaker) start() error {
 	if err != nil {
 		return err
 	}
-	var sessions []bfdnet.Session
 	for i := range s.o.Neighbors {
 		n := &s.o.Neighbors[i]
 		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(n)}); err != nil {
 			return fmt.Errorf("neighbor %s: %w", n.Addr, err)
 		}
-		if n.BFD {
-			x := s.o.BFD
-			x.Peer = n.Addr
-			sessions = append(sessions, x)
-		}
 	}
-	if len(sessions) > 0 {
-		s.bfd, err = bfdnet.New(sessions, s.bfdChanged)
-	}
-	return err
+	return nil
 }
 
 func (s *Speaker) peer(n *Neighbor) *api.Peer {
@@ -273,6 +287,10 @@ func (s *Speaker) Close() {
 	close(s.done)
 	s.wg.Wait()
 	s.announce(false)
+	s.stop()
+}
+
+func (s *Speaker) stop() {
 	s.bgp.Stop() // sends Cease on every session
 	if s.bfd != nil {
 		s.bfd.Close()
@@ -333,11 +351,6 @@ func (s *Speaker) announce(on bool) {
 		s.o.Log.Error("routes not changed", "announce", on, "error", err)
 		return
 	}
-	if on {
-		s.o.Log.Info("routes announced", "prefixes", len(paths))
-	} else {
-		s.o.Log.Info("routes withdrawn", "prefixes", len(paths))
-	}
 	s.mu.Lock()
 	s.announced = on
 	s.mu.Unlock()
@@ -381,9 +394,20 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.Tim
 	s.mu.Unlock()
 	switch {
 	case now && !was:
+		s.begun(st.NeighborAddress, true)
 		s.o.Log.Info("BGP neighbor up", "neighbor", st.NeighborAddress.String(), "as", st.PeerASN)
 	case was && !now:
+		s.begun(st.NeighborAddress, false)
 		s.o.Log.Warn("BGP neighbor down", "neighbor", st.NeighborAddress.String(), "reason", reasonOf(st))
+	}
+}
+
+// begun has BFD watch over a session of BGP as long as that stands. Not sooner: routers
+// (FRR is one) begin their end of BFD anew when BGP has told them our address, and take
+// that for a loss if BFD was up already.
+func (s *Speaker) begun(neighbor netip.Addr, on bool) {
+	if s.bfd != nil {
+		s.bfd.Want(neighbor, on)
 	}
 }
 
@@ -401,11 +425,12 @@ func (s *Speaker) bfdChanged(peer netip.Addr, c bfd.Changed) {
 	switch {
 	case c.To == bfd.Up:
 		s.o.Log.Info("BFD neighbor up", "neighbor", peer.String())
-	case c.From == bfd.Up:
+	case c.From == bfd.Up && c.To == bfd.Down:
 		s.o.Log.Warn("BFD neighbor down", "neighbor", peer.String(), "reason", c.Diag.String(), "neighbor_says", c.Remote.String())
 	}
-	// A neighbour whose operator took BFD away is not lost (RFC 5882 §4.2).
-	if c.From == bfd.Up && c.To == bfd.Down && c.Remote != bfd.AdminDown {
+	// One that says itself that its session is down ends the BGP session itself if it
+	// has lost us; it may also have begun anew, or its operator took BFD away (RFC 5882 §4.2).
+	if c.From == bfd.Up && c.Diag == bfd.DiagExpired {
 		s.mu.Lock()
 		s.lost = append(s.lost, peer)
 		s.mu.Unlock()

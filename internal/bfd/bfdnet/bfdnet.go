@@ -61,6 +61,7 @@ type Server struct {
 	done    chan struct{}
 	closing chan struct{}
 	ask     chan chan []Status
+	wanted  chan wanted
 	readers sync.WaitGroup
 
 	ttl, faulty, unknown, dropped atomic.Uint64
@@ -70,6 +71,11 @@ type Server struct {
 	byPeer  map[netip.Addr]*session
 }
 
+type wanted struct {
+	peer netip.Addr
+	on   bool
+}
+
 type packet struct {
 	from netip.Addr
 	p    bfd.Packet
@@ -77,20 +83,19 @@ type packet struct {
 
 type session struct {
 	Session
-	core *bfd.Session
+	core *bfd.Session // nil: not begun
 	out  net.PacketConn
 	dst  *net.UDPAddr
 }
 
-// New opens the sockets and begins the sessions. It fails if somebody else answers
+// New opens the sockets; Want begins the sessions. It fails if somebody else answers
 // BFD on this machine (in this network namespace).
 func New(sessions []Session, changed Changed) (*Server, error) {
 	s := &Server{
-		changed: changed, in: make(chan packet, backlog), done: make(chan struct{}), closing: make(chan struct{}), ask: make(chan chan []Status),
+		changed: changed, in: make(chan packet, backlog), done: make(chan struct{}), closing: make(chan struct{}), ask: make(chan chan []Status), wanted: make(chan wanted),
 		byDiscr: map[uint32]*session{}, byPeer: map[netip.Addr]*session{},
 	}
 	v4, v6 := false, false
-	now := time.Now()
 	for _, x := range sessions {
 		x.Peer = x.Peer.Unmap()
 		if s.byPeer[x.Peer] != nil {
@@ -98,10 +103,7 @@ func New(sessions []Session, changed Changed) (*Server, error) {
 			return nil, fmt.Errorf("bfd: %s twice", x.Peer)
 		}
 		n := &session{Session: x, dst: net.UDPAddrFromAddrPort(netip.AddrPortFrom(x.Peer, port))}
-		n.core = bfd.New(now, bfd.Config{
-			Discr: s.freshDiscr(), DesiredMinTx: x.DesiredMinTx, RequiredMinRx: x.RequiredMinRx, DetectMult: x.DetectMult, Rand: rand.Uint32N,
-		})
-		s.byDiscr[n.core.Discr()], s.byPeer[x.Peer] = n, n
+		s.byPeer[x.Peer] = n
 		var err error
 		if n.out, err = sender(x.Peer.Is4()); err != nil {
 			s.closeSockets()
@@ -160,6 +162,37 @@ func (s *Server) Sessions() []Status {
 		return <-answer
 	case <-s.done:
 		return nil
+	}
+}
+
+// Want begins a neighbour's session, or ends it: the neighbour hears that this is a
+// decision.
+func (s *Server) Want(peer netip.Addr, on bool) {
+	select {
+	case s.wanted <- wanted{peer.Unmap(), on}:
+	case <-s.done:
+	}
+}
+
+// want is Want on the goroutine that owns the sessions.
+func (s *Server) want(now time.Time, w wanted) {
+	n := s.byPeer[w.peer]
+	switch {
+	case n == nil || (n.core != nil) == w.on:
+	case w.on:
+		n.core = bfd.New(now, bfd.Config{
+			Discr: s.freshDiscr(), DesiredMinTx: n.DesiredMinTx, RequiredMinRx: n.RequiredMinRx, DetectMult: n.DetectMult, Rand: rand.Uint32N,
+		})
+		s.byDiscr[n.core.Discr()] = n
+		s.carry(n)
+	default:
+		n.core.Close(now)
+		s.carry(n)
+		for range farewells - 1 {
+			n.send(n.core.Packet())
+		}
+		delete(s.byDiscr, n.core.Discr())
+		n.core = nil
 	}
 }
 
@@ -252,24 +285,27 @@ func (s *Server) run() {
 	defer close(s.done)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	s.each(func(*session) {}) // the first packets
 	late := false
 	for {
 		due := s.arm(timer, late)
 		select {
 		case <-s.closing:
-			now := time.Now()
-			s.each(func(n *session) { n.core.Close(now) })
-			for range farewells - 1 {
-				s.each(func(n *session) { n.send(n.core.Packet()) })
+			for peer := range s.byPeer {
+				s.want(time.Now(), wanted{peer, false})
 			}
 			return
+		case w := <-s.wanted:
+			s.want(time.Now(), w)
 		case p := <-s.in:
 			s.handle(time.Now(), p)
 		case answer := <-s.ask:
 			var all []Status
 			for _, n := range s.byPeer {
-				all = append(all, Status{n.Peer, n.core.Packet(), n.core.DetectionTime()})
+				x := Status{Peer: n.Peer, Says: bfd.Packet{State: bfd.Down}}
+				if n.core != nil {
+					x.Says, x.Detection = n.core.Packet(), n.core.DetectionTime()
+				}
+				all = append(all, x)
 			}
 			answer <- all
 		case <-timer.C:
@@ -280,7 +316,10 @@ func (s *Server) run() {
 			if late = !late && now.Sub(due) > oversleep; late {
 				continue
 			}
-			s.each(func(n *session) { n.core.HandleTimeout(now) })
+			for _, n := range s.byDiscr {
+				n.core.HandleTimeout(now)
+				s.carry(n)
+			}
 		}
 	}
 }
@@ -289,7 +328,7 @@ func (s *Server) run() {
 func (s *Server) arm(timer *time.Timer, late bool) time.Time {
 	now := time.Now()
 	due := now.Add(time.Hour)
-	for _, n := range s.byPeer {
+	for _, n := range s.byDiscr {
 		if at, ok := n.core.NextTimeout(); ok && at.Before(due) {
 			due = at
 		}
@@ -319,19 +358,12 @@ func (s *Server) handle(now time.Time, p packet) {
 	if p.p.YourDiscr != 0 {
 		n = s.byDiscr[p.p.YourDiscr]
 	}
-	if n == nil || n.Peer != p.from {
+	if n == nil || n.core == nil || n.Peer != p.from {
 		s.unknown.Add(1)
 		return
 	}
 	n.core.HandlePacket(now, p.p)
 	s.carry(n)
-}
-
-func (s *Server) each(do func(*session)) {
-	for _, n := range s.byPeer {
-		do(n)
-		s.carry(n)
-	}
 }
 
 func (s *Server) carry(n *session) {
