@@ -24,7 +24,7 @@ type bgpNeighborJSON struct {
 	AS          uint32 `json:"as"`
 	State       string `json:"state"`
 	Established bool   `json:"established"`
-	Since       int64  `json:"since_s"` // established or not, for so long
+	Since       int64  `json:"since_s"` // established or not, for so long; -1: never was
 	Received    uint64 `json:"received"`
 	Sent        uint64 `json:"sent"`
 	BFD         string `json:"bfd,omitempty"`
@@ -67,7 +67,10 @@ func (r *routesView) bgpJSON() bgpJSON {
 	}
 	for i := range r.BGP.Neighbors {
 		n := &r.BGP.Neighbors[i]
-		x := bgpNeighborJSON{Address: n.Addr.String(), AS: n.RemoteAS, State: n.State, Established: n.Established, Since: seconds(r.Now.Sub(n.Since)), Received: n.Received, Sent: n.Sent}
+		x := bgpNeighborJSON{Address: n.Addr.String(), AS: n.RemoteAS, State: n.State, Established: n.Established, Since: -1, Received: n.Received, Sent: n.Sent}
+		if !n.Since.IsZero() {
+			x.Since = seconds(r.Now.Sub(n.Since))
+		}
 		if n.BFD != nil {
 			x.BFD = n.BFD.Says.State.String()
 		}
@@ -149,6 +152,9 @@ func showBGP(s *session, _ []string) error {
 
 // clockText is hours, minutes and seconds.
 func clockText(s int64) string {
+	if s < 0 {
+		return "never"
+	}
 	d := time.Duration(s) * time.Second
 	return fmt.Sprintf("%02d:%02d:%02d", int(d.Hours()), int(d.Minutes())%60, s%60)
 }
