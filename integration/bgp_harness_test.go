@@ -154,7 +154,13 @@ func (r *site) startFRR(node string, neighbors []string) {
 	for _, n := range neighbors {
 		fmt.Fprintf(&conf, " neighbor %s remote-as %d\n neighbor %s bfd 3 100 100\n", n, routedAS+1, n)
 	}
-	conf.WriteString(" address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n")
+	conf.WriteString(" address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n address-family ipv6 unicast\n")
+	for _, n := range neighbors {
+		if strings.Contains(n, ":") {
+			fmt.Fprintf(&conf, "  neighbor %s activate\n", n)
+		}
+	}
+	conf.WriteString(" exit-address-family\n")
 	for name, text := range map[string]string{"zebra": "hostname router\n", "bfdd": "\n", "bgpd": conf.String()} {
 		path := filepath.Join(dir, name+".conf")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -297,13 +303,17 @@ func (r *site) watchRoute(node, dst string) *watchedRoute {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	family := netlink.FAMILY_V4
+	if want.IP.To4() == nil {
+		family = netlink.FAMILY_V6
+	}
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			list, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: want}, netlink.RT_FILTER_DST)
+			list, err := h.RouteListFiltered(family, &netlink.Route{Dst: want}, netlink.RT_FILTER_DST)
 			if err == nil {
 				w.saw(time.Now(), list)
 			}

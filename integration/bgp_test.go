@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -153,15 +154,19 @@ func (r *routed) goesFirst(t *testing.T, m string, since time.Time) {
 	}
 }
 
+const bgpNet6 = "2001:db8:ff::1/128"
+
 // TestBGPReload: what a reload changes of BGP reaches the router, and no tunnel notices.
 func TestBGPReload(t *testing.T) {
 	t.Parallel()
 	needFRR(t)
 	s := wire(t)
-	s.startFRR("peer", []string{gwWAN})
+	s.startFRR("peer", []string{gwWAN, gwWAN6})
 	bgp := func(prefix string) string {
-		return fmt.Sprintf("config router bgp\nset as %d\nset router-id %s\nconfig neighbor\nedit %s\nset remote-as %d\nset bfd enable\nnext\nend\n"+
-			"config network\nedit 1\nset prefix %s\nnext\nend\nend\n", routedAS+1, gwWAN, peerWAN, routedAS, prefix)
+		return fmt.Sprintf("config router bgp\nset as %d\nset router-id %s\nconfig neighbor\nedit %s\nset remote-as %d\nset bfd enable\nnext\n"+
+			"edit %s\nset remote-as %d\nset bfd enable\nnext\nend\n"+
+			"config network\nedit 1\nset prefix %s\nnext\nend\nconfig network6\nedit 1\nset prefix6 %s\nnext\nend\nend\n",
+			routedAS+1, gwWAN, peerWAN, routedAS, peerWAN6, routedAS, prefix, bgpNet6)
 	}
 	conf := gwConf{phase1: []entry{toPeer()}, phase2: []entry{netPhase2()}, routes: []entry{routeTo(peerNet, "vpn1")}, more: bgp("198.51.100.1/32")}
 	gw := s.gateway("gw", conf)
@@ -172,7 +177,12 @@ func TestBGPReload(t *testing.T) {
 	}
 	s.gateway("peer", peer)
 	first, second := s.watchRoute("peer", "198.51.100.1/32"), s.watchRoute("peer", "198.51.100.2/32")
-	eventually(t, 20*time.Second, "the router has the route", func() bool { return slices.Equal(first.now(), []string{gwWAN}) })
+	sixth := s.watchRoute("peer", bgpNet6)
+	eventually(t, 20*time.Second, "the router has both routes", func() bool { return slices.Equal(first.now(), []string{gwWAN}) && len(sixth.now()) == 1 })
+	eventually(t, 20*time.Second, "BFD is up in IPv4 and IPv6", func() bool {
+		out, err := gw.cli("get router info bfd neighbor", "--json")
+		return err == nil && strings.Count(out, `"state": "Up"`) == 2
+	})
 	s.wantPing("peer", peerIn, gwIn)
 	sas := func() string {
 		t.Helper()
@@ -202,7 +212,7 @@ func TestBGPReload(t *testing.T) {
 	conf.more = ""
 	gw.write(conf)
 	gw.must("execute reload")
-	eventually(t, 20*time.Second, "the router has no route", func() bool { return len(second.now()) == 0 })
+	eventually(t, 20*time.Second, "the router has no route", func() bool { return len(second.now()) == 0 && len(sixth.now()) == 0 })
 	s.wantPing("peer", peerIn, gwIn)
 	if now := sas(); now != before {
 		t.Errorf("the IKE SA was %s and is %s", before, now)
@@ -218,7 +228,7 @@ func (g *gateway) bgpUp() (seconds int64) {
 			Since       int64 `json:"since_s"`
 		} `json:"neighbors"`
 	}
-	if err := json.Unmarshal([]byte(g.must("get router info bgp summary", "--json")), &b); err != nil || len(b.Neighbors) != 1 || !b.Neighbors[0].Established {
+	if err := json.Unmarshal([]byte(g.must("get router info bgp summary", "--json")), &b); err != nil || len(b.Neighbors) != 2 || !b.Neighbors[0].Established {
 		g.t.Fatalf("no session with the router: %v, %+v", err, b)
 	}
 	return b.Neighbors[0].Since

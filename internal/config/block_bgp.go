@@ -96,7 +96,7 @@ func within[T any](at **table[T], def *spec[T]) scope {
 
 var bgpSpec = &spec[bgpDraft]{
 	path: "router bgp",
-	help: "Announces prefixes to routers while this gateway is synchronised, and withdraws them before it ends: those of `config network` and, in a farm, the `local-gw` that its members share. Neighbors are connected to, never listened for; what they announce is not taken.",
+	help: "Announces prefixes to routers while this gateway is synchronised, and withdraws them before it ends: those of `config network` and, in a farm, the `local-gw` that its members share. A neighbor is told the prefixes of its own address family. Neighbors are connected to, never listened for; what they announce is not taken.",
 	rows: []row[bgpDraft]{
 		{key: "as", value: number{0, 4294967295, 0}, def: "0", at: func(b *bgpDraft) any { return &b.AS }, help: "our autonomous system; 0: no BGP"},
 		{key: "router-id", value: address{4}, at: func(b *bgpDraft) any { return &b.RouterID }, local: true, help: "different on each gateway; required with as"},

@@ -38,7 +38,7 @@ type Options struct {
 	HoldTime  time.Duration // 0, or 3 s and more
 	Neighbors []Neighbor
 	BFD       bfdnet.Session // the times of every session
-	Prefixes  []netip.Prefix
+	Prefixes  []netip.Prefix // a neighbour is told those of its own address family
 	Log       *slog.Logger
 }
 
@@ -147,23 +147,12 @@ func (s *Speaker) peer(n *Neighbor) *api.Peer {
 	if n.MultihopTTL != 0 {
 		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(n.MultihopTTL)}
 	}
-	for _, f := range []*api.Family{
-		{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}, {Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST},
-	} {
-		if s.announces(f.Afi == api.Family_AFI_IP6) {
-			p.AfiSafis = append(p.AfiSafis, &api.AfiSafi{Config: &api.AfiSafiConfig{Family: f, Enabled: true}})
-		}
+	family := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
+	if n.Addr.Is6() {
+		family.Afi = api.Family_AFI_IP6
 	}
+	p.AfiSafis = []*api.AfiSafi{{Config: &api.AfiSafiConfig{Family: family, Enabled: true}}}
 	return p
-}
-
-func (s *Speaker) announces(v6 bool) bool {
-	for _, p := range s.o.Prefixes {
-		if p.Addr().Is6() == v6 {
-			return true
-		}
-	}
-	return false
 }
 
 // SetHealthy says whether routers may send traffic here. It returns at once.
