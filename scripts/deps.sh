@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what tests and the demo need beside Go: the peer (strongSwan wholly in
-# user space), the independent decoder (tshark) and the tools that build networks.
+# user space), the router (FRR), the independent decoder (tshark) and the tools that
+# build networks.
 # Debian and its relatives; anything else gets the list to install by hand.
 set -eu
 
@@ -8,6 +9,7 @@ packages="
 charon-systemd strongswan-swanctl strongswan-pki
 libcharon-extra-plugins libcharon-extauth-plugins
 libstrongswan-standard-plugins libstrongswan-extra-plugins
+frr
 tshark tcpdump iproute2 iputils-ping nftables ethtool iperf3
 "
 
