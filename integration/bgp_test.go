@@ -233,3 +233,50 @@ func (g *gateway) bgpUp() (seconds int64) {
 	}
 	return b.Neighbors[0].Since
 }
+
+// TestBGPPair: a pair's routes are announced by its active gateway, from the address that
+// moves with it.
+func TestBGPPair(t *testing.T) {
+	t.Parallel()
+	needFRR(t)
+	ids := 0
+	p := newPair(t, program(t), func(conf string) string {
+		ids++
+		return conf + fmt.Sprintf("config router bgp\nset as %d\nset router-id 10.0.0.%d\nconfig neighbor\nedit %s\nset remote-as %d\nset bfd enable\nnext\nend\n"+
+			"config network\nedit 1\nset prefix 198.51.100.0/24\nnext\nend\nend\n", routedAS+1, ids+1, peerWAN, routedAS)
+	})
+	p.startFRR(lab.NodeClient, []string{gwWAN})
+	route := p.watchRoute(lab.NodeClient, "198.51.100.0/24")
+	announced := func(g *gateway) (b bgpStatus) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(g.must("get router info bgp summary", "--json")), &b); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, fault := range []string{"failover", "SIGKILL"} {
+		active, standby := p.synchronised()
+		eventually(t, 30*time.Second, "the router has the route from "+active.node, func() bool {
+			b := announced(active)
+			return len(route.now()) == 1 && b.Announced && b.Neighbors[0].Established && b.Neighbors[0].BFD == "Up"
+		})
+		if b := announced(standby); b.Announced || b.Reason != "standby" || b.Neighbors[0].Established {
+			t.Errorf("%s stands by and says %+v", standby.node, b)
+		}
+		since := time.Now()
+		if fault == "SIGKILL" {
+			p.kill(active)
+		} else {
+			active.must("execute ha failover set", "1")
+		}
+		p.takenOver(standby)
+		eventually(t, 30*time.Second, "the router has the route from "+standby.node, func() bool {
+			b := announced(standby)
+			return len(route.now()) == 1 && b.Announced && b.Neighbors[0].Established
+		})
+		t.Logf("%s: the other gateway's route after %v", fault, time.Since(since).Round(time.Millisecond))
+		if fault == "failover" {
+			standby.must("execute ha failover unset", "1")
+		}
+	}
+}
