@@ -58,6 +58,8 @@ type Node struct {
 	wanted   []xfrm.Bound
 	routes   map[AddRoute]int
 	out      []Effect
+
+	testBuild
 }
 
 // childSA is what the node knows of an installed Child SA. The bounds are the
