@@ -108,6 +108,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 		e.release(c, d)
 	}
 	e.closeHalfOpen(sa)
+	e.unlinkPeer(sa)
 	delete(e.sas, sa.ownSPI())
 	delete(e.copying, sa.ownSPI())
 	e.unrefKey(sa.keyID)
@@ -190,7 +191,7 @@ func reuse(old, sa *ikeSA) (message.Sealer, message.Opener) {
 func (e *Engine) standbyTunnel(t *tunnel) {
 	t.up = slices.ContainsFunc(t.sas, func(sa *ikeSA) bool { return sa.state == stateEstablished && !sa.closing })
 	if len(t.sas) == 0 && t.dialup {
-		delete(e.tunnels, t.name)
+		e.forgetTunnel(t)
 	}
 }
 

@@ -319,6 +319,14 @@ func (f *bigFarm) setUp() {
 		alone = append(alone, w...)
 		n += k
 	}
+	if p := os.Getenv("TANDEM_PROFILES"); p != "" {
+		var both sync.WaitGroup
+		for _, m := range f.members[:2] {
+			both.Go(func() { _ = f.command(m, "diagnose debug profile cpu "+filepath.Join(p, m+".setup.cpu")+" 4", nil) })
+		}
+		g.dial(lab.FarmLoopback, realTunnels, 2000, setupRate)
+		both.Wait()
+	}
 	f.whole(time.Minute)
 	us := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	for _, q := range []struct {
@@ -352,6 +360,11 @@ func (f *bigFarm) inject() {
 	for i, m := range f.members {
 		want := (manyTunnels*(i+1))/3 - (manyTunnels*i)/3 - was[m].Owned
 		begin := time.Now()
+		if p := os.Getenv("TANDEM_PROFILES"); p != "" && i == 0 {
+			for _, x := range f.members {
+				go func() { _ = f.command(x, "diagnose debug profile cpu "+filepath.Join(p, x+".inject.cpu")+" 3", nil) }()
+			}
+		}
 		f.must(m, "diagnose debug clone "+strconv.Itoa(want), nil)
 		f.whole(2 * time.Minute)
 		f.b.Logf("%s: %d tunnels injected in %.1f s", m, want, time.Since(begin).Seconds())
