@@ -4,6 +4,7 @@ package node
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -23,16 +24,26 @@ import (
 // cloneFrom is from where the instances of clones are numbered, above all that peers made.
 const cloneFrom = 1 << 20
 
+// cloneLag is how far a sync set may be behind.
+const cloneLag = 10 * time.Millisecond
+
 // Clone makes up to n tunnels more in each scope that this member owns, out of records
 // of tunnels that stand there: other SPIs, other keys, other addresses, the same in all
 // else. They come the way that the other side's state comes at healing, so each is put
 // into the journal, is acknowledged by the sync set, and is installed here and there like
 // any other. For measurements of many tunnels; nobody is at their other end.
 func (f *Farm) Clone(now time.Time, n int) (made int, err error) {
+	owner := false
 	for _, id := range f.order {
 		f.with(id, func(x *Node) {
 			if !x.owner || x.handing != nil {
 				return
+			}
+			owner = true
+			for _, m := range x.journal.SyncSet() {
+				if x.journal.Lag(now, m) > cloneLag {
+					return
+				}
 			}
 			var k int
 			if k, err = x.clone(now, id, n); err == nil {
@@ -43,6 +54,9 @@ func (f *Farm) Clone(now time.Time, n int) (made int, err error) {
 		if err != nil {
 			return made, err
 		}
+	}
+	if !owner {
+		return made, errors.New("nothing is owned here")
 	}
 	return made, nil
 }
