@@ -233,6 +233,31 @@ func (e *Engine) Snapshot(now time.Time) []Entry {
 	return out
 }
 
+// SPIs names the IKE SAs of a full copy, in its order, for SnapshotOf.
+func (e *Engine) SPIs() []ipsec.IKESPIs {
+	all := e.sorted()
+	out := make([]ipsec.IKESPIs, len(all))
+	for i, sa := range all {
+		out[i] = sa.spis
+	}
+	return out
+}
+
+// SnapshotOf is a part of a full copy: those that still are.
+func (e *Engine) SnapshotOf(now time.Time, of []ipsec.IKESPIs) []Entry {
+	e.now = now
+	var out []Entry
+	for _, spis := range of {
+		for _, own := range []ipsec.IKESPI{spis.I, spis.R} {
+			if sa := e.sas[own]; sa != nil && sa.spis == spis {
+				out = append(out, e.entry(sa))
+				break
+			}
+		}
+	}
+	return out
+}
+
 // Resume begins ownership: timers run again from the ages in the records, and
 // outstanding requests are sent once more, to the bit. Nothing new is begun on
 // an IKE SA until its peer is heard; tunnels without any SA negotiate as configured.

@@ -43,6 +43,7 @@ type Node struct {
 	peers   map[cluster.NodeID]cluster.ProcessID
 	handing *cluster.HandOver // waiting for the windows
 	windows []xfrm.Window     // received with a handover to us
+	copies  []*copying        // for members that join, the oldest first
 	lagging map[cluster.NodeID]bool
 	lagAt   time.Time
 
@@ -247,6 +248,7 @@ func (n *Node) HandleTimeout(now time.Time) {
 	n.ledger.Expire(now)
 	if n.authority != nil {
 		n.lag(now)
+		n.copyOn(now)
 		n.journal.HandleTimeout(now)
 		n.authority.HandleTimeout(now)
 	}
@@ -263,6 +265,9 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 	if n.authority != nil {
 		t, ok = earlier(t, ok, n.authority.NextTimeout)
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
+		if len(n.copies) > 0 {
+			return time.Time{}, true
+		}
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
 		}

@@ -21,6 +21,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.drainJournal(now)
 		n.epoch = o.Epoch
 		n.replica.Fence(o.Epoch)
+		n.stopCopies()
 		n.journal.Start(now, o.Epoch)
 		if o.Covered {
 			n.emit(Reassert{})
@@ -37,6 +38,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	}
 	n.owner, n.epoch, n.handing = true, o.Epoch, nil
 	n.replica.Fence(o.Epoch)
+	n.stopCopies()
 	n.journal.Start(now, o.Epoch)
 	if o.Handover && n.windows != nil {
 		n.emit(SetWindows{n.windows})
@@ -74,6 +76,7 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	n.ike.Suspend(now)
 	n.drainIKE(now)
 	n.owner, n.handing = false, nil
+	n.stopCopies()
 	n.journal.Stop()
 	if wasOwner {
 		n.log(slog.LevelInfo, "HA state change detected -> secondary",
