@@ -322,7 +322,7 @@ func (f *bigFarm) setUp() {
 		k := min(setupRound, realTunnels-n)
 		w, r := g.dial(lab.FarmLoopback, n, k, setupRate)
 		farm, rates = append(farm, w...), append(rates, r)
-		w, _ = g.dial(single, n, k, setupRate)
+		w, _ = g.dial(single, n, k/2, setupRate)
 		alone = append(alone, w...)
 		n += k
 	}
@@ -399,6 +399,9 @@ func (f *bigFarm) inject() {
 		}
 	}
 	all := f.whole(time.Minute)
+	begin := time.Now()
+	f.must(f.members[0], "get system ha status", nil)
+	f.report(time.Since(begin).Seconds()*1000, "status-ms")
 	for _, m := range f.members {
 		x := f.memory(m)
 		f.b.Logf("%s: owns %d, stands by for %d: %.0f MiB heap, %.0f MiB resident; empty %.0f MiB resident", m, all[m].Owned, all[m].Standby,

@@ -352,11 +352,44 @@ func (n *Node) Shutdown(now time.Time) {
 }
 
 // Status is what diagnose shows.
-func (n *Node) Status(now time.Time) Status {
-	s := Status{Owner: n.owner, Gateways: n.ike.Status(now), IKE: n.ike.Counters()}
+func (n *Node) Status(now time.Time) Status { return statusOf(now, n) }
+
+// Summary is Status without the gateways.
+func (n *Node) Summary(now time.Time) Status {
+	s := Status{Owner: n.owner, IKE: n.ike.Counters()}
 	if n.authority != nil {
 		ha := n.authority.Status(now)
 		s.HA = &ha
+	}
+	return s
+}
+
+// More adds some of the gateways to a Summary, and says whether there are others. With
+// tens of thousands the whole takes longer than whoever watches this process allows.
+func (n *Node) More(now time.Time, s *Status, at *Place) (more bool) {
+	part, last, more := n.ike.StatusAfter(now, at.after, statusPart)
+	s.Gateways = append(s.Gateways, part...)
+	at.after = last
+	return more
+}
+
+// statusPart is how many gateways More adds at a time.
+const statusPart = 512
+
+// Place is how far More has come; the zero value is the beginning.
+type Place struct {
+	scope cluster.ScopeID // of a farm; those before are done
+	after uint64          // in the scope, as the engine numbers them
+}
+
+// statusOf puts a whole Status together.
+func statusOf(now time.Time, g interface {
+	Summary(time.Time) Status
+	More(time.Time, *Status, *Place) bool
+}) Status {
+	s := g.Summary(now)
+	var at Place
+	for g.More(now, &s, &at) {
 	}
 	return s
 }
