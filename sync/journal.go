@@ -386,7 +386,7 @@ func (j *Journal) Write(now time.Time, node cluster.NodeID, process cluster.Proc
 		return
 	}
 	p := j.peer(node, process)
-	chunk(l.Entries, func(c []Entry) {
+	chunk(l.Entries, frameSize, func(c []Entry) {
 		it := recordItem(c, 0)
 		it.kind, it.letter, it.live = kindLetter, Letter{Kind: l.Kind, Other: l.Other}, true
 		if p.live += it.size; p.live > j.limit || !it.fits() {
