@@ -174,6 +174,7 @@ func (KeyLog) effect()        {}
 //	Apply(now, Record)                            // standby: take over the state; emits Install/SetOutbound/SetPeer/Remove ungated
 //	BeginCopy(); EndCopy()                        // a full copy: what Apply did not name in between is removed
 //	Snapshot(now) []Entry                         // full copy for a member that enters
+//	SPIs() []ipsec.IKESPIs; SnapshotOf(now, []ipsec.IKESPIs) []Entry // the same in parts
 //	Resume(now)                                   // ownership begins: arm timers, retransmit outstanding requests,
 //	                                              // nothing new on an IKE SA before the peer's authenticated traffic; its last
 //	                                              // request once more (or an empty one, if there was none) invites that

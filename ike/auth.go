@@ -61,7 +61,8 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
 	}
 	_, initial := ev.m.Notify(message.InitialContact)
-	sa.p1, sa.phase1, sa.peerID = p1, p1.Name, peer
+	sa.p1, sa.phase1 = p1, p1.Name
+	e.identify(sa, peer)
 	if p1.Dialup() {
 		sa.tunnel = e.dialupTunnel(p1, peer, initial)
 	} else {
@@ -171,7 +172,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 		e.authGaveUp(sa, x, "peer identifier "+peer.String()+" is not accepted", true)
 		return
 	}
-	sa.peerID = peer
+	e.identify(sa, peer)
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
 	e.noteSyncSupport(sa, ev.m)
@@ -239,8 +240,8 @@ func (e *Engine) establish(sa *ikeSA) {
 // initialContact ends the other IKE SAs of an identity that says it has none (RFC 7296 §2.4).
 func (e *Engine) initialContact(sa *ikeSA) {
 	e.info(sa, "processing INITIAL-CONTACT")
-	for _, old := range e.sorted() {
-		if old == sa || old.phase1 != sa.phase1 || old.peerID != sa.peerID ||
+	for _, old := range e.ofPeer(sa.peerID) {
+		if old == sa || old.phase1 != sa.phase1 ||
 			old.state != stateEstablished && old.state != stateRekeyed {
 			continue
 		}

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -59,17 +60,29 @@ func (e *Engine) Clear(now time.Time, name string) int {
 // Status lists the tunnels: configured static ones, then whatever else has an
 // IKE SA, in the order of their making.
 func (e *Engine) Status(now time.Time) []GatewayStatus {
+	all, _, _ := e.StatusAfter(now, 0, len(e.tunnels)+len(e.cfg.Phase1))
+	return all
+}
+
+// StatusAfter is at most limit of them, from the beginning for 0, else those that were
+// made after the last one of the part before; more says that there are others.
+func (e *Engine) StatusAfter(now time.Time, after uint64, limit int) (part []GatewayStatus, last uint64, more bool) {
 	defer e.begin(now)()
-	var out []GatewayStatus
 	for i := range e.cfg.Phase1 {
 		if p1 := &e.cfg.Phase1[i]; !p1.Dialup() {
 			e.staticTunnel(p1)
 		}
 	}
-	for _, t := range e.sortedTunnels() {
-		out = append(out, e.tunnelStatus(now, t))
+	all := e.sortedTunnels()
+	i, _ := slices.BinarySearchFunc(all, after, func(t *tunnel, n uint64) int { return cmp.Compare(t.seq, n+1) })
+	all = all[i:]
+	if more = len(all) > limit; more {
+		all = all[:limit]
 	}
-	return out
+	for _, t := range all {
+		part, last = append(part, e.tunnelStatus(now, t)), t.seq
+	}
+	return part, last, more
 }
 
 func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {

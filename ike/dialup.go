@@ -10,20 +10,26 @@ import (
 // the same identity held, if it says that it knows no other IKE SA; else the
 // lowest free index of our share. The name is in the record, so it is the same on every member.
 func (e *Engine) dialupTunnel(p1 *config.Phase1, peer identity, initialContact bool) *tunnel {
-	used := map[int]*tunnel{}
-	for _, t := range e.sortedTunnels() {
-		if !t.dialup || t.phase1 != p1.Name {
-			continue
-		}
-		used[t.index] = t
-		if initialContact && len(t.sas) > 0 && t.sas[len(t.sas)-1].peerID == peer {
-			return t
+	var held *tunnel
+	for _, sa := range e.ofPeer(peer) {
+		t := sa.tunnel
+		if initialContact && t != nil && len(t.sas) > 0 && t.dialup && t.phase1 == p1.Name && t.sas[len(t.sas)-1].peerID == peer && (held == nil || t.seq < held.seq) {
+			held = t
 		}
 	}
-	e.movedIndexes(p1.Name, used)
-	i := e.o.Share.Part
-	for used[i] != nil {
+	if held != nil {
+		return held
+	}
+	i, ok := e.lowest[p1.Name]
+	if !ok {
+		i = e.o.Share.Part
+	}
+	moved := map[int]*tunnel{}
+	e.movedIndexes(p1.Name, moved)
+	name := func() string { return p1.Name + "_" + strconv.Itoa(i) }
+	for e.tunnels[name()] != nil || moved[i] != nil {
 		i += e.o.Share.of()
 	}
-	return e.tunnelOf(p1.Name+"_"+strconv.Itoa(i), p1.Name, true, i)
+	e.lowest[p1.Name] = i // what is freed below it lowers it: forgetTunnel
+	return e.tunnelOf(name(), p1.Name, true, i)
 }

@@ -35,7 +35,10 @@ type Engine struct {
 	shelfChildren map[ipsec.ESPSPI]*ikeSA
 	timers        timerHeap
 	keyRefs       map[ipsec.KeyID]int
-	seq           uint64 // numbers IKE SAs and tunnels in the order of their making
+	peers         map[uint64]*ikeSA         // those of a peer, by its identity's hash: see peers.go
+	asking        map[ipsec.IKESPI]struct{} // those that may have a request outstanding
+	lowest        map[string]int            // index below which no instance of a dialup phase 1 is free
+	seq           uint64                    // numbers IKE SAs and tunnels in the order of their making
 
 	halfOpen   int
 	perSource  map[netip.Addr]int
@@ -91,6 +94,9 @@ func New(o Options) *Engine {
 		shelfChildren: map[ipsec.ESPSPI]*ikeSA{},
 		tunnels:       map[string]*tunnel{},
 		keyRefs:       map[ipsec.KeyID]int{},
+		peers:         map[uint64]*ikeSA{},
+		asking:        map[ipsec.IKESPI]struct{}{},
+		lowest:        map[string]int{},
 		perSource:     map[netip.Addr]int{},
 		noPolicyAt:    map[string]time.Time{},
 		unauth:        limiter{rate: 20, burst: 40},

@@ -99,6 +99,7 @@ func (e *Engine) Move(now time.Time, spis ipsec.IKESPIs, to uint32, windows []ip
 	t.sas, t.tryAt = nil, time.Time{}
 	e.arm(t)
 	delete(e.tunnels, t.name)
+	e.unlinkPeer(sa)
 	delete(e.sas, sa.ownSPI())
 	for _, c := range sa.children {
 		delete(e.children, c.SPIIn)
@@ -136,6 +137,9 @@ func (e *Engine) shelve(sa *ikeSA) {
 // go of after those of what takes its place.
 func (e *Engine) unshelve(sa *ikeSA, d *childDiff) {
 	delete(e.shelf, sa.ownSPI())
+	if sa.tunnel != nil {
+		e.freeIndex(sa.tunnel)
+	}
 	for _, c := range sa.children {
 		delete(e.shelfChildren, c.SPIIn)
 		e.free(Pointer{SPIIn: c.SPIIn})

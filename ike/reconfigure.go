@@ -81,7 +81,7 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 	if t.p1 == nil && len(t.sas) == 0 {
 		t.tryAt = time.Time{}
 		e.arm(t)
-		delete(e.tunnels, t.name)
+		e.forgetTunnel(t)
 		return
 	}
 	if t.p1 == nil || t.p1.PassiveMode {

@@ -108,6 +108,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 		e.release(c, d)
 	}
 	e.closeHalfOpen(sa)
+	e.unlinkPeer(sa)
 	delete(e.sas, sa.ownSPI())
 	delete(e.copying, sa.ownSPI())
 	e.unrefKey(sa.keyID)
@@ -190,7 +191,7 @@ func reuse(old, sa *ikeSA) (message.Sealer, message.Opener) {
 func (e *Engine) standbyTunnel(t *tunnel) {
 	t.up = slices.ContainsFunc(t.sas, func(sa *ikeSA) bool { return sa.state == stateEstablished && !sa.closing })
 	if len(t.sas) == 0 && t.dialup {
-		delete(e.tunnels, t.name)
+		e.forgetTunnel(t)
 	}
 }
 
@@ -228,6 +229,31 @@ func (e *Engine) Snapshot(now time.Time) []Entry {
 	}
 	for _, sa := range e.sortedMoved() {
 		out = append(out, e.entry(sa))
+	}
+	return out
+}
+
+// SPIs names the IKE SAs of a full copy, in its order, for SnapshotOf.
+func (e *Engine) SPIs() []ipsec.IKESPIs {
+	all := e.sorted()
+	out := make([]ipsec.IKESPIs, len(all))
+	for i, sa := range all {
+		out[i] = sa.spis
+	}
+	return out
+}
+
+// SnapshotOf is a part of a full copy: those that still are.
+func (e *Engine) SnapshotOf(now time.Time, of []ipsec.IKESPIs) []Entry {
+	e.now = now
+	var out []Entry
+	for _, spis := range of {
+		for _, own := range []ipsec.IKESPI{spis.I, spis.R} {
+			if sa := e.sas[own]; sa != nil && sa.spis == spis {
+				out = append(out, e.entry(sa))
+				break
+			}
+		}
 	}
 	return out
 }

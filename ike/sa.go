@@ -136,6 +136,8 @@ type ikeSA struct {
 	stalled           time.Time // nothing begins before
 	dpdSent, dpdRecv  uint32
 	t                 timer
+	nextOfPeer        *ikeSA // see peers.go
+	ofPeer            bool
 }
 
 // ownSPI is the SPI that we chose.

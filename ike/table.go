@@ -33,12 +33,15 @@ func (e *Engine) newESPSPI() ipsec.ESPSPI {
 }
 
 func (e *Engine) spiPending(s ipsec.ESPSPI) bool {
-	for _, sa := range e.sas {
-		if sa.req != nil && sa.req.spiIn == s {
-			return true
+	pending := false
+	for own := range e.asking {
+		if sa := e.sas[own]; sa == nil || sa.req == nil {
+			delete(e.asking, own)
+		} else if sa.req.spiIn == s {
+			pending = true
 		}
 	}
-	return false
+	return pending
 }
 
 // insert makes an IKE SA known under its SPI.
@@ -46,6 +49,10 @@ func (e *Engine) insert(sa *ikeSA) {
 	e.seq++
 	sa.seq = e.seq
 	e.sas[sa.ownSPI()] = sa
+	e.linkPeer(sa)
+	if sa.req != nil {
+		e.asking[sa.ownSPI()] = struct{}{}
+	}
 	e.refKey(sa.keyID)
 	if sa.tunnel != nil {
 		sa.tunnel.sas = append(sa.tunnel.sas, sa)
@@ -85,6 +92,7 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 		e.removeChild(c)
 	}
 	e.closeHalfOpen(sa)
+	e.unlinkPeer(sa)
 	if e.sas[sa.ownSPI()] == sa {
 		delete(e.sas, sa.ownSPI())
 	}

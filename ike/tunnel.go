@@ -71,6 +71,19 @@ func (e *Engine) tunnelOf(name, phase1 string, dialup bool, index int) *tunnel {
 	return t
 }
 
+// forgetTunnel forgets a tunnel; a dialup instance's index is free again.
+func (e *Engine) forgetTunnel(t *tunnel) {
+	delete(e.tunnels, t.name)
+	e.freeIndex(t)
+}
+
+// freeIndex says that the index of a dialup instance may be free.
+func (e *Engine) freeIndex(t *tunnel) {
+	if low, ok := e.lowest[t.phase1]; t.dialup && ok && t.index < low && t.index%e.o.Share.of() == e.o.Share.Part {
+		e.lowest[t.phase1] = t.index
+	}
+}
+
 // staticTunnel is the tunnel of a phase 1 that is not dialup.
 func (e *Engine) staticTunnel(p1 *config.Phase1) *tunnel {
 	return e.tunnelOf(p1.Name, p1.Name, false, 0)
@@ -158,7 +171,7 @@ func (e *Engine) tunnelChanged(t *tunnel, reason string) {
 			t.tryAt = time.Time{}
 			e.arm(t)
 		}
-		delete(e.tunnels, t.name)
+		e.forgetTunnel(t)
 		return
 	}
 	e.scheduleNegotiation(t)

@@ -16,6 +16,7 @@ const (
 	// only a single record that is larger makes a larger one.
 	MaxFrame  = 4 << 20
 	frameSize = 256 << 10
+	copyFrame = 64 << 10 // to which frames of a copy are filled, see copyWindow
 	// maxMessages bounds the protobuf messages in a frame: an empty one costs two
 	// bytes on the wire and a hundred in memory.
 	maxMessages = 65_536
@@ -76,14 +77,14 @@ func boundsItem(bounds []xfrm.Bound, pos uint64) item {
 	return item{kind: kindBounds, pos: pos, size: itemCost + 15*len(bounds), messages: 2, bounds: bounds}
 }
 
-// chunk cuts entries into runs that fill a frame; a larger entry stands alone.
-func chunk(entries []Entry, each func([]Entry)) {
+// chunk cuts entries into runs of limit bytes; a larger entry stands alone.
+func chunk(entries []Entry, limit int, each func([]Entry)) {
 	for len(entries) > 0 {
 		n, size, messages := 0, 0, 0
 		for n < len(entries) {
 			size += entrySize(&entries[n])
 			messages += 1 + len(entries[n].KeyIDs)
-			if n > 0 && (size > frameSize || messages > frameMessages) {
+			if n > 0 && (size > limit || messages > frameMessages) {
 				break
 			}
 			n++
@@ -100,7 +101,7 @@ func copyItems(entries []Entry, bounds []xfrm.Bound, push func(item)) (ok bool) 
 		ok = ok && it.fits()
 		push(it)
 	}
-	chunk(entries, func(c []Entry) { add(recordItem(c, 0)) })
+	chunk(entries, copyFrame, func(c []Entry) { add(recordItem(c, 0)) })
 	for c := range slices.Chunk(bounds, boundsPerItem) {
 		add(boundsItem(c, 0))
 	}
@@ -116,7 +117,7 @@ func uniteItems(entries []Entry, bounds []xfrm.Bound, tombstones []ipsec.IKESPIs
 		push(it)
 	}
 	add(item{first: true, size: itemCost, messages: 2})
-	chunk(entries, func(c []Entry) { add(recordItem(c, 0)) })
+	chunk(entries, frameSize, func(c []Entry) { add(recordItem(c, 0)) })
 	for c := range slices.Chunk(bounds, boundsPerItem) {
 		it := boundsItem(c, 0)
 		it.messages++
@@ -156,7 +157,10 @@ func (j *Journal) frame(p *peer) {
 		Seq: p.seq, OriginProcess: uint64(j.self), ToProcess: uint64(p.process),
 		Scope: uint32(j.scope),
 	}
-	restart := false
+	restart, limit := false, frameSize
+	if p.mode == modeCopying {
+		limit = copyFrame
+	}
 	for size, messages := 0, 0; p.queue.len() > 0; {
 		it := p.queue.first()
 		if len(f.Events) > 0 && (it.kind == kindLetter) != (f.Events[0].GetLetter() != nil) || it.kind == kindLetter && it.first && len(f.Events) > 0 {
@@ -170,7 +174,7 @@ func (j *Journal) frame(p *peer) {
 		}
 		size += it.size
 		messages += it.messages
-		if len(f.Events) > 0 && (size > frameSize || messages > frameMessages) {
+		if len(f.Events) > 0 && (size > limit || messages > frameMessages) {
 			break
 		}
 		restart = restart || it.kind == kindCopyBegin || (it.kind == kindUnite || it.kind == kindLetter) && it.first

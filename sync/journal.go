@@ -16,7 +16,10 @@ const (
 	// MaxTombstones are kept; the oldest go first.
 	MaxTombstones = 65_536
 
-	copyWindow = 1 << 20   // bytes of a copy that may be unacknowledged
+	// copyWindow is the bytes of a copy that may be unacknowledged. A farm's member is
+	// copied to for many scopes at once, and the entry of one waits behind what is under
+	// way of the others: not so long that it seems to lag.
+	copyWindow = 128 << 10
 	hopeless   = time.Hour // the lag of a member whose queue overflowed
 )
 
@@ -383,7 +386,7 @@ func (j *Journal) Write(now time.Time, node cluster.NodeID, process cluster.Proc
 		return
 	}
 	p := j.peer(node, process)
-	chunk(l.Entries, func(c []Entry) {
+	chunk(l.Entries, frameSize, func(c []Entry) {
 		it := recordItem(c, 0)
 		it.kind, it.letter, it.live = kindLetter, Letter{Kind: l.Kind, Other: l.Other}, true
 		if p.live += it.size; p.live > j.limit || !it.fits() {

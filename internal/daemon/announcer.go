@@ -141,7 +141,7 @@ func (a *announcer) look(n gateway) {
 	a.looked = now
 	why := "leaving"
 	if !a.leaving {
-		why = unworthy(a.why == "", n.Standing(now))
+		why = unworthy(a.why == "", n.Summary(now))
 	}
 	switch {
 	case why == "" && a.why != "":

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tandem/internal/ipsec"
+	"tandem/internal/node"
 	"tandem/xfrm"
 )
 
@@ -13,31 +14,45 @@ func (d *Daemon) loopContext() context.Context { return context.Background() }
 
 func (d *Daemon) logs() *logHub { return d.hub }
 
-// view takes one moment of the daemon, on the loop.
+// view takes a moment of the daemon, on the loop. Of very many tunnels it takes a part
+// at a time, and others have their turn in between: they may be a little younger.
 func (d *Daemon) view(ctx context.Context, counters bool) (*view, error) {
 	var v *view
-	err := d.loop.call(ctx, func(now time.Time) { v = d.look(now, counters) })
-	return v, err
+	if err := d.loop.call(ctx, func(now time.Time) { v = d.look(now) }); err != nil {
+		return nil, err
+	}
+	var at node.Place
+	for more := true; more; {
+		if err := d.loop.call(ctx, func(now time.Time) { more = d.lookOn(now, v, &at, counters) }); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
 }
 
-func (d *Daemon) look(now time.Time, counters bool) *view {
+// look is a view without gateways.
+func (d *Daemon) look(now time.Time) *view {
 	v := &view{
 		Now: now, Started: d.started, Hostname: d.hostname(), DaemonPID: os.Getpid(), GuardianPID: d.guardianPID(),
-		Config: d.cfg, Node: d.loop.node.Status(now), Counters: map[ipsec.ESPSPI]xfrm.Counters{},
+		Config: d.cfg, Node: d.loop.node.Summary(now), Counters: map[ipsec.ESPSPI]xfrm.Counters{},
 		Tunnels: d.tunnels.views(), Plane: d.plane.PlaneCounters(), IfIndex: d.links.indexes(),
 		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),
 	}
 	d.lookAtFarm(v)
-	for i := range v.Node.Gateways {
-		if !counters {
-			break
-		}
+	return v
+}
+
+// lookOn adds some gateways, and says whether there are others.
+func (d *Daemon) lookOn(now time.Time, v *view, at *node.Place, counters bool) (more bool) {
+	from := len(v.Node.Gateways)
+	more = d.loop.node.More(now, &v.Node, at)
+	for i := from; i < len(v.Node.Gateways) && counters; i++ {
 		for k := range v.Node.Gateways[i].Children {
 			spi := v.Node.Gateways[i].Children[k].SA.SPIIn
 			v.Counters[spi], _ = d.plane.Counters(spi)
 		}
 	}
-	return v
+	return more
 }
 
 func (d *Daemon) up(ctx context.Context, phase1, phase2 string) (err error) {

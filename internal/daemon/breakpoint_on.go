@@ -38,6 +38,8 @@ type breakpoint struct {
 	response         *bool
 	n                int
 	isBefore         bool
+
+	activated []activation // since they were last asked for
 }
 
 var breakSpec = regexp.MustCompile(`^([a-z]+\.[A-Za-z]+)(?:\(([A-Z_]+)(?:,(request|response))?\))?(?::(\d+))?(?::(before|after))?$`)
@@ -83,7 +85,7 @@ func (b *breakpoint) matches(e node.Effect) bool {
 }
 
 func (b *breakpoint) before(e node.Effect) { b.hit(e, true) }
-func (b *breakpoint) after(e node.Effect)  { b.hit(e, false) }
+func (b *breakpoint) after(e node.Effect)  { b.note(e); b.hit(e, false) }
 
 func (b *breakpoint) hit(e node.Effect, before bool) {
 	if before != b.isBefore || !b.matches(e) {

@@ -161,9 +161,11 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	d.sayForwarding()
 	d.links = newLinks()
 	d.addresses.link = d.links.named
-	d.routes = newRoutes(d.log)
+	if d.routes, err = newRoutes(d.log); err != nil {
+		return err
+	}
 	d.routes.clean()
-	closers = append(closers, d.routes.clean)
+	closers = append(closers, d.routes.end)
 	d.tunnels = newTunnels(d.log, d.plane)
 	if err := d.configure(d.cfg); err != nil {
 		return err

@@ -41,7 +41,8 @@ type gateway interface {
 	Failover(time.Time, bool) error
 	Shutdown(time.Time)
 	Status(time.Time) node.Status
-	Standing(time.Time) node.Status
+	Summary(time.Time) node.Status
+	More(time.Time, *node.Status, *node.Place) bool
 	Poll() (node.Effect, bool)
 }
 

@@ -77,8 +77,9 @@ func (n *scriptedNode) Shutdown(time.Time) {
 	n.in("shutdown")
 	n.out = append(n.out, cluster.Stopped{})
 }
-func (n *scriptedNode) Status(time.Time) node.Status   { return node.Status{} }
-func (n *scriptedNode) Standing(time.Time) node.Status { return node.Status{} }
+func (n *scriptedNode) Status(time.Time) node.Status                   { return node.Status{} }
+func (n *scriptedNode) Summary(time.Time) node.Status                  { return node.Status{} }
+func (n *scriptedNode) More(time.Time, *node.Status, *node.Place) bool { return false }
 func (n *scriptedNode) Poll() (node.Effect, bool) {
 	if len(n.out) == 0 {
 		return nil, false

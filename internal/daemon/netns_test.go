@@ -211,11 +211,21 @@ func ourRoutes(t *testing.T) []netlink.Route {
 	return all
 }
 
+func mustRoutes(t *testing.T) *routes {
+	t.Helper()
+	r, err := newRoutes(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.close)
+	return r
+}
+
 func TestRoutes(t *testing.T) {
 	inNewNetns(t)
 	link := addVeth(t, "wan0", "far0")
 	c := mustConfig(t, sharedConfig)
-	r := newRoutes(slog.New(slog.DiscardHandler))
+	r := mustRoutes(t)
 	r.setStatic(c.Routes)
 	if got := ourRoutes(t); len(got) != 0 || !r.pending[c.Routes[0]] {
 		t.Errorf("the gateway cannot be reached yet, but routes are %v", got)
@@ -231,15 +241,25 @@ func TestRoutes(t *testing.T) {
 	r.add("wan0", netip.MustParsePrefix("10.9.0.0/16"))
 	r.add("wan0", six)
 	r.add("wan0", six) // twice is no fault
+	r.settle()
 	if got := ourRoutes(t); len(got) != 3 {
 		t.Errorf("routes are %v", got)
 	}
 	r.remove("wan0", six)
+	r.settle()
 	r.remove("wan0", six)
+	r.settle()
 	if got := ourRoutes(t); len(got) != 2 {
 		t.Errorf("routes are %v", got)
 	}
-	newRoutes(slog.New(slog.DiscardHandler)).clean() // as a restarted daemon does
+	r.add("gone0", six) // of a tunnel that ends before its turn
+	r.add("wan0", six)
+	r.remove("wan0", six)
+	r.settle()
+	if got := ourRoutes(t); len(got) != 2 {
+		t.Errorf("routes are %v", got)
+	}
+	mustRoutes(t).clean() // as a restarted daemon does
 	if got := ourRoutes(t); len(got) != 0 {
 		t.Errorf("left over: %v", got)
 	}

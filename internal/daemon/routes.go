@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -22,16 +23,21 @@ type routes struct {
 	log     *slog.Logger
 	static  []config.Route
 	pending map[config.Route]bool // static routes that the kernel would not take yet
-	dynamic map[dynamicRoute]bool
+	*dynamicRoutes
 }
 
-type dynamicRoute struct {
-	dev    string
-	prefix netip.Prefix
+func newRoutes(log *slog.Logger) (*routes, error) {
+	d, err := newDynamicRoutes(log)
+	if err != nil {
+		return nil, fmt.Errorf("routes: %w", err)
+	}
+	return &routes{log: log, pending: map[config.Route]bool{}, dynamicRoutes: d}, nil
 }
 
-func newRoutes(log *slog.Logger) *routes {
-	return &routes{log: log, pending: map[config.Route]bool{}, dynamic: map[dynamicRoute]bool{}}
+// end removes all routes; no others follow.
+func (r *routes) end() {
+	r.close()
+	r.clean()
 }
 
 // clean removes the routes of an earlier life.
@@ -125,35 +131,5 @@ func (r *routes) apply(want func(config.Route) bool) {
 	if want != nil {
 		return
 	}
-	for d := range r.dynamic {
-		r.install(d)
-	}
-}
-
-func (r *routes) install(d dynamicRoute) {
-	route, err := nlRoute(d.dev, d.prefix, netip.Addr{})
-	if err == nil {
-		err = netlink.RouteReplace(route)
-	}
-	if err != nil {
-		r.log.Warn("route not added", "dst", d.prefix.String(), "device", d.dev, "error", err)
-	}
-}
-
-// add and remove keep one route of add-route.
-func (r *routes) add(dev string, p netip.Prefix) {
-	d := dynamicRoute{dev, p}
-	r.dynamic[d] = true
-	r.install(d)
-}
-
-func (r *routes) remove(dev string, p netip.Prefix) {
-	delete(r.dynamic, dynamicRoute{dev, p})
-	route, err := nlRoute(dev, p, netip.Addr{})
-	if err != nil {
-		return // the interface is gone, and the route with it
-	}
-	if err := netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
-		r.log.Warn("route not removed", "dst", p.String(), "device", dev, "error", err)
-	}
+	r.again()
 }

@@ -8,7 +8,6 @@ import (
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
-	"tandem/ike"
 	"tandem/proto/clusterpb"
 )
 
@@ -40,25 +39,10 @@ func reportLoss(n cluster.NodeID, p cluster.ProcessID) cluster.Propose {
 }
 
 // Status is what diagnose shows.
-func (f *Farm) Status(now time.Time) Status {
-	s := f.Standing(now)
-	for _, id := range f.order {
-		n := f.scopes[id]
-		for _, g := range n.ike.Status(now) {
-			if g.Parent == "" && len(g.IKE) == 0 && slices.ContainsFunc(s.Gateways, func(x ike.GatewayStatus) bool { return x.Name == g.Name }) {
-				continue // the phase 1 itself, which every scope has
-			}
-			s.Gateways = append(s.Gateways, g)
-			s.Farm.Owned[g.Name] = n.owner
-		}
-		s.IKE.Add(n.ike.Counters())
-		s.Farm.Counters.OwnerMoves += n.moved
-	}
-	return s
-}
+func (f *Farm) Status(now time.Time) Status { return statusOf(now, f) }
 
-// Standing is Status without the tunnels, so that it costs the same however many there are.
-func (f *Farm) Standing(now time.Time) Status {
+// Summary is Status without the gateways.
+func (f *Farm) Summary(now time.Time) Status {
 	s := Status{Farm: &FarmStatus{
 		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(),
 		Counters: f.counters, Owned: map[string]bool{},
@@ -80,9 +64,43 @@ func (f *Farm) Standing(now time.Time) Status {
 		s.Farm.Scopes = append(s.Farm.Scopes, st)
 	}
 	for _, id := range f.order {
-		s.Owner = s.Owner || f.scopes[id].owner
+		n := f.scopes[id]
+		s.Owner = s.Owner || n.owner
+		s.IKE.Add(n.ike.Counters())
+		s.Farm.Counters.OwnerMoves += n.moved
 	}
 	return s
+}
+
+// More adds some of the gateways to a Summary, scope by scope, and says whether there
+// are others.
+func (f *Farm) More(now time.Time, s *Status, at *Place) (more bool) {
+	i, same := slices.BinarySearch(f.order, at.scope)
+	if i == len(f.order) {
+		return false
+	}
+	if !same {
+		*at = Place{scope: f.order[i]}
+	}
+	n := f.scopes[at.scope]
+	part, last, more := n.ike.StatusAfter(now, at.after, statusPart)
+	at.after = last
+	for _, g := range part {
+		if g.Parent == "" && len(g.IKE) == 0 && s.Farm.shown(g.Name) {
+			continue // the phase 1 itself, which every scope has
+		}
+		s.Gateways = append(s.Gateways, g)
+		s.Farm.Owned[g.Name] = n.owner
+	}
+	if !more {
+		*at = Place{scope: at.scope + 1}
+	}
+	return more || i+1 < len(f.order)
+}
+
+func (s *FarmStatus) shown(name string) bool {
+	_, ok := s.Owned[name]
+	return ok
 }
 
 var errNotHere = errors.New("no scope of this member has that tunnel")

@@ -43,6 +43,7 @@ type Node struct {
 	peers   map[cluster.NodeID]cluster.ProcessID
 	handing *cluster.HandOver // waiting for the windows
 	windows []xfrm.Window     // received with a handover to us
+	copies  []*copying        // for members that join, the oldest first
 	lagging map[cluster.NodeID]bool
 	lagAt   time.Time
 
@@ -60,6 +61,8 @@ type Node struct {
 	wanted    []xfrm.Bound
 	routes    map[AddRoute]int
 	out       []Effect
+
+	testBuild
 }
 
 // childSA is what the node knows of an installed Child SA. The bounds are the
@@ -248,6 +251,7 @@ func (n *Node) HandleTimeout(now time.Time) {
 	n.considerFinish(now)
 	if n.authority != nil {
 		n.lag(now)
+		n.copyOn(now)
 		n.journal.HandleTimeout(now)
 		n.authority.HandleTimeout(now)
 	}
@@ -265,6 +269,9 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 		t, ok = earlier(t, ok, n.authority.NextTimeout)
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
 		t, ok = earlier(t, ok, n.finishAt)
+		if len(n.copies) > 0 {
+			return time.Time{}, true
+		}
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
 		}
@@ -349,18 +356,44 @@ func (n *Node) Shutdown(now time.Time) {
 }
 
 // Status is what diagnose shows.
-func (n *Node) Status(now time.Time) Status {
-	s := n.Standing(now)
-	s.Gateways, s.IKE = n.ike.Status(now), n.ike.Counters()
-	return s
-}
+func (n *Node) Status(now time.Time) Status { return statusOf(now, n) }
 
-// Standing is Status without the tunnels, so that it costs the same however many there are.
-func (n *Node) Standing(now time.Time) Status {
-	s := Status{Owner: n.owner}
+// Summary is Status without the gateways.
+func (n *Node) Summary(now time.Time) Status {
+	s := Status{Owner: n.owner, IKE: n.ike.Counters()}
 	if n.authority != nil {
 		ha := n.authority.Status(now)
 		s.HA = &ha
+	}
+	return s
+}
+
+// More adds some of the gateways to a Summary, and says whether there are others. With
+// tens of thousands the whole takes longer than whoever watches this process allows.
+func (n *Node) More(now time.Time, s *Status, at *Place) (more bool) {
+	part, last, more := n.ike.StatusAfter(now, at.after, statusPart)
+	s.Gateways = append(s.Gateways, part...)
+	at.after = last
+	return more
+}
+
+// statusPart is how many gateways More adds at a time.
+const statusPart = 512
+
+// Place is how far More has come; the zero value is the beginning.
+type Place struct {
+	scope cluster.ScopeID // of a farm; those before are done
+	after uint64          // in the scope, as the engine numbers them
+}
+
+// statusOf puts a whole Status together.
+func statusOf(now time.Time, g interface {
+	Summary(time.Time) Status
+	More(time.Time, *Status, *Place) bool
+}) Status {
+	s := g.Summary(now)
+	var at Place
+	for g.More(now, &s, &at) {
 	}
 	return s
 }

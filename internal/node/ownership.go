@@ -22,6 +22,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.unasked()
 		n.epoch = o.Epoch
 		n.replica.Fence(o.Epoch)
+		n.stopCopies()
 		n.journal.Start(now, o.Epoch)
 		if o.Covered {
 			n.emit(Reassert{})
@@ -39,6 +40,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	n.owner, n.epoch, n.handing = true, o.Epoch, nil
 	n.unasked()
 	n.replica.Fence(o.Epoch)
+	n.stopCopies()
 	n.journal.Start(now, o.Epoch)
 	if o.Handover && n.windows != nil {
 		n.emit(SetWindows{n.windows})
@@ -77,6 +79,7 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	n.drainIKE(now)
 	n.owner, n.handing = false, nil
 	n.unasked()
+	n.stopCopies()
 	n.journal.Stop()
 	if wasOwner {
 		n.log(slog.LevelInfo, "HA state change detected -> secondary",

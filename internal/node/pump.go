@@ -50,10 +50,8 @@ func (n *Node) pump(now time.Time) {
 func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 	switch e := e.(type) {
 	case ike.Persist:
-		entries := make([]statesync.Entry, len(e.Record.Entries))
-		for i, x := range e.Record.Entries {
-			entries[i] = statesync.Entry(x)
-		}
+		entries := toSync(e.Record.Entries)
+		n.changed(entries)
 		n.journal.Append(now, uint64(e.Ticket), entries)
 	case ike.Install:
 		n.install(e)
@@ -156,31 +154,24 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	case cluster.Reassert:
 		n.emit(Reassert{})
 	case cluster.Join:
-		n.journal.Join(now, e.Node, e.Process, n.snapshot(now), n.bounds())
+		n.join(now, e)
 	case cluster.Leave:
 		delete(n.lagging, e.Node)
+		n.stopCopy(e.Node)
 		n.journal.Leave(now, e.Node)
 	case cluster.Renew:
+		n.stopCopies() // whoever was joining is taken in anew
 		n.journal.Renew(now, e.Epoch, e.Stay)
 	case cluster.HandOver:
 		n.handOver(now, e)
 	case cluster.Unite:
-		n.journal.Unite(now, e.Owner, n.peers[e.Owner], n.snapshot(now), append(n.bounds(), n.buriedBounds()...), n.journal.Tombstones())
+		n.journal.Unite(now, e.Owner, n.peers[e.Owner], toSync(n.ike.Snapshot(now)), append(n.bounds(), n.buriedBounds()...), n.journal.Tombstones())
 	case cluster.RekeyEarly:
 		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
 		n.ike.RekeyAll(now, e.Reason)
 	default: // Announce, Entitle, Claim, AskRemoval, WriteNote, Alarm, Propose, Stopped
 		n.emit(e)
 	}
-}
-
-func (n *Node) snapshot(now time.Time) []statesync.Entry {
-	in := n.ike.Snapshot(now)
-	out := make([]statesync.Entry, len(in))
-	for i, x := range in {
-		out[i] = statesync.Entry(x)
-	}
-	return out
 }
 
 // unite takes over the state of the other side of a split. Bounds start above

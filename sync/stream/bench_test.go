@@ -12,6 +12,7 @@ import (
 	"tandem/cluster"
 	"tandem/internal/ipsec"
 	statesync "tandem/sync"
+	"tandem/xfrm"
 )
 
 func opaqueDial(to *host) func(context.Context, string) (net.Conn, error) {
@@ -28,6 +29,7 @@ type replicas struct {
 	owner     *Endpoint
 	in        chan func(time.Time)
 	committed uint64
+	effective int // batches of bounds
 	entered   bool
 }
 
@@ -107,6 +109,8 @@ func (o *replicas) poll() {
 			o.owner.Send(e)
 		case statesync.Committed:
 			o.committed = e.Ticket
+		case statesync.BoundsEffective:
+			o.effective++
 		case statesync.Entered:
 			o.entered = true
 		}
@@ -171,4 +175,37 @@ func BenchmarkRecords(b *testing.B) {
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
 		})
 	}
+}
+
+// BenchmarkBounds: counters of 100,000 SAs, 500 in a batch, with 16 batches not yet
+// acknowledged at most. Each update goes to the standby and comes out of its Replica.
+func BenchmarkBounds(b *testing.B) {
+	const sas, batch, open = 100_000, 500, 16
+	o := newReplicas(b, "hb1")
+	bounds := make([]xfrm.Bound, sas)
+	for i := range bounds {
+		bounds[i] = xfrm.Bound{SPIIn: ipsec.ESPSPI(0x10000 + 41*i), Dir: xfrm.Direction(i & 1)}
+	}
+	at, sent, before := 0, 0, cpu()
+	for b.Loop() {
+		if at+batch > sas {
+			at = 0
+		}
+		part := make([]xfrm.Bound, batch) // the journal keeps it
+		copy(part, bounds[at:at+batch])
+		for i := range part {
+			part[i].N = uint64(sent + i)
+		}
+		at += batch
+		sent++
+		o.j.SetBounds(time.Now(), part)
+		for o.poll(); sent-o.effective > open; o.poll() {
+			(<-o.in)(time.Now())
+		}
+	}
+	for ; o.effective < sent; o.poll() {
+		(<-o.in)(time.Now())
+	}
+	reportCPU(b, before)
+	b.ReportMetric(float64(sent*batch)/b.Elapsed().Seconds(), "updates/s")
 }

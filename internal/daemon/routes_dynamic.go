@@ -1,0 +1,157 @@
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// dynamicRoutes keeps the routes that add-route promises, one for each dialup client,
+// so tens of thousands. The event loop says what it wants and does not wait: the kernel
+// answers every route by itself, and takes milliseconds when its table grows. A
+// goroutine carries the wishes out; of those for one route the last counts.
+type dynamicRoutes struct {
+	log  *slog.Logger
+	want map[dynamicRoute]bool // owned by the loop: all that shall stand
+
+	mu      sync.Mutex
+	idle    sync.Cond             // of mu: nothing is open and nothing under way
+	open    map[dynamicRoute]bool // wishes not carried out: true adds
+	busy    bool
+	closed  bool
+	wake    chan struct{}
+	done    chan struct{}
+	netlink *netlink.Handle
+}
+
+type dynamicRoute struct {
+	dev    string
+	prefix netip.Prefix
+}
+
+// newDynamicRoutes speaks with the kernel about the network namespace of the caller's thread.
+func newDynamicRoutes(log *slog.Logger) (*dynamicRoutes, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	r := &dynamicRoutes{log: log, want: map[dynamicRoute]bool{}, open: map[dynamicRoute]bool{},
+		wake: make(chan struct{}, 1), done: make(chan struct{}), netlink: h}
+	r.idle.L = &r.mu
+	go r.run()
+	return r, nil
+}
+
+// add and remove keep one route.
+func (r *dynamicRoutes) add(dev string, p netip.Prefix) {
+	d := dynamicRoute{dev, p}
+	r.want[d] = true
+	r.wish(d, true)
+}
+
+func (r *dynamicRoutes) remove(dev string, p netip.Prefix) {
+	d := dynamicRoute{dev, p}
+	delete(r.want, d)
+	r.wish(d, false)
+}
+
+// again has all of them installed once more.
+func (r *dynamicRoutes) again() {
+	for d := range r.want {
+		r.wish(d, true)
+	}
+}
+
+func (r *dynamicRoutes) wish(d dynamicRoute, add bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	r.open[d] = add
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *dynamicRoutes) run() {
+	defer close(r.done)
+	for range r.wake {
+		for r.turn() {
+		}
+	}
+}
+
+// turn carries out what is open; false when that was nothing.
+func (r *dynamicRoutes) turn() bool {
+	r.mu.Lock()
+	todo := r.open
+	r.open, r.busy = map[dynamicRoute]bool{}, len(todo) > 0 && !r.closed
+	if !r.busy {
+		r.idle.Broadcast()
+		r.mu.Unlock()
+		return false
+	}
+	r.mu.Unlock()
+	devices := map[string]int{}
+	for d, add := range todo {
+		r.carry(d, add, devices)
+	}
+	return true
+}
+
+// carry carries out one wish. devices holds indexes, each looked up once in a turn.
+func (r *dynamicRoutes) carry(d dynamicRoute, add bool, devices map[string]int) {
+	index, ok := devices[d.dev]
+	var err error
+	if !ok {
+		var link netlink.Link
+		if link, err = r.netlink.LinkByName(d.dev); err == nil {
+			index = link.Attrs().Index
+		}
+		devices[d.dev] = index
+	}
+	if index == 0 {
+		if add && err != nil {
+			r.log.Warn("routes not added", "device", d.dev, "error", err)
+		}
+		return // removed: the interface is gone, and the route with it
+	}
+	route := &netlink.Route{Dst: ipNet(d.prefix), Protocol: routeProtocol, Scope: netlink.SCOPE_LINK, LinkIndex: index}
+	if add {
+		if err := r.netlink.RouteReplace(route); err != nil {
+			r.log.Warn("route not added", "dst", d.prefix.String(), "device", d.dev, "error", err)
+		}
+	} else if err := r.netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+		r.log.Warn("route not removed", "dst", d.prefix.String(), "device", d.dev, "error", err)
+	}
+}
+
+// settle waits until everything wished for so far is carried out.
+func (r *dynamicRoutes) settle() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.busy || len(r.open) > 0 && !r.closed {
+		r.idle.Wait()
+	}
+}
+
+// close ends it; what is under way is finished, what is open is not begun.
+func (r *dynamicRoutes) close() {
+	r.mu.Lock()
+	closed := r.closed
+	if r.closed = true; !closed {
+		close(r.wake)
+	}
+	r.mu.Unlock()
+	<-r.done
+	if closed {
+		return
+	}
+	r.netlink.Close()
+}

@@ -1,0 +1,87 @@
+package node
+
+import (
+	"slices"
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike"
+	"tandem/internal/ipsec"
+	statesync "tandem/sync"
+)
+
+// copyPart is how many IKE SAs are written down for a copy at a time. With tens of
+// thousands the whole would take longer than whoever watches this process allows.
+const copyPart = 256
+
+// copying is a copy for a member that joins, under way. What changes meanwhile takes
+// the place of what was written down before.
+type copying struct {
+	node    cluster.NodeID
+	process cluster.ProcessID
+	left    []ipsec.IKESPIs
+	entries []statesync.Entry
+	at      map[ipsec.IKESPIs]int // in entries
+}
+
+// join begins a copy; a small one is whole at once.
+func (n *Node) join(now time.Time, e cluster.Join) {
+	n.stopCopy(e.Node)
+	left := n.ike.SPIs()
+	n.copies = append(n.copies, &copying{node: e.Node, process: e.Process, left: left, at: make(map[ipsec.IKESPIs]int, len(left))})
+	n.copyOn(now)
+}
+
+// copyOn goes on with the oldest copy.
+func (n *Node) copyOn(now time.Time) {
+	if len(n.copies) == 0 {
+		return
+	}
+	c := n.copies[0]
+	k := min(copyPart, len(c.left))
+	for _, x := range n.ike.SnapshotOf(now, c.left[:k]) {
+		if _, newer := c.at[x.SPIs]; !newer {
+			c.put(statesync.Entry(x))
+		}
+	}
+	if c.left = c.left[k:]; len(c.left) > 0 {
+		return
+	}
+	n.copies = n.copies[1:]
+	entries := slices.DeleteFunc(c.entries, func(x statesync.Entry) bool { return len(x.Value) == 0 })
+	n.journal.Join(now, c.node, c.process, entries, n.bounds())
+}
+
+func (c *copying) put(x statesync.Entry) {
+	if i, ok := c.at[x.SPIs]; ok {
+		c.entries[i] = x
+		return
+	}
+	c.at[x.SPIs] = len(c.entries)
+	c.entries = append(c.entries, x)
+}
+
+// changed tells the copies of a record that goes into the journal before them.
+func (n *Node) changed(entries []statesync.Entry) {
+	for _, c := range n.copies {
+		for _, x := range entries {
+			c.put(x)
+		}
+	}
+}
+
+// stopCopy gives up the copy for a member; stopCopies those for all.
+func (n *Node) stopCopy(id cluster.NodeID) {
+	n.copies = slices.DeleteFunc(n.copies, func(c *copying) bool { return c.node == id })
+}
+
+func (n *Node) stopCopies() { n.copies = nil }
+
+// toSync converts what the engine wrote down.
+func toSync(in []ike.Entry) []statesync.Entry {
+	out := make([]statesync.Entry, len(in))
+	for i, x := range in {
+		out[i] = statesync.Entry(x)
+	}
+	return out
+}
