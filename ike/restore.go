@@ -222,20 +222,12 @@ func (e *Engine) EndCopy() {
 
 // Snapshot is a full copy for a member that enters the sync set.
 func (e *Engine) Snapshot(now time.Time) []Entry {
-	e.now = now
-	var out []Entry
-	for _, sa := range e.sorted() {
-		out = append(out, e.entry(sa))
-	}
-	for _, sa := range e.sortedMoved() {
-		out = append(out, e.entry(sa))
-	}
-	return out
+	return e.SnapshotOf(now, e.SPIs())
 }
 
 // SPIs names the IKE SAs of a full copy, in its order, for SnapshotOf.
 func (e *Engine) SPIs() []ipsec.IKESPIs {
-	all := e.sorted()
+	all := append(e.sorted(), e.sortedMoved()...)
 	out := make([]ipsec.IKESPIs, len(all))
 	for i, sa := range all {
 		out[i] = sa.spis
@@ -248,11 +240,12 @@ func (e *Engine) SnapshotOf(now time.Time, of []ipsec.IKESPIs) []Entry {
 	e.now = now
 	var out []Entry
 	for _, spis := range of {
-		for _, own := range []ipsec.IKESPI{spis.I, spis.R} {
-			if sa := e.sas[own]; sa != nil && sa.spis == spis {
-				out = append(out, e.entry(sa))
-				break
-			}
+		sa := e.bySPIs(spis)
+		if sa == nil {
+			sa = e.shelved(spis)
+		}
+		if sa != nil {
+			out = append(out, e.entry(sa))
 		}
 	}
 	return out

@@ -150,6 +150,14 @@ func TestFarmTunnelFollowsTraffic(t *testing.T) {
 	victim.boot()
 	w.run(60*time.Second, "settled", w.settled)
 	w.pass(time.Minute)
+	for _, s := range victim.state.Scopes() {
+		want := w.members[s.Owner].farm.scopes[s.ID].ike.Shelf()
+		for _, id := range s.Sync {
+			if got := w.members[id].farm.scopes[s.ID].ike.Shelf(); len(got) != len(want) {
+				t.Errorf("%v: member %d knows of %d tunnels that were moved, the owner of %d", s.ID, id, len(got), len(want))
+			}
+		}
+	}
 	if !w.carried() || w.inits != inits {
 		t.Errorf("carried %v, %d IKE_SA_INITs", w.carried(), w.inits-inits)
 	}
