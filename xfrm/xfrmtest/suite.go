@@ -54,6 +54,8 @@ func Run(t *testing.T, make Factory) {
 		{"StrayESP", testStrayESP},
 		{"StrayInner", testStrayInner},
 		{"StrayWaits", testStrayWaits},
+		{"Retire", testRetire},
+		{"Detach", testDetach},
 		{"NoStray", testNoStray},
 		{"ForwardedTraffic", testForwardedTraffic},
 	} {
