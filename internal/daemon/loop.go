@@ -287,6 +287,7 @@ func (l *loop) arm(timer *time.Timer) {
 func (l *loop) due(now time.Time) {
 	if at, ok := l.node.NextTimeout(); ok && !now.Before(at) {
 		l.stats.Timeouts++
+		l.planeEvents(now) // first: what is due may depend on what packets asked for
 		l.node.HandleTimeout(now)
 		l.drain(now)
 	}

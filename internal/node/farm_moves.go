@@ -72,7 +72,7 @@ func (f *Farm) drifting(now time.Time, e xfrm.ForwardedTraffic) {
 		return
 	}
 	if to, ok := f.slotOf(from, e.SPIIn); ok {
-		f.with(p.scope, func(n *Node) { n.move(e.SPIIn, to) })
+		f.with(p.scope, func(n *Node) { n.move(now, e.SPIIn, to) })
 	}
 }
 

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"tandem/cluster"
@@ -58,7 +60,7 @@ type moving struct {
 
 // move gives the tunnel of a Child SA to another scope, if no exchange of it is under
 // way. Packets that wait for a bound go first.
-func (n *Node) move(spi ipsec.ESPSPI, to cluster.ScopeID) {
+func (n *Node) move(now time.Time, spi ipsec.ESPSPI, to cluster.ScopeID) {
 	if !n.owner || n.handing != nil {
 		return
 	}
@@ -67,16 +69,44 @@ func (n *Node) move(spi ipsec.ESPSPI, to cluster.ScopeID) {
 		return
 	}
 	for _, c := range children {
-		if x := n.sas[c]; x != nil && x.asked > 0 {
-			x.leaves = to
+		if x := n.sas[c]; x != nil && (x.asked > 0 || now.Before(x.quietFrom)) {
+			n.departing[spi] = to
 			return
 		}
 	}
+	delete(n.departing, spi)
 	n.moving = append(n.moving, moving{spis, children, to})
 	n.emit(Detach{n.scope, children})
 }
 
-// answered lets go what waited for bounds that are effective now.
+// considerLeaving gives away the tunnels whose packets no longer wait.
+func (n *Node) considerLeaving(now time.Time) {
+	for _, spi := range slices.Sorted(maps.Keys(n.departing)) {
+		if at, ok := n.leaveAt(spi); ok && !now.Before(at) {
+			to := n.departing[spi]
+			delete(n.departing, spi)
+			n.move(now, spi, to)
+		}
+	}
+}
+
+func (n *Node) leaveAt(spi ipsec.ESPSPI) (time.Time, bool) {
+	c := n.sas[spi]
+	if c == nil {
+		return time.Time{}, true
+	}
+	return c.quietFrom, c.asked == 0
+}
+
+// nextLeave is when considerLeaving is due.
+func (n *Node) nextLeave() (t time.Time, ok bool) {
+	for spi := range n.departing {
+		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.leaveAt(spi) })
+	}
+	return t, ok
+}
+
+// answered counts the questions that have their answer.
 func (n *Node) answered(now time.Time, bs []xfrm.Bound) {
 	for _, b := range bs {
 		c := n.sas[b.SPIIn]
@@ -88,12 +118,10 @@ func (n *Node) answered(now time.Time, bs []xfrm.Bound) {
 		}
 		c.asked--
 		n.asked--
-		if to := c.leaves; to != 0 && c.asked == 0 {
-			c.leaves = 0
-			n.move(b.SPIIn, to)
-		}
+		// What waits behind may put the next question only now.
+		c.quietFrom = now.Add(finishLeast)
+		n.quietFrom = c.quietFrom
 	}
-	n.considerFinish(now)
 }
 
 // HandleDetached answers the oldest open Detach.

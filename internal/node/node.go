@@ -55,8 +55,10 @@ type Node struct {
 	sas       map[ipsec.ESPSPI]*childSA
 	buried    map[ipsec.ESPSPI]burial // see bury
 	moving    []moving
-	asked     int       // bounds that are not effective yet, of all Child SAs
-	finishing time.Time // since when a handover waits for them; zero: none does
+	departing map[ipsec.ESPSPI]cluster.ScopeID // tunnels that go when no packet of theirs waits
+	quietFrom time.Time                        // the latest of the Child SAs'
+	asked     int                              // bounds that are not effective yet, of all Child SAs
+	finishing time.Time                        // since when a handover waits for them; zero: none does
 	detached  map[ipsec.ESPSPI]*childSA
 	wanted    []xfrm.Bound
 	routes    map[AddRoute]int
@@ -70,8 +72,8 @@ type Node struct {
 type childSA struct {
 	sa             ipsec.ChildSA
 	ceiling, fence uint64
-	asked          int             // bounds that are not effective yet: packets may wait for them
-	leaves         cluster.ScopeID // it goes there as soon as none is
+	asked          int       // bounds that are not effective yet: packets may wait for them
+	quietFrom      time.Time // when what waited behind the last answer would have asked, too
 }
 
 // burial is what is remembered of an SA that has gone.
@@ -84,13 +86,14 @@ func New(o Options) *Node {
 	}
 	n := &Node{
 		opt: o, cfg: o.Config,
-		ledger:   o.ledger,
-		peers:    map[cluster.NodeID]cluster.ProcessID{},
-		lagging:  map[cluster.NodeID]bool{},
-		sas:      map[ipsec.ESPSPI]*childSA{},
-		buried:   map[ipsec.ESPSPI]burial{},
-		detached: map[ipsec.ESPSPI]*childSA{},
-		routes:   o.routes,
+		ledger:    o.ledger,
+		peers:     map[cluster.NodeID]cluster.ProcessID{},
+		lagging:   map[cluster.NodeID]bool{},
+		sas:       map[ipsec.ESPSPI]*childSA{},
+		buried:    map[ipsec.ESPSPI]burial{},
+		detached:  map[ipsec.ESPSPI]*childSA{},
+		departing: map[ipsec.ESPSPI]cluster.ScopeID{},
+		routes:    o.routes,
 	}
 	if n.routes == nil {
 		n.routes = map[AddRoute]int{}
@@ -249,6 +252,7 @@ func (n *Node) HandleTimeout(now time.Time) {
 	n.ike.HandleTimeout(now)
 	n.ledger.Expire(now)
 	n.considerFinish(now)
+	n.considerLeaving(now)
 	if n.authority != nil {
 		n.lag(now)
 		n.copyOn(now)
@@ -269,6 +273,7 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 		t, ok = earlier(t, ok, n.authority.NextTimeout)
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
 		t, ok = earlier(t, ok, n.finishAt)
+		t, ok = earlier(t, ok, n.nextLeave)
 		if len(n.copies) > 0 {
 			return time.Time{}, true
 		}

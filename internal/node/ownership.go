@@ -87,8 +87,8 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	}
 }
 
-// A handover waits for packets that wait for a bound: for so long that every question has
-// come up from the data plane, and for the answers at most so long.
+// A handover waits for packets that wait for a bound: after the last answer for so long that
+// the next question would have come up from the data plane, and altogether at most so long.
 const (
 	finishLeast = time.Millisecond
 	finishMost  = 30 * time.Millisecond
@@ -104,7 +104,7 @@ func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.emit(Retire{n.scope})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
-	n.finishing = now
+	n.finishing, n.quietFrom = now, now.Add(finishLeast)
 }
 
 // considerFinish ends what a handover has begun, when nothing waits or for too long.
@@ -118,19 +118,20 @@ func (n *Node) considerFinish(now time.Time) {
 }
 
 func (n *Node) finishAt() (time.Time, bool) {
-	wait := finishLeast
-	if n.asked > 0 {
-		wait = finishMost
+	at := n.finishing.Add(finishMost)
+	if n.asked == 0 && n.quietFrom.Before(at) {
+		at = n.quietFrom
 	}
-	return n.finishing.Add(wait), !n.finishing.IsZero()
+	return at, !n.finishing.IsZero()
 }
 
 // unasked forgets the questions for bounds of an ownership that has ended, or begins.
 func (n *Node) unasked() {
 	n.asked, n.finishing = 0, time.Time{}
 	for _, c := range n.sas {
-		c.asked, c.leaves = 0, 0
+		c.asked = 0
 	}
+	clear(n.departing)
 }
 
 // drainJournal carries out what the journal has ready.
