@@ -75,7 +75,7 @@ func (w *farm) deliver() {
 		}
 		if !d.kick {
 			d.kick = true
-			wait := w.hop()
+			wait := between(w.chance, 0, 4*time.Millisecond)
 			if w.now < w.slowLog {
 				wait = between(w.chance, 20*time.Millisecond, 600*time.Millisecond)
 			}
@@ -94,10 +94,7 @@ func (w *farm) view(d *farmDaemon) *fsm.Machine {
 			return v.state
 		}
 	}
-	x := fsm.New()
-	if err := x.Restore(d.state.Snapshot()); err != nil {
-		w.violate(RuleEffects, "%s cannot restore its state: %v", d.m.name, err)
-	}
+	x := d.state.Clone()
 	if len(w.views) >= 32 {
 		w.views = w.views[1:]
 	}

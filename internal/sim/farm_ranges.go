@@ -38,17 +38,21 @@ func (d *farmDaemon) useRanges() {
 	if d.dead {
 		return
 	}
-	w.after(between(w.chance, 100*time.Millisecond, 600*time.Millisecond), d.useRanges)
+	w.after(between(w.chance, 600*time.Millisecond, 3*time.Second), d.useRanges)
 	if m.frozen || d.stopped {
 		return
 	}
 	for _, space := range []fsm.Space{fsm.SpaceSPI, fsm.SpaceIPv4} {
 		usable := d.held.Usable(d.state, space, uint64(d.process), d.synced)
-		if !slices.ContainsFunc(usable, d.giveOut) && d.synced {
+		left := true
+		for range 1 + w.chance.IntN(4) {
+			left = left && slices.ContainsFunc(usable, d.giveOut)
+		}
+		if !left && d.synced {
 			first, last := poolOf(space)
 			d.propose(&clusterpb.Command{What: &clusterpb.Command_DelegateRange{DelegateRange: &clusterpb.DelegateRange{
 				Node: uint32(m.id), Store: m.disk.store, Space: uint32(space), First: space.Bytes(first), Last: space.Bytes(last),
-				Count: uint64(2 + w.chance.IntN(6))}}})
+				Count: uint64(2 + w.chance.IntN(8))}}})
 		}
 		if len(usable) > 1 {
 			d.giveBack(usable[w.chance.IntN(len(usable))])

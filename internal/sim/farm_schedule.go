@@ -38,7 +38,10 @@ func ForFarmSeed(seed uint64) *Schedule {
 	r := stream(seed, "farm schedule")
 	s := &Schedule{Seed: seed, Farm: &FarmSetup{}}
 	f := s.Farm
-	f.Members = pick(r, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 3+r.IntN(14))
+	f.Members = pick(r, 3, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 6)
+	if chance(r, 0.06) {
+		f.Members = 6 + r.IntN(11)
+	}
 	f.Voters = 3
 	if f.Members >= 5 && chance(r, 0.4) {
 		f.Voters = 5
