@@ -150,6 +150,10 @@ func (d *farmDaemon) propose(c *clusterpb.Command) {
 		return
 	}
 	d.asked[key] = true
+	if c.GetAddMember() != nil && len(d.queue) > 1 { // the log's own word waits only for what is under way
+		d.queue = slices.Insert(d.queue, 1, c)
+		return
+	}
 	if d.queue = append(d.queue, c); len(d.queue) == 1 {
 		d.begin()
 	}

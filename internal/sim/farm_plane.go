@@ -27,6 +27,7 @@ type farmPlane struct {
 	order     uint64
 	sas       map[ipsec.ESPSPI]*farmSA
 	list      []*farmSA // in the order of installation
+	gone      map[ipsec.ESPSPI]bool
 	tick      bool
 	inbox     []func()
 }
@@ -85,7 +86,7 @@ type stray struct {
 type seenESP struct{ x *farmESP }
 
 func newFarmPlane(w *farm, who string, process cluster.ProcessID, awake func() bool) *farmPlane {
-	return &farmPlane{w: w, who: who, process: process, awake: awake, scopes: map[xfrm.Scope]*planeScope{}, sas: map[ipsec.ESPSPI]*farmSA{}}
+	return &farmPlane{w: w, who: who, process: process, awake: awake, scopes: map[xfrm.Scope]*planeScope{}, sas: map[ipsec.ESPSPI]*farmSA{}, gone: map[ipsec.ESPSPI]bool{}}
 }
 
 // run is what goroutines of the data plane do; it waits while the process stands still.
@@ -167,6 +168,7 @@ func (p *farmPlane) remove(spi ipsec.ESPSPI) {
 		return
 	}
 	delete(p.sas, spi)
+	p.gone[spi] = true
 	p.list = slices.DeleteFunc(p.list, func(x *farmSA) bool { return x == s })
 	if !s.scope.active {
 		return

@@ -332,6 +332,7 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 		}
 		have := o.d.p.sas[s.SPIIn]
 		switch {
+		case have == nil && o.d.p.gone[s.SPIIn]: // the record that ends it comes here first
 		case have == nil:
 			w.violate(RuleGate, "%s uses #%d of SPI %s of %v, which %s does not know, who is entitled to succeed it", p.who, seq, x.id.spi, id, o.name)
 		case dir == xfrm.Outbound && have.out.Bound() < seq, dir == xfrm.Inbound && have.in.Bound() < seq:
