@@ -95,6 +95,9 @@ func (w *farm) view(d *farmDaemon) *fsm.Machine {
 		}
 	}
 	x := d.state.Clone()
+	if n := len(x.Scopes()); n != w.rule.slots {
+		w.rule.slots, w.rule.slotsAt = n, w.now
+	}
 	if len(w.views) >= 32 {
 		w.views = w.views[1:]
 	}

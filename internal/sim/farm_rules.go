@@ -34,6 +34,8 @@ type farmRules struct {
 	broken      time.Duration // end of the latest fault, crashes included
 	wholeSince  time.Duration // since when everything can reach everything; -1: it cannot
 	heals       time.Duration
+	slots       int           // that were decided
+	slotsAt     time.Duration // when their number changed last
 	logSince    time.Duration // since when all that live have a leader whom they reach
 	quorate     map[cluster.NodeID]lostQuorum
 	strays      uint64
@@ -205,10 +207,17 @@ func (r *farmRules) ends(l *farmLife, s *scopeTruth) {
 	if i := slices.Index(s.active, l); i >= 0 {
 		s.active = slices.Delete(s.active, i, i+1)
 		s.changed = r.w.now
-		if len(s.active) <= 1 && s.split {
-			s.split = false
-			s.tolerate = max(s.tolerate, r.w.now+time.Second, r.united+time.Second)
-		}
+		r.heal(s)
+	}
+}
+
+// heal ends a split when one owner is left and nothing keeps members apart any more. What
+// both sides did is one within a second.
+func (r *farmRules) heal(s *scopeTruth) {
+	if s.split && len(s.active) <= 1 && r.w.whole() {
+		s.split = false
+		s.tolerate = max(s.tolerate, r.w.now+time.Second)
+		r.w.note("", "truth", "the split of %v has healed", s.id)
 	}
 }
 
@@ -333,6 +342,8 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 		have := o.d.p.sas[s.SPIIn]
 		switch {
 		case have == nil && o.d.p.gone[s.SPIIn]: // the record that ends it comes here first
+		case have == nil && s.Phase1 != "vpn1" && w.now-r.slotsAt < settleTime:
+			// Slots came: the site's tunnel falls to another, and o has heard that sooner.
 		case have == nil:
 			w.violate(RuleGate, "%s uses #%d of SPI %s of %v, which %s does not know, who is entitled to succeed it", p.who, seq, x.id.spi, id, o.name)
 		case dir == xfrm.Outbound && have.out.Bound() < seq, dir == xfrm.Inbound && have.in.Bound() < seq:

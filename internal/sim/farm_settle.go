@@ -56,6 +56,7 @@ const healed = time.Second
 
 func (r *farmRules) pollScope(s *scopeTruth) {
 	w := r.w
+	r.heal(s)
 	silence := w.s.Setup.HBInterval * time.Duration(w.s.Setup.Threshold)
 	switch {
 	case len(s.active) < 2 || r.wholeSince < 0:
