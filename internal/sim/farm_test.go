@@ -38,5 +38,20 @@ func TestFarms(t *testing.T) {
 		}
 	})
 	t.Log(sum.Line())
-	t.Log(sum.States)
+	if seeds < 30 {
+		return
+	}
+	for _, v := range []Verb{Kill, LoseHost, FreezeHost, Partition, Depose, SlowLog, LoseMany, Rehash, Drain, Join} {
+		if sum.Faults[v] == 0 {
+			t.Errorf("%s never happened", v)
+		}
+	}
+	for _, s := range []string{"IKE message forwarded", "packet forwarded", "owner without quorum", "split of a slot", "number given out of a range"} {
+		if sum.States[s] == 0 {
+			t.Errorf("never happened: %s", s)
+		}
+	}
+	if sum.Handovers == 0 || sum.Takeovers == 0 {
+		t.Errorf("%d handovers, %d takeovers", sum.Handovers, sum.Takeovers)
+	}
 }
