@@ -168,24 +168,11 @@ func (w *farm) transmit(p *farmPipe, d *farmDaemon, e statesync.SendFrame) {
 			err := o.f.HandleFrame(now, p.from.id, d.process, e.Scope, e.Frame)
 			if errors.Is(err, statesync.ErrGap) {
 				w.Result.Gaps++
-				w.resync(p, d, e.Scope)
+				if p.from.d == d {
+					w.breakPipe(p) // what is unacknowledged comes again, once
+				}
 			}
 		})
-	})
-}
-
-// resync sends what is unacknowledged of a scope again.
-func (w *farm) resync(p *farmPipe, d *farmDaemon, s cluster.ScopeID) {
-	gen := p.gen
-	w.after(between(w.chance, time.Millisecond, 10*time.Millisecond), func() {
-		if p.gen != gen || !p.up || p.from.d != d {
-			return
-		}
-		for _, f := range slices.Clone(p.unacked) {
-			if f.Scope == s {
-				w.transmit(p, d, f)
-			}
-		}
 	})
 }
 
