@@ -291,8 +291,9 @@ func (d *farmDaemon) events(es []xfrm.Event) {
 	})
 }
 
-// The longest way that a packet may take between members: it goes to the owner at once.
-const forwardHops = 1
+// The longest way that a packet may take between members: to the owner, and on to who has
+// just succeeded it.
+const forwardHops = 2
 
 // forwardIKE carries an IKE message to the member that owns its IKE SA.
 func (w *farm) forwardIKE(d *farmDaemon, e node.Forward) {
@@ -309,7 +310,7 @@ func (w *farm) forwardIKE(d *farmDaemon, e node.Forward) {
 					// Until the effects of this input have been carried out, whatever leaves
 					// was forwarded here.
 					o.trail = trail
-					o.f.HandleForwarded(now, e.Datagram)
+					o.f.HandleForwarded(now, e.Datagram, e.Last)
 					o.drain()
 					o.trail = nil
 				})
