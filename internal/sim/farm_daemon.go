@@ -9,6 +9,7 @@ import (
 	"tandem/cluster"
 	"tandem/cluster/fsm"
 	"tandem/ike"
+	"tandem/internal/ipsec"
 	"tandem/internal/node"
 	"tandem/internal/sim/trace"
 	"tandem/proto/clusterpb"
@@ -35,6 +36,7 @@ type farmDaemon struct {
 	noted    time.Duration // FIFO of its disk
 	trail    []cluster.NodeID
 	limbo    []heldStray
+	pointers map[ipsec.ESPSPI]xfrm.Scope
 
 	// Its part of the log.
 	state   *fsm.Machine
@@ -198,6 +200,15 @@ func (d *farmDaemon) carry(e node.Effect) {
 		w.note(m.name, "plane", "activate %v", cluster.ScopeID(e.Scope))
 		w.rule.activates(d, cluster.ScopeID(e.Scope))
 		d.p.activate(e.Scope)
+	case node.Retire:
+		d.p.retire(e.Scope)
+	case node.Detach:
+		w.note(m.name, "plane", "detach %v of %v", e.SPIs, cluster.ScopeID(e.Scope))
+		d.f.HandleDetached(w.at(), e.Scope, d.p.detach(e.SPIs))
+	case node.Pointer:
+		if d.pointers[e.SPIIn] = e.To; e.To == 0 {
+			delete(d.pointers, e.SPIIn)
+		}
 	case node.Deactivate:
 		if d.p.active(e.Scope) {
 			w.note(m.name, "plane", "deactivate %v", cluster.ScopeID(e.Scope))
@@ -331,6 +342,7 @@ const limboTime = 200 * time.Millisecond
 
 // stray takes a packet of an SA whose scope is not active here.
 func (d *farmDaemon) stray(x stray) {
+	x.scope = d.pointed(x)
 	if to := d.f.Owners()[x.scope]; to != 0 {
 		d.m.w.forward(d, to, x)
 		return
@@ -338,6 +350,16 @@ func (d *farmDaemon) stray(x stray) {
 	if len(d.limbo) < 256 {
 		d.limbo = append(d.limbo, heldStray{x, d.m.w.now})
 	}
+}
+
+// pointed is the scope of a packet whose tunnel was moved, as far as is known here.
+func (d *farmDaemon) pointed(x stray) xfrm.Scope {
+	if x.outer != nil {
+		if to, ok := d.pointers[x.outer.spi]; ok {
+			return to
+		}
+	}
+	return x.scope
 }
 
 // publish sends on what waited for an owner.
@@ -350,6 +372,7 @@ func (d *farmDaemon) publish() {
 	held := d.limbo
 	d.limbo = nil
 	for _, h := range held {
+		h.x.scope = d.pointed(h.x)
 		switch {
 		case w.now-h.at > limboTime:
 		case owners[h.x.scope] != 0:

@@ -9,6 +9,7 @@ import (
 	"tandem/cluster/fsm"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
+	"tandem/xfrm"
 )
 
 // member is a machine of a farm: power, disk, guardian, daemon.
@@ -196,7 +197,7 @@ func (m *member) startDaemon() {
 	w := m.w
 	m.boots++
 	rnd := secrets(w.s.Seed, fmt.Sprintf("farm %s %d", m.name, m.boots))
-	d := &farmDaemon{m: m, process: cluster.ProcessID(rnd.Uint64() | 1), life: uint64(w.at().UnixMilli())}
+	d := &farmDaemon{m: m, process: cluster.ProcessID(rnd.Uint64() | 1), life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
 	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen })
 	d.p.event, d.p.stray, d.p.ofCluster = d.events, d.stray, true
 	coverage := cluster.CoverageProven

@@ -33,9 +33,10 @@ type farmPlane struct {
 }
 
 type planeScope struct {
-	id     xfrm.Scope
-	active bool
-	gen    uint64
+	id      xfrm.Scope
+	active  bool
+	retired bool // it takes no more packets
+	gen     uint64
 }
 
 type farmSA struct {
@@ -122,13 +123,41 @@ func (p *farmPlane) scope(id xfrm.Scope) *planeScope {
 func (p *farmPlane) active(id xfrm.Scope) bool { return p.scope(id).active }
 
 func (p *farmPlane) activate(id xfrm.Scope) {
-	if s := p.scope(id); !s.active {
+	s := p.scope(id)
+	s.retired = false
+	if !s.active {
 		s.active = true
 		s.gen++
 	}
 }
 
-func (p *farmPlane) deactivate(id xfrm.Scope) { p.scope(id).active = false }
+func (p *farmPlane) retire(id xfrm.Scope) {
+	s := p.scope(id)
+	s.retired = s.active
+}
+
+func (p *farmPlane) deactivate(id xfrm.Scope) {
+	s := p.scope(id)
+	s.active, s.retired = false, false
+}
+
+// takes says whether new packets of the scope are taken.
+func (s *planeScope) takes() bool { return s.active && !s.retired }
+
+// detach takes SAs out, and returns their exact state.
+func (p *farmPlane) detach(spis []ipsec.ESPSPI) (ws []xfrm.Window) {
+	for _, spi := range spis {
+		s := p.sas[spi]
+		if s == nil {
+			continue
+		}
+		ws = append(ws, s.window())
+		delete(p.sas, spi)
+		p.gone[spi] = true
+		p.list = slices.DeleteFunc(p.list, func(x *farmSA) bool { return x == s })
+	}
+	return ws
+}
 
 func (p *farmPlane) install(x xfrm.SA) {
 	if p.sas[x.SPIIn] != nil {
@@ -252,21 +281,25 @@ func (s *farmSA) activateIn() {
 
 func (p *farmPlane) windows(scope xfrm.Scope) (ws []xfrm.Window) {
 	for _, s := range p.list {
-		if s.scope.id != scope {
-			continue
+		if s.scope.id == scope {
+			ws = append(ws, s.window())
 		}
-		x := xfrm.Window{SPIIn: s.SPIIn}
-		s.activateOut()
-		x.OutSeq = s.out.Seq()
-		s.activateIn()
-		for _, h := range s.undone {
-			s.in.Forget(h.seq)
-		}
-		s.undone = nil
-		x.InSeq, x.InAccepted = s.in.Export()
-		ws = append(ws, x)
 	}
 	return ws
+}
+
+// window is the exact state of an SA. What waited for a bound is dropped.
+func (s *farmSA) window() xfrm.Window {
+	x := xfrm.Window{SPIIn: s.SPIIn}
+	s.activateOut()
+	x.OutSeq = s.out.Seq()
+	s.activateIn()
+	for _, h := range s.undone {
+		s.in.Forget(h.seq)
+	}
+	s.undone = nil
+	x.InSeq, x.InAccepted = s.in.Export()
+	return x
 }
 
 func (p *farmPlane) setWindows(ws []xfrm.Window) {
@@ -303,7 +336,7 @@ func (p *farmPlane) send(pkt *farmPacket, trail []cluster.NodeID) {
 	if s == nil {
 		return
 	}
-	if !s.scope.active {
+	if !s.scope.takes() {
 		if p.stray != nil && len(trail) < forwardHops {
 			p.stray(stray{scope: s.scope.id, inner: pkt, trail: trail})
 		}
@@ -351,7 +384,7 @@ func (p *farmPlane) seal(s *farmSA, seq uint64, pkt *farmPacket) {
 func (p *farmPlane) receive(x *farmESP, trail []cluster.NodeID) {
 	w := p.w
 	s := p.sas[x.spi]
-	if s == nil || !s.scope.active {
+	if s == nil || !s.scope.takes() {
 		scope := node.ScopeOf(x.spi)
 		if s != nil {
 			scope = s.scope.id
