@@ -378,9 +378,10 @@ func (r *farmRules) acks(d *farmDaemon, a statesync.SendAck) {
 	d.lifetime.sees(a.Scope, h.epoch)
 }
 
-// forwards: a member sends a packet on to another.
+// forwards: a member sends a packet on to another. The number of hops bounds every loop;
+// back to the first it goes where that has become the owner meanwhile.
 func (r *farmRules) forwards(from, to *member, trail []cluster.NodeID) {
-	if len(trail) > forwardHops || slices.Contains(trail, to.id) {
+	if len(trail) > forwardHops || from == to {
 		r.w.violate(RuleForward, "%s forwards to %s what was forwarded already, by %v", from.name, to.name, trail)
 	}
 }
