@@ -163,6 +163,7 @@ func (p *Slot) HandleQuorum(now time.Time, lost, stop bool) {
 		p.held = p.epoch
 		p.dropAll()
 		p.disown(now, Epoch{}, "no quorum: stopped as configured")
+		p.uniting = true // whoever owns beside us, or after, gets what we did
 	}
 	p.consider(now)
 }

@@ -39,9 +39,9 @@ func (p *Slot) considerOwning(now time.Time) {
 // considerDecided compares what we do with what was decided.
 func (p *Slot) considerDecided(now time.Time) {
 	d := &p.decided
-	if r := p.owner(); r != nil && p.stale && p.epoch.Less(r.Epoch) {
-		// We were cut off, and have not heard what was decided meanwhile. A later term comes
-		// from there; if it was burnt, the owner that was decided goes above it.
+	if r := p.owner(); r != nil && (p.stale || !p.granted) && p.epoch.Less(r.Epoch) {
+		// We were cut off, and have not heard what was decided meanwhile, or have been taken for
+		// lost. A later term comes from there; if it was burnt, the owner that was decided goes above it.
 		p.yieldTo(now, r, r.Epoch, "was not cut off")
 		return
 	}

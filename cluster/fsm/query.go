@@ -4,6 +4,16 @@ import "slices"
 
 // What is asked of the state. Answers are copies.
 
+// Clone is a copy that goes its own way.
+func (m *Machine) Clone() *Machine {
+	c := *m
+	c.members, c.ranges, c.scopes, c.sessions = slices.Clone(m.members), slices.Clone(m.ranges), m.Scopes(), slices.Clone(m.sessions)
+	for i := range c.sessions {
+		c.sessions[i].outcomes = slices.Clone(c.sessions[i].outcomes)
+	}
+	return &c
+}
+
 // Version is the log version that all members have agreed on. A command that needs
 // a later one is refused by every build alike: fields and commands are added under
 // a new version only.

@@ -87,7 +87,7 @@ func (n *Node) bury(spi ipsec.ESPSPI, c *childSA) {
 	if n.authority == nil || !n.owner || len(n.authority.SyncSet()) > 0 || len(n.buried) >= maxBuried {
 		return
 	}
-	n.buried[spi] = burial{c.ceiling, c.fence}
+	n.buried[spi] = burial{ceiling: c.ceiling, fence: c.fence}
 }
 
 // buriedBounds are those of SAs that have gone, for a side that may still have them.

@@ -140,11 +140,13 @@ func (f *Farm) with(id cluster.ScopeID, do func(*Node)) {
 // HandleDecided takes the state that the members' log has led to. The machine must
 // not change afterwards.
 func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
+	scopes := m.Scopes()
+	// Which scope a static phase 1 falls to follows from all that there are.
+	moved := !slices.EqualFunc(f.decided.Scopes(), scopes, func(a, b fsm.Scope) bool { return a.ID == b.ID })
 	f.decided = m
 	self, _ := m.Member(f.opt.Self)
 	granted := self.Process == uint64(f.opt.Process) && self.State != fsm.Left && !self.Lost
 	wanted := m.HandOvers(f.opt.Self)
-	scopes := m.Scopes()
 	fresh := false
 	for _, s := range scopes {
 		if f.scopes[s.ID] == nil && f.concerns(s) {
@@ -152,7 +154,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			fresh = true
 		}
 	}
-	if fresh || !f.started {
+	if fresh || moved || !f.started {
 		f.configure(now)
 	}
 	// One handover at a time: the next when the owner of this one has changed.

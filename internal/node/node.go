@@ -76,8 +76,12 @@ type childSA struct {
 	quietFrom      time.Time // when what waited behind the last answer would have asked, too
 }
 
-// burial is what is remembered of an SA that has gone.
-type burial struct{ ceiling, fence uint64 }
+// burial is what is remembered of an SA that has gone. awaited: the other side of a split
+// brings it back, and its installation may still wait for the sync set.
+type burial struct {
+	ceiling, fence uint64
+	awaited        bool
+}
 
 // New makes a node that does nothing before Start.
 func New(o Options) *Node {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"tandem/cluster"
@@ -88,7 +89,8 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 		n.emit(SetBounds{e.Bounds})
 		n.answered(now, e.Bounds)
 	case statesync.Entered:
-		clear(n.buried) // whoever copied from us brings nothing back
+		// Whoever copied from us brings nothing back.
+		maps.DeleteFunc(n.buried, func(_ ipsec.ESPSPI, b burial) bool { return !b.awaited })
 		n.authority.HandleEntered(now, e.Node)
 	case statesync.HandedOver:
 		n.handing = nil
@@ -200,7 +202,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 		if sa == nil { // it is about to come, or to come back
 			was := n.buried[b.SPIIn]
 			if p := was.bound(b.Dir); b.N > *p {
-				*p = b.N
+				*p, was.awaited = b.N, true
 				n.buried[b.SPIIn] = was
 			}
 			continue

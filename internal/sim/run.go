@@ -27,6 +27,9 @@ func Run(s *Schedule) *Result { return RunTraced(s, nil) }
 // RunTraced does the same and tells what happens, if log is not nil. A panic is a
 // violation as any other: it can be replayed and shrunk.
 func RunTraced(s *Schedule, log *trace.Log) (r *Result) {
+	if s.Farm != nil {
+		return runFarm(s, log)
+	}
 	w := newWorld(s, log)
 	defer func() {
 		if p := recover(); p != nil {

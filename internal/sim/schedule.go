@@ -15,7 +15,8 @@ type Schedule struct {
 	Real    bool          // real ESP cryptography; otherwise packets are counted, not sealed
 	Length  time.Duration // of virtual time before everything is healed and settles
 	Setup   Setup
-	Actions []Action // by time
+	Farm    *FarmSetup `json:",omitempty"` // nil: a pair
+	Actions []Action   // by time
 	Crash   Crash
 }
 
@@ -105,7 +106,9 @@ const (
 var ordinary = []Verb{Burst, RekeyChild, RekeyIKE, Clear, Down, Up, Move, Replay, Garbage, Flood, Passive}
 
 // Fault says whether the verb breaks something.
-func (v Verb) Fault() bool { return !slices.Contains(ordinary, v) }
+func (v Verb) Fault() bool {
+	return !slices.Contains(ordinary, v) && !slices.Contains(farmOrdinary, v)
+}
 
 // Action is one thing that happens to the world.
 type Action struct {
@@ -150,6 +153,9 @@ func (s *Schedule) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d, %v, heartbeats %v x %d, loss %.3g, duplicates %.3g, reordering %.3g, delay %v, real cryptography %v\n",
 		s.Seed, s.Length, s.Setup.HBInterval, s.Setup.Threshold, s.Setup.Loss, s.Setup.Duplicate, s.Setup.Reorder, s.Setup.Delay, s.Real)
+	if s.Farm != nil {
+		fmt.Fprintf(&b, "farm: %+v\n", *s.Farm)
+	}
 	for i, c := range s.Setup.Clients {
 		fmt.Fprintf(&b, "client%d: %+v\n", i+1, c)
 	}

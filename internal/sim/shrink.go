@@ -33,6 +33,7 @@ func shrink(s *Schedule, rule Rule, limit int, run func(s *Schedule) *Result) Sh
 		k.cut()
 		k.actions()
 		k.clients()
+		k.members()
 		k.plain()
 		k.times()
 	}
@@ -59,6 +60,10 @@ func clone(s *Schedule) *Schedule {
 	c.Actions = slices.Clone(s.Actions)
 	c.Setup.Clients = slices.Clone(s.Setup.Clients)
 	c.Setup.Drift = slices.Clone(s.Setup.Drift)
+	if s.Farm != nil {
+		f := *s.Farm
+		c.Farm = &f
+	}
 	return &c
 }
 
@@ -230,4 +235,27 @@ func (a *Action) round(unit time.Duration) {
 
 func (s *Schedule) order() {
 	slices.SortStableFunc(s.Actions, func(a, b Action) int { return int(a.At - b.At) })
+}
+
+// members makes a farm smaller and its log plain.
+func (k *shrinker) members() {
+	if k.best.Farm == nil {
+		return
+	}
+	for k.best.Farm.Members > 3 && k.try(func(s *Schedule) {
+		f := s.Farm
+		f.Members--
+		f.Voters = min(f.Voters, f.Members)
+		f.Late = min(f.Late, f.Members-3)
+	}) {
+	}
+	for _, change := range []func(f *FarmSetup){
+		func(f *FarmSetup) { f.Voters = 3 },
+		func(f *FarmSetup) { f.Late = 0 },
+		func(f *FarmSetup) { f.Stop = false },
+		func(f *FarmSetup) { f.Standbys = 2 },
+		func(f *FarmSetup) { f.LogLoss, f.LogDelay = 0, 5*time.Millisecond },
+	} {
+		k.try(func(s *Schedule) { change(s.Farm) })
+	}
 }

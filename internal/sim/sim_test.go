@@ -142,12 +142,19 @@ func determined() []*Schedule {
 	for _, seed := range []uint64{1, 2, 3, 5, 10} {
 		out = append(out, Generate(seed, false))
 	}
+	for _, seed := range []uint64{0, 1, 4} {
+		out = append(out, ForFarmSeed(seed))
+	}
 	return out
 }
 
 func TestSameSeedSameTrace(t *testing.T) {
 	for _, s := range determined() {
-		a, b := traced(s), traced(Generate(s.Seed, s.Real))
+		again := Generate(s.Seed, s.Real)
+		if s.Farm != nil {
+			again = ForFarmSeed(s.Seed)
+		}
+		a, b := traced(s), traced(again)
 		if !bytes.Equal(a, b) {
 			t.Errorf("seed %d, real cryptography %v: %s", s.Seed, s.Real, firstDifference(a, b))
 		}
@@ -166,7 +173,7 @@ func TestSameSeedSameTrace(t *testing.T) {
 func TestSameTraceInAnyProcess(t *testing.T) {
 	if os.Getenv("SIM_PRINT_TRACES") != "" {
 		for _, s := range determined() {
-			fmt.Printf("trace of seed %d: %x\n", s.Seed, sha256.Sum256(traced(s)))
+			fmt.Printf("trace of seed %d, farm %v: %x\n", s.Seed, s.Farm != nil, sha256.Sum256(traced(s)))
 		}
 		return
 	}
@@ -193,7 +200,7 @@ func TestSameTraceInAnyProcess(t *testing.T) {
 	here := ""
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	for _, s := range determined() {
-		here += fmt.Sprintf("trace of seed %d: %x\n", s.Seed, sha256.Sum256(traced(s)))
+		here += fmt.Sprintf("trace of seed %d, farm %v: %x\n", s.Seed, s.Farm != nil, sha256.Sum256(traced(s)))
 	}
 	if here != sums[1] {
 		t.Errorf("in this process\n%sin another\n%s", here, sums[1])

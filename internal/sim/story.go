@@ -105,6 +105,8 @@ func (s *Schedule) check() error {
 		return fmt.Errorf("its length %v is not positive", s.Length)
 	case s.Setup.HBInterval < 10*time.Millisecond || s.Setup.Threshold < 1 || s.Setup.MTU < 576:
 		return fmt.Errorf("heartbeats every %v with threshold %d, or MTU %d, are out of range", s.Setup.HBInterval, s.Setup.Threshold, s.Setup.MTU)
+	case s.Farm != nil:
+		return s.checkFarm()
 	}
 	return nil
 }

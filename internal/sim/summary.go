@@ -32,6 +32,7 @@ type Summary struct {
 // Found is a seed that violates a rule.
 type Found struct {
 	Seed      uint64
+	Farm      bool
 	Real      bool
 	Crash     string // the crash point that was added to the seed's schedule; empty: none
 	Violation Violation
@@ -53,7 +54,7 @@ func (t *Summary) Add(s *Schedule, r *Result) {
 		crash = s.Crash.Cell.String()
 	}
 	for _, v := range r.Violations {
-		t.Violations = append(t.Violations, Found{s.Seed, s.Real, crash, v})
+		t.Violations = append(t.Violations, Found{s.Seed, s.Farm != nil, s.Real, crash, v})
 	}
 	t.Virtual += r.Virtual
 	t.Starts += r.Starts
@@ -204,6 +205,22 @@ func (t *Summary) Write(w io.Writer) {
 	fmt.Fprintf(w, "states            %s\n", reached(t.States, stateNames))
 	table(w, t.States)
 	fmt.Fprintf(w, "alarms            %s\n", reached(t.Alarms, alarmNames))
+	table(w, t.Alarms)
+}
+
+// WriteFarms tells of runs of farms to people, except the violations.
+func (t *Summary) WriteFarms(w io.Writer) {
+	m := t.Median()
+	fmt.Fprintf(w, "farms             %d, %.1f h of virtual time; the median has %.1f min, %d faults, %d takeovers\n", t.Schedules, t.Virtual.Hours(), m.Minutes, m.Faults, m.Takeovers)
+	fmt.Fprintf(w, "takeovers         %d of slots, %d planned handovers among them; %d beginnings of ownership were told as uncovered\n", t.Takeovers, t.Handovers, t.Uncovered)
+	fmt.Fprintf(w, "packets           %d sent, %d delivered, %d valid ones refused by a replay window\n", t.Packets, t.Delivered, t.Rejected)
+	fmt.Fprintf(w, "replication       %d frames, %d gaps; %d daemons started\n", t.Frames, t.Gaps, t.Starts)
+	fmt.Fprintf(w, "faults            %d\n", t.FaultCount())
+	table(w, verbs(t.Faults, true))
+	fmt.Fprintf(w, "other actions\n")
+	table(w, verbs(t.Faults, false))
+	fmt.Fprintf(w, "states and alarms\n")
+	table(w, t.States)
 	table(w, t.Alarms)
 }
 

@@ -13,7 +13,8 @@ import (
 )
 
 // quick are found by one of the first seeds.
-var quick = []string{"one-acknowledgement-for-all", "reply-before-acknowledgement", "retransmission-encrypted-anew"}
+var quick = []string{"one-acknowledgement-for-all", "reply-before-acknowledgement", "retransmission-encrypted-anew",
+	"farm-any-acknowledgement-counts", "farm-left-before-removed"}
 
 func script(t *testing.T, args ...string) {
 	t.Helper()
@@ -80,7 +81,7 @@ func TestPatches(t *testing.T) {
 func patches(t *testing.T) []string {
 	t.Helper()
 	all, err := filepath.Glob("*.patch")
-	if err != nil || len(all) < 17 {
+	if err != nil || len(all) < 26 {
 		t.Fatalf("%d patches, %v", len(all), err)
 	}
 	return all

@@ -25,6 +25,8 @@ what is a model).
   make sim SEEDS=1000              seeds 0 to 999; exit status 1 if one violates a rule
   make sim SEEDS=1000 FROM=5000    seeds 5000 to 5999
   make sim SEEDS=1000 REAL=1       all with real cryptography (1/8 is usual, 0: none)
+  make sim SEEDS=0 FARM_SEEDS=1000 farms instead of pairs; both with SEEDS=1000
+  make sim FARM_SEED=42            replays a farm's seed
   make sim SEED=42                 replays seed 42 and writes its trace and diagrams
   make sim SEED=42 CRASH="before node.Claim"
                                    the same with a crash at the first such moment
@@ -51,7 +53,9 @@ Flags:
 
 type options struct {
 	seeds, from, every uint64
+	farms              uint64
 	seed, schedule     string
+	farm               string
 	crash, census      string
 	out, json          string
 	workers, shrink    int
@@ -75,6 +79,8 @@ func run(args []string, out io.Writer) int {
 		f.PrintDefaults()
 	}
 	f.Uint64Var(&o.seeds, "seeds", 200, "how many seeds to run")
+	f.Uint64Var(&o.farms, "farm-seeds", 0, "how many seeds of farms to run before")
+	f.StringVar(&o.farm, "farm-seed", "", "replay this seed of a farm")
 	f.Uint64Var(&o.from, "from", 0, "the first of them")
 	f.StringVar(&share, "real", "1/8", "share of seeds with real cryptography: 1/n, 1 or 0")
 	f.StringVar(&o.seed, "seed", "", "replay this seed")
@@ -101,6 +107,8 @@ func run(args []string, out io.Writer) int {
 	if err == nil {
 		var ok bool
 		switch {
+		case o.farm != "":
+			ok, err = replayFarm(out, o)
 		case o.seed != "":
 			ok, err = replaySeed(out, o)
 		case o.schedule != "":
@@ -150,6 +158,18 @@ func replaySeed(out io.Writer, o options) (bool, error) {
 		dir = o.out
 	}
 	return replay(out, s, dir, o)
+}
+
+func replayFarm(out io.Writer, o options) (bool, error) {
+	seed, err := strconv.ParseUint(o.farm, 10, 64)
+	if err != nil {
+		return false, fmt.Errorf("--farm-seed %q is not a number from 0 to 2^64-1", o.farm)
+	}
+	dir := fmt.Sprintf("out/sim/farm-%d", seed)
+	if o.out != "" {
+		dir = o.out
+	}
+	return replay(out, sim.ForFarmSeed(seed), dir, o)
 }
 
 func replayFile(out io.Writer, o options) (bool, error) {

@@ -25,6 +25,7 @@ type fleet struct {
 	mu    sync.Mutex
 	next  uint64 // index of the next job
 	sum   *sim.Summary
+	farms *sim.Summary // nil: none ran, or nothing else
 	under map[uint64]underWay
 	count int // violations so far
 }
@@ -38,6 +39,18 @@ type underWay struct {
 // sweep runs o.seeds seeds and reports.
 func sweep(out io.Writer, o options) (bool, error) {
 	f := &fleet{out: out, o: o, begin: time.Now(), sum: sim.NewSummary(), under: map[uint64]underWay{}}
+	if o.farms > 0 {
+		farms := sim.NewSummary()
+		fmt.Fprintf(out, "seeds %d to %d of farms, %d at a time\n", o.from, o.from+o.farms-1, o.workers)
+		f.each(o.farms, "farms", farms, func(i uint64) *sim.Schedule { return sim.ForFarmSeed(o.from + i) })
+		fmt.Fprintln(out)
+		farms.WriteFarms(out)
+		if o.seeds == 0 {
+			return f.end(farms)
+		}
+		f.farms = farms
+		f.begin = time.Now()
+	}
 	fmt.Fprintf(out, "seeds %d to %d, %d at a time\n", o.from, o.from+o.seeds-1, o.workers)
 	f.each(o.seeds, "seeds", f.sum, func(i uint64) *sim.Schedule { return sim.ForSeed(o.from+i, o.every) })
 	if missing := f.sum.Coverage.Missing(); o.coverage && len(missing) > 0 {
@@ -55,10 +68,16 @@ func sweep(out io.Writer, o options) (bool, error) {
 	f.sum.Write(out)
 	fmt.Fprintln(out)
 	f.sum.Coverage.Write(out)
+	return f.end(f.sum)
+}
+
+// end tells how long it took, writes the figures, and explains what was found.
+func (f *fleet) end(sum *sim.Summary) (bool, error) {
+	out, o := f.out, f.o
 	took := time.Since(f.begin)
-	fmt.Fprintf(out, "\n%d schedules and %d aimed runs in %v\n", f.sum.Schedules, f.sum.Aimed, took.Round(time.Second))
+	fmt.Fprintf(out, "\n%d schedules and %d aimed runs in %v\n", sum.Schedules, sum.Aimed, took.Round(time.Second))
 	if o.json != "" {
-		b, err := json.MarshalIndent(f.sum.Figures(took), "", "  ")
+		b, err := json.MarshalIndent(sum.Figures(took), "", "  ")
 		if err == nil {
 			err = os.WriteFile(o.json, append(b, '\n'), 0o666)
 		}
@@ -66,7 +85,10 @@ func sweep(out io.Writer, o options) (bool, error) {
 			return false, err
 		}
 	}
-	found := f.sum.SortedViolations()
+	found := sum.SortedViolations()
+	if f.farms != nil {
+		found = append(f.farms.SortedViolations(), found...)
+	}
 	if len(found) == 0 {
 		fmt.Fprintln(out, "0 violations")
 		return true, nil
@@ -99,9 +121,15 @@ func (f *fleet) explain(found []sim.Found) error {
 		if f.o.out != "" {
 			dir = fmt.Sprintf("%s/seed-%d", f.o.out, v.Seed)
 		}
+		if v.Farm {
+			dir = fmt.Sprintf("%s/farm-%d", strings.TrimSuffix(dir, fmt.Sprintf("/seed-%d", v.Seed)), v.Seed)
+		}
 		s, err := seeded(v.Seed, v.Crash, f.o.every)
 		if err != nil {
 			return err
+		}
+		if v.Farm {
+			s = sim.ForFarmSeed(v.Seed)
 		}
 		if v.Crash != "" {
 			dir += "-" + slug(v.Crash)
@@ -126,6 +154,9 @@ func slug(text string) string {
 
 // name is how a run is called.
 func name(v sim.Found) string {
+	if v.Farm {
+		return fmt.Sprintf("farm seed %d", v.Seed)
+	}
 	if v.Crash == "" {
 		return fmt.Sprintf("seed %d", v.Seed)
 	}
@@ -134,6 +165,9 @@ func name(v sim.Found) string {
 
 // command replays a run.
 func command(v sim.Found, every uint64) string {
+	if v.Farm {
+		return fmt.Sprintf("make sim FARM_SEED=%d", v.Seed)
+	}
 	c := fmt.Sprintf("make sim SEED=%d", v.Seed)
 	if v.Crash != "" {
 		c += fmt.Sprintf(" CRASH=%q", v.Crash)
@@ -227,7 +261,7 @@ func (f *fleet) started(i uint64, s *sim.Schedule) {
 
 // found names a run.
 func found(s *sim.Schedule) sim.Found {
-	x := sim.Found{Seed: s.Seed, Real: s.Real}
+	x := sim.Found{Seed: s.Seed, Farm: s.Farm != nil, Real: s.Real}
 	if s.Crash.Nth > 0 {
 		x.Crash = s.Crash.Cell.String()
 	}

@@ -1,0 +1,63 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/ike"
+	statesync "tandem/sync"
+	"tandem/xfrm"
+)
+
+// What the other side of a split brings back is installed when the sync set has
+// acknowledged it. A member that enters the sync set meanwhile changes nothing: the SA
+// goes on above what the other side used.
+func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
+	w := upFarm(t, 1, 3, 1)
+	var n *Node
+	var sa xfrm.SA
+	for _, m := range w.members[1:] {
+		for _, x := range m.sas {
+			if m.active[x.Scope] {
+				n, sa = m.farm.scopes[cluster.ScopeID(x.Scope)], x
+			}
+		}
+	}
+	const used = 200
+	n.remove(sa.SPIIn)
+	n.unite(w.now, statesync.UniteReceived{From: 2, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Outbound, N: used}, {SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: used}}})
+	n.journalEffect(w.now, statesync.Entered{Node: 3})
+	n.install(ike.Install{SA: sa.ChildSA})
+	for {
+		e, ok := n.Poll()
+		if !ok {
+			t.Fatal("nothing was installed")
+		}
+		if x, ok := e.(Install); ok {
+			if x.SA.Ceiling < used || x.SA.Fence < used {
+				t.Errorf("ceiling %d and fence %d, after %d were used", x.SA.Ceiling, x.SA.Fence, used)
+			}
+			return
+		}
+	}
+}
+
+// Slots that come move static tunnels to others; whose they were hears of it also where
+// no new slot concerns it, and does not hold them any longer.
+func TestStaticTunnelsFollowTheSlots(t *testing.T) {
+	w := upFarm(t, 2, 4, 1)
+	m := w.members[1]
+	state := w.members[1].state.Clone()
+	before := m.farm.scopes[m.farm.order[0]].cfg
+	m.do(func(f *Farm) { f.HandleDecided(w.now, fsm.New()) })
+	if m.farm.scopes[m.farm.order[0]].cfg == before {
+		t.Error("other slots, and the configuration is as it was")
+	}
+	before = m.farm.scopes[m.farm.order[0]].cfg
+	m.do(func(f *Farm) { f.HandleDecided(w.now.Add(time.Millisecond), state) })
+	if m.farm.scopes[m.farm.order[0]].cfg == before {
+		t.Error("the slots are back, and the configuration is as it was")
+	}
+}

@@ -1,0 +1,318 @@
+package sim
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"tandem/cluster"
+	"tandem/cluster/fsm"
+	"tandem/internal/ipsec"
+	"tandem/internal/node"
+	"tandem/xfrm"
+)
+
+// member is a machine of a farm: power, disk, guardian, daemon.
+type member struct {
+	w     *farm
+	id    cluster.NodeID
+	name  string
+	late  bool // comes with a Join
+	boots int
+	side  int // of a partition of the sync network
+
+	powered, frozen bool
+	waiting         []func() // what the guardian finds when the host goes on
+	overdue         bool     // its tick
+
+	guard     *cluster.Guard
+	guardBoot uint64
+	restart   uint64 // generation of the planned start of the daemon
+	backoff   time.Duration
+	toGuard   time.Duration // FIFO of the daemon's messages
+	toDaemon  time.Duration // and of the guardian's
+	disk      farmDisk
+	drainedAt time.Duration // since when it is asked to be drained; 0: it is not
+	d         *farmDaemon
+}
+
+// farmDisk keeps a member's note, its part of the log and its marks of ranges.
+type farmDisk struct {
+	note     bool
+	lost     bool
+	store    uint64
+	index    uint64
+	snapshot []byte
+	opened   []fsm.RangeID
+}
+
+func (m *member) boot() {
+	if m.powered {
+		return
+	}
+	m.powered, m.frozen, m.waiting, m.overdue = true, false, nil, false
+	m.boots++
+	m.w.mix("boot", uint64(m.id), uint64(m.boots))
+	m.startGuardian()
+	m.startDaemon()
+}
+
+func (m *member) startGuardian() {
+	m.guardBoot++
+	m.guard = cluster.NewGuard(cluster.GuardOptions{
+		Self: m.id, Name: m.name, Incarnation: m.guardBoot, Interval: m.w.s.Setup.HBInterval, Threshold: m.w.s.Setup.Threshold,
+	})
+	m.backoff = 0
+	m.tick(m.guardBoot)
+}
+
+func (m *member) tick(boot uint64) {
+	m.w.after(m.guard.TickInterval()+between(m.w.chance, 0, 50*time.Microsecond), func() {
+		switch {
+		case m.guardBoot != boot || m.guard == nil:
+		case m.frozen:
+			m.overdue = true
+		default:
+			m.beat()
+		}
+	})
+}
+
+func (m *member) beat() {
+	boot := m.guardBoot
+	if d := m.d; d != nil {
+		if !d.stopped {
+			d.progress++
+		}
+		m.guard.HandleProgress(d.progress)
+	}
+	m.guard.Tick(m.w.at())
+	m.carryGuard()
+	if m.guard != nil && m.guardBoot == boot {
+		m.tick(boot)
+	}
+}
+
+func (m *member) onGuard(f func()) {
+	switch {
+	case m.guard == nil:
+	case m.frozen:
+		m.waiting = append(m.waiting, f)
+	default:
+		f()
+	}
+}
+
+func (m *member) carryGuard() {
+	w := m.w
+	for m.guard != nil {
+		e, ok := m.guard.Poll()
+		if !ok {
+			return
+		}
+		switch e := e.(type) {
+		case cluster.SendHeartbeat:
+			m.sendHeartbeat(e)
+		case cluster.KillDaemon:
+			w.fault(m.name, "the guardian kills the daemon: %s", e.Reason)
+			if d := m.d; d != nil {
+				w.after(between(w.chance, 200*time.Microsecond, 3*time.Millisecond), func() { m.die(d, "SIGKILL by its guardian") })
+			}
+		case cluster.GuardLog:
+			w.note(m.name, "guardian", "%s", e.Text)
+		default:
+			m.tellDaemon(e)
+		}
+	}
+}
+
+func (m *member) sendHeartbeat(e cluster.SendHeartbeat) {
+	w := m.w
+	for _, o := range w.members[1:] {
+		if o == m || m.side != o.side || !o.powered {
+			continue
+		}
+		from, side := netip.AddrFrom4([4]byte{172, 31, 1, byte(m.id)}).String(), m.side
+		w.after(between(w.chance, 50*time.Microsecond, 400*time.Microsecond), func() {
+			if o.side != side {
+				return
+			}
+			o.onGuard(func() {
+				h := e.Heartbeat
+				_ = o.guard.HandleHeartbeat(w.at(), cluster.Link{Addr: from}, &h)
+				o.carryGuard()
+			})
+		})
+	}
+}
+
+// tellDaemon hands a guardian's event to the daemon.
+func (m *member) tellDaemon(e cluster.GuardEffect) {
+	d := m.d
+	if d == nil {
+		return
+	}
+	w := m.w
+	if l, ok := e.(cluster.TellLoss); ok {
+		w.note(m.name, "guardian", "lost vm%d (%d), claims %v", l.Node, l.Kind, l.Claimed)
+	}
+	m.toDaemon = w.fifo(m.toDaemon, w.hop(), func() {
+		d.run(func(now time.Time) {
+			switch e := e.(type) {
+			case cluster.TellPeer:
+				w.pipeHears(m, w.members[e.Peer.Node], e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
+				d.f.HandlePeer(now, e.Peer)
+			case cluster.TellLoss:
+				w.pipeHears(m, w.members[e.Node], 0, false)
+				d.f.HandleLoss(now, e)
+			case cluster.TellRemoved:
+				d.f.HandleRemoved(now, e.Scope, e.Node)
+			case cluster.TellEntitled:
+				d.f.HandleEntitled(now, e.Scope, e.Epoch)
+			case cluster.TellClaimed:
+				d.f.HandleClaimed(now, e.Scope, e.Epoch, e.OK)
+			}
+		})
+	})
+}
+
+// tellGuard hands a message of the daemon to the guardian.
+func (m *member) tellGuard(d *farmDaemon, f func(now time.Time)) {
+	boot := m.guardBoot
+	m.toGuard = m.w.fifo(m.toGuard, m.w.hop(), func() {
+		m.onGuard(func() {
+			if m.guard != nil && m.guardBoot == boot && (m.d == d || m.d == nil) {
+				f(m.w.at())
+				m.carryGuard()
+			}
+		})
+	})
+}
+
+// startDaemon starts the production node of a farm.
+func (m *member) startDaemon() {
+	if !m.powered || m.d != nil || m.guard == nil {
+		return
+	}
+	w := m.w
+	m.boots++
+	rnd := secrets(w.s.Seed, fmt.Sprintf("farm %s %d", m.name, m.boots))
+	d := &farmDaemon{m: m, process: cluster.ProcessID(rnd.Uint64() | 1), life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
+	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen })
+	d.p.event, d.p.stray, d.p.ofCluster = d.events, d.stray, true
+	coverage := cluster.CoverageProven
+	switch {
+	case m.disk.lost:
+		coverage = cluster.CoverageLost
+	case m.disk.note:
+		coverage = cluster.CoverageNote
+	}
+	d.f = node.NewFarm(node.FarmOptions{
+		Options: node.Options{Config: w.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
+			LocalAddr:     func(string, bool) (netip.Addr, bool) { return clusterAddr, true },
+			CookieSecret:  ipsec.NewKey(make([]byte, 32)),
+			HalfOpenLimit: 1000},
+		Self: m.id, Name: m.name, Coverage: coverage, Interval: w.s.Setup.HBInterval, Threshold: w.s.Setup.Threshold,
+	})
+	if m.disk.store == 0 {
+		m.disk.store = rnd.Uint64() | 1
+		m.disk.lost = false
+	}
+	d.openLog()
+	m.d = d
+	d.lifetime = &farmLife{m: m, process: d.process, used: map[*farmRecord]bool{}}
+	w.Result.Starts++
+	w.state(m.name, "standby starts")
+	m.guard.DaemonStarted(w.at(), d.process)
+	m.carryGuard()
+	d.run(func(now time.Time) { d.f.Start(now) })
+	w.after(between(w.chance, 10*time.Millisecond, 50*time.Millisecond), d.logTick)
+	w.after(between(w.chance, time.Second, 2*time.Second), d.useRanges)
+}
+
+// die ends a daemon at once. Its guardian tells the world, and starts another one later.
+func (m *member) die(d *farmDaemon, why string) {
+	if m.d != d || d.dead {
+		return
+	}
+	w := m.w
+	w.fault(m.name, "the daemon dies: %s", why)
+	d.end()
+	boot := m.guardBoot
+	m.toGuard = w.fifo(m.toGuard, between(w.chance, 50*time.Microsecond, 2*time.Millisecond), func() {
+		m.onGuard(func() {
+			if m.guard == nil || m.guardBoot != boot || m.d != nil {
+				return
+			}
+			m.guard.DaemonEnded(w.at())
+			m.carryGuard()
+			m.backoff = min(5*time.Second, max(200*time.Millisecond, 2*m.backoff))
+			m.restart++
+			gen := m.restart
+			w.after(m.backoff, func() {
+				if m.restart == gen {
+					m.onGuard(m.startDaemon)
+				}
+			})
+		})
+	})
+}
+
+// endGuardian ends guardian and daemon without a word.
+func (m *member) endGuardian() {
+	if m.guard == nil {
+		return
+	}
+	m.guard = nil
+	m.guardBoot++
+	m.restart++
+	m.waiting, m.overdue = nil, false
+	if d := m.d; d != nil {
+		d.end()
+	}
+}
+
+func (m *member) powerOff() {
+	m.w.fault(m.name, "the host is lost")
+	m.powered, m.frozen = false, false
+	m.boots++
+	m.endGuardian()
+}
+
+// freeze stops everything on a host for a while.
+func (m *member) freeze(d time.Duration) {
+	if !m.powered || m.frozen {
+		return
+	}
+	m.frozen = true
+	m.w.state(m.name, "frozen")
+	boots := m.boots
+	m.w.after(d, func() {
+		if m.frozen && m.boots == boots {
+			m.thaw()
+		}
+	})
+}
+
+// thaw lets a host go on. Guardian, daemon and data plane wake in any order.
+func (m *member) thaw() {
+	w := m.w
+	m.frozen = false
+	w.fault(m.name, "goes on")
+	wake := func(f func()) { w.after(between(w.chance, 0, 2*time.Millisecond), f) }
+	wake(func() {
+		in := m.waiting
+		m.waiting = nil
+		for _, f := range in {
+			m.onGuard(f)
+		}
+		if m.overdue && m.guard != nil && !m.frozen {
+			m.overdue = false
+			m.beat()
+		}
+	})
+	if d := m.d; d != nil {
+		wake(d.goOn)
+		wake(d.p.goOn)
+	}
+}

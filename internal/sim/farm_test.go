@@ -1,0 +1,57 @@
+package sim
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+)
+
+// TestFarms runs seeds of farms and fails on any violation. SIM_FARM_SEEDS and
+// SIM_FARM_FROM ask for others than usual.
+func TestFarms(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 30
+	}
+	seeds = env(t, "SIM_FARM_SEEDS", seeds)
+	from := env(t, "SIM_FARM_FROM", 0)
+	var mu sync.Mutex
+	sum := NewSummary()
+	const chunk = 5
+	t.Run("seeds", func(t *testing.T) {
+		for begin := from; begin < from+seeds; begin += chunk {
+			end := min(begin+chunk, from+seeds)
+			t.Run(fmt.Sprintf("%d-%d", begin, end-1), func(t *testing.T) {
+				t.Parallel()
+				part := NewSummary()
+				for seed := begin; seed < end; seed++ {
+					s := ForFarmSeed(seed)
+					part.Add(s, Run(s))
+				}
+				for _, v := range part.SortedViolations() {
+					t.Errorf("farm seed %d: %s\nreplay it with: make sim FARM_SEED=%d", v.Seed, v.Violation, v.Seed)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				sum.Merge(part)
+			})
+		}
+	})
+	t.Log(sum.Line())
+	if seeds < 30 {
+		return
+	}
+	for _, v := range []Verb{Kill, LoseHost, FreezeHost, Partition, Depose, SlowLog, LoseMany, Rehash, Drain, Join} {
+		if sum.Faults[v] == 0 {
+			t.Errorf("%s never happened", v)
+		}
+	}
+	for _, s := range []string{"IKE message forwarded", "packet forwarded", "owner without quorum", "split of a slot", "number given out of a range"} {
+		if sum.States[s] == 0 {
+			t.Errorf("never happened: %s", s)
+		}
+	}
+	if sum.Handovers == 0 || sum.Takeovers == 0 {
+		t.Errorf("%d handovers, %d takeovers", sum.Handovers, sum.Takeovers)
+	}
+}
