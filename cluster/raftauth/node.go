@@ -55,6 +55,7 @@ type Options struct {
 	Aside   bool   // a member that synchronises no tunnel: it owns nothing and stands by for nothing
 	Process uint64 // of the daemon, as in its heartbeats
 	Floor   uint64 // the highest epoch counter that this node ever made or saw
+	Site    fsm.Site
 	// Voters are the three or five that should vote, the same list on every member.
 	Voters []fsm.NodeID
 	// Members are all that may be asked for the leader, voters or not.

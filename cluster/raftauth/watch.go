@@ -172,7 +172,7 @@ func (n *Node) removed() bool {
 func (n *Node) join() (refused bool) {
 	c := &clusterpb.Command{What: &clusterpb.Command_AddMember{AddMember: &clusterpb.AddMember{
 		Node: uint32(n.opt.Self), Name: n.opt.Name, Witness: n.opt.Witness || n.opt.Aside, MinVersion: n.opt.MinVersion, MaxVersion: n.opt.MaxVersion,
-		Process: n.opt.Process, Store: n.store, Floor: n.opt.Floor}}}
+		Process: n.opt.Process, Store: n.store, Floor: n.opt.Floor, Features: n.opt.Site.Features()}}}
 	_, refused = n.try(c)
 	return refused
 }

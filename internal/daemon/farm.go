@@ -71,7 +71,7 @@ type farmEnds struct {
 // openFarm prepares the ends of a member of a farm and makes its node.
 func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	cfg := &c.d.cfg.Standalone
-	if int(c.identity.Node) != cfg.Member() {
+	if c.d.cfg.Site() == 0 && int(c.identity.Node) != cfg.Member() {
 		return nil, configErrorf("system standalone-cluster: group-member-id %d is node %d, but the certificate in cluster-dir is that of node %d",
 			cfg.MemberID, cfg.Member(), c.identity.Node)
 	}
@@ -79,8 +79,8 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	if len(cfg.Peers) < 2 && w.Node == 0 {
 		return nil, configErrorf("%s", "system standalone-cluster: a farm has three members or more, or two and a witness (config system tandem, set witness): two cannot decide without a third (a pair is `config system ha`)")
 	}
-	if w.Node == cfg.Member() {
-		return nil, configErrorf("system tandem: witness: node %d is this member itself (group-member-id %d)", w.Node, cfg.MemberID)
+	if w.Node == int(c.identity.Node) {
+		return nil, configErrorf("system tandem: witness: node %d is this member itself", w.Node)
 	}
 	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, 4*fsm.MaxNodes*fsm.SlotsPerMember), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -118,10 +118,12 @@ func (f *farmEnds) start() error {
 	}
 	f.tcp = raftauth.NewStreamLayer(id, l, f.resolve, d.log)
 	d.plane.Activate(sharedScope)
-	// What a farm's members have of addresses and routes is their own, and stays.
-	d.addresses.claim(func() {
-		d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
-	})
+	if d.cfg.Site() == 0 {
+		// What a farm's members have of addresses and routes is their own, and stays.
+		d.addresses.claim(func() {
+			d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
+		})
+	}
 	for n, a := range f.remembered() {
 		f.addrs.Store(n, a)
 	}
@@ -158,9 +160,10 @@ func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
 	if f == nil {
 		return
 	}
-	for _, l := range p.Links {
+	for _, l := range p.Links { // heartbeat devices, which a site may have, have other addresses
 		a, err := netip.ParseAddr(l.Addr)
-		if old, ok := f.addrs.Load(p.Node); err == nil && (!ok || old != a) {
+		peer := slices.ContainsFunc(f.c.d.cfg.Standalone.Peers, func(q config.ClusterPeer) bool { return q.PeerIP == a })
+		if old, ok := f.addrs.Load(p.Node); err == nil && peer && (!ok || old != a) {
 			f.addrs.Store(p.Node, a)
 			f.remember()
 		}
@@ -279,6 +282,7 @@ func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
 	synced := slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return p.FGSPSync })
 	f.log, err = raftauth.New(raftauth.Options{
 		Self: id.Node, Name: d.hostname(), Process: uint64(d.process), Floor: f.c.state.Epoch().Counter, Aside: !synced,
+		Site:   fsm.Site{Number: d.cfg.Site(), Priority: d.cfg.HA.Priority, Override: d.cfg.HA.Override},
 		Voters: voters, Members: all, Standbys: raftauth.DefaultStandbys,
 		Disk: f.disk, Transport: f.tcp.Transport(d.log), Peers: f.tcp, Log: d.log, Notify: f.notify,
 	})

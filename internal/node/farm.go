@@ -55,6 +55,7 @@ type Farm struct {
 	spis    map[ipsec.ESPSPI]place
 	owned   map[cluster.ScopeID]cluster.Epoch // as announced
 	routes  map[AddRoute]int
+	claimed bool              // this member has its site's addresses
 	notes   []cluster.ScopeID // whose WriteNote is open; 0: nobody's
 	noted   bool              // the disk says that we went on alone, or cannot say that we did not
 
@@ -173,6 +174,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			}
 		}
 	}
+	f.siteAddresses()
 }
 
 // concerns says whether this member has to do with a scope.
@@ -506,7 +508,8 @@ func (f *Farm) collect(id cluster.ScopeID) {
 		case cluster.Stopped:
 			n.stopped = true
 			f.stopped()
-		case Claim, Release, Reassert: // the router moves the traffic
+		case Claim, Release, Reassert:
+			f.address(id, e)
 		case Install:
 			f.install(id, e)
 		case Remove:
