@@ -35,7 +35,7 @@ import (
 const (
 	raftPort       = raftauth.DefaultPort // TCP; heartbeats have UDP 708, forwarded packets UDP 710
 	proposePatient = 2 * time.Second
-	leaderLook     = 100 * time.Millisecond
+	leaderLook     = 20 * time.Millisecond
 	unheardAfter   = 5 * time.Second // then members that were never heard are an alarm
 	membersFile    = "farm-members.json"
 	// sharedScope is that of the tunnel interfaces of a farm: always active. Each SA's
