@@ -86,6 +86,10 @@ func (m *Machine) RangeOf(s Space, n Number) (Range, bool) {
 	return Range{}, false
 }
 
+// Home is the member that a scope goes home to: the one that it was made for, or the node
+// of its site that is or becomes active; 0: nobody.
+func (m *Machine) Home(id ScopeID) NodeID { return m.home(id) }
+
 // HandOvers are the scopes that their owner should hand to the successor now: it is
 // being drained, or the successor is the member that the slot was made for, or the node
 // of its site that is or becomes active.

@@ -33,11 +33,11 @@ const (
 // defaultFarm.
 type FarmSetup struct {
 	Sites     bool // two sites of two, not four members
-	Sync      int // members with fgsp-sync that the routers send to, the first ones
-	Charon    int // charon processes
-	PerCharon int // tunnels of each
-	Tandem    int // tunnels of Tandem clients, in all
-	Processes int // that hold them
+	Sync      int  // members with fgsp-sync that the routers send to, the first ones
+	Charon    int  // charon processes
+	PerCharon int  // tunnels of each
+	Tandem    int  // tunnels of Tandem clients, in all
+	Processes int  // that hold them
 	// MoveMin and MoveMax bound how long after a fault the router still sends to the
 	// victim.
 	MoveMin, MoveMax time.Duration

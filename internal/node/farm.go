@@ -163,6 +163,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 	}
 	for _, s := range scopes {
 		f.with(s.ID, func(n *Node) {
+			n.slot.HandleHome(m.Home(s.ID))
 			n.slot.HandleDecided(now, s, granted)
 			n.slot.HandleWanted(now, slices.Contains(wanted, s.ID))
 			n.pump(now)
