@@ -36,8 +36,9 @@ const (
 	trailing      = 1024
 	keepEvery     = 200 * time.Millisecond
 	sayAgain      = 10 * time.Second
-	witnessLeads  = 2 * time.Second  // between attempts of a witness to hand over
-	maxPatience   = 10 * time.Second // between attempts to join that are refused
+	witnessLeads  = 2 * time.Second       // between attempts of a witness to hand over
+	maxPatience   = 10 * time.Second      // between attempts to join that are refused
+	campaignAfter = 40 * time.Millisecond // each candidate after the one before, when a leader is lost
 )
 
 const (

@@ -61,7 +61,8 @@ type farmEnds struct {
 	changed  bool      // what this member owns has, since moved
 	since    time.Time // since when members are waited for; zero: they are not
 	queue    chan *clusterpb.Command
-	waiting  sync.Map // of commands in the queue, by what they ask for
+	urgent   chan *clusterpb.Command // before those in queue: takeovers wait for them
+	waiting  sync.Map                // of commands in the queue, by what they ask for
 	kick     chan struct{}
 	wg       sync.WaitGroup
 	ctx      context.Context
@@ -82,7 +83,8 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	if w.Node == int(c.identity.Node) {
 		return nil, configErrorf("system tandem: witness: node %d is this member itself", w.Node)
 	}
-	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, 4*fsm.MaxNodes*fsm.SlotsPerMember), kick: make(chan struct{}, 1)}
+	const most = 4 * fsm.MaxNodes * fsm.SlotsPerMember
+	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, most), urgent: make(chan *clusterpb.Command, most), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
 	interval, threshold := cfg.Heartbeats()
@@ -169,6 +171,21 @@ func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
 		}
 	}
 	f.begin()
+	f.moved()
+}
+
+// lost is called when a member was lost.
+func (f *farmEnds) lost() {
+	if f == nil {
+		return
+	}
+	if f.log != nil {
+		gone := map[cluster.NodeID]bool{}
+		for _, n := range f.members() {
+			gone[n] = f.node.Lost(n)
+		}
+		f.log.Lost(func(n cluster.NodeID) bool { return gone[n] })
+	}
 	f.moved()
 }
 
@@ -358,8 +375,13 @@ func (f *farmEnds) propose(e cluster.Propose) {
 	if _, dup := f.waiting.LoadOrStore(key, true); dup {
 		return
 	}
+	queue := f.queue
+	switch e.Command.GetWhat().(type) {
+	case *clusterpb.Command_ReportLoss, *clusterpb.Command_TakeOver:
+		queue = f.urgent
+	}
 	select {
-	case f.queue <- e.Command:
+	case queue <- e.Command:
 	default:
 		f.waiting.Delete(key)
 	}
@@ -386,9 +408,14 @@ func (f *farmEnds) proposals() {
 	for {
 		var c *clusterpb.Command
 		select {
-		case <-f.ctx.Done():
-			return
-		case c = <-f.queue:
+		case c = <-f.urgent:
+		default:
+			select {
+			case <-f.ctx.Done():
+				return
+			case c = <-f.urgent:
+			case c = <-f.queue:
+			}
 		}
 		ctx, cancel := context.WithTimeout(f.ctx, proposePatient)
 		r, err := f.log.Propose(ctx, c)

@@ -417,6 +417,9 @@ func (f *Farm) reportLosses(now time.Time) {
 	}
 }
 
+// Lost says that a member was lost and has not been heard since.
+func (f *Farm) Lost(n cluster.NodeID) bool { return f.losses[n] != loss{} }
+
 // reportDue is when a loss is reported, first or again: at once if a scope waits for
 // it, because its owner is lost as well and somebody else has to be promised it.
 func (f *Farm) reportDue(n cluster.NodeID, l loss) time.Time {

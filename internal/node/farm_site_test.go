@@ -122,7 +122,7 @@ func (w *farmWorld) soon(within time.Duration, what string, owner *farmer) {
 // tunnels and the addresses at once, else the other site has the tunnels; what comes
 // back gets nothing from a partner that lives, and everything from the other site.
 func TestSites(t *testing.T) {
-	seeds := 6
+	seeds := 4
 	if testing.Short() {
 		seeds = 2
 	}
