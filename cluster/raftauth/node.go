@@ -38,7 +38,7 @@ const (
 	sayAgain      = 10 * time.Second
 	witnessLeads  = 2 * time.Second       // between attempts of a witness to hand over
 	maxPatience   = 10 * time.Second      // between attempts to join that are refused
-	campaignAfter = 40 * time.Millisecond // each candidate after the one before, when a leader is lost
+	campaignAfter = 60 * time.Millisecond // each candidate after the one before, when a leader is lost
 )
 
 const (

@@ -76,7 +76,7 @@ func (n *Node) attempt(ctx context.Context, entry []byte) (fsm.Result, error) {
 			continue
 		}
 		tried[to] = true
-		a, err := n.call(ctx, to, &clusterpb.RaftCall{Entry: entry})
+		a, err := n.callWhileLed(ctx, to, &clusterpb.RaftCall{Entry: entry})
 		if err != nil {
 			errs = errors.Join(errs, fmt.Errorf("node %d: %w", to, err))
 			continue
@@ -90,6 +90,29 @@ func (n *Node) attempt(ctx context.Context, entry []byte) (fsm.Result, error) {
 		}
 	}
 	return fsm.Result{}, errors.Join(ErrNoLeader, errs)
+}
+
+// callWhileLed is call, given up as soon as another leader is known, or none: of one that
+// has died no answer comes, and what waits its turn is wanted of the next.
+func (n *Node) callWhileLed(ctx context.Context, to fsm.NodeID, c *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error) {
+	if n.Leader() != to {
+		return n.call(ctx, to, c)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		look := time.NewTicker(HeartbeatTimeout / 20)
+		defer look.Stop()
+		for n.Leader() == to {
+			select {
+			case <-ctx.Done():
+				return
+			case <-look.C:
+			}
+		}
+		cancel()
+	}()
+	return n.call(ctx, to, c)
 }
 
 func (n *Node) call(ctx context.Context, to fsm.NodeID, c *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error) {

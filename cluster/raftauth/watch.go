@@ -64,7 +64,7 @@ func (n *Node) Lost(lost func(fsm.NodeID) bool) {
 	if l == 0 || l == n.opt.Self || !lost(l) || !slices.Contains(n.opt.Voters, n.opt.Self) {
 		return
 	}
-	m, left, before := n.View(), 0, 0
+	m, term, left, before := n.View(), n.r.CurrentTerm(), 0, 0
 	for _, v := range n.opt.Voters {
 		if v != n.opt.Self && lost(v) {
 			continue
@@ -78,7 +78,7 @@ func (n *Node) Lost(lost func(fsm.NodeID) bool) {
 		return
 	}
 	time.AfterFunc(time.Duration(before)*campaignAfter, func() {
-		if n.ctx.Err() == nil && n.Leader() == l && n.r.State() == raft.Follower {
+		if n.ctx.Err() == nil && n.Leader() == l && n.r.State() == raft.Follower && n.r.CurrentTerm() == term { // nobody began before
 			n.opt.Log.Info("HA the leader is lost", "leader", l)
 			n.gate.campaign()
 		}
