@@ -76,7 +76,8 @@ type Slot struct {
 	handBy   time.Time
 	handAsk  bool
 	handWhy  string
-	wanted   bool // the plan wants a handover to the successor
+	wanted   bool   // the plan wants a handover to the successor
+	home     NodeID // that the plan brings the scope to when it is there
 	proposed map[string]time.Time
 	notes    []func(time.Time)
 
@@ -100,7 +101,7 @@ type claimed struct {
 
 // NewSlot makes an engine that does nothing before Start.
 func NewSlot(o SlotOptions) *Slot {
-	return &Slot{opt: o, coverage: o.Coverage, away: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
+	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
 }
 
 // Start begins.
@@ -167,6 +168,10 @@ func (p *Slot) HandleQuorum(now time.Time, lost, stop bool) {
 	}
 	p.consider(now)
 }
+
+// HandleHome says which node the scope goes home to, if it is not the one that it was
+// made for.
+func (p *Slot) HandleHome(n NodeID) { p.home = n }
 
 func (p *Slot) tenure() bool {
 	return p.decided.Owner == p.opt.Self && p.decided.Epoch.SameTenure(p.epoch)

@@ -404,7 +404,7 @@ func (p *Slot) considerHandover(now time.Time) {
 	if m.join != in || m.asking || m.leaving || !m.live() || m.Deaf || m.stream != m.Process || !p.shutdown && !p.due(now, p.hold) {
 		return
 	}
-	if !p.shutdown && p.opt.Scope.Home() == m.Node && !p.due(now, m.synced.Add(goHome)) {
+	if !p.shutdown && p.home == m.Node && !p.due(now, m.synced.Add(goHome)) {
 		return
 	}
 	why := "the plan wants it there"

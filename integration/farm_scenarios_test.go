@@ -28,10 +28,27 @@ var shortFarmForms = map[string][]string{
 	"replay":      {"repeat 2", "repeat 1", "kills = 4", "kills = 2"},
 }
 
-// shortenedFarm is a copy of the example whose one scenario has its short form.
-func shortenedFarm(t *testing.T, scenario string) string {
+// farmExample is an example of a farm with the short forms of its scenarios.
+type farmExample struct {
+	dir     string
+	all     []string            // edits of every scenario
+	forms   map[string][]string // and of each
+	clients int                 // in the short form
+}
+
+var (
+	farmOfFour = farmExample{exampleFarm, shortFarm, shortFarmForms, 20}
+	twoSites   = farmExample{"../examples/two-sites", []string{"tandem=28 processes=2", "tandem=12 processes=2"}, map[string][]string{
+		"demo":   {"repeat 3", "repeat 1", "kills = 6", "kills = 2", "clients >= 32", "clients >= 16", "tunnels_hit >= 60", "tunnels_hit >= 4", "replayed >= 1000", "replayed >= 200"},
+		"site":   {"repeat 2", "repeat 1", "kills = 4", "kills = 2", "clients >= 32", "clients >= 16", "tunnels_hit >= 60", "tunnels_hit >= 8", "replayed >= 1000", "replayed >= 200"},
+		"quorum": {"clients >= 32", "clients >= 16", "tunnels_hit >= 10", "tunnels_hit >= 4"},
+	}, 16}
+)
+
+// shortened is a copy of the example whose one scenario has its short form.
+func (e farmExample) shortened(t *testing.T, scenario string) string {
 	t.Helper()
-	return edited(t, exampleFarm, scenario, append(append([]string(nil), shortFarm...), shortFarmForms[scenario]...))
+	return edited(t, e.dir, scenario, append(append([]string(nil), e.all...), e.forms[scenario]...))
 }
 
 // edited is a copy of an example with some words of one scenario replaced.
@@ -59,28 +76,30 @@ func edited(t *testing.T, example, scenario string, edits []string) string {
 	return dir
 }
 
-// TestFarmShortForms: every scenario of the example has a short form that is one of
+// TestFarmShortForms: every scenario of the examples has a short form that is one of
 // the language.
 func TestFarmShortForms(t *testing.T) {
-	names, err := lab.ScenarioNames(exampleFarm)
-	if err != nil || len(names) != len(shortFarmForms) {
-		t.Fatalf("%d scenarios in the example, %d short forms here: %v", len(names), len(shortFarmForms), err)
-	}
-	for _, name := range names {
-		s, err := lab.LoadFarmScenario(shortenedFarm(t, name), name)
-		if err != nil || s.Farm.Clients() != 20 {
-			t.Errorf("%s: %v", name, err)
+	for _, e := range []farmExample{farmOfFour, twoSites} {
+		names, err := lab.ScenarioNames(e.dir)
+		if err != nil || len(names) != len(e.forms) {
+			t.Fatalf("%s: %d scenarios in the example, %d short forms here: %v", e.dir, len(names), len(e.forms), err)
+		}
+		for _, name := range names {
+			s, err := lab.LoadFarmScenario(e.shortened(t, name), name)
+			if err != nil || s.Farm.Clients() != e.clients {
+				t.Errorf("%s, %s: %v", e.dir, name, err)
+			}
 		}
 	}
 }
 
-// runFarmScenario runs one scenario, in its short form with -short, and logs its
+// run runs one scenario, in its short form with -short, and logs its
 // figures. Its own bounds judge. A run that only missed times is done again and says so.
-func runFarmScenario(t *testing.T, name string) {
+func (e farmExample) run(t *testing.T, name string) {
 	t.Helper()
-	example := exampleFarm
+	example := e.dir
 	if testing.Short() {
-		example = shortenedFarm(t, name)
+		example = e.shortened(t, name)
 	}
 	for n := 1; ; n++ {
 		res, out, keep := runLabOnce(t, example, "--scenario", name)
@@ -123,7 +142,20 @@ func TestFarmScenarios(t *testing.T) {
 			t.Logf("%s is not run: %s", name, why)
 			continue
 		}
-		t.Run(name, func(t *testing.T) { runFarmScenario(t, name) })
+		t.Run(name, func(t *testing.T) { farmOfFour.run(t, name) })
+	}
+}
+
+// TestTwoSites runs the scenarios of the example with two sites of two: a member dies, a
+// whole site dies, and the last of a site dies when the majority is gone.
+func TestTwoSites(t *testing.T) {
+	needCharon(t)
+	names, err := lab.ScenarioNames(twoSites.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) { twoSites.run(t, name) })
 	}
 }
 

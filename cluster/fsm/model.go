@@ -109,7 +109,7 @@ type Member struct {
 	Lost       bool // its process was reported lost and has not come again
 	MinVersion uint32
 	MaxVersion uint32
-	Features   uint64
+	Features   uint64 // Site
 	Process    uint64 // of its daemon: its memory
 	Store      uint64 // of its disk
 }

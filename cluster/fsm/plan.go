@@ -15,19 +15,20 @@ import (
 //
 // The eight slots of a member have different first standbys, so that its load is
 // spread when it dies. Whether a member is lost changes nothing in the order, only
-// who is passed over: a member that comes back finds its old place.
+// who is passed over: a member that comes back finds its old place. The slots of a
+// site's members go together: see sites.go.
 func (m *Machine) Plan(standbys int) (out []*clusterpb.Command) {
 	var as []*clusterpb.Assignment
 	for _, p := range m.members {
 		for k := range SlotsPerMember {
 			id := Slot(p.Node, k)
-			s, owner := m.scope(uint32(id)), p.Node
-			if s == nil || s.Owner == 0 {
-				if !p.Able() {
-					continue
-				}
-			} else {
+			s := m.scope(uint32(id))
+			owner := m.firstOwner(p, s)
+			if s != nil && s.Owner != 0 {
 				owner = s.Owner
+			}
+			if owner == 0 {
+				continue
 			}
 			want := m.standbysFor(p, k, owner, standbys)
 			if standbys > 0 {
@@ -44,11 +45,14 @@ func (m *Machine) Plan(standbys int) (out []*clusterpb.Command) {
 	}
 	for i := range m.scopes {
 		s := &m.scopes[i]
-		h := s.ID.Home()
-		if h != 0 && s.Owner != 0 && !m.mayFollow(s, h, false) {
+		if s.ID.Home() == 0 || s.Owner == 0 {
+			continue
+		}
+		h := m.home(s.ID)
+		if !m.mayFollow(s, h, false) {
 			h = m.first(s) // of the standbys, so that the load is spread when the owner dies
 		}
-		if h != 0 && s.ID.Home() != 0 && s.Owner != 0 && s.Successor != h && m.mayFollow(s, h, false) {
+		if s.Successor != h && m.mayFollow(s, h, false) {
 			out = append(out, &clusterpb.Command{What: &clusterpb.Command_SetSuccessor{
 				SetSuccessor: &clusterpb.SetSuccessor{Scope: uint32(s.ID), Epoch: s.Epoch.Proto(), Node: uint32(h)}}})
 		}
@@ -63,6 +67,9 @@ func (m *Machine) Plan(standbys int) (out []*clusterpb.Command) {
 // itself if another owns it, then the others in a ring whose beginning and
 // direction differ from slot to slot.
 func (m *Machine) standbysFor(home Member, k int, owner NodeID, n int) (out []NodeID) {
+	if home.Site().Number != 0 {
+		return m.siteStandbys(Slot(home.Node, k), owner, n)
+	}
 	var ring []Member
 	for _, p := range m.members {
 		if p.Node != home.Node && p.State != Left && !p.Witness {
@@ -89,7 +96,8 @@ func (m *Machine) standbysFor(home Member, k int, owner NodeID, n int) (out []No
 // follows only where nobody else can.
 func (m *Machine) withDraining(list []NodeID, s *Scope, home, owner NodeID) []NodeID {
 	for _, p := range m.members {
-		held := p.Node == home || s != nil && slices.Contains(s.Standbys, p.Node)
+		site := m.siteOf(home)
+		held := p.Node == home || site != 0 && p.Site().Number == site || s != nil && slices.Contains(s.Standbys, p.Node)
 		if p.State == Draining && !p.Lost && !p.Witness && p.Node != owner && held && !slices.Contains(list, p.Node) {
 			list = append(list, p.Node)
 		}

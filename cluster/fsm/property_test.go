@@ -29,6 +29,7 @@ type world struct {
 	epochs  map[ScopeID]map[uint64]use // who ever had a counter
 	hashes  map[uint64][]byte          // state after some entries
 	counted map[string]int
+	sites   bool // nodes 1 and 2 are a site, 3 and 4 another
 }
 
 type use struct {
@@ -75,7 +76,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
 		t: t, r: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(1e9, 0), truth: New(),
 		live: map[Space]map[Number]*lease{}, ranges: map[string]uint64{}, epochs: map[ScopeID]map[uint64]use{},
-		hashes: map[uint64][]byte{}, counted: map[string]int{},
+		hashes: map[uint64][]byte{}, counted: map[string]int{}, sites: seed%2 == 1,
 	}
 	for _, p := range pools {
 		w.live[p.space] = map[Number]*lease{}
@@ -414,9 +415,7 @@ func (w *world) act(h *host) {
 		if w.now.Sub(h.joinedAt) > 20*time.Millisecond {
 			h.joinedAt = w.now
 			h.life = max(h.life, h.state.Life(h.id)+1)
-			c := joins(h.id, h.process)
-			c.GetAddMember().Store, c.GetAddMember().Witness = h.disk.Store, h.witness
-			w.propose(h, c)
+			w.propose(h, w.joining(h))
 		}
 		return
 	}
@@ -431,9 +430,7 @@ func (w *world) act(h *host) {
 		}
 	}
 	if p, _ := h.state.Member(h.id); p.Lost {
-		c := joins(h.id, h.process)
-		c.GetAddMember().Store, c.GetAddMember().Witness = h.disk.Store, h.witness
-		w.propose(h, c)
+		w.propose(h, w.joining(h))
 	}
 	if len(h.state.scopes) == 0 {
 		return
@@ -476,6 +473,16 @@ func (w *world) act(h *host) {
 			w.counted["acted first"]++
 		}
 	}
+}
+
+func (w *world) joining(h *host) *clusterpb.Command {
+	var s Site
+	if w.sites && h.id < 5 {
+		s = Site{Number: 1 + int(h.id-1)/2, Priority: int(h.process % 256), Override: h.id == 3}
+	}
+	c := joinsSite(h.id, h.process, s)
+	c.GetAddMember().Store, c.GetAddMember().Witness = h.disk.Store, h.witness
+	return c
 }
 
 // administer: drains, and now and then the removal of a node that has stopped.

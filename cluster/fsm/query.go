@@ -96,15 +96,22 @@ func (m *Machine) RangeOf(s Space, n Number) (Range, bool) {
 	return Range{}, false
 }
 
+// Home is the member that a scope goes home to: the one that it was made for, or the node
+// of its site that is or becomes active; 0: nobody.
+func (m *Machine) Home(id ScopeID) NodeID { return m.home(id) }
+
 // HandOvers are the scopes that their owner should hand to the successor now: it is
-// being drained, or the successor is the member that the slot was made for.
+// being drained, or the successor is the member that the slot was made for, or the node
+// of its site that is or becomes active.
 func (m *Machine) HandOvers(owner NodeID) (out []ScopeID) {
 	p := m.member(owner)
-	for _, s := range m.scopes {
+	for i := range m.scopes {
+		s := &m.scopes[i]
 		if p == nil || s.Owner != owner || s.Successor == 0 {
 			continue
 		}
-		if q := m.member(s.Successor); q.Able() && (p.State == Draining || s.Successor == s.ID.Home()) {
+		home := s.Successor == m.home(s.ID)
+		if q := m.member(s.Successor); q.Able() && (home && m.turn(s) || !home && p.State == Draining) {
 			out = append(out, s.ID)
 		}
 	}

@@ -36,8 +36,9 @@ const (
 	trailing      = 1024
 	keepEvery     = 200 * time.Millisecond
 	sayAgain      = 10 * time.Second
-	witnessLeads  = 2 * time.Second  // between attempts of a witness to hand over
-	maxPatience   = 10 * time.Second // between attempts to join that are refused
+	witnessLeads  = 2 * time.Second       // between attempts of a witness to hand over
+	maxPatience   = 10 * time.Second      // between attempts to join that are refused
+	campaignAfter = 60 * time.Millisecond // each candidate after the one before, when a leader is lost
 )
 
 const (
@@ -55,6 +56,7 @@ type Options struct {
 	Aside   bool   // a member that synchronises no tunnel: it owns nothing and stands by for nothing
 	Process uint64 // of the daemon, as in its heartbeats
 	Floor   uint64 // the highest epoch counter that this node ever made or saw
+	Site    fsm.Site
 	// Voters are the three or five that should vote, the same list on every member.
 	Voters []fsm.NodeID
 	// Members are all that may be asked for the leader, voters or not.

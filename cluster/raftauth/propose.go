@@ -64,10 +64,12 @@ func (n *Node) attempt(ctx context.Context, entry []byte) (fsm.Result, error) {
 	if n.leads() {
 		return n.commit(entry)
 	}
-	ask := n.opt.Members
-	if l := n.Leader(); l != 0 && l != n.opt.Self {
-		ask = []fsm.NodeID{l}
+	ask, led := n.opt.Members, n.Leader()
+	if led != 0 && led != n.opt.Self {
+		ask = []fsm.NodeID{led}
 	}
+	ctx, cancel := n.whileLed(ctx, led)
+	defer cancel()
 	tried := map[fsm.NodeID]bool{n.opt.Self: true}
 	var errs error
 	for i := 0; i < len(ask) && ctx.Err() == nil; i++ {
@@ -90,6 +92,25 @@ func (n *Node) attempt(ctx context.Context, entry []byte) (fsm.Result, error) {
 		}
 	}
 	return fsm.Result{}, errors.Join(ErrNoLeader, errs)
+}
+
+// whileLed ends as soon as another leader is known, or none: of those who have died no
+// answer comes, and what waits its turn is wanted of the next leader.
+func (n *Node) whileLed(ctx context.Context, led fsm.NodeID) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		look := time.NewTicker(HeartbeatTimeout / 20)
+		defer look.Stop()
+		for n.Leader() == led {
+			select {
+			case <-ctx.Done():
+				return
+			case <-look.C:
+			}
+		}
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 func (n *Node) call(ctx context.Context, to fsm.NodeID, c *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error) {

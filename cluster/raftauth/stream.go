@@ -268,8 +268,13 @@ func (s *StreamLayer) Call(ctx context.Context, to fsm.NodeID, q *clusterpb.Raft
 func (s *StreamLayer) exchange(ctx context.Context, to fsm.NodeID, c net.Conn, q *clusterpb.RaftCall) (*clusterpb.RaftAnswer, error) {
 	t, _ := ctx.Deadline() // zero: none
 	c.SetDeadline(t)
+	going := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	a := &clusterpb.RaftAnswer{}
-	if err := errors.Join(writeMessage(c, q), readMessage(c, a)); err != nil {
+	err := errors.Join(writeMessage(c, q), readMessage(c, a))
+	if !going() && err == nil {
+		err = ctx.Err() // of a connection with that deadline nothing more comes
+	}
+	if err != nil {
 		c.Close()
 		return nil, err
 	}

@@ -108,6 +108,20 @@ func (g *gate) receive() {
 	}
 }
 
+// campaign makes this member a candidate at once, as a leader does that hands over to
+// it: others vote for it though they have not missed the leader yet.
+func (g *gate) campaign() {
+	rpc := raft.RPC{RespChan: make(chan raft.RPCResponse, 1),
+		Command: &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}}
+	t := time.NewTimer(HeartbeatTimeout)
+	defer t.Stop()
+	select {
+	case g.in <- rpc:
+	case <-g.done:
+	case <-t.C: // Raft's main loop is busy; its own timeout comes next
+	}
+}
+
 func (g *gate) Consumer() <-chan raft.RPC { return g.in }
 
 // AppendEntriesPipeline: every entry goes through AppendEntries, and so through the gate.

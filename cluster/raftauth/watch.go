@@ -55,6 +55,36 @@ func (n *Node) watch() {
 	}
 }
 
+// Lost says which members' heartbeats have ended. If the leader is among them, another is
+// elected at once, long before Raft would miss it, where a majority of voters is left: a
+// witness sends no heartbeats and counts as there. Candidates begin one after another in
+// the order of their numbers, or they would split the votes.
+func (n *Node) Lost(lost func(fsm.NodeID) bool) {
+	l := n.Leader()
+	if l == 0 || l == n.opt.Self || !lost(l) || !slices.Contains(n.opt.Voters, n.opt.Self) {
+		return
+	}
+	m, term, left, before := n.View(), n.r.CurrentTerm(), 0, 0
+	for _, v := range n.opt.Voters {
+		if v != n.opt.Self && lost(v) {
+			continue
+		}
+		left++
+		if p, _ := m.Member(v); v < n.opt.Self && !p.Witness {
+			before++
+		}
+	}
+	if 2*left <= len(n.opt.Voters) {
+		return
+	}
+	time.AfterFunc(time.Duration(before)*campaignAfter, func() {
+		if n.ctx.Err() == nil && n.Leader() == l && n.r.State() == raft.Follower && n.r.CurrentTerm() == term { // nobody began before
+			n.opt.Log.Info("HA the leader is lost", "leader", l)
+			n.gate.campaign()
+		}
+	})
+}
+
 // yield hands the lead over, or falls silent if that fails: a leader that is busy
 // with its disk can be too late for its own handover.
 func (n *Node) yield() error {
@@ -172,7 +202,7 @@ func (n *Node) removed() bool {
 func (n *Node) join() (refused bool) {
 	c := &clusterpb.Command{What: &clusterpb.Command_AddMember{AddMember: &clusterpb.AddMember{
 		Node: uint32(n.opt.Self), Name: n.opt.Name, Witness: n.opt.Witness || n.opt.Aside, MinVersion: n.opt.MinVersion, MaxVersion: n.opt.MaxVersion,
-		Process: n.opt.Process, Store: n.store, Floor: n.opt.Floor}}}
+		Process: n.opt.Process, Store: n.store, Floor: n.opt.Floor, Features: n.opt.Site.Features()}}}
 	_, refused = n.try(c)
 	return refused
 }

@@ -104,7 +104,9 @@ func guardianOptions(cfg *config.Config) (guardian.Options, error) {
 		for i := range cfg.Standalone.Peers {
 			o.Peers = append(o.Peers, cfg.Standalone.Peers[i].PeerIP)
 		}
-		return o, nil
+		if cfg.Site() == 0 {
+			return o, nil
+		}
 	}
 	for _, d := range cfg.HA.HBDev {
 		o.HBDevs = append(o.HBDevs, d.Name)

@@ -132,7 +132,8 @@ func (ld *loader) buildHA(c *Config) HA {
 		}
 	}
 	h.HBInterval = heartbeatInterval(d.count, d.unit)
-	if h.Mode == "a-p" && len(h.HBDev) == 0 {
+	farm := ld.standalone.val.peers != nil && len(ld.standalone.val.peers.entries) > 0
+	if h.Mode == "a-p" && len(h.HBDev) == 0 && !farm {
 		fault(s.at("mode"), "hbdev", "hbdev is missing: mode a-p needs at least one heartbeat interface, `set hbdev \"port3\" 50`")
 	}
 	for _, dev := range h.HBDev {
@@ -225,7 +226,7 @@ var standaloneSpec = &spec[standaloneDraft]{
 	help: "A farm of up to 16 members behind a router that balances (FGSP).",
 	rows: []row[standaloneDraft]{
 		{key: "standalone-group-id", value: number{0, 255, 0}, def: "0", at: func(s *standaloneDraft) any { return &s.GroupID }, help: "the same on all members"},
-		{key: "group-member-id", value: number{0, 15, 0}, def: "0", at: func(s *standaloneDraft) any { return &s.MemberID }, local: true, help: "this member; different on each"},
+		{key: "group-member-id", value: number{0, 15, 0}, def: "0", at: func(s *standaloneDraft) any { return &s.MemberID }, local: true, help: "this member, different on each; with mode a-p in `config system ha` this site, the same on its nodes"},
 		{key: "encryption", value: toggle{}, def: "disable", at: func(s *standaloneDraft) any { return &s.Encryption }, help: "encrypts heartbeats; state always travels under mTLS"},
 		{key: "psksecret", value: secret{key: "psksecret", max: 128}, at: func(s *standaloneDraft) any { return &s.PSK }, help: "authenticates members; required with encryption"},
 		{key: "asymmetric-traffic-control", value: oneOf("cps-preferred", "strict-anti-replay"), def: "cps-preferred", at: func(s *standaloneDraft) any { return &s.AsymmetricTrafficControl }, help: "read for FortiOS's sake; anti-replay is always strict here"},
@@ -291,8 +292,30 @@ func (ld *loader) buildStandalone() StandaloneCluster {
 	if len(c.Peers) > 15 {
 		ld.fault(s.line, s.object, "", fmt.Sprintf("a standalone cluster has at most 15 cluster peers beside this member (it has %d)", len(c.Peers)))
 	}
-	if ld.ha.val.Mode != "standalone" && len(c.Peers) > 0 {
-		ld.fault(ld.ha.src.at("mode"), "system ha", "mode", fmt.Sprintf("mode (%s) excludes the cluster peers of `config system standalone-cluster` (line %d)", ld.ha.val.Mode, s.line))
-	}
 	return c
+}
+
+// checkSite: a pair that is one member of a farm (FGCP over FGSP). Its nodes have the
+// same group-member-id, so that has to be chosen; what an FGCP pair decides by itself
+// is decided by the farm.
+func (ld *loader) checkSite(c *Config) {
+	if c.Site() == 0 {
+		return
+	}
+	ha, s := ld.ha.src, ld.standalone.src
+	why := fmt.Sprintf("in a site: mode a-p together with the cluster peers of `config system standalone-cluster` (line %d)", s.line)
+	if !s.wrote("group-member-id") && !s.bad["group-member-id"] {
+		ld.fault(s.line, s.object, "group-member-id", "group-member-id is missing: in a site it is the number of the site, the same on its nodes (their own numbers are those of their certificates)")
+	}
+	if ld.ha.val.VClusterStatus || ld.ha.val.vcluster2 {
+		ld.fault(ha.at("vcluster-status", "vcluster2"), "system ha", "vcluster-status", "vcluster-status (enable) is impossible "+why)
+	}
+	if !slices.ContainsFunc(c.Phase1, func(p Phase1) bool { return p.FGSPSync }) {
+		ld.fault(ha.at("mode"), "system ha", "mode", "mode (a-p) of a site needs a phase 1 with `set fgsp-sync enable`: who owns its tunnels is its active node")
+	}
+	for _, key := range []string{"hb-interval", "hb-lost-threshold", "override-wait-time", "monitor"} {
+		if ha.wrote(key) {
+			ld.warn(ha.at(key), "system ha", key, key+" has no effect "+why)
+		}
+	}
 }

@@ -125,6 +125,7 @@ func (ld *loader) build() *Config {
 	c.Phase2 = ld.buildPhase2(c)
 	c.HA = ld.buildHA(c)
 	c.Standalone = ld.buildStandalone()
+	ld.checkSite(c)
 	ld.checkWitness(c)
 	c.Interfaces = ld.buildInterfaces()
 	c.HasPolicy = ld.policy.opened

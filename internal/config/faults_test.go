@@ -29,6 +29,13 @@ func bgp(lines string) string {
 
 func ha(lines string) string { return "config system ha\n" + lines + "\nend\n" }
 
+// site is a node of a pair that is one member of a farm.
+func site(lines string) string {
+	return "config system standalone-cluster\n" + lines + "config cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nend\nend\n"
+}
+
+var fgspPhase1 = strings.Replace(goodPhase1, "next\n", "set fgsp-sync enable\nnext\n", 1)
+
 // Each kind of bad configuration gets its own clear error, and only that one.
 func TestFaults(t *testing.T) {
 	for _, tc := range []struct {
@@ -187,7 +194,9 @@ func TestFaults(t *testing.T) {
 		{"older spelling without second", ha("set mode a-p\nset hbdev p 1\nset vcluster2 enable"), []string{"f:4: system ha: vcluster2 (enable) needs `config secondary-vcluster`"}},
 		{"peer without address", "config system standalone-cluster\nconfig cluster-peer\nedit 1\nnext\nend\nend\n", []string{"f:3: system standalone-cluster: cluster-peer 1: peerip is missing: a cluster peer needs its address on the synchronisation link"}},
 		{"peer twice", "config system standalone-cluster\nconfig cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nedit 2\nset peerip 10.0.0.1\nnext\nend\nend\n", []string{"f:7: system standalone-cluster: cluster-peer 2: peerip (10.0.0.1) belongs to cluster-peer 1 already"}},
-		{"farm and pair", ha("set mode a-p\nset hbdev p 1") + "config system standalone-cluster\nconfig cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nend\nend\n", []string{"f:2: system ha: mode (a-p) excludes the cluster peers of `config system standalone-cluster` (line 5)"}},
+		{"site without a number", fgspPhase1 + ha("set mode a-p") + site(""), []string{"f:12: system standalone-cluster: group-member-id is missing: in a site it is the number of the site, the same on its nodes (their own numbers are those of their certificates)"}},
+		{"site without tunnels that synchronise", goodPhase1 + ha("set mode a-p") + site("set group-member-id 2\n"), []string{"f:9: system ha: mode (a-p) of a site needs a phase 1 with `set fgsp-sync enable`: who owns its tunnels is its active node"}},
+		{"virtual clusters in a site", fgspPhase1 + ha("set mode a-p\nset vcluster-status enable\nconfig vcluster\nedit 1\nnext\nend") + site("set group-member-id 2\n"), []string{"f:11: system ha: vcluster-status (enable) is impossible in a site: mode a-p together with the cluster peers of `config system standalone-cluster` (line 17)"}},
 		{"member number", "config system standalone-cluster\nset group-member-id 16\nend\n", []string{"f:2: system standalone-cluster: group-member-id (16) must be between 0 and 15"}},
 		{"witness without number", "config system tandem\nset witness 10.0.0.9\nend\n", []string{"f:2: system tandem: witness takes two values: the witness's address and its node number (set witness 172.31.1.9 3)"}},
 		{"witness number", "config system tandem\nset witness 10.0.0.9 17\nend\n", []string{"f:2: system tandem: witness (17): the second value must be the witness's node number, between 1 and 16"}},

@@ -90,6 +90,15 @@ func (c *StandaloneCluster) Member() int {
 	return c.MemberID
 }
 
+// Site is the number, 1 to 16, of the site that this gateway is a node of: a pair (FGCP)
+// that is one member of a farm (FGSP). 0: it is none.
+func (c *Config) Site() int {
+	if c.HA.Mode != "a-p" || !c.Standalone.Farm() {
+		return 0
+	}
+	return c.Standalone.Member()
+}
+
 // Heartbeats are the shortest interval and the lowest threshold of all peers.
 func (c *StandaloneCluster) Heartbeats() (interval time.Duration, threshold int) {
 	for i := range c.Peers {

@@ -170,6 +170,8 @@ func unworthy(announced bool, s node.Status) string {
 		return "no quorum"
 	case !f.Joined && !announced:
 		return "not joined"
+	case v.siteOf(f.Self) != nil && !v.siteOf(f.Self).Here:
+		return "standby in its site"
 	case !s.Owner:
 		return "owns nothing"
 	case announced, v.farmSynchronised():

@@ -112,7 +112,7 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 		// left of a back-off: healing waits for them.
 		c.streams.setPeer(cluster.Peer{Node: e.Node})
 		n.HandleLoss(now, e)
-		c.farm.moved()
+		c.farm.lost()
 	case cluster.TellRemoved:
 		n.HandleRemoved(now, e.Scope, e.Node)
 	case cluster.TellEntitled:

@@ -176,7 +176,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		}
 	})
 	closers = append(closers, d.addresses.release)
-	if d.guardian != nil && !d.cfg.Standalone.Farm() { // a farm shares no address that moves
+	if d.guardian != nil && (!d.cfg.Standalone.Farm() || d.cfg.Site() != 0) { // a farm without sites shares no address that moves
 		d.addresses.tell = d.tellAddresses
 	}
 
@@ -338,6 +338,8 @@ func needsRestart(old, next *config.Config) string {
 		return "system standalone-cluster"
 	case old.Tandem.Witness != next.Tandem.Witness:
 		return "system tandem: witness"
+	case old.Site() != 0 && (old.HA.Priority != next.HA.Priority || old.HA.Override != next.HA.Override):
+		return "system ha: priority and override of a site's node"
 	case old.HA.GroupID != next.HA.GroupID:
 		return "system ha: group-id"
 	case fmt.Sprint(old.HA.HBDev, old.HA.HBInterval, old.HA.HBLostThreshold) != fmt.Sprint(next.HA.HBDev, next.HA.HBInterval, next.HA.HBLostThreshold):

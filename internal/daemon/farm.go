@@ -35,7 +35,7 @@ import (
 const (
 	raftPort       = raftauth.DefaultPort // TCP; heartbeats have UDP 708, forwarded packets UDP 710
 	proposePatient = 2 * time.Second
-	leaderLook     = 100 * time.Millisecond
+	leaderLook     = 20 * time.Millisecond
 	unheardAfter   = 5 * time.Second // then members that were never heard are an alarm
 	membersFile    = "farm-members.json"
 	// sharedScope is that of the tunnel interfaces of a farm: always active. Each SA's
@@ -61,7 +61,8 @@ type farmEnds struct {
 	changed  bool      // what this member owns has, since moved
 	since    time.Time // since when members are waited for; zero: they are not
 	queue    chan *clusterpb.Command
-	waiting  sync.Map // of commands in the queue, by what they ask for
+	urgent   chan *clusterpb.Command // before those in queue: takeovers wait for them
+	waiting  sync.Map                // of commands in the queue, by what they ask for
 	kick     chan struct{}
 	wg       sync.WaitGroup
 	ctx      context.Context
@@ -71,7 +72,7 @@ type farmEnds struct {
 // openFarm prepares the ends of a member of a farm and makes its node.
 func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	cfg := &c.d.cfg.Standalone
-	if int(c.identity.Node) != cfg.Member() {
+	if c.d.cfg.Site() == 0 && int(c.identity.Node) != cfg.Member() {
 		return nil, configErrorf("system standalone-cluster: group-member-id %d is node %d, but the certificate in cluster-dir is that of node %d",
 			cfg.MemberID, cfg.Member(), c.identity.Node)
 	}
@@ -79,10 +80,11 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	if len(cfg.Peers) < 2 && w.Node == 0 {
 		return nil, configErrorf("%s", "system standalone-cluster: a farm has three members or more, or two and a witness (config system tandem, set witness): two cannot decide without a third (a pair is `config system ha`)")
 	}
-	if w.Node == cfg.Member() {
-		return nil, configErrorf("system tandem: witness: node %d is this member itself (group-member-id %d)", w.Node, cfg.MemberID)
+	if w.Node == int(c.identity.Node) {
+		return nil, configErrorf("system tandem: witness: node %d is this member itself", w.Node)
 	}
-	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, 4*fsm.MaxNodes*fsm.SlotsPerMember), kick: make(chan struct{}, 1)}
+	const most = 4 * fsm.MaxNodes * fsm.SlotsPerMember
+	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, most), urgent: make(chan *clusterpb.Command, most), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
 	interval, threshold := cfg.Heartbeats()
@@ -118,10 +120,12 @@ func (f *farmEnds) start() error {
 	}
 	f.tcp = raftauth.NewStreamLayer(id, l, f.resolve, d.log)
 	d.plane.Activate(sharedScope)
-	// What a farm's members have of addresses and routes is their own, and stays.
-	d.addresses.claim(func() {
-		d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
-	})
+	if d.cfg.Site() == 0 {
+		// What a farm's members have of addresses and routes is their own, and stays.
+		d.addresses.claim(func() {
+			d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
+		})
+	}
 	for n, a := range f.remembered() {
 		f.addrs.Store(n, a)
 	}
@@ -158,14 +162,30 @@ func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
 	if f == nil {
 		return
 	}
-	for _, l := range p.Links {
+	for _, l := range p.Links { // heartbeat devices, which a site may have, have other addresses
 		a, err := netip.ParseAddr(l.Addr)
-		if old, ok := f.addrs.Load(p.Node); err == nil && (!ok || old != a) {
+		peer := slices.ContainsFunc(f.c.d.cfg.Standalone.Peers, func(q config.ClusterPeer) bool { return q.PeerIP == a })
+		if old, ok := f.addrs.Load(p.Node); err == nil && peer && (!ok || old != a) {
 			f.addrs.Store(p.Node, a)
 			f.remember()
 		}
 	}
 	f.begin()
+	f.moved()
+}
+
+// lost is called when a member was lost.
+func (f *farmEnds) lost() {
+	if f == nil {
+		return
+	}
+	if f.log != nil {
+		gone := map[cluster.NodeID]bool{}
+		for _, n := range f.members() {
+			gone[n] = f.node.Lost(n)
+		}
+		f.log.Lost(func(n cluster.NodeID) bool { return gone[n] })
+	}
 	f.moved()
 }
 
@@ -279,6 +299,7 @@ func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
 	synced := slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return p.FGSPSync })
 	f.log, err = raftauth.New(raftauth.Options{
 		Self: id.Node, Name: d.hostname(), Process: uint64(d.process), Floor: f.c.state.Epoch().Counter, Aside: !synced,
+		Site:   fsm.Site{Number: d.cfg.Site(), Priority: d.cfg.HA.Priority, Override: d.cfg.HA.Override},
 		Voters: voters, Members: all, Standbys: raftauth.DefaultStandbys,
 		Disk: f.disk, Transport: f.tcp.Transport(d.log), Peers: f.tcp, Log: d.log, Notify: f.notify,
 	})
@@ -354,8 +375,13 @@ func (f *farmEnds) propose(e cluster.Propose) {
 	if _, dup := f.waiting.LoadOrStore(key, true); dup {
 		return
 	}
+	queue := f.queue
+	switch e.Command.GetWhat().(type) {
+	case *clusterpb.Command_ReportLoss, *clusterpb.Command_TakeOver:
+		queue = f.urgent
+	}
 	select {
-	case f.queue <- e.Command:
+	case queue <- e.Command:
 	default:
 		f.waiting.Delete(key)
 	}
@@ -382,9 +408,14 @@ func (f *farmEnds) proposals() {
 	for {
 		var c *clusterpb.Command
 		select {
-		case <-f.ctx.Done():
-			return
-		case c = <-f.queue:
+		case c = <-f.urgent:
+		default:
+			select {
+			case <-f.ctx.Done():
+				return
+			case c = <-f.urgent:
+			case c = <-f.queue:
+			}
 		}
 		ctx, cancel := context.WithTimeout(f.ctx, proposePatient)
 		r, err := f.log.Propose(ctx, c)

@@ -41,6 +41,7 @@ type farmJSON struct {
 	GuardianPID      int             `json:"guardian_pid"`
 	Uptime           int64           `json:"uptime_s"`
 	Members          []memberJSON    `json:"members"`
+	Sites            []siteJSON      `json:"sites,omitempty"`
 	Scopes           []scopeJSON     `json:"scopes"`
 	Peers            []standaloneRow `json:"peers"`
 	Interfaces       []physicalJSON  `json:"interfaces"`
@@ -59,6 +60,17 @@ type memberJSON struct {
 	Aside       bool   `json:"aside"` // holds no tunnel: has no fgsp-sync, or is a witness
 	Self        bool   `json:"self"`
 	ScopesOwned int    `json:"scopes_owned"`
+	Site        int    `json:"site,omitempty"`
+	SiteActive  bool   `json:"site_active,omitempty"` // it has the addresses of its site
+}
+
+// siteJSON is a pair that is one member of the farm.
+type siteJSON struct {
+	Site   int      `json:"site"` // group-member-id; 16 for 0
+	Nodes  []string `json:"nodes"`
+	Active string   `json:"active"` // empty: nobody in the site
+	Owner  string   `json:"owner"`  // of its first slot: the active node, or who stands in for the site
+	Here   bool     `json:"here"`   // this member has the site's addresses
 }
 
 // scopeJSON is what is owned and moves as one: a slot of the farm.
@@ -100,8 +112,23 @@ type physicalJSON struct {
 	Up   bool   `json:"up"`
 }
 
-// standaloneID is a node's group-member-id.
-func standaloneID(n cluster.NodeID) int { return int(n) % fsm.MaxNodes }
+// standaloneID is a node's group-member-id: that of its site, if it has one.
+func (v *view) standaloneID(n cluster.NodeID) int {
+	if s := v.siteOf(n); s != nil {
+		return s.Number % fsm.MaxNodes
+	}
+	return int(n) % fsm.MaxNodes
+}
+
+func (v *view) siteOf(n cluster.NodeID) *node.SiteStatus {
+	f := v.Node.Farm
+	for i := range f.Sites {
+		if slices.Contains(f.Sites[i].Nodes, n) {
+			return &f.Sites[i]
+		}
+	}
+	return nil
+}
 
 func (v *view) heardPeer(n cluster.NodeID) *cluster.Peer {
 	f := v.Node.Farm
@@ -153,6 +180,10 @@ func (v *view) farmJSON() farmJSON {
 	}
 	if f == nil {
 		return j
+	}
+	j.Node = int(f.Self)
+	for _, s := range f.Sites {
+		j.Sites = append(j.Sites, siteJSON{s.Number, v.memberNames(s.Nodes), v.memberName(s.Active), v.memberName(s.Owner), s.Here})
 	}
 	j.Joined, j.Synchronised, j.Draining = f.Joined, v.farmSynchronised(), f.Draining()
 	j.Quorum, j.Leader, j.OwnerMoves = !f.Quorum.Lost, v.memberName(v.Farm.Leader), f.Counters.OwnerMoves
@@ -223,7 +254,7 @@ func (v *view) scopeJSON(s *node.ScopeStatus) scopeJSON {
 func (v *view) memberRows(owned map[cluster.NodeID]int) []memberJSON {
 	f := v.Node.Farm
 	row := func(n cluster.NodeID) memberJSON {
-		return memberJSON{Hostname: v.memberName(n), Node: int(n), ID: standaloneID(n), State: "joining",
+		return memberJSON{Hostname: v.memberName(n), Node: int(n), ID: v.standaloneID(n), State: "joining",
 			Leader: n == v.Farm.Leader, Self: n == f.Self, ScopesOwned: owned[n]}
 	}
 	rows, known := []memberJSON{}, map[cluster.NodeID]bool{}
@@ -232,6 +263,9 @@ func (v *view) memberRows(owned map[cluster.NodeID]int) []memberJSON {
 		known[m.Node] = true
 		r := row(m.Node)
 		r.Voter, r.Aside = m.Voter, m.Witness
+		if s := v.siteOf(m.Node); s != nil {
+			r.Site, r.SiteActive = s.Number, s.Active == m.Node
+		}
 		p := v.heardPeer(m.Node)
 		switch {
 		case m.State == fsm.Left:
@@ -269,7 +303,7 @@ func (v *view) standaloneRow(address string, n cluster.NodeID) standaloneRow {
 	if n == 0 {
 		return r
 	}
-	r.Node, r.ID, r.Hostname = int(n), standaloneID(n), v.memberName(n)
+	r.Node, r.ID, r.Hostname = int(n), v.standaloneID(n), v.memberName(n)
 	if p := v.heardPeer(n); p != nil {
 		r.Running = p.Running
 	}
@@ -329,7 +363,34 @@ func showStandalonePeers(s *session, _ []string) error {
 			p("                phyindex=%d: mac=%s, linkfail=%d\n", k, i.MAC, fail)
 		}
 	}
+	s.printSites(j.Sites)
 	return nil
+}
+
+// printSites ends both commands where there are sites.
+func (s *session) printSites(sites []siteJSON) {
+	if len(sites) == 0 {
+		return
+	}
+	s.printf("Sites: %d\n", len(sites))
+	for i := range sites {
+		x, here := &sites[i], ""
+		if x.Here {
+			here = ", addresses here"
+		}
+		active := x.Active
+		if active == "" {
+			active = "none (its tunnels: " + orNobody(x.Owner) + ")"
+		}
+		s.printf("    site %d: active %s, nodes %s%s\n", x.Site, active, strings.Join(x.Nodes, " "), here)
+	}
+}
+
+func orNobody(name string) string {
+	if name == "" {
+		return "nobody"
+	}
+	return name
 }
 
 func hostPart(address string) string {
@@ -389,6 +450,7 @@ func (s *session) showFarm(v *view) error {
 		}
 		p("    %s: id %d, %s, owns %d scopes\n", m.Hostname, m.ID, strings.Join(words, ", "), m.ScopesOwned)
 	}
+	s.printSites(j.Sites)
 	p("Scopes: %d\n", len(j.Scopes))
 	for i := range j.Scopes {
 		s.printScope(&j.Scopes[i])
@@ -397,22 +459,16 @@ func (s *session) showFarm(v *view) error {
 }
 
 func (s *session) printScope(x *scopeJSON) {
-	or := func(name string) string {
-		if name == "" {
-			return "nobody"
-		}
-		return name
-	}
 	role := x.Role
 	if role != "none" && !x.Synchronised {
 		role += map[string]string{"sync-primary": " (alone)", "standby": " (copying)"}[x.Role]
 	}
-	owner := or(x.Owner)
+	owner := orNobody(x.Owner)
 	if x.Decided != x.Owner {
-		owner += " (decided: " + or(x.Decided) + ")"
+		owner += " (decided: " + orNobody(x.Decided) + ")"
 	}
 	s.printf("    %s: owner %s, epoch %d of %s, successor %s, sync set %s, role here %s, reason %s\n",
-		x.Scope, owner, x.Epoch, or(x.EpochNode), or(x.Successor), or(strings.Join(x.Sync, " ")), role, x.Reason)
+		x.Scope, owner, x.Epoch, orNobody(x.EpochNode), orNobody(x.Successor), orNobody(strings.Join(x.Sync, " ")), role, x.Reason)
 	if x.LastChange != "" {
 		s.printf("        <%s> %s\n", x.LastChange, x.ReasonHere)
 	}

@@ -117,8 +117,9 @@ func (v *view) synchronised() bool {
 	return v.Node.HA != nil && v.Node.HA.Synchronised
 }
 
-// farmSynchronised: this member has joined and owns something, what it owns is stood
-// by for, and its copy of all that it shall stand by for is complete and entitled.
+// farmSynchronised: this member has joined and owns something, or its site has another
+// active node; what it owns is stood by for, and its copy of all that it shall stand by
+// for is complete and entitled.
 func (v *view) farmSynchronised() bool {
 	f := v.Node.Farm
 	if !f.Joined {
@@ -138,7 +139,8 @@ func (v *view) farmSynchronised() bool {
 			owned++
 		}
 	}
-	return owned > 0
+	s := v.siteOf(f.Self)
+	return owned > 0 || s != nil && s.Active != 0 && s.Active != f.Self
 }
 
 // uncovered: something that this node owns would be lost with it.

@@ -52,7 +52,7 @@ func TestFarmExampleScenarios(t *testing.T) {
 			t.Errorf("%s has faults and does not bound their outages", n)
 		}
 	}
-	for v := range farmVerbs {
+	for v := range farmVerbsOf(Members) {
 		if !strings.Contains(readme, "`"+v) {
 			t.Errorf("README.md does not explain the step %s", v)
 		}

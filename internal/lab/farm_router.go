@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// routing decides to which members the routers send. What the lab does with routes
+// routing decides to which members, or sites, the routers send. What the lab does with routes
 // of its own (staticRouting) a routing protocol may do instead.
 type routing interface {
 	// lost says that a member was hurt. The channel gives the moment from which the
@@ -50,7 +50,7 @@ type staticRouting struct {
 }
 
 func newStaticRouting(t *Topology, f FarmSetup) *staticRouting {
-	return &staticRouting{topo: t, f: f, rng: rand.New(rand.NewPCG(f.Seed, 0)), members: slices.Clone(f.synced())}
+	return &staticRouting{topo: t, f: f, rng: rand.New(rand.NewPCG(f.Seed, 0)), members: f.hops()}
 }
 
 // replace is called with mu held.
@@ -99,7 +99,7 @@ func (s *staticRouting) back(member string) error {
 	}
 	// At its old place, so that the flows that the others keep stay with them.
 	next := append(slices.Clone(s.members), member)
-	slices.SortFunc(next, func(a, b string) int { return memberIndex(a) - memberIndex(b) })
+	slices.SortFunc(next, func(a, b string) int { return s.f.hopIndex(a) - s.f.hopIndex(b) })
 	return s.replace(next, "rejoin", member)
 }
 

@@ -14,19 +14,33 @@ import (
 // isFarm says whether an example is one of a farm.
 func isFarm(example string) bool {
 	_, err := os.Stat(filepath.Join(example, Members[0]+".conf"))
-	return err == nil
+	return err == nil || isSites(example)
 }
 
 // LoadFarmScenario reads dir/scenarios/NAME.lab of a farm's example.
 func LoadFarmScenario(dir, name string) (*Scenario, error) {
-	return loadScenario(dir, name, ParseFarmScenario)
+	return loadScenario(dir, name, func(name, file, text string) (*Scenario, error) {
+		return parseFarmScenario(name, file, text, farmOf(dir))
+	})
+}
+
+// verbs are the steps of its scenarios.
+func (f *FarmSetup) verbs() map[string]verb[*farmRun] {
+	if f.Sites {
+		return siteVerbs()
+	}
+	return farmVerbsOf(Members)
 }
 
 // ParseFarmScenario returns all faults of the text at once.
 func ParseFarmScenario(name, file, text string) (*Scenario, error) {
+	return parseFarmScenario(name, file, text, defaultFarm())
+}
+
+func parseFarmScenario(name, file, text string, f FarmSetup) (*Scenario, error) {
 	s, err := (&scenarioParser{
-		file: file, s: &Scenario{Name: name, Probe: 20 * time.Millisecond, TCP: 50_000, Farm: defaultFarm()},
-		words: grammarOf(farmVerbs), heads: "about, farm, traffic, steps, bound", model: &Result{FarmFigures: &FarmFigures{}},
+		file: file, s: &Scenario{Name: name, Probe: 20 * time.Millisecond, TCP: 50_000, Farm: f},
+		words: grammarOf(f.verbs()), heads: "about, farm, traffic, steps, bound", model: &Result{FarmFigures: &FarmFigures{}},
 	}).parse(text)
 	if err == nil {
 		err = s.Farm.check()
@@ -53,6 +67,8 @@ type farmRun struct {
 	status  FarmStatusFunc
 	held    tunnelsFunc
 	members map[string]*Gateway
+	witness *Process           // of an example with sites
+	macs    map[[6]byte]string // there: whose a hardware address is
 	routes  routing
 	rng     *rand.Rand
 	began   time.Time
@@ -91,7 +107,7 @@ func (r *farmRun) started() []string {
 	if r.alone() {
 		return Members[:1]
 	}
-	return Members
+	return r.f.members()
 }
 
 func newFarmRun(ctx context.Context, o Options, s *Scenario) (*farmRun, error) {
@@ -123,9 +139,17 @@ func newFarmRun(ctx context.Context, o Options, s *Scenario) (*farmRun, error) {
 	}
 	r.res = Result{Scenario: s.Name, Client: client, Takeovers: []Takeover{}, Violations: []string{},
 		FarmFigures: &FarmFigures{Clients: len(r.tunnels), Members: r.f.Sync, Faults: []FarmFault{}, Changes: []FarmChange{}}}
+	if r.f.Sites {
+		r.d.witness = witnessNode
+	}
 	r.members, err = topo.prepareGateways(ctx, r.d, o.Example, r.started(), "@QUORUM_LOSS@", r.f.QuorumLoss)
-	if err != nil {
+	if err = errors.Join(err, r.prepareWitness(), r.learnMACs()); err != nil {
 		return nil, errors.Join(err, topo.Close())
+	}
+	for _, g := range r.members {
+		if r.f.Sites {
+			g.devices = []string{"port2", "port3", "lb1"} // what the active node has there
+		}
 	}
 	r.say("lab %s: %s", topo.ID, s.Name)
 	if s.About != "" {
@@ -140,6 +164,9 @@ func (r *farmRun) say(format string, args ...any) {
 
 // start brings the members up, and the clients' tunnels through them.
 func (r *farmRun) start(ctx context.Context) error {
+	if err := r.startWitness(); err != nil {
+		return err
+	}
 	for _, n := range r.started() {
 		if err := r.topo.startGateway(r.d, r.members[n]); err != nil {
 			return err
@@ -155,7 +182,11 @@ func (r *farmRun) start(ctx context.Context) error {
 }
 
 func (r *farmRun) capture() error {
-	for _, m := range r.started() {
+	ports := r.started()
+	if r.f.Sites {
+		ports = r.f.hops()
+	}
+	for _, m := range ports {
 		for node, list := range map[string]*[]*Capture{NodeRouter: &r.outer, NodeLANRouter: &r.inner} {
 			c, err := r.topo.StartCapture(node, m)
 			if err != nil {
@@ -228,7 +259,7 @@ func (r *farmRun) execute(ctx context.Context) error {
 	if err := r.traffic(ctx); err != nil {
 		return err
 	}
-	err := runSteps(r, ctx, farmVerbs, r.s.Steps)
+	err := runSteps(r, ctx, r.f.verbs(), r.s.Steps)
 	r.ended = timeNow()
 	return errors.Join(err, r.routes.close())
 }
@@ -276,11 +307,16 @@ func (r *farmRun) waitSynchronised(ctx context.Context, within time.Duration) er
 				errs = append(errs, fmt.Errorf("%s is not synchronised: synchronised %v, quorum %v, leader %q", m, s.Synchronised, s.Quorum, s.Leader))
 				continue
 			}
-			if err := r.backInRoute(m); err != nil {
+			if err := r.backInRoute(m, &s); err != nil {
 				return permanent(err)
 			}
 			leaders[s.Leader] = true
 			owned += s.Owned
+		}
+		for h := range r.waiting {
+			if r.f.Sites {
+				errs = append(errs, fmt.Errorf("site %s has no active node", h))
+			}
 		}
 		if len(errs) == 0 && len(leaders) != 1 {
 			errs = append(errs, fmt.Errorf("members know %d leaders", len(leaders)))
@@ -310,13 +346,14 @@ var errOwned = errors.New("not every tunnel has one owner")
 // synchronised.
 const ownedPatience = 3 * time.Second
 
-func (r *farmRun) backInRoute(member string) error {
-	if !r.waiting[member] {
+func (r *farmRun) backInRoute(member string, s *FarmStatus) error {
+	h := r.f.hopOf(member).name
+	if !r.waiting[h] || r.f.Sites && !s.here() {
 		return nil
 	}
-	delete(r.waiting, member)
+	delete(r.waiting, h)
 	r.say("  %s is synchronised and has traffic again", member)
-	return r.routes.back(member)
+	return r.routes.back(h)
 }
 
 // who resolves random, leader, or a member's name for a step that is about to hurt
@@ -333,15 +370,15 @@ func (r *farmRun) resolve(ctx context.Context, word string) (*Gateway, error) {
 	if g, ok := r.members[word]; ok {
 		return g, nil
 	}
-	active := slices.DeleteFunc(r.routes.active(), func(m string) bool { return r.members[m].lost })
+	active := slices.DeleteFunc(r.routes.active(), func(h string) bool { return r.gone(r.f.allHops()[r.f.hopIndex(h)], "") })
 	if len(active) == 0 {
 		return nil, errors.New("no member is left")
 	}
 	if word == "random" {
-		return r.members[active[r.rng.IntN(len(active))]], nil
+		return r.entry(ctx, active[r.rng.IntN(len(active))])
 	}
 	var errs []error
-	for _, m := range active {
+	for _, m := range r.living() {
 		s, err := r.ask(ctx, m)
 		if g := r.members[s.Leader]; err == nil && g != nil {
 			return g, nil
@@ -360,14 +397,19 @@ func (r *farmRun) fault(ctx context.Context, kind faultKind, at time.Time, victi
 		}
 	}
 	r.faults = append(r.faults, f)
-	moved := r.routes.lost(victim, at)
+	h := r.f.hopOf(victim)
+	if !r.gone(h, victim) {
+		f.moved = at // the routers do nothing: another node has to take the addresses
+		return pass(ctx, settleTime)
+	}
+	moved := r.routes.lost(h.name, at)
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case when, ok := <-moved:
 		if ok {
 			f.moved = when
-			r.waiting[victim] = true
+			r.waiting[h.name] = true
 		}
 	}
 	return pass(ctx, settleTime)
@@ -421,7 +463,7 @@ func runFarm(ctx context.Context, o Options) (res Result, err error) {
 
 // upFarm is Up for a farm.
 func upFarm(ctx context.Context, o Options) (*State, error) {
-	f := defaultFarm()
+	f := farmOf(o.Example)
 	f.PerCharon, f.Tandem = 1, 16
 	r, err := newFarmRun(ctx, o, &Scenario{Name: "up", Farm: f})
 	if err != nil {

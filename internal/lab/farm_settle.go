@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 	"time"
 )
@@ -79,6 +80,7 @@ func (r *farmRun) readWire(check *Checker, paths [2][]string) (*farmWire, error)
 			if err != nil {
 				return nil, err
 			}
+			f = r.named(f)
 			if i == 0 {
 				check.Add(f)
 				w.addOuter(f)
@@ -114,7 +116,7 @@ func (r *farmRun) fromWire(rep *CheckReport, w *farmWire) {
 	r.res.SPIChanged = r.res.ChildRekeys+r.res.IKERekeys > rep.CreateChildAnswered
 	r.res.ReplaysAccepted = w.replays
 	for m, n := range w.protocol {
-		if i := memberIndex(m); i >= r.f.Sync {
+		if i := slices.Index(r.f.members(), m); i >= r.f.Sync {
 			r.res.UninvolvedPackets += n
 		}
 	}

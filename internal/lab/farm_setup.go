@@ -32,11 +32,12 @@ const (
 // FarmSetup says who takes part in a farm. Zero values are not usable: see
 // defaultFarm.
 type FarmSetup struct {
-	Sync      int // members with fgsp-sync that the routers send to, the first ones
-	Charon    int // charon processes
-	PerCharon int // tunnels of each
-	Tandem    int // tunnels of Tandem clients, in all
-	Processes int // that hold them
+	Sites     bool // two sites of two, not four members
+	Sync      int  // members with fgsp-sync that the routers send to, the first ones
+	Charon    int  // charon processes
+	PerCharon int  // tunnels of each
+	Tandem    int  // tunnels of Tandem clients, in all
+	Processes int  // that hold them
 	// MoveMin and MoveMax bound how long after a fault the router still sends to the
 	// victim.
 	MoveMin, MoveMax time.Duration
@@ -89,7 +90,8 @@ func (f *FarmSetup) check() error {
 			errs = append(errs, fmt.Errorf("farm: "+format, args...))
 		}
 	}
-	bad(f.Sync < 1 || f.Sync > len(Members)-1, "sync: 1 to %d members can take part", len(Members)-1)
+	bad(!f.Sites && (f.Sync < 1 || f.Sync > len(Members)-1), "sync: 1 to %d members can take part", len(Members)-1)
+	bad(f.Sites && f.Sync != len(SiteMembers), "sync: all nodes of sites take part")
 	bad(f.Clients() < 1 || f.Clients() > maxFarmTunnels, "%d tunnels: 1 to %d are possible", f.Clients(), maxFarmTunnels)
 	bad(f.Charon > 0 && f.PerCharon < 1, "charon-tunnels: a charon without a tunnel")
 	bad(f.Tandem > 0 && (f.Processes < 1 || f.Processes > f.Tandem), "processes: %d for %d tunnels", f.Processes, f.Tandem)
@@ -106,7 +108,7 @@ func (f *FarmSetup) allTandem() {
 }
 
 // synced are the members with fgsp-sync.
-func (f *FarmSetup) synced() []string { return Members[:f.Sync] }
+func (f *FarmSetup) synced() []string { return f.members()[:f.Sync] }
 
 // Tunnel is one dialup client's: an outer address of its own, a network behind it,
 // and a server for it alone, so that a route of each client process finds it.

@@ -28,6 +28,9 @@ type FarmStatus struct {
 	Alarms       []alarm `json:"alarms"`
 	DaemonPID    int     `json:"daemon_pid"`
 	GuardianPID  int     `json:"guardian_pid"`
+	Sites        []struct {
+		Here bool `json:"here"` // this member has the shared addresses of its site
+	} `json:"sites"`
 }
 
 type alarm struct {

@@ -4,18 +4,40 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-var farmVerbs map[string]verb[*farmRun]
-
-// The table's functions run steps, which look into the table.
-func init() {
-	anyMember := wantOneOf(append([]string{"random", "leader"}, Members...)...)
-	member := wantOneOf(Members...)
-	farmVerbs = map[string]verb[*farmRun]{
+// farmVerbsOf are the steps of a farm with these members.
+func farmVerbsOf(members []string) map[string]verb[*farmRun] {
+	anyMember := wantOneOf(append([]string{"random", "leader"}, members...)...)
+	member := wantOneOf(members...)
+	wantMembers := func(args []string) error {
+		for _, a := range args {
+			if !slices.Contains(members, a) {
+				return fmt.Errorf("%q is no member", a)
+			}
+		}
+		return nil
+	}
+	checkFarmExpect := func(args []string) error {
+		switch {
+		case len(args) == 1 && args[0] == "agreed":
+			return nil
+		case len(args) == 2 && (args[0] == "ignorant" || args[0] == "quorum" || args[0] == "no-quorum"):
+			return wantMembers(args[1:])
+		}
+		return errors.New("does not know what to expect")
+	}
+	checkSilent := func(args []string) error {
+		if len(args) != 2 {
+			return errors.New("needs a member and a time")
+		}
+		return errors.Join(wantMembers(args[:1]), wantDuration(args[1:]))
+	}
+	return map[string]verb[*farmRun]{
 		"repeat":      {"TIMES … end", wantCount, nil},
 		"run":         {"TIME", wantDuration, (*farmRun).doRun},
 		"wait":        {"synchronised, with TIME at most", checkFarmWait, (*farmRun).doWait},
@@ -35,15 +57,6 @@ func init() {
 	}
 }
 
-func wantMembers(args []string) error {
-	for _, a := range args {
-		if memberIndex(a) < 0 {
-			return fmt.Errorf("%q is no member", a)
-		}
-	}
-	return nil
-}
-
 func checkFarmWait(args []string) error {
 	if len(args) == 0 || args[0] != "synchronised" {
 		return errors.New("does not know what to wait for")
@@ -54,16 +67,6 @@ func checkFarmWait(args []string) error {
 	return wantDuration(args[1:])
 }
 
-func checkFarmExpect(args []string) error {
-	switch {
-	case len(args) == 1 && args[0] == "agreed":
-		return nil
-	case len(args) == 2 && (args[0] == "ignorant" || args[0] == "quorum" || args[0] == "no-quorum"):
-		return wantMembers(args[1:])
-	}
-	return errors.New("does not know what to expect")
-}
-
 func checkCarries(args []string) error {
 	if len(args) == 2 {
 		if err := wantCount(args[1:]); err != nil {
@@ -72,13 +75,6 @@ func checkCarries(args []string) error {
 		args = args[:1]
 	}
 	return wantDuration(args)
-}
-
-func checkSilent(args []string) error {
-	if len(args) != 2 {
-		return errors.New("needs a member and a time")
-	}
-	return errors.Join(wantMembers(args[:1]), wantDuration(args[1:]))
 }
 
 func (r *farmRun) doRun(ctx context.Context, s Step) error {
@@ -130,7 +126,7 @@ func (r *farmRun) doRestore(_ context.Context, _ Step) error {
 			return err
 		}
 	}
-	return nil
+	return r.startWitness()
 }
 
 // doDrain moves a member's tunnels off it, and its traffic when that is done.
@@ -305,12 +301,16 @@ func (r *farmRun) doReplay(ctx context.Context, s Step) error {
 		frames = append(frames, got...)
 	}
 	sent := 0
-	for _, m := range r.routes.active() {
-		mac, err := r.topo.hardwareAddress(m, "port2")
+	for _, hop := range r.routes.active() {
+		g, err := r.entry(ctx, hop)
 		if err != nil {
 			return err
 		}
-		n, err := r.topo.injectAt(NodeRouter, m, mac, frames)
+		mac, err := r.topo.hardwareAddress(g.Name, "port2")
+		if err != nil {
+			return err
+		}
+		n, err := r.topo.injectAt(NodeRouter, hop, mac, frames)
 		sent += n
 		if err != nil {
 			return err

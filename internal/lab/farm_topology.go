@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
@@ -34,12 +36,15 @@ func BuildFarm(id string, f FarmSetup) (*Topology, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	nodes := append([]string{NodeRouter, NodeSwitches, NodeLANRouter}, Members...)
+	nodes := append([]string{NodeRouter, NodeSwitches, NodeLANRouter}, f.members()...)
+	if f.Sites {
+		nodes = append(nodes, witnessNode)
+	}
 	return newTopology(id, append(nodes, f.clientNodes()...), func(t *Topology) error { return t.buildFarm(&f) })
 }
 
 func (t *Topology) buildFarm(f *FarmSetup) error {
-	for _, n := range append([]string{NodeRouter, NodeLANRouter}, Members...) {
+	for _, n := range append([]string{NodeRouter, NodeLANRouter}, f.members()...) {
 		if err := t.addNode(n, true, false); err != nil {
 			return err
 		}
@@ -53,11 +58,20 @@ func (t *Topology) buildFarm(f *FarmSetup) error {
 		}
 	}
 	var syncPorts []string
-	for i, m := range Members {
-		syncPorts = append(syncPorts, farmSyncPort+m)
-		if err := t.addMember(i, m); err != nil {
+	for i, h := range f.allHops() {
+		for _, m := range h.members {
+			syncPorts = append(syncPorts, farmSyncPort+m)
+		}
+		if err := t.addHop(i, h, slices.Index(f.members(), h.members[0])); err != nil {
 			return err
 		}
+	}
+	if f.Sites {
+		c := cable{a: witnessNode, aIf: "port4", b: NodeSwitches, bIf: farmSyncPort + witnessNode, addrs: []string{"172.31.1.9/24"}}
+		if err := errors.Join(t.addNode(witnessNode, false, false), t.lay(c)); err != nil {
+			return err
+		}
+		syncPorts = append(syncPorts, c.bIf)
 	}
 	if err := t.bridge(NodeSwitches, "sync", syncPorts); err != nil {
 		return err
@@ -71,46 +85,63 @@ func (t *Topology) buildFarm(f *FarmSetup) error {
 	if err := t.localNet(NodeLANRouter, farmServers); err != nil {
 		return err
 	}
-	return t.setRoutes(f, f.synced())
+	return t.setRoutes(f, f.hops())
 }
 
 // memberNet is the third octet of a member's port2 and port3 networks.
 func memberNet(i int) int { return 125 + i }
 
-func (t *Topology) addMember(i int, m string) error {
+// addHop makes the i-th next hop of the routers with its members, the first of which has
+// the number first (from 0). A member that is alone has its addresses from its host; in
+// a site Tandem puts them on the active node, with its routes.
+func (t *Topology) addHop(i int, h hop, first int) error {
 	n := memberNet(i)
 	wan, lan := fmt.Sprintf("192.168.%d.", n), fmt.Sprintf("172.31.%d.", n)
 	cables := []cable{
-		{a: m, aIf: "port2", b: NodeSwitches, bIf: farmWANPort + m, addrs: []string{wan + "254/24"}},
-		{a: m, aIf: "port3", b: NodeSwitches, bIf: farmLANPort + m, addrs: []string{lan + "254/24"}},
-		{a: m, aIf: "port4", b: NodeSwitches, bIf: farmSyncPort + m, addrs: []string{fmt.Sprintf("172.31.1.%d/24", i+1)}},
+		{a: NodeRouter, aIf: h.name, b: NodeSwitches, bIf: "r-" + h.name, addrs: []string{wan + "1/24"}},
+		{a: NodeLANRouter, aIf: h.name, b: NodeSwitches, bIf: "k-" + h.name, addrs: []string{lan + "1/24"}},
 	}
-	t.cables = append(t.cables, cables...) // what a cut takes down
-	cables = append(cables,
-		cable{a: NodeRouter, aIf: m, b: NodeSwitches, bIf: "r-" + m, addrs: []string{wan + "1/24"}},
-		cable{a: NodeLANRouter, aIf: m, b: NodeSwitches, bIf: "k-" + m, addrs: []string{lan + "1/24"}})
+	wans, lans := []string{"r-" + h.name}, []string{"k-" + h.name}
+	for k, m := range h.members {
+		own := []cable{
+			{a: m, aIf: "port2", b: NodeSwitches, bIf: farmWANPort + m},
+			{a: m, aIf: "port3", b: NodeSwitches, bIf: farmLANPort + m},
+			{a: m, aIf: "port4", b: NodeSwitches, bIf: farmSyncPort + m, addrs: []string{fmt.Sprintf("172.31.1.%d/24", first+k+1)}},
+		}
+		if len(h.members) == 1 {
+			own[0].addrs, own[1].addrs = []string{wan + "254/24"}, []string{lan + "254/24"}
+		}
+		t.cables = append(t.cables, own...) // what a cut takes down
+		cables = append(cables, own...)
+		wans, lans = append(wans, farmWANPort+m), append(lans, farmLANPort+m)
+	}
 	for _, c := range cables {
 		if err := t.lay(c); err != nil {
 			return err
 		}
 	}
-	for _, b := range [][3]string{{"wan" + strconv.Itoa(i+1), farmWANPort + m, "r-" + m}, {"lan" + strconv.Itoa(i+1), farmLANPort + m, "k-" + m}} {
-		if err := t.bridge(NodeSwitches, b[0], b[1:]); err != nil {
+	for name, ports := range map[string][]string{"wan": wans, "lan": lans} {
+		if err := t.bridge(NodeSwitches, name+strconv.Itoa(i+1), ports); err != nil {
 			return err
 		}
 	}
-	// A bridge without ports stands for a loopback interface: not every kernel has
-	// dummy ones.
-	if err := t.bridge(m, "lb1", nil); err != nil {
-		return err
+	for _, m := range h.members {
+		// A bridge without ports stands for a loopback interface: not every kernel has
+		// dummy ones.
+		if err := t.bridge(m, "lb1", nil); err != nil {
+			return err
+		}
+		if len(h.members) > 1 {
+			continue
+		}
+		if err := t.address(m, "lb1", FarmLoopback.String()+"/32"); err != nil {
+			return err
+		}
+		if err := errors.Join(t.route(m, "0.0.0.0/0", wan+"1/24"), t.route(m, farmServers, lan+"1/24")); err != nil {
+			return err
+		}
 	}
-	if err := t.address(m, "lb1", FarmLoopback.String()+"/32"); err != nil {
-		return err
-	}
-	if err := t.route(m, "0.0.0.0/0", wan+"1/24"); err != nil {
-		return err
-	}
-	return t.route(m, farmServers, lan+"1/24")
+	return nil
 }
 
 // addClientNode makes the k-th client network with one node that holds all its
@@ -155,18 +186,18 @@ func (t *Topology) localNet(node, prefix string) error {
 	return nil
 }
 
-// setRoutes replaces the ECMP routes of both routers by such over the members
-// given, in their order, at once for each route. Without members the routes go.
-func (t *Topology) setRoutes(f *FarmSetup, members []string) error {
-	if err := t.ecmp(NodeRouter, FarmLoopback.String()+"/32", "192.168.%d.254", members); err != nil {
+// setRoutes replaces the ECMP routes of both routers by such over the next hops
+// given, in their order, at once for each route. Without any the routes go.
+func (t *Topology) setRoutes(f *FarmSetup, hops []string) error {
+	if err := t.ecmp(f, NodeRouter, FarmLoopback.String()+"/32", "192.168.%d.254", hops); err != nil {
 		return err
 	}
-	return t.setLANRoutes(f, members)
+	return t.setLANRoutes(f, hops)
 }
 
-func (t *Topology) setLANRoutes(f *FarmSetup, members []string) error {
+func (t *Topology) setLANRoutes(f *FarmSetup, hops []string) error {
 	for i := 0; i <= f.Clients()>>8; i++ {
-		if err := t.ecmp(NodeLANRouter, fmt.Sprintf(farmInner, 10+i), "172.31.%d.254", members); err != nil {
+		if err := t.ecmp(f, NodeLANRouter, fmt.Sprintf(farmInner, 10+i), "172.31.%d.254", hops); err != nil {
 			return err
 		}
 	}
@@ -174,41 +205,32 @@ func (t *Topology) setLANRoutes(f *FarmSetup, members []string) error {
 }
 
 // ecmp replaces one multipath route; gateway has a place for memberNet.
-func (t *Topology) ecmp(node, prefix, gateway string, members []string) error {
+func (t *Topology) ecmp(f *FarmSetup, node, prefix, gateway string, hops []string) error {
 	_, dst, err := net.ParseCIDR(prefix)
 	if err != nil {
 		return err
 	}
 	r := &netlink.Route{Dst: dst}
-	for _, m := range members {
-		link, err := t.link(node, m)
+	for _, h := range hops {
+		link, err := t.link(node, h)
 		if err != nil {
 			return err
 		}
-		i := memberIndex(m)
+		i := f.hopIndex(h)
 		if i < 0 {
-			return fmt.Errorf("farm has no member %q", m)
+			return fmt.Errorf("farm has no member %q", h)
 		}
 		r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(fmt.Sprintf(gateway, memberNet(i)))})
 	}
-	if len(members) == 0 {
+	if len(hops) == 0 {
 		err = t.nl[node].RouteDel(r)
 	} else {
 		err = t.nl[node].RouteReplace(r)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: route %s over %v: %w", node, prefix, members, err)
+		return fmt.Errorf("%s: route %s over %v: %w", node, prefix, hops, err)
 	}
 	return nil
-}
-
-func memberIndex(m string) int {
-	for i, x := range Members {
-		if x == m {
-			return i
-		}
-	}
-	return -1
 }
 
 // CutSync takes a member's link to the sync network away; JoinSync gives it back

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,7 +28,8 @@ type daemonSet struct {
 	bin    string
 	status StatusFunc
 	// argv starts a node; the default is BIN run --config FILE.
-	argv func(node, config string) []string
+	argv    func(node, config string) []string
+	witness string // a voter that gets a certificate, too; empty: there is none
 	// single: the node has no guardian; its one process is the daemon.
 	single bool
 }
@@ -53,7 +55,11 @@ func (t *Topology) prepareGateways(ctx context.Context, d *daemonSet, example st
 		all[n] = g
 	}
 	if d.bin != "" {
-		args := append([]string{"cluster", "init", "--dir", filepath.Join(t.Dir, "cluster")}, nodes...)
+		args := []string{"cluster", "init", "--dir", filepath.Join(t.Dir, "cluster")}
+		if d.witness != "" {
+			args = append(args, "--witness", d.witness)
+		}
+		args = append(args, nodes...)
 		if out, err := exec.CommandContext(ctx, d.bin, args...).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("tandem %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 		}
@@ -124,24 +130,29 @@ func (s signalled) send(sig syscall.Signal) bool {
 	return err == nil && now == s.start && syscall.Kill(s.pid, sig) == nil
 }
 
-// lose takes a whole host away: its processes stand still at once, so that
-// nobody says goodbye; then its links are cut and the processes end.
-func (t *Topology) lose(d *daemonSet, g *Gateway) (at time.Time, err error) {
-	guardian, daemon, err := g.pids(d)
-	if err != nil {
-		return time.Time{}, err
+// lose takes whole hosts away: their processes stand still at once, so that
+// nobody says goodbye; then their links are cut and the processes end.
+func (t *Topology) lose(d *daemonSet, gs ...*Gateway) (at time.Time, err error) {
+	var pids, daemons []int
+	for _, g := range gs {
+		guardian, daemon, err := g.pids(d)
+		if err != nil {
+			return time.Time{}, err
+		}
+		pids, daemons = append(pids, daemon, guardian), append(daemons, daemon)
 	}
 	at = timeNow()
-	_ = syscall.Kill(daemon, syscall.SIGSTOP)
-	_ = syscall.Kill(guardian, syscall.SIGSTOP)
-	err = t.CutNode(g.Name)
-	_ = syscall.Kill(daemon, syscall.SIGKILL)
-	kill := g.proc.Kill()
-	g.lost = true
-	if err == nil {
-		err = kill
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGSTOP)
 	}
-	return at, err
+	var errs []error
+	for i, g := range gs {
+		errs = append(errs, t.CutNode(g.Name))
+		_ = syscall.Kill(daemons[i], syscall.SIGKILL)
+		errs = append(errs, g.proc.Kill())
+		g.lost = true
+	}
+	return at, errors.Join(errs...)
 }
 
 // restore brings a lost host, or one whose guardian has ended, back.

@@ -22,6 +22,7 @@ type faultKind struct {
 var (
 	faultKill       = faultKind{"SIGKILL", true, true}
 	faultLoss       = faultKind{"loss of the host", true, true}
+	faultSite       = faultKind{"loss of a site", true, true}
 	faultFreeze     = faultKind{"freeze", false, true}
 	faultFreezeHost = faultKind{"freeze of the host", false, true}
 	faultHandover   = faultKind{"planned handover", false, true}

@@ -55,6 +55,7 @@ type Farm struct {
 	spis    map[ipsec.ESPSPI]place
 	owned   map[cluster.ScopeID]cluster.Epoch // as announced
 	routes  map[AddRoute]int
+	claimed bool              // this member has its site's addresses
 	notes   []cluster.ScopeID // whose WriteNote is open; 0: nobody's
 	noted   bool              // the disk says that we went on alone, or cannot say that we did not
 
@@ -85,6 +86,7 @@ type FarmCounters struct {
 // loss is a member that was lost and has not been heard since.
 type loss struct {
 	process  cluster.ProcessID
+	at       time.Time
 	report   time.Time
 	reported time.Time
 }
@@ -163,6 +165,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 	}
 	for _, s := range scopes {
 		f.with(s.ID, func(n *Node) {
+			n.slot.HandleHome(m.Home(s.ID))
 			n.slot.HandleDecided(now, s, granted)
 			n.slot.HandleWanted(now, slices.Contains(wanted, s.ID))
 			n.pump(now)
@@ -175,6 +178,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			}
 		}
 	}
+	f.siteAddresses()
 }
 
 // concerns says whether this member has to do with a scope.
@@ -286,11 +290,12 @@ func (f *Farm) HandleLoss(now time.Time, l cluster.TellLoss) {
 	if kind == cluster.LossSilence {
 		wait = reportSilence
 	}
-	f.losses[id] = loss{process: p.Process, report: now.Add(wait)}
+	f.losses[id] = loss{process: p.Process, at: now, report: now.Add(wait)}
 	f.each(func(n *Node) {
 		ours := slices.ContainsFunc(l.Claimed, func(t cluster.Tenure) bool { return t.Scope == cluster.ScopeID(n.scope) })
 		n.HandleLoss(now, id, kind, ours, l.Detected)
 	})
+	f.reportLosses(now)
 }
 
 // HandleRemoved, HandleEntitled and HandleClaimed are the guardian's words on a scope.
@@ -389,11 +394,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
 			l := f.losses[k]
 			if p, known := f.decided.Member(k); known && !p.Lost && p.Process == uint64(l.process) {
-				at := l.report
-				if !l.reported.IsZero() {
-					at = l.reported.Add(reportAgain)
-				}
-				t, ok = earlier(t, ok, func() (time.Time, bool) { return at, true })
+				t, ok = earlier(t, ok, func() (time.Time, bool) { return f.reportDue(k, l), true })
 			}
 		}
 	}
@@ -409,13 +410,31 @@ func (f *Farm) reportLosses(now time.Time) {
 	for _, k := range slices.Sorted(maps.Keys(f.losses)) {
 		l := f.losses[k]
 		p, known := f.decided.Member(k)
-		if !known || p.Lost || p.Process != uint64(l.process) || now.Before(l.report) || !l.reported.IsZero() && now.Before(l.reported.Add(reportAgain)) {
+		if !known || p.Lost || p.Process != uint64(l.process) || now.Before(f.reportDue(k, l)) {
 			continue
 		}
 		l.reported = now
 		f.losses[k] = l
 		f.emit(reportLoss(k, l.process))
 	}
+}
+
+// Lost says that a member was lost and has not been heard since.
+func (f *Farm) Lost(n cluster.NodeID) bool { return f.losses[n] != loss{} }
+
+// reportDue is when a loss is reported, first or again: at once if a scope waits for
+// it, because its owner is lost as well and somebody else has to be promised it.
+func (f *Farm) reportDue(n cluster.NodeID, l loss) time.Time {
+	if !l.reported.IsZero() {
+		return l.reported.Add(reportAgain)
+	}
+	for _, s := range f.decided.Scopes() {
+		o, lost := f.losses[s.Owner]
+		if p, _ := f.decided.Member(s.Owner); s.Successor == n && lost && p.Process == uint64(o.process) {
+			return l.at
+		}
+	}
+	return l.report
 }
 
 // considerNote takes the note off the disk when everything that this member has to do
@@ -508,7 +527,8 @@ func (f *Farm) collect(id cluster.ScopeID) {
 		case cluster.Stopped:
 			n.stopped = true
 			f.stopped()
-		case Claim, Release, Reassert: // the router moves the traffic
+		case Claim, Release, Reassert:
+			f.address(id, e)
 		case Install:
 			f.install(id, e)
 		case Remove:

@@ -76,14 +76,19 @@ func (f *Farm) drifting(now time.Time, e xfrm.ForwardedTraffic) {
 	}
 }
 
-// slotOf chooses one of the slots that a member owns and keeps.
+// slotOf chooses one of the slots that a member owns and keeps: not one that goes home to
+// another member soon, if there is a choice.
 func (f *Farm) slotOf(id cluster.NodeID, spi ipsec.ESPSPI) (cluster.ScopeID, bool) {
 	m, known := f.decided.Member(id)
 	p := f.peers[id]
 	if !known || !m.Able() || !p.Running || len(p.Owned) == 0 {
 		return 0, false
 	}
-	return p.Owned[int(uint32(spi)/uint32(shares))%len(p.Owned)].Scope, true
+	keeps := slices.DeleteFunc(slices.Clone(p.Owned), func(t cluster.Tenure) bool { return f.decided.Home(t.Scope) != id })
+	if len(keeps) == 0 {
+		keeps = p.Owned
+	}
+	return keeps[int(uint32(spi)/uint32(shares))%len(keeps)].Scope, true
 }
 
 // HandleDetached answers the oldest open Detach of a scope.

@@ -21,6 +21,7 @@ type FarmStatus struct {
 	Members  []fsm.Member
 	Peers    []cluster.Peer // as heard
 	Scopes   []ScopeStatus  // all that were decided
+	Sites    []SiteStatus
 	Counters FarmCounters
 	// Owned are the gateways (by name) whose scope this member owns.
 	Owned map[string]bool
@@ -45,7 +46,7 @@ func (f *Farm) Status(now time.Time) Status { return statusOf(now, f) }
 func (f *Farm) Summary(now time.Time) Status {
 	s := Status{Farm: &FarmStatus{
 		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(),
-		Counters: f.counters, Owned: map[string]bool{},
+		Counters: f.counters, Owned: map[string]bool{}, Sites: f.sites(),
 	}}
 	self, _ := f.decided.Member(f.opt.Self)
 	s.Farm.Joined = self.Process == uint64(f.opt.Process) && self.State != fsm.Left && !self.Lost

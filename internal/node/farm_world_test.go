@@ -35,6 +35,7 @@ type farmWorld struct {
 	route    map[int]cluster.NodeID           // of a client, as the router has it
 	cut      map[cluster.NodeID]int           // side of a partition
 	inits    int                              // of clients
+	sites    map[cluster.NodeID]fsm.Site      // of members
 	gateway  string                           // configuration beside the dialup phase 1
 	passive  bool                             // clients wait for the farm
 	hears    map[cluster.NodeID]time.Duration // how long after its log a member hears what was decided
@@ -61,6 +62,7 @@ type farmer struct {
 	note        bool
 	progress    uint64
 	active      map[xfrm.Scope]bool
+	addresses   bool // of its site
 	sas         map[ipsec.ESPSPI]xfrm.SA
 	outbound    map[ipsec.ESPSPI]bool
 	up          map[cluster.NodeID]cluster.ProcessID
@@ -135,6 +137,7 @@ func (m *farmer) boot() {
 	m.state, m.applied = fsm.New(), 0
 	m.log().Rewind(m.id, 0)
 	m.log().SetUp(m.id, true)
+	m.addresses = false
 	m.active, m.sas, m.outbound = map[xfrm.Scope]bool{}, map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
 	m.up = map[cluster.NodeID]cluster.ProcessID{}
 	m.guard = cluster.NewGuard(cluster.GuardOptions{Self: m.id, Name: fmt.Sprintf("vm%d", m.id), Incarnation: m.incarnation,
@@ -190,7 +193,7 @@ func (m *farmer) join() {
 		}
 		m.life = max(m.life, m.state.Life(m.id)+1)
 		m.propose(&clusterpb.Command{What: &clusterpb.Command_AddMember{AddMember: &clusterpb.AddMember{
-			Node: uint32(m.id), Name: m.farm.opt.Name, MinVersion: 1, MaxVersion: 1, Process: uint64(m.process), Store: uint64(m.id)}}})
+			Node: uint32(m.id), Name: m.farm.opt.Name, MinVersion: 1, MaxVersion: 1, Process: uint64(m.process), Store: uint64(m.id), Features: w.sites[m.id].Features()}}})
 	} else if leads && len(m.inFlight) == 0 {
 		for _, c := range m.state.Plan(2) {
 			m.propose(c)
@@ -235,10 +238,10 @@ func (m *farmer) answered(entry []byte) {
 // deliver applies what the log has for the members.
 func (w *farmWorld) deliver() {
 	for _, d := range w.log.Step(w.now) {
-		m := w.members[d.To]
-		if !m.alive {
+		if int(d.To) >= len(w.members) || !w.members[d.To].alive { // or a witness
 			continue
 		}
+		m := w.members[d.To]
 		if r := m.state.Apply(d.Entry); !r.OK() && d.To == fsm.Proposer(d.Entry) {
 			m.logf("refused: %v", r)
 		}
@@ -386,6 +389,10 @@ func (m *farmer) carryOut(e Effect) {
 			m.logf("silent: %v", cluster.ScopeID(e.Scope))
 		}
 		delete(m.active, e.Scope)
+	case Claim:
+		m.addresses = true
+	case Release:
+		m.addresses = false
 	case TakeWindows:
 		later(0, func(f *Farm) { f.HandleWindows(w.now, e.Scope, nil) })
 	case cluster.Announce:
