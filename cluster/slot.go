@@ -67,6 +67,7 @@ type Slot struct {
 	shutdown        bool
 
 	away     map[NodeID]ProcessID // fell silent while entitled: may have gone on with what we own
+	apart    map[NodeID]ProcessID // the same, until its state has come here or is lost
 	leaveBy  time.Time            // members are leaving: the note is not waited for longer
 	renewal  *renewal             // under way
 	lapsed   bool                 // what is held here is of no use any more
@@ -101,7 +102,7 @@ type claimed struct {
 
 // NewSlot makes an engine that does nothing before Start.
 func NewSlot(o SlotOptions) *Slot {
-	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
+	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
 }
 
 // Start begins.
@@ -381,6 +382,17 @@ func (p *Slot) SyncSet() (set []NodeID) {
 		}
 	}
 	return set
+}
+
+// Contested says that another member may have gone on with what we own, and that its
+// state has not come yet.
+func (p *Slot) Contested() bool {
+	for id, process := range p.apart {
+		if m := p.peer(id); m.Process != process || m.join == in {
+			delete(p.apart, id)
+		}
+	}
+	return len(p.apart) > 0 || p.owner() != nil
 }
 
 // Uniting says that what this node holds must reach the owner first.

@@ -278,7 +278,7 @@ func (p *Slot) memberLost(now time.Time, m *member, kind Loss) {
 	if m.leaving {
 		return
 	}
-	p.away[m.Node] = m.Process
+	p.away[m.Node], p.apart[m.Node] = m.Process, m.Process
 	m.leaving = true
 	if p.leaveBy.IsZero() {
 		p.leaveBy = now.Add(patientNote)

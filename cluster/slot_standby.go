@@ -131,6 +131,9 @@ func (p *Slot) considerTaking(now time.Time) {
 	from := p.entitled.Node
 	if t.own.Covered && !t.handover && from != 0 {
 		p.away[from] = t.process
+		if p.lastKind != LossDeath {
+			p.apart[from] = t.process
+		}
 	}
 	p.own(now, t.own)
 	for _, m := range p.peers {
@@ -187,6 +190,7 @@ func (p *Slot) disown(now time.Time, to Epoch, why string) {
 		m.join, m.asking, m.leaving = out, false, false
 	}
 	clear(p.away)
+	clear(p.apart)
 	p.leaveBy, p.renewal, p.lapsed = time.Time{}, nil, true
 	p.last, p.lastChange = Own{Reason: why}, now
 	p.alarm("alone", "", false)

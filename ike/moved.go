@@ -381,6 +381,27 @@ func (e *Engine) movedIndexes(phase1 string, used map[int]*tunnel) {
 	}
 }
 
+// movedSince says whether the other side's state of an IKE SA is older than its latest move.
+func (e *Engine) movedSince(theirs *ikeSA) bool {
+	own := theirs.ownSPI()
+	if m := e.shelf[own]; m != nil && m.spis == theirs.spis && m.moves >= theirs.moves {
+		return true
+	}
+	ours := e.sas[own]
+	return ours != nil && ours.spis == theirs.spis && ours.moves > theirs.moves
+}
+
+// takeMoved shelves what the other side has moved away.
+func (e *Engine) takeMoved(theirs *ikeSA) {
+	d := &childDiff{}
+	e.applyMoved(theirs, d)
+	e.touch(theirs)
+	d.emit(e)
+	if !theirs.adopted {
+		e.hold(theirs, Moved{SPIs: theirs.spis, To: theirs.movedTo})
+	}
+}
+
 // Supersede ends an IKE SA of which a record that was moved more often has come to
 // another engine here: both sides of a split had it.
 func (e *Engine) Supersede(now time.Time, spi ipsec.ESPSPI) {

@@ -29,6 +29,9 @@ func (e *Engine) Unite(now time.Time, entries []Entry) {
 		}
 		ours := e.sas[theirs.ownSPI()]
 		switch {
+		case e.movedSince(theirs):
+		case theirs.movedTo != 0:
+			e.takeMoved(theirs)
 		case ours == nil:
 			e.take(theirs, nil)
 		case ours.spis == theirs.spis:

@@ -122,13 +122,6 @@ func (e farmExample) run(t *testing.T, name string) {
 	}
 }
 
-// farmMissing are the scenarios that do not pass yet, and why: their bounds stay as
-// they are, and docs/acceptance.md lists them as open.
-var farmMissing = map[string]string{
-	"rehash": "a tunnel does not follow its client's traffic to another member yet: it is forwarded",
-	"drain":  "some packets that a third member forwards in the moment of a handover are lost",
-}
-
 // TestFarmScenarios runs the scenarios of the example, one at a time: they measure
 // milliseconds. Their own bounds judge.
 func TestFarmScenarios(t *testing.T) {
@@ -138,10 +131,6 @@ func TestFarmScenarios(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range names {
-		if why, missing := farmMissing[name]; missing {
-			t.Logf("%s is not run: %s", name, why)
-			continue
-		}
 		t.Run(name, func(t *testing.T) { farmOfFour.run(t, name) })
 	}
 }

@@ -61,7 +61,7 @@ type moving struct {
 // move gives the tunnel of a Child SA to another scope, if no exchange of it is under
 // way. Packets that wait for a bound go first.
 func (n *Node) move(now time.Time, spi ipsec.ESPSPI, to cluster.ScopeID) {
-	if !n.owner || n.handing != nil {
+	if !n.owner || n.handing != nil || n.slot == nil || n.slot.Contested() {
 		return
 	}
 	spis, children, ok := n.ike.Movable(spi)
