@@ -145,8 +145,8 @@ func (t *heldTunnel) sas() map[string]heldSA {
 
 // disagreement compares what members list at two times, the second right after the
 // first: names, indexes and SPIs must be equal, each tunnel has one sync-primary, and
-// a standby's ceiling is neither below what its owner had the first time nor above
-// what it has the second time. Empty when they agree on so many tunnels.
+// a standby's ceiling is neither below nor above what its owner had both times, if it was
+// the same one. Empty when they agree on so many tunnels.
 func disagreement(first, second map[string]map[string]heldTunnel, tunnels int) string {
 	var members []string
 	names := map[string]bool{}
@@ -183,6 +183,7 @@ func disagreement(first, second map[string]map[string]heldTunnel, tunnels int) s
 		}
 		own, early := second[owner][n], first[owner][n]
 		now, before := own.sas(), early.sas()
+		stayed := early.Role == tunnelOwner
 		for _, m := range members {
 			t := second[m][n]
 			sas, early := t.sas(), first[m][n]
@@ -198,10 +199,10 @@ func disagreement(first, second map[string]map[string]heldTunnel, tunnels int) s
 				if !ok {
 					return fmt.Sprintf("%s has other SPIs of %s than %s", m, n, owner)
 				}
-				if sa.Ceiling < before[spis].Ceiling {
+				if stayed && sa.Ceiling < min(before[spis].Ceiling, o.Ceiling) {
 					return fmt.Sprintf("%s: ceiling %d of %s, which %s had raised to %d", m, sa.Ceiling, n, owner, before[spis].Ceiling)
 				}
-				if e := early.sas()[spis]; e.Ceiling > o.Ceiling {
+				if e := early.sas()[spis]; stayed && e.Ceiling > max(before[spis].Ceiling, o.Ceiling) {
 					return fmt.Sprintf("%s: ceiling %d of %s, %s only has %d", m, e.Ceiling, n, owner, o.Ceiling)
 				}
 			}
