@@ -278,6 +278,7 @@ func FuzzHandleFrame(f *testing.F) {
 	f.Add(o.frames[0].Frame, o.frames[1].Frame)
 	f.Add(frame(1, epoch1, begin(), entry()), frame(2, epoch2, renewal(), record()))
 	f.Add(frame(1, epoch2, begin()), frame(2, epoch1, renewal()))
+	f.Add(frame(1, epoch1, letter(&syncpb.Frame_Letter{Kind: 1, Other: 7})), frame(3, epoch2, letter(&syncpb.Frame_Letter{Kind: 4, First: true})))
 	f.Add([]byte{}, []byte{6<<3 | 2, 0})
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		s := newStandby(t)

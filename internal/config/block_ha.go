@@ -229,7 +229,7 @@ var standaloneSpec = &spec[standaloneDraft]{
 		{key: "group-member-id", value: number{0, 15, 0}, def: "0", at: func(s *standaloneDraft) any { return &s.MemberID }, local: true, help: "this member, different on each; with mode a-p in `config system ha` this site, the same on its nodes"},
 		{key: "encryption", value: toggle{}, def: "disable", at: func(s *standaloneDraft) any { return &s.Encryption }, help: "encrypts heartbeats; state always travels under mTLS"},
 		{key: "psksecret", value: secret{key: "psksecret", max: 128}, at: func(s *standaloneDraft) any { return &s.PSK }, help: "authenticates members; required with encryption"},
-		{key: "asymmetric-traffic-control", value: oneOf("cps-preferred", "strict-anti-replay"), def: "cps-preferred", at: func(s *standaloneDraft) any { return &s.AsymmetricTrafficControl }, help: "read for FortiOS's sake; anti-replay is always strict here"},
+		{key: "asymmetric-traffic-control", value: oneOf("cps-preferred", "strict-anti-replay"), def: "cps-preferred", at: func(s *standaloneDraft) any { return &s.AsymmetricTrafficControl }, help: "cps-preferred: a dialup tunnel follows its authenticated packets to the member where they keep arriving; strict-anti-replay: it stays with its owner, to whom they are forwarded. Anti-replay is always strict here"},
 		{key: "monitor-interface", value: names{max: 15, what: "interface names"}, at: func(s *standaloneDraft) any { return &s.MonitorInterface }, help: "interfaces whose failure moves this member's tunnels"},
 	},
 	ignored: plain("layer2-connection session-sync-dev pingsvr-monitor-interface data-intf-session-sync-dev helper-traffic-bounce utm-traffic-bounce"),

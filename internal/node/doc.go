@@ -14,6 +14,16 @@
 // here. SPIs and the indexes of dialup instances are split among the scopes (ike.Share),
 // so that none is given out twice without anybody being asked.
 //
+// A tunnel of a Farm follows its traffic (farm_moves.go). Each scope's owner hears from
+// the data plane through which member an SA's authenticated packets keep arriving. It
+// takes the tunnel out of its data plane with the exact windows (Detach), and shelves it
+// by a record of its own scope. When that is committed nobody can act on the tunnel, and
+// it is offered, by letter, to the owner of a slot of the other member, again until that
+// answers; that owner adopts it by a record of its slot, and says so. Whoever succeeds
+// either owner in between goes on with what the records say. What is left on the shelf
+// are names: SPIs and the instance's index are not given out anew, and packets are sent
+// on. A scope that another member may have gone on with, behind a cut, gives nothing away.
+//
 // The effects are those of the cores, passed through, and the ones declared in
 // this package. Whoever runs a node carries them out in order, each before the
 // next, and feeds the answers back as events.

@@ -338,7 +338,7 @@ type heldStray struct {
 }
 
 // limboTime is how long such a packet is kept: that of internal/daemon.
-const limboTime = 200 * time.Millisecond
+const limboTime = 500 * time.Millisecond
 
 // stray takes a packet of an SA whose scope is not active here.
 func (d *farmDaemon) stray(x stray) {
