@@ -18,13 +18,22 @@ type receiver struct {
 	nonce  [nonceLen]byte
 	got    []xfrm.Stray // of this batch
 	m      message
-	warned map[string]time.Time
+	warned map[complaint]time.Time
 }
 
-const warnGap = time.Minute // between two log lines about datagrams that are not in order for the same reason
+// complaint is what a log line is about.
+type complaint struct {
+	what string
+	from netip.Addr
+}
+
+const (
+	warnGap  = time.Minute // between two log lines of the same complaint
+	warnings = 64          // complaints that are told apart; addresses can be forged
+)
 
 func (r *receiver) init() {
-	r.names, r.warned = names{}, map[string]time.Time{}
+	r.names, r.warned = names{}, map[complaint]time.Time{}
 	r.got = make([]xfrm.Stray, 0, mmsg.Batch)
 	room := make([]byte, mmsg.Batch*maxDatagram)
 	for i := range mmsg.Batch {
@@ -123,11 +132,19 @@ func (l *Link) known(a netip.AddrPort) bool {
 	return false
 }
 
-// warn writes one line a minute at most for each of a few reasons: whoever floods us
+// warn writes one line a minute at most for each reason and address: whoever floods us
 // shall not fill the log, and garbage shall not hide a replay.
 func (l *Link) warn(now time.Time, what string, from netip.AddrPort) {
-	if last, ok := l.recv.warned[what]; !ok || now.Sub(last) >= warnGap {
-		l.recv.warned[what] = now
+	r := &l.recv
+	c := complaint{what, from.Addr()}
+	if _, ok := r.warned[c]; !ok && len(r.warned) >= warnings {
+		c = complaint{} // of all others
+	}
+	if last, ok := r.warned[c]; !ok || now.Sub(last) >= warnGap {
+		if ok && len(r.warned) >= warnings {
+			clear(r.warned) // a minute has passed since then: begin anew
+		}
+		r.warned[c] = now
 		l.log.Warn("forwarding: "+what+"; the rest is only counted", "from", from)
 	}
 }
