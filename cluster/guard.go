@@ -327,7 +327,7 @@ func (g *Guard) HandleHeartbeat(now time.Time, link Link, h *Heartbeat) error {
 	switch {
 	case h.Incarnation < p.hb.Incarnation:
 		return fmt.Errorf("heartbeat of an earlier start of %s, or of another node with its number %d", h.Name, h.Node)
-	case h.Incarnation > p.hb.Incarnation && p.elsewhere(link):
+	case h.Incarnation > p.hb.Incarnation && g.elsewhere(p, link):
 		return fmt.Errorf("another node has number %d: %s, which is heard from elsewhere", h.Node, h.Name)
 	case h.Incarnation > p.hb.Incarnation:
 		g.restarted(now, p, h)
@@ -354,9 +354,11 @@ func (g *Guard) peer(n NodeID) *guardPeer {
 }
 
 // elsewhere says whether the peer is heard, but not from this address. Who begins anew
-// does so where it was, or after a silence: another's start is not its own.
-func (p *guardPeer) elsewhere(l Link) bool {
-	return p.heard && !slices.ContainsFunc(p.links, func(x guardLink) bool { return x.Addr == l.Addr })
+// does so where it was, or after a silence: another's start is not its own. Only who
+// names our own start is surely heard now; what was recorded keeps nobody out.
+func (g *Guard) elsewhere(p *guardPeer, l Link) bool {
+	return p.heard && slices.Contains(p.hb.Heard, Heard{g.opt.Self, g.opt.Incarnation}) &&
+		!slices.ContainsFunc(p.links, func(x guardLink) bool { return x.Addr == l.Addr })
 }
 
 func (p *guardPeer) link(l Link) *guardLink {

@@ -220,6 +220,24 @@ func TestASecondNodeWithANumberIsRefused(t *testing.T) {
 	if p, ok := find[TellPeer](b.take()); !ok || p.Peer.Process != clone.Process {
 		t.Fatal("a peer that begins anew is not told of")
 	}
+	// One that was recorded before this start, from wherever, keeps nobody out.
+	clone.Heard = []Heard{{2, 49}}
+	b.peer = clone
+	b.beat("hb0")
+	clone = b.peer
+	clone.Incarnation++
+	if err := send("fe80::7"); err != nil {
+		t.Errorf("behind a recorded one: %v", err)
+	}
+	clone.Heard = []Heard{{2, 50}}
+	if err := send("fe80::7"); err != nil {
+		t.Fatal(err)
+	}
+	clone.Incarnation++
+	if err := send("fe80::bad"); err == nil {
+		t.Error("a second node is taken")
+	}
+	b.take()
 	b.ticks(b.g.silence() + 2)
 	clone.Incarnation++
 	if err := send("fe80::bad"); err != nil {

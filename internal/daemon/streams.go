@@ -68,9 +68,15 @@ func (s *streams) frame(r stream.Received) {
 			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "scope", r.Scope.String(), "error", err)
 			s.e.Resync(r.Node, r.Scope)
 		case err != nil: // sending it again would change nothing
-			s.refused.Add(fmt.Sprintf("node %d", r.Node), err)
+			frameRefused(s.refused, r, err)
 		}
 	})
+}
+
+// frameRefused says of an older epoch, or of a former process, that it still sends: once,
+// though there may be thousands of frames on their way.
+func frameRefused(to *quiet.Refusals, r stream.Received, err error) {
+	to.Add(fmt.Sprintf("node %d", r.Node), err)
 }
 
 func (s *streams) setPeer(p cluster.Peer) {
