@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -308,8 +309,13 @@ func (g *Guard) heartbeat() SendHeartbeat {
 	return e
 }
 
+// ErrSeenBefore is the fate of copies: a guardian's last words are sent three times.
+// Whatever else HandleHeartbeat refuses comes from somebody who should not be there.
+var ErrSeenBefore = errors.New("seen before")
+
 // HandleHeartbeat takes an authenticated heartbeat that came in on a device. The
-// error says why it was not taken: replayed, of our own number, of an old guardian.
+// error says why it was not taken: replayed, of our own number, of an old guardian, of
+// a second node with a number that is heard from elsewhere.
 func (g *Guard) HandleHeartbeat(now time.Time, link Link, h *Heartbeat) error {
 	if h.Node == g.opt.Self {
 		if h.Incarnation == g.opt.Incarnation {
@@ -320,7 +326,9 @@ func (g *Guard) HandleHeartbeat(now time.Time, link Link, h *Heartbeat) error {
 	p := g.peer(h.Node)
 	switch {
 	case h.Incarnation < p.hb.Incarnation:
-		return fmt.Errorf("heartbeat of an earlier start of %s", h.Name)
+		return fmt.Errorf("heartbeat of an earlier start of %s, or of another node with its number %d", h.Name, h.Node)
+	case h.Incarnation > p.hb.Incarnation && g.elsewhere(p, link):
+		return fmt.Errorf("another node has number %d: %s, which is heard from elsewhere", h.Node, h.Name)
 	case h.Incarnation > p.hb.Incarnation:
 		g.restarted(now, p, h)
 	case h.Seq+replayWindow <= p.hb.Seq:
@@ -328,7 +336,7 @@ func (g *Guard) HandleHeartbeat(now time.Time, link Link, h *Heartbeat) error {
 	}
 	l := p.link(link)
 	if h.Seq <= l.seq && p.hb.Seq != 0 {
-		return fmt.Errorf("heartbeat of %s seen before", h.Name)
+		return fmt.Errorf("heartbeat of %s %w", h.Name, ErrSeenBefore)
 	}
 	l.seq, l.misses, l.at, l.Addr = h.Seq, 0, now, link.Addr
 	if h.Seq > p.hb.Seq {
@@ -343,6 +351,14 @@ func (g *Guard) peer(n NodeID) *guardPeer {
 		g.peers = slices.Insert(g.peers, i, &guardPeer{hb: Heartbeat{Node: n}, lost: true})
 	}
 	return g.peers[i]
+}
+
+// elsewhere says whether the peer is heard, but not from this address. Who begins anew
+// does so where it was, or after a silence: another's start is not its own. Only who
+// names our own start is surely heard now; what was recorded keeps nobody out.
+func (g *Guard) elsewhere(p *guardPeer, l Link) bool {
+	return p.heard && slices.Contains(p.hb.Heard, Heard{g.opt.Self, g.opt.Incarnation}) &&
+		!slices.ContainsFunc(p.links, func(x guardLink) bool { return x.Addr == l.Addr })
 }
 
 func (p *guardPeer) link(l Link) *guardLink {

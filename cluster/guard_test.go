@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -187,6 +188,60 @@ func TestReplays(t *testing.T) {
 	}
 	if _, ok := find[TellLoss](b.ticks(1)); !ok && b.g.peers[0].heard {
 		t.Error("kept alive by replays")
+	}
+}
+
+// A second node with a peer's number, a clone of its disk, is refused as long as the
+// first is heard; when that has fallen silent the number is free.
+func TestASecondNodeWithANumberIsRefused(t *testing.T) {
+	b := newBench(t)
+	b.beat("hb0")
+	clone := b.peer
+	clone.Incarnation, clone.Seq, clone.Process = b.peer.Incarnation+1, 1, b.peer.Process+1
+	send := func(from string) error {
+		clone.Seq++
+		h := clone
+		return b.g.HandleHeartbeat(b.now, Link{Device: "hb0", Addr: from}, &h)
+	}
+	for range 5 {
+		if err := send("fe80::bad"); err == nil || errors.Is(err, ErrSeenBefore) || !strings.Contains(err.Error(), "another node has number") {
+			t.Fatalf("a second node: %v", err)
+		}
+		if got := b.take(); len(got) != 0 {
+			t.Fatalf("it has an effect: %v", got)
+		}
+		b.beat("hb0")
+	}
+	// The peer's own new start, where it was, is heard at once.
+	clone.Incarnation++
+	if err := send("fe80::1"); err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := find[TellPeer](b.take()); !ok || p.Peer.Process != clone.Process {
+		t.Fatal("a peer that begins anew is not told of")
+	}
+	// One that was recorded before this start, from wherever, keeps nobody out.
+	clone.Heard = []Heard{{2, 49}}
+	b.peer = clone
+	b.beat("hb0")
+	clone = b.peer
+	clone.Incarnation++
+	if err := send("fe80::7"); err != nil {
+		t.Errorf("behind a recorded one: %v", err)
+	}
+	clone.Heard = []Heard{{2, 50}}
+	if err := send("fe80::7"); err != nil {
+		t.Fatal(err)
+	}
+	clone.Incarnation++
+	if err := send("fe80::bad"); err == nil {
+		t.Error("a second node is taken")
+	}
+	b.take()
+	b.ticks(b.g.silence() + 2)
+	clone.Incarnation++
+	if err := send("fe80::bad"); err != nil {
+		t.Errorf("after a silence: %v", err)
 	}
 }
 

@@ -62,11 +62,19 @@ func witnessPlan() lab.Plan {
 // newWitnessed starts both members, the witness and, if asked, the client.
 func newWitnessed(t *testing.T, quorumLoss string, client bool) *witnessed {
 	t.Helper()
-	w := &witnessed{site: build(t, witnessPlan()), bin: program(t), members: map[string]*gateway{}}
+	return newWitnessedIn(t, witnessPlan(), quorumLoss, client)
+}
+
+// newWitnessedIn is the same in a network with more on the sync network's switch.
+func newWitnessedIn(t *testing.T, plan lab.Plan, quorumLoss string, client bool) *witnessed {
+	t.Helper()
+	w := &witnessed{site: build(t, plan), bin: program(t), members: map[string]*gateway{}}
 	w.must("sync", "ip", "link", "add", "br0", "type", "bridge")
 	w.must("sync", "ip", "link", "set", "br0", "up")
-	for _, port := range []string{lab.NodeGW1, lab.NodeGW2, witnessNode} {
-		w.must("sync", "ip", "link", "set", port, "master", "br0")
+	for _, c := range plan.Cables {
+		if c.B == "sync" {
+			w.must("sync", "ip", "link", "set", c.BIf, "master", "br0")
+		}
 	}
 	out, err := exec.Command(w.bin, "cluster", "init", "--dir", filepath.Join(w.topo.Dir, "cluster"), "--witness", witnessNode, lab.NodeGW1, lab.NodeGW2).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "node 3: ") {

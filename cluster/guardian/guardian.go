@@ -17,6 +17,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/internal/ipsec"
+	"tandem/internal/quiet"
 )
 
 // Options are what a guardian needs.
@@ -84,7 +85,7 @@ type guardian struct {
 	fifo      bool
 	threads   int
 	nextCheck time.Time
-	strangers int
+	refused   *quiet.Refusals
 	reloaded  chan Settings
 }
 
@@ -95,7 +96,7 @@ type guardian struct {
 func Run(ctx context.Context, o Options) int {
 	log, flush := newAsyncLogger(o.Logger)
 	defer flush()
-	g := &guardian{opt: o, log: log, buf: make([]byte, maxMessage), ctl: -1, peers: peers{beats: -1, news: -1}, reloaded: make(chan Settings, 1)}
+	g := &guardian{opt: o, log: log, refused: quiet.NewRefusals(log, "heartbeat refused"), buf: make([]byte, maxMessage), ctl: -1, peers: peers{beats: -1, news: -1}, reloaded: make(chan Settings, 1)}
 	if err := g.open(); err != nil {
 		log.Error("guardian cannot start", "error", err)
 		return 1
@@ -281,23 +282,24 @@ func (g *guardian) readDatagram(now time.Time, d *device, i int) {
 	case d != nil && local:
 		link.Device = d.name
 	case !g.peers.has(from): // a peer may be reached through a heartbeat device as well
+		g.refused.Add(from.String(), errNoPeer)
 		return
 	}
 	h, err := g.decode(b)
 	if err != nil {
-		if g.strangers++; g.strangers&(g.strangers-1) == 0 { // 1, 2, 4, 8…
-			g.log.Warn("datagram ignored", "device", link.Device, "from", from, "error", err, "count", g.strangers)
-		}
+		g.refused.Add(from.String(), err)
 		return
 	}
 	if link.Device != "" {
 		g.wakes = d
 	}
 	link.Addr = from.String()
-	if err := g.guard.HandleHeartbeat(now, link, h); err != nil {
-		g.log.Debug("heartbeat ignored", "device", link.Device, "from", from, "error", err)
+	if err := g.guard.HandleHeartbeat(now, link, h); err != nil && !errors.Is(err, cluster.ErrSeenBefore) {
+		g.refused.Add(from.String(), err)
 	}
 }
+
+var errNoPeer = errors.New("from the address of no peer")
 
 // decode remembers the last heartbeat: each comes once on every device.
 func (g *guardian) decode(b []byte) (*cluster.Heartbeat, error) {

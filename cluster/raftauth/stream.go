@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
+	"tandem/internal/quiet"
 	"tandem/proto/clusterpb"
 )
 
@@ -36,7 +38,7 @@ type StreamLayer struct {
 	id      *cluster.Identity
 	listen  net.Listener
 	resolve func(fsm.NodeID) (string, bool)
-	log     *slog.Logger
+	refused *quiet.Refusals
 
 	raft   chan net.Conn
 	done   chan struct{}
@@ -46,14 +48,20 @@ type StreamLayer struct {
 
 	mu     sync.Mutex
 	closed bool
-	conns  map[net.Conn]bool
+	conns  map[net.Conn]inbound
 	calls  map[fsm.NodeID]net.Conn // idle, one a member
+}
+
+// inbound is the other end of an incoming connection; node 0: it is not known yet.
+type inbound struct {
+	node fsm.NodeID
+	host string
 }
 
 // NewStreamLayer serves on a listener; resolve says where a member listens.
 func NewStreamLayer(id *cluster.Identity, l net.Listener, resolve func(fsm.NodeID) (string, bool), log *slog.Logger) *StreamLayer {
-	return &StreamLayer{id: id, listen: l, resolve: resolve, log: log, raft: make(chan net.Conn), done: make(chan struct{}),
-		slots: make(chan struct{}, maxConns), conns: map[net.Conn]bool{}, calls: map[fsm.NodeID]net.Conn{}}
+	return &StreamLayer{id: id, listen: l, resolve: resolve, refused: quiet.NewRefusals(log, "HA raft connection refused"), raft: make(chan net.Conn), done: make(chan struct{}),
+		slots: make(chan struct{}, maxConns), conns: map[net.Conn]inbound{}, calls: map[fsm.NodeID]net.Conn{}}
 }
 
 // Transport is Raft's transport over the layer.
@@ -87,6 +95,7 @@ func (s *StreamLayer) acceptAll() {
 			s.wg.Add(1)
 			go s.incoming(c)
 		default:
+			s.refused.Add(c.RemoteAddr().String(), errors.New("too many connections"))
 			c.Close()
 		}
 	}
@@ -100,7 +109,11 @@ func (s *StreamLayer) incoming(raw net.Conn) {
 	}
 	from, purpose, err := s.greet(c)
 	if err != nil {
-		s.log.Warn("HA raft connection refused", "from", raw.RemoteAddr().String(), "error", err)
+		select {
+		case <-s.done: // we are closing: nobody is refused
+		default:
+			s.refused.Add(raw.RemoteAddr().String(), err)
+		}
 		s.untrack(c)
 		return
 	}
@@ -134,6 +147,9 @@ func (s *StreamLayer) greet(c *tls.Conn) (fsm.NodeID, byte, error) {
 	if err != nil {
 		return 0, 0, err
 	}
+	if err := s.admit(c, fsm.NodeID(from)); err != nil {
+		return 0, 0, err
+	}
 	var b [1]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
 		return 0, 0, err
@@ -142,6 +158,41 @@ func (s *StreamLayer) greet(c *tls.Conn) (fsm.NodeID, byte, error) {
 		return 0, 0, fmt.Errorf("unknown purpose %d", b[0])
 	}
 	return fsm.NodeID(from), b[0], c.SetDeadline(time.Time{})
+}
+
+// admit takes the number of a member or witness, unless it is in use: two that vote under
+// one number would break every decision. Whoever is connected from where the number's
+// heartbeats come from has it; a second one elsewhere, with a copy of its certificate,
+// has not.
+func (s *StreamLayer) admit(c *tls.Conn, from fsm.NodeID) error {
+	here := hostOf(c.RemoteAddr().String())
+	known := ""
+	if at, ok := s.resolve(from); ok {
+		known = hostOf(at)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.conns {
+		if known != "" && known != here && o.node == from && o.host == known {
+			return fmt.Errorf("another node has number %d: it is connected from %s", from, o.host)
+		}
+	}
+	if _, ok := s.conns[c]; ok {
+		s.conns[c] = inbound{node: from, host: here}
+	}
+	return nil
+}
+
+// hostOf is an address without port and zone.
+func hostOf(at string) string {
+	host, _, err := net.SplitHostPort(at)
+	if err != nil {
+		return at
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.Unmap().WithZone("").String()
+	}
+	return host
 }
 
 // track remembers an incoming connection, so that Close can end it.
@@ -153,13 +204,13 @@ func (s *StreamLayer) track(c net.Conn) bool {
 		<-s.slots
 		return false
 	}
-	s.conns[c] = true
+	s.conns[c] = inbound{}
 	return true
 }
 
 func (s *StreamLayer) untrack(c net.Conn) {
 	s.mu.Lock()
-	known := s.conns[c]
+	_, known := s.conns[c]
 	delete(s.conns, c)
 	s.mu.Unlock()
 	if known {

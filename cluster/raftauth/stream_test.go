@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -140,45 +139,55 @@ func TestOverTLSAndDisk(t *testing.T) {
 	until(t, "it is back", all(slots(24)))
 
 	// Strangers.
-	refused := func(what string, c *tls.Config, first byte) {
-		t.Helper()
-		conn, err := net.Dial("tcp", at[2])
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
-		var rw io.ReadWriter = conn
-		if c != nil {
-			rw = tls.Client(conn, c)
-		}
-		rw.Write([]byte{first, 0, 0, 0, 0})
-		if n, err := rw.Read(make([]byte, 1)); c != nil && n > 0 || err == nil && c != nil {
-			t.Errorf("%s: answered", what)
-		}
-	}
-	before := strings.Count(log.String(), "HA raft connection refused")
-	refused("no certificate", &tls.Config{InsecureSkipVerify: true}, forCalls)
-	theirs, err := cluster.LoadIdentity(filepath.Join(dir, "theirs", "a"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	foreign := theirs.TLS()
-	foreign.InsecureSkipVerify, foreign.VerifyConnection = true, nil
-	refused("another cluster's certificate", foreign, forCalls)
-	twin, err := cluster.LoadIdentity(filepath.Join(dir, "ours", "b"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	same := twin.TLS()
-	same.VerifyConnection = nil
-	refused("our own number", same, forCalls)
 	honest, err := cluster.LoadIdentity(filepath.Join(dir, "ours", "c"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused("an unknown purpose", honest.TLS(), 'X')
-	until(t, "one line for each", func() bool { return strings.Count(log.String(), "HA raft connection refused") == before+4 })
+	if err := cluster.AddNode(filepath.Join(dir, "ours"), "ours", "late", 4, now.AddDate(-10, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	refusals := func() int { return strings.Count(log.String(), "HA raft connection refused") }
+	refused := func(what string, c *tls.Config, local string, first byte, reason string) {
+		t.Helper()
+		before := refusals()
+		for range 5 { // a flood is one line
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+			conn, err := d.DialContext(ctx, "tcp", at[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.SetDeadline(time.Now().Add(20 * time.Second))
+			tc := tls.Client(conn, c)
+			tc.Write([]byte{first, 0, 0, 0, 0})
+			if n, err := tc.Read(make([]byte, 1)); n > 0 || err == nil {
+				t.Errorf("%s: answered", what)
+			}
+			conn.Close()
+		}
+		until(t, what+": a line", func() bool { return refusals() > before })
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		for i := len(lines) - 1; ; i-- {
+			if strings.Contains(lines[i], "HA raft connection refused") {
+				if !strings.Contains(lines[i], reason) || !strings.Contains(lines[i], "from="+local+":") {
+					t.Errorf("%s: not as wanted, %q: %s", what, reason, lines[i])
+				}
+				break
+			}
+		}
+		if n := refusals() - before; n != 1 {
+			t.Errorf("%s: %d lines\n%s", what, n, log)
+		}
+	}
+	refused("no certificate", &tls.Config{InsecureSkipVerify: true}, "127.0.0.1", forCalls, "didn't provide a certificate")
+	refused("another cluster's certificate", shows(t, filepath.Join(dir, "theirs", "a")), "127.0.0.1", forCalls, "unknown authority")
+	refused("an expired certificate", shows(t, filepath.Join(dir, "ours", "late")), "127.0.0.1", forCalls, "expired")
+	refused("our own number", shows(t, filepath.Join(dir, "ours", "b")), "127.0.0.1", forCalls, "our own node ID 2")
+	refused("an unknown purpose", honest.TLS(), "127.0.0.1", 'X', "unknown purpose")
+	until(t, "member 3 is connected", func() bool {
+		_, err := nodes[3].Propose(ctx, drain(2, false))
+		return err == nil && nodes[2].opt.Peers.(*StreamLayer).hears(3)
+	})
+	refused("the number of a member that is connected", shows(t, filepath.Join(dir, "ours", "c")), "127.0.0.2", forCalls, "another node has number 3")
 
 	// Who speaks for another is refused, whatever it says.
 	stranger := NewStreamLayer(honest, nopListener{}, resolve, slogger)
@@ -205,6 +214,29 @@ func TestOverTLSAndDisk(t *testing.T) {
 	if strings.Contains(log.String(), "panic") {
 		t.Error(log.String())
 	}
+}
+
+// shows is a client that shows the certificate in a folder, whatever the server says it accepts.
+func shows(t *testing.T, dir string) *tls.Config {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}
+}
+
+// hears says whether a member is connected to us.
+func (s *StreamLayer) hears(n fsm.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		if c.node == n {
+			return true
+		}
+	}
+	return false
 }
 
 type nopListener struct{ net.Listener }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/internal/quiet"
 	statesync "tandem/sync"
 	"tandem/sync/stream"
 )
@@ -15,12 +16,13 @@ import (
 // back. What arrives is queued for the loop without waiting: a stream's goroutine
 // must not wait for the loop, which waits for the endpoint when it sends.
 type streams struct {
-	c *clusterEnds
-	e *stream.Endpoint
+	c       *clusterEnds
+	e       *stream.Endpoint
+	refused *quiet.Refusals
 }
 
 func openStreams(c *clusterEnds) (*streams, error) {
-	s := &streams{c: c}
+	s := &streams{c: c, refused: quiet.NewRefusals(c.d.log, "frame refused")}
 	l := c.d.loop
 	report := func(up bool) func(cluster.NodeID, cluster.ProcessID) {
 		return func(id cluster.NodeID, process cluster.ProcessID) {
@@ -66,9 +68,15 @@ func (s *streams) frame(r stream.Received) {
 			s.c.d.log.Warn("frame refused, the stream begins again", "node", r.Node, "scope", r.Scope.String(), "error", err)
 			s.e.Resync(r.Node, r.Scope)
 		case err != nil: // sending it again would change nothing
-			s.c.d.log.Debug("frame refused", "node", r.Node, "error", err)
+			frameRefused(s.refused, r, err)
 		}
 	})
+}
+
+// frameRefused says of an older epoch, or of a former process, that it still sends: once,
+// though there may be thousands of frames on their way.
+func frameRefused(to *quiet.Refusals, r stream.Received, err error) {
+	to.Add(fmt.Sprintf("node %d", r.Node), err)
 }
 
 func (s *streams) setPeer(p cluster.Peer) {

@@ -18,13 +18,22 @@ type receiver struct {
 	nonce  [nonceLen]byte
 	got    []xfrm.Stray // of this batch
 	m      message
-	warned time.Time
+	warned map[complaint]time.Time
 }
 
-const warnGap = time.Minute // between two log lines about datagrams that are not in order
+// complaint is what a log line is about.
+type complaint struct {
+	what string
+	from netip.Addr
+}
+
+const (
+	warnGap  = time.Minute // between two log lines of the same complaint
+	warnings = 64          // complaints that are told apart; addresses can be forged
+)
 
 func (r *receiver) init() {
-	r.names = names{}
+	r.names, r.warned = names{}, map[complaint]time.Time{}
 	r.got = make([]xfrm.Stray, 0, mmsg.Batch)
 	room := make([]byte, mmsg.Batch*maxDatagram)
 	for i := range mmsg.Batch {
@@ -123,10 +132,19 @@ func (l *Link) known(a netip.AddrPort) bool {
 	return false
 }
 
-// warn writes one line a minute at most: whoever floods us shall not fill the log.
+// warn writes one line a minute at most for each reason and address: whoever floods us
+// shall not fill the log, and garbage shall not hide a replay.
 func (l *Link) warn(now time.Time, what string, from netip.AddrPort) {
-	if now.Sub(l.recv.warned) >= warnGap {
-		l.recv.warned = now
+	r := &l.recv
+	c := complaint{what, from.Addr()}
+	if _, ok := r.warned[c]; !ok && len(r.warned) >= warnings {
+		c = complaint{} // of all others
+	}
+	if last, ok := r.warned[c]; !ok || now.Sub(last) >= warnGap {
+		if ok && len(r.warned) >= warnings {
+			clear(r.warned) // a minute has passed since then: begin anew
+		}
+		r.warned[c] = now
 		l.log.Warn("forwarding: "+what+"; the rest is only counted", "from", from)
 	}
 }
@@ -187,11 +205,13 @@ func (l *Link) sealed(p *peer, h *header, b []byte, now time.Time) {
 	s := p.of(h.session)
 	if s == nil {
 		p.stats.unknownSession.Add(1)
+		l.warn(now, "datagram of no session in use, as after a restart", p.addr)
 		l.askHello(p, h.session, now)
 		return
 	}
 	if !s.window.Check(h.counter) {
 		p.stats.replayed.Add(1)
+		l.warn(now, "datagram seen before", p.addr)
 		return
 	}
 	n := headerLen

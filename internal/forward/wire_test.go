@@ -235,12 +235,72 @@ func TestForgery(t *testing.T) {
 	if b.stats(1).Forged != was+1 || b.peer(1).candidate != nil {
 		t.Error("another cluster's hello is heard")
 	}
-	if lines := strings.Count(b.log.String(), "\n"); lines > 3 {
+	if lines := strings.Count(b.log.String(), "\n"); lines > 5 { // one a reason
 		t.Errorf("%d log lines", lines)
 	}
 	b.take(a.local, ds...) // the true ones are none the worse for it
 	if len(b.got) != 3 {
 		t.Errorf("%d delivered", len(b.got))
+	}
+}
+
+// Whoever is refused is told in one line for each reason, with the address, however much
+// comes, and hears nothing.
+func TestRefusedIsSaidOnce(t *testing.T) {
+	a, b := pair(t)
+	meet(a, b)
+	once := a.sends(b, stray(100))
+	b.take(a.local, once...)
+	other, unknown := newManual(t, 1, loopback, ipsec.NewKey(bytes.Repeat([]byte{7}, 32))), newManual(t, 1, loopback, clusterKey)
+	forged := bytes.Clone(once[0])
+	forged[len(forged)-1] ^= 1
+	later := bytes.Clone(a.sends(b, stray(100))[0])
+	later[len(later)-1] ^= 1
+	earlier := bytes.Clone(once[0])
+	earlier[4] ^= 1 // the session
+	foreign := other.keys.greet(header{kind: typeHello, from: 1, to: 2, session: 9, counter: 5}, 0)
+	twin := unknown.keys.greet(header{kind: typeHello, from: 1, to: 2, session: 9, counter: 5}, 0) // our key, a member's number, another address
+	a.heard()
+	for _, c := range []struct {
+		what, reason string
+		from         netip.AddrPort
+		datagram     []byte
+	}{
+		{"garbage from nowhere", "datagram of no member", netip.MustParseAddrPort("192.0.2.9:710"), []byte{1, 2, 3}},
+		{"garbage from a member's address", "malformed datagram", a.local, []byte{1, 2, 3}},
+		{"another cluster's key", "forged greeting", a.local, foreign},
+		{"sealed under another key", "forged datagram", a.local, later},
+		{"a replay", "datagram seen before", a.local, once[0]},
+		{"a replay from an earlier life", "no session in use", a.local, earlier},
+		{"a second node with a member's number", "datagram of no member", netip.MustParseAddrPort("127.0.0.7:710"), twin},
+	} {
+		b.log.Reset()
+		for range 200 {
+			b.take(c.from, c.datagram)
+		}
+		log := b.log.String()
+		if strings.Count(log, "\n") != 1 || !strings.Contains(log, c.reason) || !strings.Contains(log, c.from.String()) {
+			t.Errorf("%s: %q", c.what, log)
+		}
+	}
+	if len(b.got) != 1 {
+		t.Errorf("%d delivered", len(b.got))
+	}
+	// One reset in 100 ms to the member whose session is asked for; the stranger's sockets
+	// have nothing.
+	if n := len(a.heard()); n != 1 {
+		t.Errorf("the member hears %d datagrams", n)
+	}
+	if n := len(other.heard()) + len(unknown.heard()); n != 0 {
+		t.Errorf("strangers hear %d datagrams", n)
+	}
+	// Forged addresses fill neither the log nor the memory.
+	b.log.Reset()
+	for i := range 5000 {
+		b.take(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), 1), []byte{1})
+	}
+	if n := strings.Count(b.log.String(), "\n"); n > warnings+1 || len(b.recv.warned) > warnings+1 {
+		t.Errorf("%d lines, %d remembered", n, len(b.recv.warned))
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 	"time"
 )
 
-// maxKinds bounds the memory for what has been said: addresses of strangers are part of it.
+// maxKinds bounds the memory for what has been said, and with it the lines: addresses
+// of strangers are part of a kind, and who forges one can forge many. Beyond it all
+// others are one kind.
 const maxKinds = 256
 
 // Lines is an io.Writer of whole lines. Those that differ in numbers only are one kind;
@@ -21,8 +23,9 @@ type Lines struct {
 	// Now is the clock; nil: the machine's.
 	Now func() time.Time
 
-	mu   sync.Mutex
-	said map[string]*kind
+	mu    sync.Mutex
+	said  map[string]*kind
+	swept time.Time
 }
 
 type kind struct {
@@ -37,7 +40,7 @@ func (l *Lines) Write(b []byte) (int, error) {
 	if l.Now != nil {
 		now = l.Now
 	}
-	if before, ok := l.may(kindOf(line), now()); ok {
+	if before, ok := l.may(lineKind(line), now()); ok {
 		l.Say(line, before)
 	}
 	return len(b), nil
@@ -46,11 +49,17 @@ func (l *Lines) Write(b []byte) (int, error) {
 func (l *Lines) may(key string, now time.Time) (before int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.said == nil {
+		l.said = map[string]*kind{}
+	}
+	if l.said[key] == nil && len(l.said) >= maxKinds {
+		l.sweep(now)
+		if len(l.said) >= maxKinds {
+			key = ""
+		}
+	}
 	k := l.said[key]
 	if k == nil {
-		if l.said == nil || len(l.said) >= maxKinds {
-			l.said = map[string]*kind{}
-		}
 		l.said[key] = &kind{at: now}
 		return 0, true
 	}
@@ -63,17 +72,35 @@ func (l *Lines) may(key string, now time.Time) (before int, ok bool) {
 	return before, true
 }
 
-// kindOf is a line without its numbers.
-func kindOf(line string) string {
+// sweep forgets what may be said again, seldom: a flood shall not make it the main work.
+func (l *Lines) sweep(now time.Time) {
+	if now.Sub(l.swept) < l.Every {
+		return
+	}
+	l.swept = now
+	for key, k := range l.said {
+		if now.Sub(k.at) >= l.Every {
+			delete(l.said, key)
+		}
+	}
+}
+
+// lineKind is the kind of a whole line.
+func lineKind(line string) string {
 	text, from, _ := strings.Cut(line, " from=")
+	if i := strings.LastIndexByte(from, ':'); i >= 0 {
+		from = from[:i]
+	}
+	return kindOf(text, from)
+}
+
+// kindOf is a text without its numbers, and whom it is about.
+func kindOf(text, from string) string {
 	var b strings.Builder
 	for _, r := range text {
 		if r < '0' || r > '9' {
 			b.WriteRune(r)
 		}
-	}
-	if i := strings.LastIndexByte(from, ':'); i >= 0 {
-		from = from[:i]
 	}
 	return b.String() + " " + from
 }

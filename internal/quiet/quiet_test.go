@@ -30,10 +30,24 @@ func TestLines(t *testing.T) {
 	if !slices.Equal(said, want) {
 		t.Errorf("%q, want %q", said, want)
 	}
-	for i := range 10 * maxKinds {
-		say(fmt.Sprintf("no key from=10.0.%d.%d:1", i/256, i%256))
+	said = nil
+	flood := func() {
+		for i := range 10 * maxKinds {
+			say(fmt.Sprintf("no key from=10.1.%d.%d:1", i/256, i%256))
+		}
 	}
-	if len(l.said) > maxKinds {
-		t.Errorf("%d kinds are remembered", len(l.said))
+	flood()
+	if len(l.said) > maxKinds+1 || len(said) > maxKinds {
+		t.Errorf("%d kinds are remembered, %d lines of forged addresses", len(l.said), len(said))
+	}
+	said = nil
+	flood()
+	if len(said) != 0 {
+		t.Errorf("the same flood is told again with %d lines", len(said))
+	}
+	now = now.Add(10 * time.Second)
+	flood()
+	if len(said) == 0 || len(said) > maxKinds+1 || len(l.said) > maxKinds+1 {
+		t.Errorf("%d lines, %d kinds", len(said), len(l.said))
 	}
 }

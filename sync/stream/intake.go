@@ -242,7 +242,8 @@ func (r *receiver) resync(scope cluster.ScopeID) {
 
 // add counts a stream of a process. The newest one is right: a former one's end may
 // not have been noticed yet, and its hello may still have been on its way. But what
-// heartbeats tell, if they do, is right in any case.
+// heartbeats tell, if they do, is right in any case: as long as the process that they
+// name is connected, no other takes its place.
 func (r *receiver) add(process, told cluster.ProcessID, scoped bool) (*incoming, error) {
 	s := &incoming{
 		r: r, scoped: scoped, wake: make(chan struct{}, 1), ended: make(chan struct{}),
@@ -253,6 +254,11 @@ func (r *receiver) add(process, told cluster.ProcessID, scoped bool) (*incoming,
 	if process != r.process {
 		if told != 0 && process != told && slices.Contains(r.retired, process) {
 			return nil, fmt.Errorf("process %x is a former one", uint64(process))
+		}
+		if told != 0 && told == r.process && len(r.streams) > 0 {
+			// Not a successor, of which heartbeats would tell before it can call, but a
+			// second node with the same number. A successor in a hurry tries again.
+			return nil, fmt.Errorf("process %x: heartbeats name process %x, which is connected", uint64(process), uint64(told))
 		}
 		for _, o := range r.streams {
 			o.stop(errReplaced)

@@ -19,6 +19,7 @@ var (
 	errTooMany  = errors.New("too many streams")
 	errReplaced = errors.New("another process speaks for the node")
 	errClosing  = errors.New("closing")
+	errNoHello  = errors.New("no hello")
 )
 
 // Received is a frame from another node.
@@ -79,9 +80,13 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	if !ok {
 		return status.Error(codes.Unauthenticated, "no peer")
 	}
+	refuse := func(code codes.Code, err error) error {
+		e.refused(p.Addr, err)
+		return status.Error(code, err.Error())
+	}
 	node, err := e.nodeOf(p)
 	if err != nil {
-		return status.Error(codes.Unauthenticated, err.Error())
+		return refuse(codes.Unauthenticated, err)
 	}
 	type hello struct {
 		m   *syncpb.StreamUp
@@ -99,7 +104,7 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	select {
 	case h = <-hellos:
 	case <-patience.C:
-		return status.Error(codes.DeadlineExceeded, "no hello")
+		return refuse(codes.DeadlineExceeded, errNoHello)
 	case <-e.ctx.Done():
 		return status.Error(codes.Unavailable, errClosing.Error())
 	}
@@ -108,7 +113,7 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	}
 	process := cluster.ProcessID(h.m.GetHello().GetProcess())
 	if process == 0 || process == e.opt.Process {
-		return status.Error(codes.InvalidArgument, "no hello")
+		return refuse(codes.InvalidArgument, errNoHello)
 	}
 	r := e.receiver(node)
 	if r == nil {
@@ -116,11 +121,17 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	}
 	s, err := r.add(process, e.told(node), h.m.Hello.Scoped)
 	if err != nil {
-		return status.Error(codes.FailedPrecondition, err.Error())
+		return refuse(codes.FailedPrecondition, fmt.Errorf("node %d: %w", node, err))
 	}
 	defer r.remove(s)
 	e.wg.Go(func() { s.stop(e.answer(s, stream)) })
-	e.wg.Go(func() { s.stop(e.read(s, stream, node, process)) })
+	e.wg.Go(func() {
+		err := e.read(s, stream, node, process)
+		if errors.Is(err, errMessage) {
+			e.refused(p.Addr, fmt.Errorf("node %d: %w", node, err))
+		}
+		s.stop(err)
+	})
 	select {
 	case <-s.ended:
 	case <-e.ctx.Done():
@@ -157,20 +168,32 @@ func (e *Endpoint) read(s *incoming, stream syncpb.StateSync_ReplicateServer, no
 		if err != nil {
 			return err
 		}
-		if len(m.Frame) == 0 {
-			return errors.New("a message without a frame")
-		}
-		scope, err := scopeOf(m.Scope)
+		scope, err := messageScope(m, s.scoped)
 		if err != nil {
 			return err
-		}
-		if scope != 0 && !s.scoped {
-			return errors.New("a scope of one who knows of none")
 		}
 		if !e.hand(s, m.Seq, m.First, Received{Scope: scope, Node: node, Process: process, Frame: m.Frame, from: s.r}) {
 			return errScopes
 		}
 	}
+}
+
+// errMessage is what a member never sends.
+var errMessage = errors.New("a message out of order")
+
+// messageScope checks a message that should carry a frame.
+func messageScope(m *syncpb.StreamUp, scoped bool) (cluster.ScopeID, error) {
+	if len(m.Frame) == 0 {
+		return 0, fmt.Errorf("%w: without a frame", errMessage)
+	}
+	scope, err := scopeOf(m.Scope)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errMessage, err)
+	}
+	if scope != 0 && !scoped {
+		return 0, fmt.Errorf("%w: a scope of one who knows of none", errMessage)
+	}
+	return scope, nil
 }
 
 // hand gives the handler a frame, if it is the first to arrive. It waits for the

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"tandem/cluster"
+	"tandem/internal/quiet"
 	"tandem/proto/syncpb"
 	statesync "tandem/sync"
 )
@@ -82,6 +83,7 @@ type Endpoint struct {
 	syncpb.UnimplementedStateSyncServer
 	opt    Options
 	log    *slog.Logger
+	refuse *quiet.Refusals
 	ctx    context.Context
 	cancel context.CancelFunc
 	server *grpc.Server
@@ -115,12 +117,12 @@ func New(o Options) (*Endpoint, error) {
 		o.Stall = defaultStall
 	}
 	e := &Endpoint{
-		opt: o, log: o.Log, client: clientTLS(o.TLS),
+		opt: o, log: o.Log, client: clientTLS(o.TLS), refuse: quiet.NewRefusals(o.Log, "replication stream refused"),
 		out: make(map[cluster.NodeID]*sender), in: make(map[cluster.NodeID]*receiver),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.server = grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(serverTLS(o.TLS))),
+		grpc.Creds(&toldCreds{credentials.NewTLS(serverTLS(o.TLS)), e.refused}),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.MaxConcurrentStreams(1), grpc.MaxHeaderListSize(8<<10),
@@ -128,6 +130,31 @@ func New(o Options) (*Endpoint, error) {
 	)
 	syncpb.RegisterStateSyncServer(e.server, e)
 	return e, nil
+}
+
+// refused says that somebody was.
+func (e *Endpoint) refused(from net.Addr, err error) {
+	if e.ctx.Err() == nil {
+		e.refuse.Add(from.String(), err)
+	}
+}
+
+// toldCreds tell of failed handshakes, which gRPC keeps to itself.
+type toldCreds struct {
+	credentials.TransportCredentials
+	failed func(net.Addr, error)
+}
+
+func (t *toldCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := t.TransportCredentials.ServerHandshake(c)
+	if err != nil {
+		t.failed(c.RemoteAddr(), err)
+	}
+	return conn, info, err
+}
+
+func (t *toldCreds) Clone() credentials.TransportCredentials {
+	return &toldCreds{t.TransportCredentials.Clone(), t.failed}
 }
 
 // Listen accepts streams on a TCP address, such as "[fe80::1%hb1]:7001" or "[::]:0",
