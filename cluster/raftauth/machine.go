@@ -23,6 +23,7 @@ type machine struct {
 
 	min, max uint32
 	changed  func(index uint64, scopes []fsm.ScopeID)
+	unfit    func(error) // a snapshot that this build does not understand
 }
 
 func newMachine(min, max uint32, changed func(uint64, []fsm.ScopeID)) *machine {
@@ -89,6 +90,9 @@ func (f *machine) Restore(r io.ReadCloser) error {
 		return err
 	}
 	if err := f.restore(b); err != nil {
+		if errors.Is(err, fsm.ErrUnfit) && f.unfit != nil {
+			f.unfit(err)
+		}
 		return fmt.Errorf("snapshot of the farm: %w", err)
 	}
 	return nil
