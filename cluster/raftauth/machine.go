@@ -40,6 +40,12 @@ func (f *machine) Apply(l *raft.Log) any {
 		f.mu.Unlock()
 		return fsm.Result{Code: fsm.Unchanged, Repeated: true}
 	}
+	if err := f.m.Unfit(); err != nil {
+		// What this build does not understand it must not pass over either: the state
+		// would be kept, and a later build would go on from it.
+		f.mu.Unlock()
+		return fsm.Result{Code: fsm.TooNew, Why: err.Error()}
+	}
 	r := f.m.Apply(l.Data)
 	f.index = l.Index
 	f.mu.Unlock()
@@ -78,6 +84,12 @@ func (f *machine) restore(b []byte) error {
 
 // Snapshot is for Raft's own snapshots.
 func (f *machine) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.Lock()
+	err := f.m.Unfit()
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err // it would be taken for the state after entries that were not applied
+	}
 	_, b := f.marshal()
 	return snapshot(b), nil
 }

@@ -257,8 +257,8 @@ func (n *Node) Close() error {
 func (n *Node) View() *fsm.Machine {
 	_, b := n.m.marshal()
 	m := fsm.NewBuild(n.opt.MinVersion, n.opt.MaxVersion)
-	if err := m.Restore(b[8:]); err != nil {
-		// An older build in an upgraded farm: it knows nothing it could say.
+	// A build that does not understand the log has said so, and knows nothing else to say.
+	if err := m.Restore(b[8:]); err != nil && !errors.Is(err, fsm.ErrUnfit) {
 		n.opt.Log.Error("the farm's state cannot be read", "error", err)
 	}
 	return m
@@ -306,6 +306,8 @@ func (n *Node) stateChanged(index uint64, scopes []fsm.ScopeID) {
 	n.m.mu.Unlock()
 	if unfit != nil {
 		n.sayUnfit(unfit)
+		poke(n.keepCh)
+		return
 	}
 	poke(n.kick)
 	poke(n.keepCh)
