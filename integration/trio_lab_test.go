@@ -287,17 +287,21 @@ const probeEvery = 20 * time.Millisecond
 func (f *trio) probe(node, from, to string) *prober {
 	f.t.Helper()
 	name := "probe-" + node + "-" + to
-	p, err := f.topo.Start(node, name, []string{"ping", "-n", "-q", "-i", fmt.Sprint(probeEvery.Seconds()), "-I", from, to}, nil)
+	p, err := f.topo.Start(node, name, []string{"ping", "-n", "-i", fmt.Sprint(probeEvery.Seconds()), "-I", from, to}, nil)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	return &prober{f.t, p, name}
 }
 
-var pingSummary = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received(?:, \+(\d+) duplicates)?`)
+var (
+	pingSummary = regexp.MustCompile(`(\d+) packets transmitted, \d+ received(?:, \+(\d+) duplicates)?`)
+	pingAnswer  = regexp.MustCompile(`icmp_seq=(\d+) ttl=`)
+)
 
-// end stops it and says what became of the probes.
-func (p *prober) end() (sent, received, doubled int) {
+// end stops it and says what became of the probes, but for the last: it may be under way
+// still. Echo sequence numbers must not have wrapped.
+func (p *prober) end() (sent, lost, doubled int) {
 	p.t.Helper()
 	if err := syscall.Kill(p.p.PID, syscall.SIGINT); err != nil {
 		p.t.Fatal(err)
@@ -311,9 +315,13 @@ func (p *prober) end() (sent, received, doubled int) {
 		p.t.Fatalf("%s says nothing: %v: %s", p.name, err, text)
 	}
 	sent, _ = strconv.Atoi(m[1])
-	received, _ = strconv.Atoi(m[2])
-	doubled, _ = strconv.Atoi(m[3])
-	return sent, received, doubled
+	doubled, _ = strconv.Atoi(m[2])
+	answered := map[string]bool{}
+	for _, a := range pingAnswer.FindAllStringSubmatch(string(text), -1) {
+		answered[a[1]] = true
+	}
+	delete(answered, m[1])
+	return sent - 1, sent - 1 - len(answered), doubled
 }
 
 // echoMessage is one echo message on a wire.
