@@ -321,6 +321,11 @@ func (p *prober) end() (sent, lost, doubled int) {
 		answered[a[1]] = true
 	}
 	delete(answered, m[1])
+	for n := 1; n < sent; n++ {
+		if !answered[strconv.Itoa(n)] {
+			p.t.Logf("%s: probe %d has no answer", p.name, n)
+		}
+	}
 	return sent - 1, sent - 1 - len(answered), doubled
 }
 

@@ -161,7 +161,7 @@ func (f *trio) versions(young []string, log uint32) {
 				return false
 			}
 			for _, p := range h.Rows {
-				if p.LogMax != speaks(p.Hostname) || p.Features != uint64(log-1) || p.State != "active" {
+				if p.LogMax != speaks(p.Hostname) || p.Features>>48 != uint64(log-1) || p.State != "active" {
 					return false
 				}
 			}

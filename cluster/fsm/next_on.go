@@ -15,7 +15,7 @@ const raised = 1
 // announceField of a Command is a kind of command that only this build knows.
 const announceField = 1000
 
-// Announce is that command: its proposer has these features. It needs the next version
+// Announce is that command: its proposer has these features, too. It needs the next version
 // of the log, so today's build refuses it, and every build alike as long as a member
 // of today's build is there.
 func Announce(features uint64) *clusterpb.Command {
@@ -36,9 +36,9 @@ func (m *Machine) next(by NodeID, c *clusterpb.Command) (Result, bool) {
 		return Result{}, false
 	}
 	p := m.member(by)
-	if p.Features == features {
+	if p.Features&features == features {
 		return Result{Code: Unchanged}, true
 	}
-	p.Features = features
+	p.Features |= features
 	return Result{Code: Done}, true
 }

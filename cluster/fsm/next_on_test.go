@@ -18,7 +18,7 @@ func TestNextVersionsCommand(t *testing.T) {
 		return m.Apply(Encode(c))
 	}
 	c := joins(1, 100)
-	c.GetAddMember().MaxVersion = MaxVersion
+	c.GetAddMember().MaxVersion, c.GetAddMember().Features = MaxVersion, 2
 	if r := apply(c); r.Code != Done {
 		t.Fatalf("%+v", r)
 	}
@@ -35,7 +35,7 @@ func TestNextVersionsCommand(t *testing.T) {
 	if err := again.Restore(m.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
-	if p, ok := again.Member(1); !ok || p.Features != 5 || again.Version() != MaxVersion {
+	if p, ok := again.Member(1); !ok || p.Features != 7 || again.Version() != MaxVersion {
 		t.Errorf("version %d, %+v", again.Version(), p)
 	}
 }
