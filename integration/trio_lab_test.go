@@ -280,6 +280,7 @@ type prober struct {
 	t    *testing.T
 	p    *lab.Process
 	name string
+	lost []uint16 // echo sequence numbers, once it has ended
 }
 
 const probeEvery = 20 * time.Millisecond
@@ -291,7 +292,7 @@ func (f *trio) probe(node, from, to string) *prober {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return &prober{f.t, p, name}
+	return &prober{t: f.t, p: p, name: name}
 }
 
 var (
@@ -324,6 +325,7 @@ func (p *prober) end() (sent, lost, doubled int) {
 	for n := 1; n < sent; n++ {
 		if !answered[strconv.Itoa(n)] {
 			p.t.Logf("%s: probe %d has no answer", p.name, n)
+			p.lost = append(p.lost, uint16(n))
 		}
 	}
 	return sent - 1, sent - 1 - len(answered), doubled
