@@ -39,6 +39,7 @@ lint:
 	@files="$$(gofmt -l $$(git ls-files '*.go'))"; test -z "$$files" || { echo "gofmt: $$files"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags breakpoints ./internal/daemon ./cmd/tandem
+	$(GO) vet -tags nextproto ./cluster/fsm ./sync/stream ./internal/daemon ./cmd/tandem
 	$(GO) run $(STATICCHECK) ./...
 
 # Every fuzz target for FUZZTIME each.

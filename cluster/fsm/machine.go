@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -105,7 +106,7 @@ func decode(entry []byte) (*clusterpb.Command, error) {
 		return nil, fmt.Errorf("%d bytes are more than %d", len(entry), MaxEntry)
 	}
 	c := &clusterpb.Command{}
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(entry, c); err != nil {
+	if err := (proto.UnmarshalOptions{DiscardUnknown: raised == 0}).Unmarshal(entry, c); err != nil {
 		return nil, err
 	}
 	switch id := c.GetId(); {
@@ -207,6 +208,9 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 	case *clusterpb.Command_SetVersion:
 		return m.setVersion(w.SetVersion.GetVersion())
 	}
+	if r, ok := m.next(by, c); ok {
+		return r
+	}
 	return refuse(Malformed, "the command says nothing that log version %d knows", m.version)
 }
 
@@ -245,9 +249,12 @@ func (m *Machine) setVersion(v uint32) Result {
 
 func (m *Machine) checkFit() {
 	if m.version < m.min || m.version > m.max {
-		m.unfit = fmt.Errorf("the members' log has version %d, this build understands %d to %d", m.version, m.min, m.max)
+		m.unfit = fmt.Errorf("%w: it is %d, and this build understands %d to %d", ErrUnfit, m.version, m.min, m.max)
 	}
 }
+
+// ErrUnfit: the log has a version that this build does not understand.
+var ErrUnfit = errors.New("the members have agreed on another version of their log")
 
 // Unfit says why this build cannot follow the log any more: an older build was
 // started in place of one that had announced more. It must stop.

@@ -25,7 +25,7 @@ const (
 // The log versions that this build understands: see Machine.Version.
 const (
 	MinVersion = 1
-	MaxVersion = 1
+	MaxVersion = 1 + raised
 )
 
 // NodeID is a member's number, from its certificate: 1–16. 0: nobody.

@@ -478,7 +478,7 @@ func (g *guardian) daemonEnded(now time.Time) {
 		g.log.Info("daemon ended", "status", status)
 		g.over = true
 	case code == ExitConfig:
-		g.log.Error("the daemon refuses its configuration; not started again")
+		g.log.Error("the daemon cannot run as it is; not started again")
 		g.code, g.over = ExitConfig, true
 	default:
 		g.retryLater(now)

@@ -21,7 +21,7 @@ const (
 	maxMessage = 64 << 10
 )
 
-// ExitConfig is the daemon's exit status when its configuration is wrong: it is
+// ExitConfig is the daemon's exit status when its configuration or its build is wrong: it is
 // reported, not retried (sysexits' EX_CONFIG).
 const ExitConfig = 78
 

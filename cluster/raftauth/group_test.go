@@ -453,6 +453,29 @@ func TestRollingUpgrade(t *testing.T) {
 			ev := g.events[4]
 			return len(ev) > 0 && ev[len(ev)-1].Unfit != nil
 		})
+		// What follows it passes over without a trace, so that a new build on its disk is
+		// like the others.
+		index, _ := g.nodes[4].m.marshal()
+		for _, on := range []bool{true, false} {
+			if r := g.propose(g.leader(0), drain(2, on)); !r.OK() {
+				t.Fatalf("%+v", r)
+			}
+		}
+		g.throughout(time.Second, "the old build stands still", func() bool { now, _ := g.nodes[4].m.marshal(); return now == index })
+		g.mu.Lock()
+		told := 0
+		for _, e := range g.events[4] {
+			if e.Unfit != nil {
+				told++
+			}
+		}
+		g.mu.Unlock()
+		if told != 1 {
+			t.Errorf("it says %d times that it cannot follow", told)
+		}
+		g.kill(4)
+		g.start(4, young)
+		g.within(5*time.Second, "the new build on its disk is like the others", func() bool { return g.allJoined() && g.same() })
 	})
 }
 

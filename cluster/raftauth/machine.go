@@ -23,6 +23,7 @@ type machine struct {
 
 	min, max uint32
 	changed  func(index uint64, scopes []fsm.ScopeID)
+	unfit    func(error) // a snapshot that this build does not understand
 }
 
 func newMachine(min, max uint32, changed func(uint64, []fsm.ScopeID)) *machine {
@@ -38,6 +39,12 @@ func (f *machine) Apply(l *raft.Log) any {
 	if l.Index <= f.index {
 		f.mu.Unlock()
 		return fsm.Result{Code: fsm.Unchanged, Repeated: true}
+	}
+	if err := f.m.Unfit(); err != nil {
+		// What this build does not understand it must not pass over either: the state
+		// would be kept, and a later build would go on from it.
+		f.mu.Unlock()
+		return fsm.Result{Code: fsm.TooNew, Why: err.Error()}
 	}
 	r := f.m.Apply(l.Data)
 	f.index = l.Index
@@ -77,6 +84,12 @@ func (f *machine) restore(b []byte) error {
 
 // Snapshot is for Raft's own snapshots.
 func (f *machine) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.Lock()
+	err := f.m.Unfit()
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err // it would be taken for the state after entries that were not applied
+	}
 	_, b := f.marshal()
 	return snapshot(b), nil
 }
@@ -89,6 +102,9 @@ func (f *machine) Restore(r io.ReadCloser) error {
 		return err
 	}
 	if err := f.restore(b); err != nil {
+		if errors.Is(err, fsm.ErrUnfit) && f.unfit != nil {
+			f.unfit(err)
+		}
 		return fmt.Errorf("snapshot of the farm: %w", err)
 	}
 	return nil

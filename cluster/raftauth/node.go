@@ -129,6 +129,7 @@ type Node struct {
 	store    uint64
 	fresh    bool // the disk was blank when this process began
 	admitted atomic.Bool
+	unfit    atomic.Bool
 
 	proposing sync.Mutex // one at a time, so that they are decided in the order of their numbers
 	life, seq uint64     // guarded by proposing
@@ -162,7 +163,8 @@ func nodeOf[T ~string](s T) fsm.NodeID {
 }
 
 // New starts the member. It takes part at once; the first group is formed when all
-// voters have met and none of their disks knows of a log.
+// voters have met and none of their disks knows of a log. The error is fsm.ErrUnfit if
+// the disk has a state that this build does not understand.
 func New(o Options) (*Node, error) {
 	if len(o.Voters) != 1 && len(o.Voters) != 3 && len(o.Voters) != 5 {
 		return nil, fmt.Errorf("a group has 3 or 5 voters, not %d", len(o.Voters))
@@ -192,6 +194,7 @@ func New(o Options) (*Node, error) {
 		return nil, err
 	}
 	n.m = newMachine(o.MinVersion, o.MaxVersion, n.stateChanged)
+	n.m.unfit = n.sayUnfit
 	kept, err := stable(o.Disk.Stable, keyState)
 	if err != nil {
 		return nil, fmt.Errorf("state-dir: %w", err)
@@ -254,8 +257,8 @@ func (n *Node) Close() error {
 func (n *Node) View() *fsm.Machine {
 	_, b := n.m.marshal()
 	m := fsm.NewBuild(n.opt.MinVersion, n.opt.MaxVersion)
-	if err := m.Restore(b[8:]); err != nil {
-		// An older build in an upgraded farm: it knows nothing it could say.
+	// A build that does not understand the log has said so, and knows nothing else to say.
+	if err := m.Restore(b[8:]); err != nil && !errors.Is(err, fsm.ErrUnfit) {
 		n.opt.Log.Error("the farm's state cannot be read", "error", err)
 	}
 	return m
@@ -302,12 +305,20 @@ func (n *Node) stateChanged(index uint64, scopes []fsm.ScopeID) {
 	unfit := n.m.m.Unfit()
 	n.m.mu.Unlock()
 	if unfit != nil {
-		n.opt.Log.Error("HA this build cannot follow the farm's log", "error", unfit)
-		n.opt.Notify(Event{Unfit: unfit})
+		n.sayUnfit(unfit)
+		poke(n.keepCh)
+		return
 	}
 	poke(n.kick)
 	poke(n.keepCh)
 	n.opt.Notify(Event{Changed: &Changed{Index: index, Scopes: scopes}})
+}
+
+// sayUnfit tells it once: every entry that follows would tell it again.
+func (n *Node) sayUnfit(why error) {
+	if !n.unfit.Swap(true) {
+		n.opt.Notify(Event{Unfit: why})
+	}
 }
 
 func poke(c chan struct{}) {

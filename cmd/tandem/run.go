@@ -122,8 +122,9 @@ func daemonCommand() *cobra.Command {
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		err := daemon.Run(c.Context(), daemon.Options{ConfigFile: *configFile, LogFormat: *logFormat})
 		var bad daemon.ConfigError
+		var unfit daemon.UnfitError
 		switch {
-		case errors.As(err, &bad):
+		case errors.As(err, &bad), errors.As(err, &unfit):
 			return exitError{guardian.ExitConfig, err.Error()}
 		case err != nil:
 			return exitError{exitFailed, err.Error()}

@@ -54,6 +54,8 @@ type Daemon struct {
 	alarms    map[string]string
 	breaks    breakpoint
 	announcer *announcer
+	ends      chan error // what ends the daemon beside a signal
+	ended     error      // the first of them
 
 	progress atomic.Uint64
 	strays   atomic.Pointer[farmEnds] // where packets of other members' scopes go
@@ -87,6 +89,22 @@ type ConfigError struct{ Err error }
 func (e ConfigError) Error() string { return e.Err.Error() }
 func (e ConfigError) Unwrap() error { return e.Err }
 
+// UnfitError says that this build cannot work with the other members': trying again
+// does not help.
+type UnfitError struct{ Err error }
+
+func (e UnfitError) Error() string { return e.Err.Error() }
+func (e UnfitError) Unwrap() error { return e.Err }
+
+// end makes the daemon stop as if it was told to, and Run return the error. Called on
+// the loop, or before it runs.
+func (d *Daemon) end(err error) {
+	if d.ended == nil {
+		d.ended = err
+		d.ends <- err
+	}
+}
+
 // Run is a daemon's whole life. It returns when the daemon was told to stop
 // (SIGTERM, SIGINT, or ctx) and has done so, or could not start.
 func Run(ctx context.Context, o Options) error {
@@ -101,7 +119,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	d := &Daemon{o: o, hub: hub, log: slog.New(hub), started: time.Now(), cfg: cfg, alarms: map[string]string{}}
+	d := &Daemon{o: o, hub: hub, log: slog.New(hub), started: time.Now(), cfg: cfg, alarms: map[string]string{}, ends: make(chan error, 1)}
 	d.process = newProcessID()
 	switch d.guardian, err = guardian.Attach(nil); {
 	case err == nil:
@@ -228,7 +246,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	stopMetrics()
 	stopAdmin()
 	d.log.Info("tandem stopped", "pid", os.Getpid())
-	return nil
+	return d.ended
 }
 
 // signals hands SIGTERM, SIGINT and SIGHUP to the loop; the end of ctx counts as SIGTERM.
@@ -261,6 +279,8 @@ func (d *Daemon) signals(ctx context.Context) (stop func()) {
 			case <-done:
 				done = nil
 				shutdown("asked to")
+			case err := <-d.ends:
+				shutdown(err.Error())
 			case s := <-ch:
 				if s == syscall.SIGHUP {
 					if err := d.reload(ctx); err != nil {

@@ -54,6 +54,7 @@ type farmEnds struct {
 	disk *raftauth.Disk
 	tcp  *raftauth.StreamLayer
 
+	unfit    bool                                          // this build does not understand the log: the daemon ends
 	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
 	owners   atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
 	limbo    limbo
@@ -247,7 +248,7 @@ func (f *farmEnds) begin() {
 	if w != 0 {
 		want++
 	}
-	if f.log != nil || f.tcp == nil {
+	if f.log != nil || f.tcp == nil || f.unfit {
 		return
 	}
 	if len(all) < want {
@@ -255,7 +256,10 @@ func (f *farmEnds) begin() {
 		return
 	}
 	d.alarm(cluster.Alarm{Name: "log"})
-	if err := f.open(all, raftauth.Voters(all, w)); err != nil {
+	switch err := f.open(all, raftauth.Voters(all, w)); {
+	case errors.Is(err, fsm.ErrUnfit):
+		f.sayUnfit(err)
+	case err != nil:
 		d.log.Error("the members' log cannot start; nothing is owned", "error", err)
 		d.alarm(cluster.Alarm{Name: "log", Text: err.Error(), On: true})
 	}
@@ -332,11 +336,19 @@ func (f *farmEnds) notify(e raftauth.Event) {
 		})
 	case e.Unfit != nil:
 		err := e.Unfit
-		l.offerRemote(func(now time.Time) {
-			f.c.d.log.Error("this build cannot stay in the farm", "error", err)
-			f.node.Shutdown(now)
-		})
+		l.offerRemote(func(time.Time) { f.sayUnfit(err) })
 	}
+}
+
+// sayUnfit ends the daemon, gracefully, and for good: another start of the same build
+// would end alike.
+func (f *farmEnds) sayUnfit(err error) {
+	if f.unfit {
+		return
+	}
+	f.unfit = true
+	f.c.d.log.Error("this build cannot stay in the farm: start one that is no older than the other members'", "error", err)
+	f.c.d.end(UnfitError{err})
 }
 
 // follow hands what was decided to the loop, and who leads.
@@ -351,6 +363,7 @@ func (f *farmEnds) follow() {
 			return
 		case <-f.kick:
 			view := f.log.View()
+			f.next(view)
 			l.offerRemote(func(now time.Time) {
 				f.node.HandleDecided(now, view)
 				f.moved()

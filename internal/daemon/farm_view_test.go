@@ -89,10 +89,10 @@ func testFarmView(t testing.TB, id int) *view {
 		Farm: farmView{Leader: 2, Nodes: map[netip.Addr]cluster.NodeID{}, Link: forward.Stats{Members: map[cluster.NodeID]forward.MemberStats{}},
 			Interfaces: []physicalView{{"port2", "00:0c:29:22:00:6b", true}, {"port3", "00:0c:29:22:00:75", true}, {"port4", "00:0c:29:22:00:7f", false}}},
 	}
-	f := &node.FarmStatus{Self: self, Name: farmNames[id], Leads: id == 2, Joined: true, Owned: map[string]bool{},
+	f := &node.FarmStatus{Self: self, Name: farmNames[id], Leads: id == 2, Joined: true, Version: 1, Owned: map[string]bool{},
 		Counters: node.FarmCounters{Forwarded: 3, OwnerMoves: 2}}
 	for n := 1; n <= 4; n++ {
-		f.Members = append(f.Members, fsm.Member{Node: cluster.NodeID(n), Name: farmNames[n], Voter: n <= 3, Witness: n == 4, Process: 1})
+		f.Members = append(f.Members, fsm.Member{Node: cluster.NodeID(n), Name: farmNames[n], Voter: n <= 3, Witness: n == 4, Process: 1, MinVersion: 1, MaxVersion: 1})
 		if n == id {
 			continue
 		}

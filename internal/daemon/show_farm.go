@@ -35,6 +35,9 @@ type farmJSON struct {
 	ForwardedHere    uint64          `json:"forwarded_here"`
 	ForwardedIKE     uint64          `json:"forwarded_ike"`
 	ForwardedIKEHere uint64          `json:"forwarded_ike_here"`
+	LogVersion       uint32          `json:"log_version"` // spoken by all members
+	LogMin           uint32          `json:"log_min"`     // understood by this build
+	LogMax           uint32          `json:"log_max"`
 	OwnerMoves       uint64          `json:"owner_moves"` // tunnels that came by a planned handover since this process began
 	Alarms           []alarmJSON     `json:"alarms"`
 	DaemonPID        int             `json:"daemon_pid"`
@@ -57,6 +60,9 @@ type memberJSON struct {
 	State       string `json:"state"`
 	Voter       bool   `json:"voter"`
 	Leader      bool   `json:"leader"`
+	LogMin      uint32 `json:"log_min"` // log versions that its build understands; 0: it has not joined
+	LogMax      uint32 `json:"log_max"`
+	Features    uint64 `json:"features"`
 	Aside       bool   `json:"aside"` // holds no tunnel: has no fgsp-sync, or is a witness
 	Self        bool   `json:"self"`
 	ScopesOwned int    `json:"scopes_owned"`
@@ -104,6 +110,7 @@ type standaloneRow struct {
 	IKEReceived uint64 `json:"ike_received"`
 	Sent        uint64 `json:"packets_sent"` // IKE messages not among them
 	Received    uint64 `json:"packets_received"`
+	Stream      uint32 `json:"stream_version"` // spoken with it; 0: no stream towards it
 }
 
 type physicalJSON struct {
@@ -187,6 +194,7 @@ func (v *view) farmJSON() farmJSON {
 	}
 	j.Joined, j.Synchronised, j.Draining = f.Joined, v.farmSynchronised(), f.Draining()
 	j.Quorum, j.Leader, j.OwnerMoves = !f.Quorum.Lost, v.memberName(v.Farm.Leader), f.Counters.OwnerMoves
+	j.LogVersion, j.LogMin, j.LogMax = f.Version, fsm.MinVersion, fsm.MaxVersion
 	for i := range v.Node.Gateways {
 		switch g := &v.Node.Gateways[i]; {
 		case len(g.Children) == 0:
@@ -266,6 +274,7 @@ func (v *view) memberRows(owned map[cluster.NodeID]int) []memberJSON {
 		if s := v.siteOf(m.Node); s != nil {
 			r.Site, r.SiteActive = s.Number, s.Active == m.Node
 		}
+		r.LogMin, r.LogMax, r.Features = m.MinVersion, m.MaxVersion, m.Features
 		p := v.heardPeer(m.Node)
 		switch {
 		case m.State == fsm.Left:
@@ -309,6 +318,7 @@ func (v *view) standaloneRow(address string, n cluster.NodeID) standaloneRow {
 	}
 	m := v.Farm.Link.Members[n]
 	r.Up, r.IKESent, r.IKEReceived = m.Up, m.SentIKE, m.ReceivedIKE
+	r.Stream = v.Farm.Streams[n]
 	r.Sent, r.Received = m.Sent-m.SentIKE, m.Received-m.ReceivedIKE
 	return r
 }
@@ -426,6 +436,7 @@ func (s *session) showFarm(v *view) error {
 		leader = "none known"
 	}
 	p("Quorum: %s\nLeader: %s\n", quorum, leader)
+	p("Log version: %d, this build understands %d to %d\n", j.LogVersion, j.LogMin, j.LogMax)
 	state := "out-of-sync"
 	switch {
 	case j.Synchronised:

@@ -22,6 +22,7 @@ type farmView struct {
 	Leader     cluster.NodeID                // of the log; 0: none is known
 	Nodes      map[netip.Addr]cluster.NodeID // where members were heard
 	Link       forward.Stats
+	Streams    map[cluster.NodeID]uint32 // version spoken with each; 0: none
 	Alarms     []alarmJSON
 	Interfaces []physicalView
 }
@@ -38,9 +39,10 @@ func (d *Daemon) lookAtFarm(v *view) {
 		return
 	}
 	f := d.cluster.farm
-	v.Farm.Nodes = map[netip.Addr]cluster.NodeID{}
+	v.Farm.Nodes, v.Farm.Streams = map[netip.Addr]cluster.NodeID{}, map[cluster.NodeID]uint32{}
 	f.addrs.Range(func(n, a any) bool {
 		v.Farm.Nodes[a.(netip.Addr)] = n.(cluster.NodeID)
+		v.Farm.Streams[n.(cluster.NodeID)] = d.cluster.streams.e.Version(n.(cluster.NodeID))
 		return true
 	})
 	if f.log != nil {

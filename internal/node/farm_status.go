@@ -19,6 +19,7 @@ type FarmStatus struct {
 	Leads    bool
 	Joined   bool // the members count this process as one of them
 	Members  []fsm.Member
+	Version  uint32         // of the log, that all members have agreed on
 	Peers    []cluster.Peer // as heard
 	Scopes   []ScopeStatus  // all that were decided
 	Sites    []SiteStatus
@@ -45,7 +46,7 @@ func (f *Farm) Status(now time.Time) Status { return statusOf(now, f) }
 // Summary is Status without the gateways.
 func (f *Farm) Summary(now time.Time) Status {
 	s := Status{Farm: &FarmStatus{
-		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(),
+		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(), Version: f.decided.Version(),
 		Counters: f.counters, Owned: map[string]bool{}, Sites: f.sites(),
 	}}
 	self, _ := f.decided.Member(f.opt.Self)

@@ -337,6 +337,7 @@ type Hello struct {
 	// for scopes[i]; at most 128, none of them 0 and none twice.
 	Scopes        []uint32 `protobuf:"varint,4,rep,packed,name=scopes,proto3" json:"scopes,omitempty"`
 	Haves         []uint64 `protobuf:"varint,5,rep,packed,name=haves,proto3" json:"haves,omitempty"`
+	Version       uint32   `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"` // highest that the speaker's build understands; 0: 1. The lower of both is spoken
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -404,6 +405,13 @@ func (x *Hello) GetHaves() []uint64 {
 		return x.Haves
 	}
 	return nil
+}
+
+func (x *Hello) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type Frame_Event struct {
@@ -1323,13 +1331,14 @@ const file_syncpb_sync_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x12.tandem.sync.HelloR\x05hello\x12\x10\n" +
 	"\x03ack\x18\x02 \x01(\x04R\x03ack\x12\x14\n" +
 	"\x05scope\x18\x03 \x01(\rR\x05scope\x12\x16\n" +
-	"\x06resync\x18\x04 \x01(\bR\x06resync\"{\n" +
+	"\x06resync\x18\x04 \x01(\bR\x06resync\"\x95\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\x06R\aprocess\x12\x12\n" +
 	"\x04have\x18\x02 \x01(\x04R\x04have\x12\x16\n" +
 	"\x06scoped\x18\x03 \x01(\bR\x06scoped\x12\x16\n" +
 	"\x06scopes\x18\x04 \x03(\rR\x06scopes\x12\x14\n" +
-	"\x05haves\x18\x05 \x03(\x04R\x05haves2L\n" +
+	"\x05haves\x18\x05 \x03(\x04R\x05haves\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\rR\aversion2L\n" +
 	"\tStateSync\x12?\n" +
 	"\tReplicate\x12\x15.tandem.sync.StreamUp\x1a\x17.tandem.sync.StreamDown(\x010\x01B\x15Z\x13tandem/proto/syncpbb\x06proto3"
 

@@ -40,12 +40,13 @@ type intake struct {
 
 // incoming is one stream.
 type incoming struct {
-	r      *receiver
-	scoped bool          // the client knows of scopes
-	wake   chan struct{} // owed has grown
-	ended  chan struct{} // closed by stop
-	once   sync.Once
-	reason error // set before ended is closed
+	r       *receiver
+	scoped  bool          // the client knows of scopes
+	version uint32        // spoken
+	wake    chan struct{} // owed has grown
+	ended   chan struct{} // closed by stop
+	once    sync.Once
+	reason  error // set before ended is closed
 
 	// Under r.mu.
 	heard uint64                     // the receiver's arrivals when it brought something last
@@ -74,7 +75,7 @@ func (s *incoming) owe(scope cluster.ScopeID, resync bool) {
 func (s *incoming) hello(self cluster.ProcessID) *syncpb.Hello {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
-	h := &syncpb.Hello{Process: uint64(self), Scoped: true}
+	h := &syncpb.Hello{Process: uint64(self), Scoped: true, Version: Version}
 	for _, scope := range slices.Sorted(maps.Keys(s.r.intakes)) {
 		acked := s.r.intakes[scope].acked
 		s.told[scope] = acked
@@ -244,9 +245,9 @@ func (r *receiver) resync(scope cluster.ScopeID) {
 // not have been noticed yet, and its hello may still have been on its way. But what
 // heartbeats tell, if they do, is right in any case: as long as the process that they
 // name is connected, no other takes its place.
-func (r *receiver) add(process, told cluster.ProcessID, scoped bool) (*incoming, error) {
+func (r *receiver) add(process, told cluster.ProcessID, h *syncpb.Hello) (*incoming, error) {
 	s := &incoming{
-		r: r, scoped: scoped, wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		r: r, scoped: h.Scoped, version: common(h), wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		told: make(map[cluster.ScopeID]uint64), owed: make(map[cluster.ScopeID]bool),
 	}
 	r.mu.Lock()

@@ -119,7 +119,7 @@ func (e *Endpoint) Replicate(stream syncpb.StateSync_ReplicateServer) error {
 	if r == nil {
 		return status.Error(codes.Unavailable, errClosing.Error())
 	}
-	s, err := r.add(process, e.told(node), h.m.Hello.Scoped)
+	s, err := r.add(process, e.told(node), h.m.Hello)
 	if err != nil {
 		return refuse(codes.FailedPrecondition, fmt.Errorf("node %d: %w", node, err))
 	}
@@ -167,6 +167,9 @@ func (e *Endpoint) read(s *incoming, stream syncpb.StateSync_ReplicateServer, no
 		m, err := stream.Recv()
 		if err != nil {
 			return err
+		}
+		if len(m.Frame) == 0 && e.nextCame(s, m, node) {
+			continue
 		}
 		scope, err := messageScope(m, s.scoped)
 		if err != nil {

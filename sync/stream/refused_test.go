@@ -199,7 +199,7 @@ func FuzzStreamUp(f *testing.F) {
 		}
 		// Frames in any order, of as many scopes as it likes.
 		r := &receiver{order: make(chan struct{}, 1), room: make(chan struct{}, 1)}
-		s, err := r.add(1, 1, scoped)
+		s, err := r.add(1, 1, &syncpb.Hello{Scoped: scoped})
 		if err != nil {
 			t.Fatal(err)
 		}

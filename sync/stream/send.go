@@ -34,6 +34,7 @@ type sender struct {
 	life    int                 // rises with process
 	live    int                 // open streams to process
 	scoped  bool                // process knows of scopes
+	version uint32              // spoken with process
 	logs    map[cluster.ScopeID]*outlog
 	bytes   int // of all logs
 	links   map[place]*link
@@ -114,7 +115,7 @@ func retire(former []cluster.ProcessID, p cluster.ProcessID) []cluster.ProcessID
 
 // attach counts a stream whose hellos were exchanged. have is what the process
 // acknowledged before.
-func (s *sender) attach(l *link, process cluster.ProcessID, scoped bool, have map[cluster.ScopeID]uint64, end context.CancelFunc) (life int, err error) {
+func (s *sender) attach(l *link, process cluster.ProcessID, h *syncpb.Hello, have map[cluster.ScopeID]uint64, end context.CancelFunc) (life int, err error) {
 	s.report.Lock()
 	defer s.report.Unlock()
 	s.mu.Lock()
@@ -129,7 +130,7 @@ func (s *sender) attach(l *link, process cluster.ProcessID, scoped bool, have ma
 			s.retired = retire(s.retired, old)
 		}
 		s.process, s.logs, s.bytes, s.live = process, make(map[cluster.ScopeID]*outlog), 0, 0
-		s.scoped, s.complained = scoped, false
+		s.scoped, s.version, s.complained = h.Scoped, common(h), false
 		s.life++
 		for _, o := range s.links {
 			if o.end != nil {
@@ -237,7 +238,7 @@ func (l *link) session() (opened bool, err error) {
 	if err != nil {
 		return false, cause(ctx, err)
 	}
-	if err := stream.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: uint64(s.e.opt.Process), Scoped: true}}); err != nil {
+	if err := stream.Send(&syncpb.StreamUp{Hello: &syncpb.Hello{Process: uint64(s.e.opt.Process), Scoped: true, Version: Version}}); err != nil {
 		return false, cause(ctx, err)
 	}
 	m, err := stream.Recv()
@@ -261,16 +262,17 @@ func (l *link) session() (opened bool, err error) {
 	}
 	opening.Stop()
 
-	life, err := s.attach(l, process, m.Hello.Scoped, have, func() { cancel(errors.New("another process answers")) })
+	life, err := s.attach(l, process, m.Hello, have, func() { cancel(errors.New("another process answers")) })
 	if err != nil {
 		return false, err
 	}
 	defer s.detach(l, process, life)
-	s.e.log.Info("replication stream: open", "node", s.node, "device", l.at.link.Device, "process", fmt.Sprintf("%x", uint64(process)))
+	s.e.log.Info("replication stream: open", "node", s.node, "device", l.at.link.Device, "process", fmt.Sprintf("%x", uint64(process)), "version", common(m.Hello))
 	var writer sync.WaitGroup
 	defer writer.Wait() // before detach: the writer uses the link
 	defer cancel(nil)
-	writer.Go(func() { cancel(l.write(ctx, cancel, stream)) })
+	version := common(m.Hello)
+	writer.Go(func() { cancel(l.write(ctx, cancel, stream, version)) })
 	for _, scope := range slices.Sorted(maps.Keys(have)) {
 		if err := l.acked(ctx, process, scope, have[scope]); err != nil {
 			return true, err
@@ -311,11 +313,15 @@ func (l *link) acked(ctx context.Context, process cluster.ProcessID, scope clust
 }
 
 // write sends what the logs have. A frame that the stream does not take in time ends it.
-func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream syncpb.StateSync_ReplicateClient) error {
+func (l *link) write(ctx context.Context, cancel context.CancelCauseFunc, stream syncpb.StateSync_ReplicateClient, version uint32) error {
 	patience := l.s.e.opt.Stall
 	stall := time.AfterFunc(patience, func() { cancel(errors.New("the link takes no frames")) })
 	stall.Stop()
 	defer stall.Stop()
+	if err := next(stream, version); err != nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	for {
 		f, first, ok := l.s.next(l)
 		if !ok {

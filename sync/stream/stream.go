@@ -34,6 +34,10 @@ const (
 	maxScopes   = 128                        // between two processes, in each direction
 )
 
+// Version of the streams that this build speaks, beside all before it. Two members
+// speak the lower of theirs: each says its own in the hello.
+const Version = 1 + raised
+
 const defaultStall = 2 * time.Second
 
 // Handler receives what arrives. Its functions run on the goroutines of streams,
@@ -242,6 +246,25 @@ func (e *Endpoint) Resync(node cluster.NodeID, scope cluster.ScopeID) {
 		r.resync(scope)
 	}
 }
+
+// Version is what is spoken with a node's present process; 0: no stream towards it is open.
+func (e *Endpoint) Version(node cluster.NodeID) uint32 {
+	e.mu.Lock()
+	s := e.out[node]
+	e.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live == 0 {
+		return 0
+	}
+	return s.version
+}
+
+// common is the version to speak with the speaker of a hello.
+func common(h *syncpb.Hello) uint32 { return min(max(h.GetVersion(), 1), Version) }
 
 // Close ends everything. After it no function of the handler runs.
 func (e *Endpoint) Close() error {
