@@ -171,10 +171,8 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			n.pump(now)
 		})
 		if n := f.scopes[s.ID]; n != nil {
-			was := n.spare
-			n.spare = !f.concerns(s) && n.slot.Idle()
-			if n.spare && !was {
-				f.drop(now, s.ID)
+			if was := n.spare; f.spare(n, s) && !was {
+				n.dropAt = now.Add(spareTime)
 			}
 		}
 	}
@@ -208,6 +206,34 @@ func (f *Farm) add(now time.Time, id cluster.ScopeID) {
 		n.pump(now)
 	}
 	f.collect(id)
+}
+
+// spareTime is how long what a scope holds is kept when this member has nothing to do
+// with it: in a handover it is often a standby again a moment later, and without the
+// routes meanwhile the LAN's packets would find no way.
+const spareTime = 3 * time.Second
+
+// spare says, and notes, that this member has nothing to do with a scope.
+func (f *Farm) spare(n *Node, s fsm.Scope) bool {
+	n.spare = !f.concerns(s) && n.slot.Idle()
+	if !n.spare {
+		n.dropAt = time.Time{}
+	}
+	return n.spare
+}
+
+// dropSpare drops what has been spare for long enough.
+func (f *Farm) dropSpare(now time.Time) {
+	for _, id := range f.order {
+		n := f.scopes[id]
+		if n.dropAt.IsZero() || now.Before(n.dropAt) {
+			continue
+		}
+		n.dropAt = time.Time{}
+		if s, ok := f.decided.Scope(id); ok && f.spare(n, s) {
+			f.drop(now, id)
+		}
+	}
 }
 
 // drop forgets what a scope holds that this member has nothing to do with any more. The
@@ -382,12 +408,15 @@ func (f *Farm) HandleTimeout(now time.Time) {
 	})
 	f.reportLosses(now)
 	f.moves(now)
+	f.dropSpare(now)
 }
 
 // NextTimeout is when HandleTimeout is due.
 func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 	for _, id := range f.order {
-		t, ok = earlier(t, ok, f.scopes[id].NextTimeout)
+		n := f.scopes[id]
+		t, ok = earlier(t, ok, n.NextTimeout)
+		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.dropAt, !n.dropAt.IsZero() })
 	}
 	t, ok = earlier(t, ok, f.nextMove)
 	if f.leads {

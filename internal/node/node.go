@@ -49,8 +49,9 @@ type Node struct {
 
 	leaving time.Time // standalone: when to stop waiting for peers; zero: not leaving
 	stopped bool
-	spare   bool   // of a farm: this member has nothing to do with the scope
-	moved   uint64 // tunnels that came by a planned handover
+	spare   bool      // of a farm: this member has nothing to do with the scope
+	dropAt  time.Time // when what it holds is dropped; zero: it is not
+	moved   uint64    // tunnels that came by a planned handover
 
 	sas       map[ipsec.ESPSPI]*childSA
 	buried    map[ipsec.ESPSPI]burial // see bury

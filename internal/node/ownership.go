@@ -91,7 +91,7 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 // the next question would have come up from the data plane, and altogether at most so long.
 const (
 	finishLeast = time.Millisecond
-	finishMost  = 30 * time.Millisecond
+	finishMost  = 100 * time.Millisecond
 )
 
 // handOver stops this node. Packets that wait for a bound go their way first; then the
