@@ -16,7 +16,7 @@ const (
 	// all came through one other member.
 	driftTime    = 250 * time.Millisecond
 	driftPackets = 2
-	// settleTime is how long a tunnel stays where it has come to.
+	// settleTime is how long a tunnel stays where it has come to, alone or with its slot.
 	settleTime = time.Second
 	// movesAtOnce bounds the tunnels that are on their way from this member.
 	movesAtOnce = 64
@@ -63,12 +63,13 @@ func (f *Farm) drifting(now time.Time, e xfrm.ForwardedTraffic) {
 	}
 	from := cluster.NodeID(e.From)
 	d := f.drifts[e.SPIIn]
-	if d == nil || d.from != from || e.Direct > 0 {
+	owned := f.scopes[p.scope].ownedAt
+	if d == nil || d.from != from || e.Direct > 0 || d.since.Before(owned) {
 		f.drifts[e.SPIIn] = &drift{from: from, since: now}
 		return
 	}
 	d.packets += e.Packets
-	if now.Sub(d.since) < driftTime || d.packets < driftPackets || now.Sub(f.arrived[e.SPIIn]) < settleTime || len(f.offers) >= movesAtOnce {
+	if now.Sub(d.since) < driftTime || d.packets < driftPackets || now.Sub(f.arrived[e.SPIIn]) < settleTime || now.Sub(owned) < settleTime || len(f.offers) >= movesAtOnce {
 		return
 	}
 	if to, ok := f.slotOf(from, e.SPIIn); ok {

@@ -39,6 +39,7 @@ type Node struct {
 	ledger    *statesync.Ledger
 
 	owner   bool
+	ownedAt time.Time
 	epoch   cluster.Epoch
 	peers   map[cluster.NodeID]cluster.ProcessID
 	handing *cluster.HandOver // waiting for the windows

@@ -37,7 +37,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.ike.EndCopy()
 		n.drainIKE(now)
 	}
-	n.owner, n.epoch, n.handing = true, o.Epoch, nil
+	n.owner, n.epoch, n.handing, n.ownedAt = true, o.Epoch, nil, now
 	n.unasked()
 	n.replica.Fence(o.Epoch)
 	n.stopCopies()
