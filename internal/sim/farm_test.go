@@ -6,6 +6,14 @@ import (
 	"testing"
 )
 
+// openDefects are seeds that show a defect which is known and not mended, with the rule
+// that they break. One that does not break it any more fails the test, too: it is
+// mended, or hidden, and the entry goes.
+var openDefects = map[uint64]Rule{
+	// An owner that came to own by a planned handover dies before the log has heard of it.
+	9: "a covered takeover is told as one",
+}
+
 // TestFarms runs seeds of farms and fails on any violation. SIM_FARM_SEEDS and
 // SIM_FARM_FROM ask for others than usual.
 func TestFarms(t *testing.T) {
@@ -28,8 +36,19 @@ func TestFarms(t *testing.T) {
 					s := ForFarmSeed(seed)
 					part.Add(s, Run(s))
 				}
+				shown := map[uint64]bool{}
 				for _, v := range part.SortedViolations() {
+					if rule := openDefects[v.Seed]; rule != "" && v.Violation.Rule == rule {
+						t.Logf("farm seed %d: %s: known, and open", v.Seed, v.Violation)
+						shown[v.Seed] = true
+						continue
+					}
 					t.Errorf("farm seed %d: %s\nreplay it with: make sim FARM_SEED=%d", v.Seed, v.Violation, v.Seed)
+				}
+				for seed := range openDefects {
+					if begin <= seed && seed < end && !shown[seed] {
+						t.Errorf("farm seed %d no longer shows the defect that openDefects names", seed)
+					}
 				}
 				mu.Lock()
 				defer mu.Unlock()
