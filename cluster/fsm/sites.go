@@ -127,6 +127,8 @@ func (m *Machine) home(id ScopeID) NodeID {
 func (m *Machine) firstOwner(p Member, s *Scope) NodeID {
 	site := p.Site().Number
 	switch {
+	case site == 0 && s != nil && !p.Able() && p.State != Left && !p.Witness:
+		return m.anybody(s) // its owner was lost with nobody promised, and its home cannot take it
 	case site == 0 || s == nil:
 		if !p.Able() {
 			return 0
@@ -141,6 +143,22 @@ func (m *Machine) firstOwner(p Member, s *Scope) NodeID {
 		return a.Node
 	}
 	return m.home(Slot(p.Node, 0))
+}
+
+// anybody is an able member for a slot that nobody owns: of its standbys, who may hold the
+// records, if one is.
+func (m *Machine) anybody(s *Scope) NodeID {
+	for _, n := range s.Standbys {
+		if p := m.member(n); p != nil && p.Able() {
+			return n
+		}
+	}
+	for _, p := range m.members {
+		if p.Able() {
+			return p.Node
+		}
+	}
+	return 0
 }
 
 // siteStandbys lists who should stand by for a site's slot, the same for all of them: the
