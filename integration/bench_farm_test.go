@@ -434,9 +434,11 @@ func (f *bigFarm) takeOver() {
 	var profiles sync.WaitGroup
 	if p := os.Getenv("TANDEM_PROFILES"); p != "" {
 		for _, m := range f.members[1:] {
-			profiles.Go(func() { _ = f.command(m, "diagnose debug profile cpu "+filepath.Join(p, m+".takeover.cpu")+" 3", nil) })
+			file := filepath.Join(p, m+".takeover.cpu")
+			_ = os.Remove(file)
+			profiles.Go(func() { _ = f.command(m, "diagnose debug profile cpu "+file+" 3", nil) })
+			eventually(f.b, 5*time.Second, m+" is profiled", func() bool { _, err := os.Stat(file); return err == nil })
 		}
-		<-time.After(time.Second)
 	}
 	at := time.Now()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {

@@ -46,7 +46,9 @@ func (d *slowDisk) StoreLogs(ls []*raft.Log) error {
 	if c := d.hang.Load(); c != nil {
 		<-*c
 	}
-	time.Sleep(time.Duration(d.delay.Load())) // the disk's own time, which is fake
+	if slow := time.Duration(d.delay.Load()); slow > 0 {
+		<-time.After(slow) // the disk's own time, which is fake
+	}
 	return d.LogStore.StoreLogs(ls)
 }
 
@@ -159,15 +161,14 @@ func (c *caller) Call(ctx context.Context, to fsm.NodeID, q *clusterpb.RaftCall)
 // throughout looks again and again, for a span of fake time, that something is so.
 func (g *group) throughout(d time.Duration, what string, so func() bool) {
 	g.t.Helper()
-	for start := time.Now(); time.Since(start) <= d; step() {
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for start := time.Now(); time.Since(start) <= d; <-look.C {
 		if !so() {
 			g.t.Fatalf("no longer after %v: %s", time.Since(start), what)
 		}
 	}
 }
-
-// step lets a millisecond of fake time pass.
-func step() { time.Sleep(time.Millisecond) }
 
 // kept says that a member's disk holds the state as it is known there.
 func (g *group) kept(n fsm.NodeID) bool {
@@ -179,12 +180,13 @@ func (g *group) kept(n fsm.NodeID) bool {
 // within waits in fake time until something is so, and says how long it took.
 func (g *group) within(d time.Duration, what string, so func() bool) time.Duration {
 	g.t.Helper()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
 	start := time.Now()
-	for !so() {
+	for ; !so(); <-look.C {
 		if time.Since(start) > d {
 			g.t.Fatalf("not within %v: %s", d, what)
 		}
-		step()
 	}
 	return time.Since(start)
 }

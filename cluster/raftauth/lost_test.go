@@ -65,12 +65,13 @@ func TestAMinorityDoesNotCampaign(t *testing.T) {
 		g := newWitnessed(t)
 		defer g.close()
 		g.loseLeader(2)
-		for start := time.Now(); time.Since(start) < HeartbeatTimeout/2; step() {
-			for id, n := range g.nodes {
-				if n.r.State() != raft.Follower || len(g.nodes) != 2 {
-					t.Fatalf("node %d of %d is %v", id, len(g.nodes), n.r.State())
+		g.throughout(HeartbeatTimeout/2, "two members are left, and both follow", func() bool {
+			for _, n := range g.nodes {
+				if n.r.State() != raft.Follower {
+					return false
 				}
 			}
-		}
+			return len(g.nodes) == 2
+		})
 	})
 }

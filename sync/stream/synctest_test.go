@@ -65,9 +65,9 @@ func (h *host) wantState(all, high, acked uint64, events ...string) {
 	}
 }
 
-// pass lets time pass and everything settle.
+// pass lets fake time pass and everything settle.
 func pass(d time.Duration) {
-	time.Sleep(d)
+	<-time.After(d)
 	synctest.Wait()
 }
 
