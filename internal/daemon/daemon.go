@@ -21,6 +21,7 @@ import (
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
+	"tandem/internal/timerslack"
 	"tandem/xfrm"
 )
 
@@ -128,6 +129,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	d.sayWarnings(faults)
+	if err := timerslack.Widen(timerslack.Daemon); err != nil {
+		d.log.Debug("the runtime's timers cost more than they need", "error", err.Error())
+	}
 	if err := d.breaks.arm(os.Getenv("TANDEM_BREAK")); err != nil {
 		return err
 	}

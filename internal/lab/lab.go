@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"tandem/internal/timerslack"
 )
 
 // Clients.
@@ -53,6 +55,9 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 	defer stop()
 	if o.Scenario == "" {
 		o.Scenario = "demo"
+	}
+	if err := timerslack.Widen(timerslack.Daemon); err != nil { // the lab is root
+		return Result{}, err
 	}
 	if err := o.defaults(); err != nil {
 		return Result{}, err

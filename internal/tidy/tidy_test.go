@@ -23,6 +23,7 @@ var order = []string{
 	"internal/ipsec",
 	"internal/mmsg",
 	"internal/quiet",
+	"internal/timerslack",
 	"internal/config",
 	"proto",
 	"ike/message",
