@@ -192,7 +192,7 @@ func TestFarmJudge(t *testing.T) {
 				s.sendDown(0, vm1, s.down[0], s.members[vm1]|s.ivs[0])
 			}
 			s.play(1500, each, each)
-		}, map[string]float64{"double_owner_ms": 110, "other_gap_ms": 100}},
+		}, map[string]float64{"double_owner_ms": 95, "other_gap_ms": 100}},
 		"a member without fgsp-sync speaks": {func(s *farmStory) {
 			s.play(500, each, each)
 			s.outer[vm4] = append(s.outer[vm4], Frame{s.now, vm4, true, udpFrame(FarmLoopback, s.r.tunnels[1].Outer, portIKE, ikeBytes(exchangeInformational, 0x20, 0, "x"))})

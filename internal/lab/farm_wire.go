@@ -43,17 +43,25 @@ func (s stretches) at(t time.Time) string {
 }
 
 // settled joins what two members sent through each other, and returns what is left
-// and the times in which both sent.
+// and the times in which both sent: from the other's first packet to the last return of
+// the one.
 func (s stretches) settled() (out stretches, double []Interval) {
+	joined := false // the last of out was joined, and nothing has come between since
 	for i := 0; i < len(s); i++ {
 		n := len(out)
 		if n >= 1 && i+1 < len(s) && s[i+1].member == out[n-1].member && s[i+1].from.Sub(out[n-1].to) < flipTime {
-			double = append(double, Interval{out[n-1].to, s[i+1].from})
+			if k := len(double); joined && s[i].from.Sub(double[k-1].To) < flipTime {
+				double[k-1].To = s[i+1].from
+			} else {
+				double = append(double, Interval{s[i].from, s[i+1].from})
+			}
 			out[n-1].to, out[n-1].packets = s[i+1].to, out[n-1].packets+s[i+1].packets
+			joined = true
 			i++
 			continue
 		}
 		out = append(out, s[i])
+		joined = false
 	}
 	return out, double
 }
