@@ -22,8 +22,11 @@ import (
 
 const (
 	minBackoff  = 50 * time.Millisecond // before dialling again, doubled each time
-	maxBackoff  = time.Second
+	maxBackoff  = 250 * time.Millisecond
 	openTimeout = 2 * time.Second // from dialling to the end of the hellos
+	// connectTimeout is for TCP alone. A cut link swallows the SYN, and the kernel sends
+	// the next after a second: too late for a cluster that must have one owner again by then.
+	connectTimeout = 250 * time.Millisecond
 
 	window      = 1 << 20                    // bytes of flow control for a stream
 	maxMessage  = statesync.MaxFrame + 1<<10 // of a client's message

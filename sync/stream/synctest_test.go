@@ -345,7 +345,7 @@ func TestBubbleSilentLink(t *testing.T) {
 		}
 		// From here on each attempt gets openTimeout, then the back-off.
 		pass(10 * time.Second)
-		wantDials(t, f, "hb1", t0, ms(2050, 4150, 6350, 8750, 11550))
+		wantDials(t, f, "hb1", t0, ms(2050, 4150, 6350, 8600, 10850))
 		one.wantState(0, 0, 10, "up 2 b1")
 		// The receiver's half is still there, as its kernel does not help either;
 		// it goes when the line speaks again.
