@@ -42,7 +42,7 @@ func dial(ctx context.Context, l cluster.Link, port uint16) (net.Conn, error) {
 	if a.IsLinkLocalUnicast() && a.Is6() {
 		a = a.WithZone(l.Device)
 	}
-	d := net.Dialer{Timeout: connectTimeout, KeepAliveConfig: keepAlive, Control: setUserTimeout}
+	d := net.Dialer{KeepAliveConfig: keepAlive, Control: setUserTimeout}
 	return d.DialContext(ctx, "tcp", net.JoinHostPort(a.String(), strconv.Itoa(int(port))))
 }
 

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -55,7 +57,9 @@ type link struct {
 	ctx    context.Context // ends the link
 	cancel context.CancelFunc
 	again  chan struct{} // dial now
-	wake   chan struct{} // ready has grown
+	// The last attempt ended because nothing answered the SYN.
+	unanswered atomic.Bool
+	wake       chan struct{} // ready has grown
 
 	// Under s.mu.
 	end     context.CancelFunc // of the stream, nil when there is none
@@ -194,6 +198,9 @@ func (l *link) run() {
 		if opened && time.Since(began) > maxBackoff {
 			backoff = minBackoff
 		}
+		if l.unanswered.Swap(false) {
+			backoff = minBackoff // waiting for the connection was pause enough
+		}
 		t := time.NewTimer(backoff)
 		select {
 		case <-t.C:
@@ -218,8 +225,11 @@ func (l *link) session() (opened bool, err error) {
 	cc, err := grpc.NewClient("passthrough:///"+l.at.link.Device,
 		grpc.WithTransportCredentials(credentials.NewTLS(s.e.client)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+			defer cancel()
 			c, err := s.e.opt.Dial(ctx, l.at.link, l.at.port)
 			if err != nil {
+				l.unanswered.Store(os.IsTimeout(err))
 				return nil, err
 			}
 			conns.add(c)

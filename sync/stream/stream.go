@@ -22,7 +22,7 @@ import (
 
 const (
 	minBackoff  = 50 * time.Millisecond // before dialling again, doubled each time
-	maxBackoff  = 250 * time.Millisecond
+	maxBackoff  = time.Second
 	openTimeout = 2 * time.Second // from dialling to the end of the hellos
 	// connectTimeout is for TCP alone. A cut link swallows the SYN, and the kernel sends
 	// the next after a second: too late for a cluster that must have one owner again by then.

@@ -343,9 +343,11 @@ func TestBubbleSilentLink(t *testing.T) {
 		if n := one.live(2); n != 1 {
 			t.Errorf("%d streams after the link's time is up", n)
 		}
-		// From here on each attempt gets openTimeout, then the back-off.
-		pass(10 * time.Second)
-		wantDials(t, f, "hb1", t0, ms(2050, 4150, 6350, 8600, 10850))
+		// From here on each attempt gets connectTimeout, then the shortest pause: whoever
+		// mends the line has the stream again within a third of a second.
+		pass(2 * time.Second)
+		wantDials(t, f, "hb1", t0, ms(2050, 2350, 2650, 2950, 3250, 3550, 3850))
+		pass(8 * time.Second)
 		one.wantState(0, 0, 10, "up 2 b1")
 		// The receiver's half is still there, as its kernel does not help either;
 		// it goes when the line speaks again.
