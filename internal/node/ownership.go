@@ -56,6 +56,9 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	n.log(level, "takeover", slog.String("epoch", o.Epoch.String()), slog.Bool("covered", o.Covered),
 		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("from", o.From), slog.String("reason", o.Reason),
 		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
+	if !o.Covered && o.Trusted {
+		n.ike.Behind()
+	}
 	n.ike.Resume(now)
 	for _, s := range n.ike.Shelf() {
 		if !s.Adopted {
