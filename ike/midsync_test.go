@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,8 @@ func lag(t *testing.T, sent, received int) (w *world, a, a2, b *side) {
 	b.resume()
 	a.resume()
 	w.settle()
+	a.ask(1)
+	b.ask(1)
 	a.onRecord = nil
 	a.ask(sent)
 	b.ask(received)
@@ -311,6 +314,16 @@ func TestMessageIDSyncOfBothSides(t *testing.T) {
 		b.ask(missed[3])
 		w.succeeded(a, a2, true)
 		w.succeeded(b, b2, true)
+		// Each answers with at least what it proposed itself.
+		for _, s := range []*side{a2, b2} {
+			sa := s.established()[0]
+			out := sa.sync.out
+			d := w.wire[slices.IndexFunc(w.wire, func(d Datagram) bool { return d.Remote.Addr() == s.addr })]
+			s.receive(flip(d))
+			if sa.nextSend < out.send || sa.nextRecv < out.recv {
+				t.Errorf("%s goes on with %d/%d, proposed %v", s.name, sa.nextSend, sa.nextRecv, out)
+			}
+		}
 		w.run(30 * time.Second)
 		w.wantInStep(a2, b2)
 	}
@@ -328,7 +341,7 @@ func TestMessageIDSyncIsContinued(t *testing.T) {
 		a3.drain()
 		w.drop = func(d Datagram) bool { return lost == "request" || d.Local.Addr() == b.addr }
 		w.succeeded(a, a2, true)
-		w.settle()
+		w.run(5 * time.Second) // several attempts
 		w.drop = nil
 		if !a3.established()[0].sync.wanted {
 			t.Fatal("the successor does not know")
