@@ -17,7 +17,7 @@ func (w *world) act(a Action) {
 		w.Result.Faults[a.Verb]++
 	}
 	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
-	if w.log != nil {
+	if w.tracing != nil {
 		w.fault("", "%s", a)
 	}
 	if a.Verb.Fault() {

@@ -100,9 +100,7 @@ func (d *daemon) end() {
 	d.dead = true
 	d.inbox, d.pending = nil, nil
 	d.timer++
-	if d.h.w.log != nil {
-		d.h.w.state(d.h.name, "dead")
-	}
+	d.h.w.state(d.h.name, "dead")
 }
 
 // run gives the node one input and carries out what follows from it.
@@ -299,18 +297,18 @@ func (d *daemon) carry(e node.Effect) {
 	case node.Activate:
 		w.note(h.name, "plane", "activate")
 		w.rule.activates(d)
-		d.p.activate()
+		d.p.activate(e.Scope)
 	case node.Retire:
 		w.note(h.name, "plane", "retire")
-		d.p.retire()
+		d.p.retire(e.Scope)
 	case node.Deactivate:
 		w.note(h.name, "plane", "deactivate")
-		d.p.deactivate()
+		d.p.deactivate(e.Scope)
 		w.rule.deactivates(d)
 	case node.SetWindows:
 		d.p.setWindows(e.Windows)
 	case node.TakeWindows:
-		d.n.HandleWindows(h.local(), d.p.windows())
+		d.n.HandleWindows(h.local(), d.p.windows(e.Scope))
 	case node.Claim:
 		h.claim()
 	case node.Reassert:
@@ -415,7 +413,7 @@ func (d *daemon) writeNote(e cluster.WriteNote) {
 func (d *daemon) logged(e node.Log) {
 	w := d.h.w
 	w.rule.logged(d, e)
-	if w.log == nil {
+	if w.tracing == nil {
 		return
 	}
 	var b strings.Builder

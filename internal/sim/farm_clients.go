@@ -55,12 +55,11 @@ func (c *caller) boot() {
 	w := c.w
 	rnd := secrets(w.s.Seed, "farm "+c.name)
 	d := &callerDaemon{c: c, process: cluster.ProcessID(rnd.Uint64() | 1)}
-	d.p = newFarmPlane(w, c.name, d.process, func() bool { return true })
-	d.p.event = func(es []xfrm.Event) {
+	d.p = newFarmPlane(w, c.name, d.process, func() bool { return true }, func(es []xfrm.Event) {
 		if len(es) > 0 {
 			w.after(w.hop()/4, func() { d.run(func(now time.Time) { d.n.HandlePlane(now, es) }) })
 		}
-	}
+	})
 	d.n = node.New(node.Options{Config: c.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
 		LocalAddr:    func(string, bool) (netip.Addr, bool) { return clientAddr(c.index), true },
 		CookieSecret: ipsec.NewKey(make([]byte, 32))})

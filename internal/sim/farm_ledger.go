@@ -150,10 +150,8 @@ func (l *farmLedger) refused(w *farm, p *farmPlane, s *farmSA, x *farmESP) {
 	if _, ok := r.got[x.seq]; ok {
 		return
 	}
-	for _, h := range s.undone {
-		if h.seq == x.seq {
-			return
-		}
+	if s.waits(x.seq) {
+		return
 	}
 	w.Result.Rejected++
 	w.rule.pays(p, s, x)

@@ -198,8 +198,8 @@ func (m *member) startDaemon() {
 	m.boots++
 	rnd := secrets(w.s.Seed, fmt.Sprintf("farm %s %d", m.name, m.boots))
 	d := &farmDaemon{m: m, process: cluster.ProcessID(rnd.Uint64() | 1), life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
-	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen })
-	d.p.event, d.p.stray, d.p.ofCluster = d.events, d.stray, true
+	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen }, d.events)
+	d.p.stray, d.p.ofCluster = d.stray, true
 	coverage := cluster.CoverageProven
 	switch {
 	case m.disk.lost:

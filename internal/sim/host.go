@@ -263,21 +263,6 @@ func (h *host) tellGuard(d *daemon, f func(now time.Time)) {
 	})
 }
 
-// fifo plans f not before what was planned last in the same queue.
-func (w *world) fifo(last, d time.Duration, f func()) time.Duration {
-	at := max(last, w.now+d)
-	w.queue.push(at, f)
-	return at
-}
-
-// hop is what a message takes between two processes of a host.
-func (w *world) hop() time.Duration {
-	if w.s.Setup.TightLoop {
-		return between(w.chance, 0, 20*time.Microsecond)
-	}
-	return between(w.chance, 10*time.Microsecond, 400*time.Microsecond)
-}
-
 // die ends a daemon at once. What it said before reaches the guardian, which then
 // takes the addresses away, tells the world, and starts another one later.
 func (h *host) die(d *daemon, why string) {

@@ -229,9 +229,7 @@ func (w *world) transmit(p *pipe, d *daemon, e statesync.SendFrame) {
 	}
 	gen, sent := p.gen, w.now
 	p.last = w.flight(p, p.last)
-	if w.log != nil {
-		w.trace(trace.Event{Kind: trace.Message, From: p.from.name, To: p.to.name, Until: p.last, Class: trace.ClassFrame, Text: fmt.Sprintf("frame %d", e.Seq)})
-	}
+	w.message(p.from.name, p.to.name, trace.ClassFrame, p.last, func() string { return fmt.Sprintf("frame %d", e.Seq) })
 	w.queue.push(p.last, func() {
 		o := p.to.d
 		lost := p.cutOf == d.process && sent > p.cutAt
@@ -259,9 +257,7 @@ func (w *world) sendAck(d *daemon, e statesync.SendAck) {
 	}
 	gen := p.gen
 	p.lastAck = w.flight(p, p.lastAck)
-	if w.log != nil {
-		w.trace(trace.Event{Kind: trace.Message, From: p.to.name, To: p.from.name, Until: p.lastAck, Class: trace.ClassAck, Text: fmt.Sprintf("ack %d", e.Seq)})
-	}
+	w.message(p.to.name, p.from.name, trace.ClassAck, p.lastAck, func() string { return fmt.Sprintf("ack %d", e.Seq) })
 	w.queue.push(p.lastAck, func() {
 		if gen != p.gen || p.from.d != owner || !w.connected() {
 			return

@@ -429,7 +429,7 @@ func (w *world) quietFaults() time.Duration {
 func (r *rules) pollPath(i int) {
 	w := r.w
 	g := w.net.gateway()
-	ok := g != nil && g.d != nil && g.d.p.active && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{} && !w.net.clientCut(i) && w.net.lossy < 0.25
+	ok := g != nil && g.d != nil && g.d.p.active(onlyScope) && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{} && !w.net.clientCut(i) && w.net.lossy < 0.25
 	c := w.clients[i]
 	ok = ok && c.d != nil && !c.frozen && !c.d.stopped && !c.d.hung
 	if ok {
