@@ -13,13 +13,7 @@ func (w *world) act(a Action) {
 	if h == nil && a.Verb.Fault() && a.Node != "" {
 		return
 	}
-	if a.Verb != CrashAt {
-		w.Result.Faults[a.Verb]++
-	}
-	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
-	if w.tracing != nil {
-		w.fault("", "%s", a)
-	}
+	w.acts(a)
 	if a.Verb.Fault() {
 		w.busy(5*time.Second + min(a.For, time.Minute))
 		if h != nil {

@@ -62,15 +62,8 @@ func (h *host) startDaemon() {
 		HalfOpenLimit: halfOpenLimit,
 	}
 	if h.id != 0 {
-		c := cluster.CoverageProven
-		switch {
-		case h.disk.lost:
-			c = cluster.CoverageLost
-		case h.disk.note:
-			c = cluster.CoverageNote
-		}
 		o.Pair = &cluster.PairOptions{
-			Self: h.id, Name: h.name, Serial: "TDM" + h.name, HA: h.conf.HA, Coverage: c, Epoch: h.disk.epoch,
+			Self: h.id, Name: h.name, Serial: "TDM" + h.name, HA: h.conf.HA, Coverage: coverage(h.disk.lost, h.disk.note), Epoch: h.disk.epoch,
 			Floor: uint64(max(0, h.clock.unix(w.now))),
 		}
 	}
@@ -90,6 +83,17 @@ func (h *host) startDaemon() {
 		d.n.HandleMonitors(now, h.monitors)
 		d.n.Start(now)
 	})
+}
+
+// coverage is what a process finds on its disk.
+func coverage(lost, note bool) cluster.Coverage {
+	switch {
+	case lost:
+		return cluster.CoverageLost
+	case note:
+		return cluster.CoverageNote
+	}
+	return cluster.CoverageProven
 }
 
 // halfOpenLimit is low, so that floods reach it.
@@ -282,31 +286,25 @@ func (d *daemon) carry(e node.Effect) {
 	case node.Install:
 		w.note(h.name, "plane", "install SPI %s (out %s), ceiling %d, fence %d", e.SA.SPIIn, e.SA.SPIOut, e.SA.Ceiling, e.SA.Fence)
 		d.p.install(e.SA)
-	case node.SetOutbound:
-		d.p.setOutbound(e.SPIIn, e.Use)
-	case node.SetPeer:
-		d.p.setPeer(e)
 	case node.Remove:
 		w.note(h.name, "plane", "remove SPI %s", e.SPIIn)
-		d.p.remove(e.SPIIn)
+		d.p.carry(e)
 	case node.SetBounds:
 		for _, b := range e.Bounds {
 			w.note(h.name, "plane", "SPI %s: %s is now %d", b.SPIIn, boundName(b.Dir), b.N)
 		}
-		d.p.setBounds(e.Bounds)
+		d.p.carry(e)
 	case node.Activate:
 		w.note(h.name, "plane", "activate")
 		w.rule.activates(d)
-		d.p.activate(e.Scope)
+		d.p.carry(e)
 	case node.Retire:
 		w.note(h.name, "plane", "retire")
-		d.p.retire(e.Scope)
+		d.p.carry(e)
 	case node.Deactivate:
 		w.note(h.name, "plane", "deactivate")
-		d.p.deactivate(e.Scope)
+		d.p.carry(e)
 		w.rule.deactivates(d)
-	case node.SetWindows:
-		d.p.setWindows(e.Windows)
 	case node.TakeWindows:
 		d.n.HandleWindows(h.local(), d.p.windows(e.Scope))
 	case node.Claim:
@@ -349,7 +347,9 @@ func (d *daemon) carry(e node.Effect) {
 	case cluster.Stopped:
 		h.die(d, "stopped")
 	default:
-		panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		if !d.p.carry(e) {
+			panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		}
 	}
 }
 

@@ -113,18 +113,10 @@ func (d *callerDaemon) carry(e node.Effect) {
 	case node.Install:
 		w.note(c.name, "plane", "install SPI %s (out %s)", e.SA.SPIIn, e.SA.SPIOut)
 		d.p.install(e.SA)
-	case node.SetOutbound:
-		d.p.setOutbound(e.SPIIn, e.Use)
-	case node.SetPeer:
-		d.p.setPeer(e)
-	case node.Remove:
-		d.p.remove(e.SPIIn)
-	case node.SetBounds:
-		d.p.setBounds(e.Bounds)
-	case node.Activate:
-		d.p.activate(e.Scope)
 	case node.Log:
 		w.note(c.name, "log", "%s %v", e.Message, e.Attrs)
+	default:
+		d.p.carry(e)
 	}
 }
 
@@ -179,21 +171,7 @@ func (c *caller) send(toSite bool) {
 }
 
 func (c *caller) burst(count int, rate float64, direction int) {
-	gap := time.Duration(float64(time.Second) / rate)
-	var next func()
-	next = func() {
-		if count--; count < 0 || c.w.done {
-			return
-		}
-		if direction != 2 {
-			c.send(false)
-		}
-		if direction != 1 {
-			c.send(true)
-		}
-		c.w.after(gap+between(c.r, 0, gap/8+1), next)
-	}
-	next()
+	c.w.burst(c.r, count, rate, direction, c.send)
 }
 
 // travel loses, doubles and delays what goes between clients and members.

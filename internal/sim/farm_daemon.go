@@ -187,21 +187,13 @@ func (d *farmDaemon) carry(e node.Effect) {
 	case node.Install:
 		w.note(m.name, "plane", "install SPI %s (out %s), ceiling %d, fence %d, %v", e.SA.SPIIn, e.SA.SPIOut, e.SA.Ceiling, e.SA.Fence, cluster.ScopeID(e.SA.Scope))
 		d.p.install(e.SA)
-	case node.SetOutbound:
-		d.p.setOutbound(e.SPIIn, e.Use)
-	case node.SetPeer:
-		d.p.setPeer(e)
 	case node.Remove:
 		w.note(m.name, "plane", "remove SPI %s", e.SPIIn)
-		d.p.remove(e.SPIIn)
-	case node.SetBounds:
-		d.p.setBounds(e.Bounds)
+		d.p.carry(e)
 	case node.Activate:
 		w.note(m.name, "plane", "activate %v", cluster.ScopeID(e.Scope))
 		w.rule.activates(d, cluster.ScopeID(e.Scope))
-		d.p.activate(e.Scope)
-	case node.Retire:
-		d.p.retire(e.Scope)
+		d.p.carry(e)
 	case node.Detach:
 		w.note(m.name, "plane", "detach %v of %v", e.SPIs, cluster.ScopeID(e.Scope))
 		d.f.HandleDetached(w.at(), e.Scope, d.p.detach(e.SPIs))
@@ -213,10 +205,8 @@ func (d *farmDaemon) carry(e node.Effect) {
 		if d.p.active(e.Scope) {
 			w.note(m.name, "plane", "deactivate %v", cluster.ScopeID(e.Scope))
 		}
-		d.p.deactivate(e.Scope)
+		d.p.carry(e)
 		w.rule.deactivates(d, cluster.ScopeID(e.Scope))
-	case node.SetWindows:
-		d.p.setWindows(e.Windows)
 	case node.TakeWindows:
 		d.f.HandleWindows(w.at(), e.Scope, d.p.windows(e.Scope))
 	case node.AddRoute, node.RemoveRoute:
@@ -253,7 +243,9 @@ func (d *farmDaemon) carry(e node.Effect) {
 	case cluster.Stopped:
 		m.die(d, "stopped")
 	default:
-		panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		if !d.p.carry(e) {
+			panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		}
 	}
 }
 

@@ -200,19 +200,12 @@ func (m *member) startDaemon() {
 	d := &farmDaemon{m: m, process: cluster.ProcessID(rnd.Uint64() | 1), life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
 	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen }, d.events)
 	d.p.stray, d.p.ofCluster = d.stray, true
-	coverage := cluster.CoverageProven
-	switch {
-	case m.disk.lost:
-		coverage = cluster.CoverageLost
-	case m.disk.note:
-		coverage = cluster.CoverageNote
-	}
 	d.f = node.NewFarm(node.FarmOptions{
 		Options: node.Options{Config: w.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
 			LocalAddr:     func(string, bool) (netip.Addr, bool) { return clusterAddr, true },
 			CookieSecret:  ipsec.NewKey(make([]byte, 32)),
 			HalfOpenLimit: 1000},
-		Self: m.id, Name: m.name, Coverage: coverage, Interval: w.s.Setup.HBInterval, Threshold: w.s.Setup.Threshold,
+		Self: m.id, Name: m.name, Coverage: coverage(m.disk.lost, m.disk.note), Interval: w.s.Setup.HBInterval, Threshold: w.s.Setup.Threshold,
 	})
 	if m.disk.store == 0 {
 		m.disk.store = rnd.Uint64() | 1

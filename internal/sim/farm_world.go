@@ -146,13 +146,7 @@ func (w *farm) act(a Action) {
 	if m == nil && a.Verb.Fault() && a.Node != "" {
 		return
 	}
-	if a.Verb != CrashAt {
-		w.Result.Faults[a.Verb]++
-	}
-	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
-	if w.tracing != nil {
-		w.fault("", "%s", a)
-	}
+	w.acts(a)
 	if a.Verb.Fault() {
 		w.rule.disturbed(a.Verb, a.For)
 	}

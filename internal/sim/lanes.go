@@ -141,6 +141,31 @@ func (p *lanes[P]) deactivate(id xfrm.Scope) {
 // takes says whether new packets of the scope are taken.
 func (s *planeScope) takes() bool { return s.active && !s.retired }
 
+// carry does what the node wants done to its SAs; false: e is something else.
+func (p *lanes[P]) carry(e node.Effect) bool {
+	switch e := e.(type) {
+	case node.SetOutbound:
+		p.setOutbound(e.SPIIn, e.Use)
+	case node.SetPeer:
+		p.setPeer(e)
+	case node.SetBounds:
+		p.setBounds(e.Bounds)
+	case node.Remove:
+		p.remove(e.SPIIn)
+	case node.Activate:
+		p.activate(e.Scope)
+	case node.Retire:
+		p.retire(e.Scope)
+	case node.Deactivate:
+		p.deactivate(e.Scope)
+	case node.SetWindows:
+		p.setWindows(e.Windows)
+	default:
+		return false
+	}
+	return true
+}
+
 // install adds an SA, unless it is there: then it returns nil.
 func (p *lanes[P]) install(x xfrm.SA) *lane[P] {
 	if p.sas[x.SPIIn] != nil {

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"tandem/internal/sim/trace"
@@ -93,6 +94,55 @@ func (w *scene) planActions(act func(Action)) {
 		a := w.s.Actions[i]
 		w.queue.push(a.At, func() { act(a) })
 	}
+}
+
+// acts counts and tells what the schedule does now.
+func (w *scene) acts(a Action) {
+	if a.Verb != CrashAt {
+		w.Result.Faults[a.Verb]++
+	}
+	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
+	w.fault("", "%s", a)
+}
+
+// burst sends count times at a rate, each way or one.
+func (w *scene) burst(r *rand.Rand, count int, rate float64, direction int, send func(toSite bool)) {
+	gap := time.Duration(float64(time.Second) / rate)
+	var next func()
+	next = func() {
+		if count--; count < 0 || w.done {
+			return
+		}
+		if direction != 2 {
+			send(false)
+		}
+		if direction != 1 {
+			send(true)
+		}
+		w.after(gap+between(r, 0, gap/8+1), next)
+	}
+	next()
+}
+
+// healLimit is how long after healing a tunnel may take until it carries traffic: a
+// client finds out by its probes that the cluster lost everything (its dead peer
+// detection takes up to a minute), begins anew, and waits for a cookie.
+const healLimit = 150 * time.Second
+
+// ends says that the run is over: nothing is unsettled, or something is long after
+// healing.
+func (w *scene) ends(unsettled string, healed time.Duration) bool {
+	switch {
+	case unsettled == "":
+		w.done = true
+	case w.now-healed < healLimit:
+		return false
+	case strings.HasPrefix(unsettled, "left behind"):
+		w.violate(RuleLeft, "%v after everything works again: %s", healLimit, unsettled)
+	default:
+		w.violate(RuleLiveness, "%v after everything works again: %s", healLimit, unsettled)
+	}
+	return true
 }
 
 // violate ends the run.

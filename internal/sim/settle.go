@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"tandem/internal/ipsec"
@@ -59,30 +58,11 @@ func (w *world) heal() {
 	w.after(5*time.Second, w.settled)
 }
 
-// healLimit is how long after healing a tunnel may take until it carries traffic:
-// a client finds out by its probes that the cluster lost everything (its dead peer
-// detection takes up to a minute), begins anew, and waits for a cookie.
-const healLimit = 150 * time.Second
-
 // settled looks whether everything is well again.
 func (w *world) settled() {
-	if w.done {
-		return
+	if !w.done && !w.ends(w.unsettled(), w.rule.heals) {
+		w.after(2*time.Second, w.settled)
 	}
-	why := w.unsettled()
-	if why == "" {
-		w.done = true
-		return
-	}
-	if w.now-w.rule.heals >= healLimit {
-		rule := RuleLiveness
-		if strings.HasPrefix(why, "left behind") {
-			rule = RuleLeft
-		}
-		w.violate(rule, "%v after everything works again: %s", healLimit, why)
-		return
-	}
-	w.after(2*time.Second, w.settled)
 }
 
 // unsettled says what is not well yet.
