@@ -65,12 +65,12 @@ func (w *world) act(a Action) {
 		w.rule.excuse(a.For + 60*time.Second)
 		w.after(a.For, func() { w.net.lossy = 0 })
 	case StallStream:
-		for _, p := range []*pipe{w.pipe(w.gw[0]), w.pipe(w.gw[1])} {
-			p.stalled = max(p.stalled, w.now+min(a.For, 5*time.Second))
+		for _, h := range w.gw {
+			w.pipe(h).stall(w.now + min(a.For, 5*time.Second))
 		}
 	case BreakStream:
-		w.breakPipe(w.pipe(w.gw[0]))
-		w.breakPipe(w.pipe(w.gw[1]))
+		w.streams.reset(w.pipe(w.gw[0]))
+		w.streams.reset(w.pipe(w.gw[1]))
 	case Handover:
 		w.handover(a.For)
 	case Restart:

@@ -193,13 +193,7 @@ func (w *farm) heal() {
 	w.armed = nil
 	w.slowLog = 0
 	w.unite()
-	for _, from := range w.pipes {
-		for _, p := range from {
-			if p != nil {
-				p.stalled = min(p.stalled, w.now)
-			}
-		}
-	}
+	w.streams.heal()
 	for _, m := range w.members[1:] {
 		switch {
 		case !m.powered:

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -26,7 +25,8 @@ type farm struct {
 	logGen  uint64 // of the planned step of the log
 	slowLog time.Duration
 	views   []decidedView
-	pipes   [][]*farmPipe // from, to
+	streams pipes[*member, *farmDaemon]
+	clock   clock // of all: it is right
 	ranges  rangeLedger
 	ledger  farmLedger
 	rule    farmRules
@@ -56,12 +56,10 @@ func newFarm(s *Schedule, log *trace.Log) *farm {
 		MinDelay: time.Millisecond, MaxDelay: f.LogDelay, Election: 250 * time.Millisecond})
 	w.members = append(w.members, nil)
 	for i := 1; i <= f.Members; i++ {
-		w.members = append(w.members, &member{w: w, id: cluster.NodeID(i), name: fmt.Sprintf("vm%d", i), late: i > f.Members-f.Late})
+		w.members = append(w.members, newMember(w, cluster.NodeID(i), i > f.Members-f.Late))
 		w.log.SetUp(fsm.NodeID(i), false)
 	}
-	for range w.members {
-		w.pipes = append(w.pipes, make([]*farmPipe, len(w.members)))
-	}
+	w.initStreams()
 	for i := range s.Setup.Clients {
 		w.clients = append(w.clients, newCaller(w, i))
 	}
@@ -69,7 +67,7 @@ func newFarm(s *Schedule, log *trace.Log) *farm {
 }
 
 // at is virtual time as clocks show it: a farm's clocks are right.
-func (w *farm) at() time.Time { return epoch.Add(w.now) }
+func (w *farm) at() time.Time { return w.clock.at(w.now) }
 
 func (w *farm) run() *Result {
 	return w.play(func() {
@@ -190,11 +188,11 @@ func (w *farm) act(a Action) {
 		w.slowLog = max(w.slowLog, w.now+a.For)
 	case StallStream:
 		for _, x := range w.members[1:] {
-			w.pipe(m, x).stalled = max(w.pipe(m, x).stalled, w.now+min(a.For, 2*time.Second))
+			w.streams.pipe(m, x).stall(w.now + min(a.For, 2*time.Second))
 		}
 	case BreakStream:
 		for _, x := range w.members[1:] {
-			w.breakPipe(w.pipe(m, x))
+			w.streams.reset(w.streams.pipe(m, x))
 		}
 	default:
 		w.everyday(m, a)
@@ -246,13 +244,11 @@ func (w *farm) unite() {
 	}
 	w.rule.united = w.now
 	w.fault("", "the sync network is whole again")
-	for _, from := range w.pipes {
-		for _, p := range from {
-			if p != nil && p.up {
-				w.after(between(w.chance, 0, 200*time.Millisecond), func() { w.breakPipe(p) })
-			}
+	w.streams.each(func(p *farmPipe) {
+		if p.up {
+			w.after(between(w.chance, 0, 200*time.Millisecond), func() { w.streams.reset(p) })
 		}
-	}
+	})
 }
 
 // everyday is what administrators, clients, routers and attackers do.

@@ -412,13 +412,7 @@ func (r *rules) pollSplit() {
 // quietFaults is when the last fault that keeps nodes apart ended.
 func (w *world) quietFaults() time.Duration {
 	t := time.Duration(0)
-	for a := range w.streams {
-		for b := range w.streams[a] {
-			if p := w.streams[a][b]; p != nil {
-				t = max(t, p.stalled)
-			}
-		}
-	}
+	w.streams.each(func(p *pipe[*host, *daemon]) { t = max(t, p.stalled) })
 	for _, h := range w.gw {
 		t = max(t, h.disk.until, h.disk.full)
 	}

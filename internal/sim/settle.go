@@ -16,13 +16,7 @@ func (w *world) heal() {
 	for i := range w.links {
 		w.links[i] = hbLink{}
 	}
-	for a := range w.streams {
-		for b := range w.streams[a] {
-			if p := w.streams[a][b]; p != nil {
-				p.stalled = min(p.stalled, w.now)
-			}
-		}
-	}
+	w.streams.heal()
 	for _, h := range w.hosts() {
 		h.wanCut, h.dontStart, h.monitors = [2]int{}, false, 1
 		h.disk.until, h.disk.full, h.stubborn = 0, 0, 0

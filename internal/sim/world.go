@@ -17,7 +17,7 @@ type world struct {
 	clients []*host
 	links   [2]hbLink // heartbeat links
 	net     network
-	streams [2][2]*pipe // from, to
+	streams pipes[*host, *daemon]
 	flows   []*flow
 	ledger  ledger
 	wire    observer
@@ -31,22 +31,23 @@ type world struct {
 func newWorld(s *Schedule, log *trace.Log) *world {
 	w := &world{scene: newScene(s, log, "chance")}
 	w.net = network{w: w, r: stream(s.Seed, "network")}
+	w.initStreams()
 	w.ledger.init()
 	w.wire.init(w)
 	w.rule.init(w)
 	w.people = attacker{w: w, r: stream(s.Seed, "attacker")}
 	for g := range w.gw {
-		w.gw[g] = &host{
-			w: w, name: fmt.Sprintf("gw%d", g+1), id: cluster.NodeID(g + 1), addr: clusterAddr,
+		w.gw[g] = newHost(host{
+			w: w, addr: clusterAddr,
 			clock: clock{ppm: s.drift(g)}, conf: load("gw.conf", s.Setup.gatewayConfig(g, false)), monitors: 1,
 			disk: disk{lost: true},
-		}
+		}, cluster.NodeID(g+1), fmt.Sprintf("gw%d", g+1))
 	}
 	for i := range s.Setup.Clients {
-		w.clients = append(w.clients, &host{
-			w: w, name: fmt.Sprintf("client%d", i+1), index: i, addr: clientAddr(i),
+		w.clients = append(w.clients, newHost(host{
+			w: w, index: i, addr: clientAddr(i),
 			clock: clock{ppm: s.drift(2 + i)}, conf: load("client.conf", s.Setup.clientConfig(i)),
-		})
+		}, 0, fmt.Sprintf("client%d", i+1)))
 		w.net.outside = append(w.net.outside, natState{addr: natAddr(i), port: 4500})
 		for n := range s.Setup.Clients[i].Networks {
 			w.flows = append(w.flows, &flow{w: w, client: i, network: n, r: stream(s.Seed, fmt.Sprintf("flow %d %d", i, n))})
