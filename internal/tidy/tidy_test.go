@@ -20,6 +20,7 @@ const module = "tandem"
 // listed themselves.
 var order = []string{
 	"internal/needs",
+	"internal/testkit",
 	"internal/ipsec",
 	"internal/mmsg",
 	"internal/quiet",
