@@ -6,14 +6,10 @@ import (
 
 // act does what the schedule wants now.
 func (w *world) act(a Action) {
-	if w.healing {
-		return
-	}
 	h := w.node(a.Node)
-	if h == nil && a.Verb.Fault() && a.Node != "" {
+	if !w.begins(a, h != nil) {
 		return
 	}
-	w.acts(a)
 	if a.Verb.Fault() {
 		w.busy(5*time.Second + min(a.For, time.Minute))
 		if h != nil {

@@ -10,7 +10,6 @@ import (
 	"tandem/ike"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
-	"tandem/internal/sim/trace"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
@@ -350,13 +349,7 @@ func (d *daemon) writeNote(e cluster.WriteNote) {
 func (d *daemon) logged(e node.Log) {
 	w := d.h.w
 	w.rule.logged(d, e)
-	if w.tracing == nil {
-		return
+	if w.tracing != nil {
+		w.note(d.h.name, "log", "%s", logLine(e))
 	}
-	var b strings.Builder
-	b.WriteString(e.Message)
-	for _, a := range e.Attrs {
-		b.WriteString(" " + a.String())
-	}
-	w.trace(trace.Event{Kind: trace.Note, From: d.h.name, Class: "log", Text: b.String()})
 }

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -218,17 +217,9 @@ func (d *farmDaemon) logged(e node.Log) {
 		}
 		w.rule.takesOver(d, t)
 	}
-	if w.tracing == nil {
-		return
+	if w.tracing != nil {
+		w.note(d.m.name, "log", "%s", logLine(e))
 	}
-	var b strings.Builder
-	b.WriteString(e.Message)
-	for _, a := range e.Attrs {
-		if a.Value.Kind() != slog.KindGroup {
-			b.WriteString(" " + a.String())
-		}
-	}
-	w.note(d.m.name, "log", "%s", b.String())
 }
 
 // The longest way that a packet may take between members: to the owner, and on to who has

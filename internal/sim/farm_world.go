@@ -137,14 +137,10 @@ func (w *farm) ownerOf(s cluster.ScopeID) *member {
 
 // act does what the schedule wants now.
 func (w *farm) act(a Action) {
-	if w.healing {
-		return
-	}
 	m := w.node(a.Node)
-	if m == nil && a.Verb.Fault() && a.Node != "" {
+	if !w.begins(a, m != nil) {
 		return
 	}
-	w.acts(a)
 	if a.Verb.Fault() {
 		w.rule.disturbed(a.Verb, a.For)
 	}

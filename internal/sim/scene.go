@@ -2,10 +2,12 @@ package sim
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"time"
 
+	"tandem/internal/node"
 	"tandem/internal/sim/trace"
 )
 
@@ -96,13 +98,29 @@ func (w *scene) planActions(act func(Action)) {
 	}
 }
 
-// acts counts and tells what the schedule does now.
-func (w *scene) acts(a Action) {
+// begins counts and tells what the schedule does now, if it can be done.
+func (w *scene) begins(a Action, found bool) bool {
+	if w.healing || !found && a.Verb.Fault() && a.Node != "" {
+		return false
+	}
 	if a.Verb != CrashAt {
 		w.Result.Faults[a.Verb]++
 	}
 	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
 	w.fault("", "%s", a)
+	return true
+}
+
+// logLine is a line of a daemon's log, for people.
+func logLine(e node.Log) string {
+	var b strings.Builder
+	b.WriteString(e.Message)
+	for _, a := range e.Attrs {
+		if a.Value.Kind() != slog.KindGroup {
+			b.WriteString(" " + a.String())
+		}
+	}
+	return b.String()
 }
 
 // burst sends count times at a rate, each way or one.

@@ -230,27 +230,26 @@ func listen(network string, reads func(net.PacketConn) (reader, error)) (net.Pac
 func listen4() (net.PacketConn, reader, error) {
 	return listen("udp4", func(c net.PacketConn) (reader, error) {
 		p := ipv4.NewPacketConn(c)
-		return func(b []byte) (n int, from net.Addr, ttl int, err error) {
-			n, cm, from, err := p.ReadFrom(b)
-			if cm == nil {
-				return n, from, -1, err
-			}
-			return n, from, cm.TTL, err
-		}, p.SetControlMessage(ipv4.FlagTTL, true)
+		return withTTL(p.ReadFrom, func(m *ipv4.ControlMessage) int { return m.TTL }), p.SetControlMessage(ipv4.FlagTTL, true)
 	})
 }
 
 func listen6() (net.PacketConn, reader, error) {
 	return listen("udp6", func(c net.PacketConn) (reader, error) {
 		p := ipv6.NewPacketConn(c)
-		return func(b []byte) (n int, from net.Addr, hops int, err error) {
-			n, cm, from, err := p.ReadFrom(b)
-			if cm == nil {
-				return n, from, -1, err
-			}
-			return n, from, cm.HopLimit, err
-		}, p.SetControlMessage(ipv6.FlagHopLimit, true)
+		return withTTL(p.ReadFrom, func(m *ipv6.ControlMessage) int { return m.HopLimit }), p.SetControlMessage(ipv6.FlagHopLimit, true)
 	})
+}
+
+// withTTL takes the TTL, or the hop limit, from what the kernel says beside a packet.
+func withTTL[M any](read func([]byte) (int, *M, net.Addr, error), ttl func(*M) int) reader {
+	return func(b []byte) (int, net.Addr, int, error) {
+		n, beside, from, err := read(b)
+		if beside == nil {
+			return n, from, -1, err
+		}
+		return n, from, ttl(beside), err
+	}
 }
 
 // read takes packets in until the socket is closed.
