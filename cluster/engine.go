@@ -1,6 +1,10 @@
 package cluster
 
-import "time"
+import (
+	"time"
+
+	"tandem/internal/outbox"
+)
 
 // engine is what Pair and Slot have in common: where they stand, what they wait for, and
 // what they tell. Both are level-triggered: an input changes what is known, and consider
@@ -9,7 +13,7 @@ import "time"
 type engine struct {
 	phase   phase
 	started bool
-	effects []Effect
+	effects outbox.Box[Effect]
 
 	wake  time.Time // earliest time that due was asked for
 	grace time.Time // nothing is due before
@@ -19,17 +23,9 @@ type engine struct {
 }
 
 // Poll returns the next effect; drain it after each input.
-func (g *engine) Poll() (Effect, bool) {
-	if len(g.effects) == 0 {
-		g.effects = nil
-		return nil, false
-	}
-	e := g.effects[0]
-	g.effects = g.effects[1:]
-	return e, true
-}
+func (g *engine) Poll() (Effect, bool) { return g.effects.Poll() }
 
-func (g *engine) emit(e Effect) { g.effects = append(g.effects, e) }
+func (g *engine) emit(e Effect) { g.effects.Emit(e) }
 
 // due says whether t has come, and arms the timer for it if not. After a stall
 // nothing is due until pending input has had its chance.

@@ -45,20 +45,25 @@ next:
 	return list
 }
 
-// Until waits until ok holds. Half a minute in vain ends the test, with what all
-// goroutines do: a loaded machine is no fault.
+// Until waits until ok holds, for half a minute: a loaded machine is no fault.
 func Until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	Within(t, 30*time.Second, what, ok)
+}
+
+// Within waits until ok holds. In vain it ends the test, with what all goroutines do.
+func Within(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	end := time.NewTimer(30 * time.Second)
+	end := time.NewTimer(limit)
 	defer end.Stop()
 	for !ok() {
 		select {
 		case <-tick.C:
 		case <-end.C:
 			buf := make([]byte, 1<<16)
-			t.Fatalf("waited in vain: %s\n%s", what, buf[:runtime.Stack(buf, true)])
+			t.Fatalf("not within %v: %s\n%s", limit, what, buf[:runtime.Stack(buf, true)])
 		}
 	}
 }
