@@ -40,19 +40,17 @@ func (Propose) effect() {}
 // who owns, and whom it promised the next epoch. That successor acts at once when
 // the owner is lost and our guardian held the entitlement; the log hears of it after.
 //
-// It is level-triggered as Pair is. An epoch's upper bits are the term, which the log
+// An epoch's upper bits are the term, which the log
 // gives; the owner counts the lower ones when a member leaves its sync set alive.
 type Slot struct {
+	engine
 	opt      SlotOptions
-	phase    phase
-	started  bool
 	decided  fsm.Scope
 	granted  bool // the log counts this process as a member
 	since    time.Time
 	epoch    Epoch // owned, or of the owner known
 	highest  Epoch // ever seen
 	peers    []*member
-	effects  []Effect
 	said     Epoch // announced as owned
 	coverage Coverage
 
@@ -82,13 +80,10 @@ type Slot struct {
 	proposed map[string]time.Time
 	notes    []func(time.Time)
 
-	wake, grace time.Time
-	alarms      map[string]Alarm
-	names       []string
-	lastChange  time.Time
-	last        Own
-	lastKind    Loss // of the owner before
-	takeovers   int
+	lastChange time.Time
+	last       Own
+	lastKind   Loss // of the owner before
+	takeovers  int
 }
 
 // claimed is an owner's loss that turned our entitlement into a claim.
@@ -102,7 +97,7 @@ type claimed struct {
 
 // NewSlot makes an engine that does nothing before Start.
 func NewSlot(o SlotOptions) *Slot {
-	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
+	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, engine: engine{alarms: map[string]Alarm{}}}
 }
 
 // Start begins.
@@ -110,19 +105,6 @@ func (p *Slot) Start(now time.Time) {
 	p.started, p.lastChange = true, now
 	p.consider(now)
 }
-
-// Poll returns the next effect; drain it after each input.
-func (p *Slot) Poll() (Effect, bool) {
-	if len(p.effects) == 0 {
-		p.effects = nil
-		return nil, false
-	}
-	e := p.effects[0]
-	p.effects = p.effects[1:]
-	return e, true
-}
-
-func (p *Slot) emit(e Effect) { p.effects = append(p.effects, e) }
 
 // HandleDecided takes the scope as the log has it now. granted: the log counts this
 // very process as a member; before, nothing in it speaks to us.
@@ -181,24 +163,6 @@ func (p *Slot) tenure() bool {
 // promised: we act under the epoch that the log promised us.
 func (p *Slot) promised() bool {
 	return p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.epoch)
-}
-
-func (p *Slot) due(now, t time.Time) bool { return p.sharp(now, later(t, p.grace)) }
-
-func (p *Slot) sharp(now, t time.Time) bool {
-	if !now.Before(t) {
-		return true
-	}
-	if p.wake.IsZero() || t.Before(p.wake) {
-		p.wake = t
-	}
-	return false
-}
-
-func (p *Slot) enter(now time.Time) {
-	if !p.wake.IsZero() && p.wake.After(p.grace) && now.Sub(p.wake) > stallGrace {
-		p.grace = now.Add(stallGrace)
-	}
 }
 
 func (p *Slot) consider(now time.Time) {
@@ -315,11 +279,6 @@ func (p *Slot) HandleTimeout(now time.Time) {
 	}
 }
 
-// NextTimeout is when HandleTimeout is due.
-func (p *Slot) NextTimeout() (time.Time, bool) {
-	return p.wake, p.phase != stopped && !p.wake.IsZero()
-}
-
 // announce tells the guardian what we own, when that changes.
 func (p *Slot) announce() {
 	var e Epoch
@@ -358,18 +317,8 @@ func (p *Slot) propose(now time.Time, c *clusterpb.Command) {
 	p.emit(Propose{c})
 }
 
-// alarm raises or clears a condition; repeating it is silent.
 func (p *Slot) alarm(name, text string, on bool) {
-	a, known := p.alarms[name]
-	if on && a.On && a.Text == text || !on && !a.On {
-		return
-	}
-	if !known {
-		p.names = append(p.names, name)
-	}
-	a = Alarm{Name: fmt.Sprintf("%s, %v", name, p.opt.Scope), Text: text, On: on}
-	p.alarms[name] = a
-	p.emit(a)
+	p.raise(name, fmt.Sprintf("%s, %v", name, p.opt.Scope), text, on)
 }
 
 // SyncSet lists the members that are copied to or counted.
@@ -442,11 +391,7 @@ func (p *Slot) Status(now time.Time) HAStatus {
 		x.Running = m.live()
 		s.Peers = append(s.Peers, x)
 	}
-	for _, n := range p.names {
-		if a := p.alarms[n]; a.On {
-			s.Alarms = append(s.Alarms, a)
-		}
-	}
+	s.Alarms = p.raised()
 	return s
 }
 

@@ -88,7 +88,7 @@ func newBigFarm(b *testing.B) *bigFarm {
 	if err != nil {
 		b.Fatal(err)
 	}
-	f := &bigFarm{b: b, bin: testBuild(b), topo: topo, procs: map[string]*lab.Process{}, members: lab.Members[:3], alone: lab.Members[3], empty: map[string]memory{}}
+	f := &bigFarm{b: b, bin: breakpointProgram(b), topo: topo, procs: map[string]*lab.Process{}, members: lab.Members[:3], alone: lab.Members[3], empty: map[string]memory{}}
 	b.Cleanup(f.close)
 	args := append([]string{"cluster", "init", "--dir", filepath.Join(topo.Dir, "cluster")}, f.members...)
 	if out, err := exec.Command(f.bin, args...).CombinedOutput(); err != nil {
@@ -157,44 +157,9 @@ end
 	return b.String()
 }
 
-// testBuild is the binary with the commands of internal/daemon/measure_on.go.
-func testBuild(b *testing.B) string {
-	b.Helper()
-	path := filepath.Join(b.TempDir(), "tandem")
-	if out, err := exec.Command("go", "build", "-tags", "breakpoints", "-o", path, "tandem/cmd/tandem").CombinedOutput(); err != nil {
-		b.Fatalf("go build: %v\n%s", err, out)
-	}
-	return path
-}
+func (f *bigFarm) ip(node, words string) { ipIn(f.b, f.topo, node, words) }
 
-func (f *bigFarm) ip(node, words string) {
-	f.b.Helper()
-	var out strings.Builder
-	cmd := exec.Command("ip", strings.Fields(words)...)
-	cmd.Stderr = &out
-	if err := f.topo.In(node, cmd.Start); err != nil {
-		f.b.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		f.b.Fatalf("%s: ip %s: %v %s", node, words, err, &out)
-	}
-}
-
-func (f *bigFarm) start(node, conf string) {
-	f.b.Helper()
-	path := filepath.Join(f.topo.Dir, node+".conf")
-	if err := os.MkdirAll(filepath.Join(f.topo.Dir, node), 0o700); err != nil {
-		f.b.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(strings.ReplaceAll(conf, "@DIR@", f.topo.Dir)), 0o600); err != nil {
-		f.b.Fatal(err)
-	}
-	p, err := f.topo.Start(node, node, []string{f.bin, "run", "--config", path}, nil)
-	if err != nil {
-		f.b.Fatal(err)
-	}
-	f.procs[node] = p
-}
+func (f *bigFarm) start(node, conf string) { f.procs[node] = startIn(f.b, f.topo, f.bin, node, conf) }
 
 // command runs one of a daemon's commands through its admin API.
 func (f *bigFarm) command(node string, words string, into any) error {

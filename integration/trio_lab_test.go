@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -185,22 +184,12 @@ type trioHA struct {
 	} `json:"peers"`
 }
 
-func (f *trio) status(m string) (h trioHA, ok bool) {
-	out, err := f.members[m].cli("get system ha status", "--json")
-	return h, err == nil && json.Unmarshal([]byte(out), &h) == nil
-}
+func (f *trio) status(m string) (trioHA, bool) { return status[trioHA](f.members[m]) }
 
 // member waits until a member's status is as wanted.
 func (f *trio) member(m string, within time.Duration, what string, ok func(trioHA) bool) {
 	f.t.Helper()
-	var last trioHA
-	if !holds(within, func() bool {
-		h, said := f.status(m)
-		last = h
-		return said && ok(h)
-	}) {
-		f.t.Fatalf("not within %v: %s: %s\n%+v", within, m, what, last)
-	}
+	waitStatus(f.members[m], m, within, what, ok)
 }
 
 // together waits until the members, or those that are there, are synchronised and own

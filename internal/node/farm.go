@@ -14,6 +14,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/internal/outbox"
 	statesync "tandem/sync"
 )
 
@@ -70,7 +71,7 @@ type Farm struct {
 	started, leads, stopping bool
 	quorum                   Quorum
 	counters                 FarmCounters
-	out                      []Effect
+	out                      outbox.Box[Effect]
 }
 
 // Quorum is whether the log has a leader, and whether to stop without one.
@@ -111,17 +112,9 @@ func (f *Farm) Start(time.Time) {
 }
 
 // Poll returns the next effect; drain it before the next input.
-func (f *Farm) Poll() (Effect, bool) {
-	if len(f.out) == 0 {
-		f.out = nil
-		return nil, false
-	}
-	e := f.out[0]
-	f.out = f.out[1:]
-	return e, true
-}
+func (f *Farm) Poll() (Effect, bool) { return f.out.Poll() }
 
-func (f *Farm) emit(e Effect) { f.out = append(f.out, e) }
+func (f *Farm) emit(e Effect) { f.out.Emit(e) }
 
 // each runs f on every scope in order and takes over the effects.
 func (f *Farm) each(do func(*Node)) {

@@ -8,6 +8,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/internal/outbox"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
@@ -64,7 +65,7 @@ type Node struct {
 	detached  map[ipsec.ESPSPI]*childSA
 	wanted    []xfrm.Bound
 	routes    map[AddRoute]int
-	out       []Effect
+	out       outbox.Box[Effect]
 
 	testBuild
 }
@@ -410,17 +411,9 @@ func statusOf(now time.Time, g interface {
 }
 
 // Poll returns the next effect; drain it before the next input.
-func (n *Node) Poll() (Effect, bool) {
-	if len(n.out) == 0 {
-		n.out = nil
-		return nil, false
-	}
-	e := n.out[0]
-	n.out = n.out[1:]
-	return e, true
-}
+func (n *Node) Poll() (Effect, bool) { return n.out.Poll() }
 
-func (n *Node) emit(e Effect) { n.out = append(n.out, e) }
+func (n *Node) emit(e Effect) { n.out.Emit(e) }
 
 func (n *Node) log(l slog.Level, msg string, attrs ...slog.Attr) {
 	n.emit(Log{Level: l, Message: msg, Attrs: attrs})

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 	"time"
 
@@ -148,7 +147,7 @@ func (d *farmDaemon) logTick() {
 // propose has one command at a time decided; one that asks for the same as another
 // waits for that.
 func (d *farmDaemon) propose(c *clusterpb.Command) {
-	key := askedFor(c)
+	key := fsm.Subject(c)
 	if d.asked[key] {
 		return
 	}
@@ -160,27 +159,6 @@ func (d *farmDaemon) propose(c *clusterpb.Command) {
 	if d.queue = append(d.queue, c); len(d.queue) == 1 {
 		d.begin()
 	}
-}
-
-// askedFor is what a command is about, as internal/daemon tells commands apart.
-func askedFor(c *clusterpb.Command) string {
-	switch x := c.GetWhat().(type) {
-	case *clusterpb.Command_SetSyncSet:
-		return fmt.Sprint("sync ", x.SetSyncSet.GetScope())
-	case *clusterpb.Command_TakeOver:
-		return fmt.Sprint("take ", x.TakeOver.GetScope())
-	case *clusterpb.Command_RenewTerm:
-		return fmt.Sprint("term ", x.RenewTerm.GetScope())
-	case *clusterpb.Command_ReportLoss:
-		return fmt.Sprint("loss ", x.ReportLoss.GetNode())
-	case *clusterpb.Command_SetSuccessor:
-		return fmt.Sprint("next ", x.SetSuccessor.GetScope())
-	case *clusterpb.Command_DelegateRange:
-		return fmt.Sprint("range ", x.DelegateRange.GetSpace())
-	case *clusterpb.Command_ReturnRange:
-		return fmt.Sprint("return ", x.ReturnRange.GetRange())
-	}
-	return fmt.Sprintf("%T", c.GetWhat())
 }
 
 func (d *farmDaemon) begin() {
@@ -213,7 +191,7 @@ func (d *farmDaemon) try(c *clusterpb.Command, number uint64) {
 }
 
 func (d *farmDaemon) next() {
-	delete(d.asked, askedFor(d.queue[0]))
+	delete(d.asked, fsm.Subject(d.queue[0]))
 	d.queue = d.queue[1:]
 	d.begin()
 }

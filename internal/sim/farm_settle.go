@@ -193,13 +193,7 @@ func (w *farm) heal() {
 	w.armed = nil
 	w.slowLog = 0
 	w.unite()
-	for _, from := range w.pipes {
-		for _, p := range from {
-			if p != nil {
-				p.stalled = min(p.stalled, w.now)
-			}
-		}
-	}
+	w.streams.heal()
 	for _, m := range w.members[1:] {
 		switch {
 		case !m.powered:
@@ -223,21 +217,8 @@ func (w *farm) heal() {
 	w.after(2*time.Second, w.settled)
 }
 
-// farmHealLimit is how long after healing the farm and its clients may need: a client
-// finds out by its probes that what it had is gone, and begins anew.
-const farmHealLimit = 150 * time.Second
-
 func (w *farm) settled() {
-	if w.done {
-		return
-	}
-	why := w.unsettled()
-	if why == "" {
-		w.done = true
-		return
-	}
-	if w.now-w.rule.heals >= farmHealLimit {
-		w.violate(RuleLiveness, "%v after everything works again: %s", farmHealLimit, why)
+	if w.done || w.ends(w.unsettled(), w.rule.heals) {
 		return
 	}
 	for _, m := range w.members[1:] { // a drain that was not decided, or by a process that died
