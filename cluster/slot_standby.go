@@ -110,6 +110,13 @@ func (p *Slot) take(now time.Time, e Epoch, c *claimed) {
 // considerTaking: the decision stands until its conditions are met or it is void.
 func (p *Slot) considerTaking(now time.Time) {
 	t := p.pending
+	if p.noQuorum { // a claim keeps until the quorum is back; who hands over waits for us
+		if t.handover {
+			p.giveUp()
+		}
+		p.phase, p.pending = standing, nil
+		return
+	}
 	if o := p.owner(); o != nil && !t.handover && !o.Epoch.Less(p.entitled) {
 		p.phase, p.pending = standing, nil
 		p.heardAgain(o)
