@@ -48,7 +48,9 @@ func (p *Slot) succeed(now time.Time) {
 		p.take(now, d.Epoch, c)
 	case d.Successor == p.opt.Self && d.Epoch.SameTenure(c.epoch):
 		p.take(now, d.Next, c)
-	case d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0:
+	case c.epoch.Less(d.Epoch) && d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0 && !p.peer(d.Owner).heard:
+		// It may own where we do not hear it. One that is heard is heard to own: until then, and
+		// if it ends before, we hold what was acknowledged last.
 		p.claim = nil
 		p.unentitle()
 	}
@@ -227,6 +229,9 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 	p.enter(now)
 	if p.phase != standing && p.phase != listening || p.uniting || e.Less(p.epoch) || e.Node == 0 {
 		return
+	}
+	if p.claim != nil && p.claim.epoch.Node == e.Node && !p.peer(e.Node).live() {
+		return // under way when its owner was lost; what we were entitled to then is the claim
 	}
 	p.phase, p.epoch, p.claim = standing, e, nil
 	if p.highest.Less(e) {

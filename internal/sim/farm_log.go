@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"tandem/cluster/fsm"
 	"tandem/internal/node"
@@ -64,6 +67,7 @@ func (w *farm) deliver() {
 		}
 		r := d.state.Apply(x.Entry)
 		d.index = x.Index
+		w.decided(x, d.state, r)
 		w.mix("apply", uint64(m.id), x.Index)
 		if fsm.Proposer(x.Entry) == fsm.NodeID(m.id) {
 			d.answered(x.Entry, r)
@@ -85,6 +89,24 @@ func (w *farm) deliver() {
 			})
 		}
 	}
+}
+
+// decided notes an entry when the first member applies it.
+func (w *farm) decided(x fsm.Delivery, m *fsm.Machine, r fsm.Result) {
+	if w.tracing == nil || x.Index <= w.rule.logNoted {
+		return
+	}
+	w.rule.logNoted = x.Index
+	c := &clusterpb.Command{}
+	if proto.Unmarshal(x.Entry, c) != nil {
+		return
+	}
+	var b strings.Builder
+	for _, id := range r.Scopes {
+		s, _ := m.Scope(id)
+		fmt.Fprintf(&b, "; %v: vm%d at %v, next vm%d at %v, sync %v", id, s.Owner, s.Epoch, s.Successor, s.Next, s.Sync)
+	}
+	w.note("", "log", "entry %d, of vm%d, %v: %s%s", x.Index, c.GetId().GetNode(), r.Code, askedFor(c), b.String())
 }
 
 // view is the state as a member has it. Members at the same entry share it.
