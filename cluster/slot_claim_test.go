@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"tandem/cluster/fsm"
+	"tandem/proto/clusterpb"
 )
 
 // lostOwner is a slot of node 2, which was lost; node 1 was entitled to succeed it, and
@@ -86,5 +87,47 @@ func TestACopyThatComesTooLateKeepsTheClaim(t *testing.T) {
 	p.HandleClaimed(now, mine.Epoch, true)
 	if o := owns(effectsOf(p)); o == nil || !o.Covered {
 		t.Errorf("owns as %+v", o)
+	}
+}
+
+// A node that was given a scope leaves it to a member that says it is entitled: that one
+// holds what was acknowledged last. It does not wait for ever.
+func TestAScopeIsLeftToWhoHoldsIt(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	id := fsm.Slot(2, 0)
+	given := func(heard ...Peer) (*Slot, *clusterpb.Decline) {
+		p := NewSlot(SlotOptions{Self: 1, Name: "vm1", Scope: id, Interval: 10 * time.Millisecond, Threshold: 3})
+		p.Start(now)
+		for _, x := range heard {
+			x.Running, x.Links = true, []Link{{Addr: "172.31.1.9"}}
+			p.HandlePeer(now, x)
+		}
+		p.HandleDecided(now, fsm.Scope{ID: id, Owner: 1, Epoch: e(3, 0, 1), Burnt: 3 << fsm.LocalBits}, true)
+		var d *clusterpb.Decline
+		for _, x := range effectsOf(p) {
+			if y, ok := x.(Propose); ok {
+				d = y.Command.GetDecline()
+			}
+		}
+		return p, d
+	}
+	p, d := given(Peer{Node: 3, Process: 33, Entitled: true, Epoch: e(1, 2, 2)}, Peer{Node: 4, Process: 44, Entitled: true, Epoch: e(1, 1, 2)})
+	if p.phase == owning || d.GetNode() != 3 || d.GetScope() != uint32(id) || d.GetEpoch().GetCounter() != 3<<fsm.LocalBits {
+		t.Errorf("phase %v, declines %v; node 3 was entitled last", p.phase, d)
+	}
+	for at := time.Duration(0); at <= patience; at += proposeAgain / 2 {
+		p.HandleTimeout(now.Add(at))
+	}
+	if p.phase != owning {
+		t.Error("waits for ever")
+	}
+	for name, x := range map[string]Peer{
+		"the owner used an epoch after it": {Node: 2, Process: 22, Epoch: e(1, 3, 2)},
+		"nobody is entitled":               {Node: 2, Process: 22},
+	} {
+		late := Peer{Node: 3, Process: 33, Entitled: x.Epoch != Epoch{}, Epoch: e(1, 2, 2)}
+		if p, d := given(x, late); p.phase != owning || d != nil {
+			t.Errorf("%s: phase %v, declines %v", name, p.phase, d)
+		}
 	}
 }

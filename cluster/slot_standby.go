@@ -3,6 +3,8 @@ package cluster
 import (
 	"fmt"
 	"time"
+
+	"tandem/proto/clusterpb"
 )
 
 // owner is the member that is heard to own, under the highest epoch.
@@ -81,8 +83,24 @@ func (p *Slot) given(now time.Time) {
 	if p.asked != (Epoch{}) && !p.due(now, p.since.Add(patience)) {
 		return
 	}
+	if m := p.holder(); m != nil && !p.due(now, p.since.Add(patience)) {
+		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
+			Scope: uint32(p.opt.Scope), Epoch: d.Epoch.Proto(), Node: uint32(m.Node)}}})
+		return
+	}
 	// Nobody holds what was acknowledged: peers begin anew.
 	p.own(now, Own{Epoch: d.Epoch, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)})
+}
+
+// holder is a member that says it may succeed an owner before the epoch that this node was
+// given, the latest that is known here: it holds what was acknowledged last.
+func (p *Slot) holder() (best *member) {
+	for _, m := range p.peers {
+		if m.live() && m.Entitled && m.Epoch.Less(p.decided.Epoch) && !m.Epoch.Less(p.highest) && (best == nil || best.Epoch.Less(m.Epoch)) {
+			best = m
+		}
+	}
+	return best
 }
 
 // take asks our guardian, and writes the note where the old owner may go on.

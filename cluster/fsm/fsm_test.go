@@ -92,6 +92,11 @@ func renews(id ScopeID, e Epoch, above uint64) *clusterpb.Command {
 		Scope: uint32(id), Epoch: e.Proto(), Above: above}}}
 }
 
+func declines(id ScopeID, e Epoch, n NodeID) *clusterpb.Command {
+	return &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
+		Scope: uint32(id), Epoch: e.Proto(), Node: uint32(n)}}}
+}
+
 func loses(n NodeID, process uint64) *clusterpb.Command {
 	return &clusterpb.Command{What: &clusterpb.Command_ReportLoss{ReportLoss: &clusterpb.ReportLoss{Node: uint32(n), Process: process}}}
 }
@@ -185,6 +190,22 @@ func TestASlotPassesToItsSuccessor(t *testing.T) {
 			t.Error(s.Reason)
 		}
 		f.want(Refused, 3, loses(1, 100))
+	})
+	t.Run("who was given it leaves it to another that holds the records", func(t *testing.T) {
+		f, s := start(t)
+		f.want(Done, 1, syncs(slot, s.Epoch, 2))
+		f.want(Done, 3, loses(1, 100))
+		s = f.wantScope(slot, 2, 0, 2)
+		f.want(NotYours, 3, declines(slot, s.Epoch, 3))
+		f.want(OldEpoch, 2, declines(slot, Epoch{1 << LocalBits, 1}, 3))
+		f.want(Refused, 2, declines(slot, s.Epoch, 2))
+		f.want(Refused, 2, declines(slot, s.Epoch, 1)) // lost
+		f.want(Unknown, 2, declines(slot, s.Epoch, 9))
+		f.want(Done, 2, declines(slot, s.Epoch, 3))
+		if now := f.wantScope(slot, 3, 0, 3); now.Reason != ReasonDeclined || now.Epoch.Node != 3 {
+			t.Errorf("%+v", now)
+		}
+		f.want(OldEpoch, 2, declines(slot, s.Epoch, 3))
 	})
 	t.Run("a lost standby is replaced at once", func(t *testing.T) {
 		f, _ := start(t)

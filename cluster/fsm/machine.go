@@ -191,6 +191,8 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 		return m.takeOver(by, w.TakeOver)
 	case *clusterpb.Command_RenewTerm:
 		return m.renewTerm(w.RenewTerm)
+	case *clusterpb.Command_Decline:
+		return m.decline(by, w.Decline)
 	case *clusterpb.Command_ReportLoss:
 		return m.reportLoss(w.ReportLoss)
 	case *clusterpb.Command_DelegateRange:

@@ -384,13 +384,12 @@ func (f *farmEnds) follow() {
 
 // propose queues a command; one that asks for the same is proposed once at a time.
 func (f *farmEnds) propose(e cluster.Propose) {
-	key := asked(e.Command)
+	key := cluster.AskedFor(e.Command)
 	if _, dup := f.waiting.LoadOrStore(key, true); dup {
 		return
 	}
 	queue := f.queue
-	switch e.Command.GetWhat().(type) {
-	case *clusterpb.Command_ReportLoss, *clusterpb.Command_TakeOver:
+	if cluster.Urgent(e.Command) {
 		queue = f.urgent
 	}
 	select {
@@ -398,22 +397,6 @@ func (f *farmEnds) propose(e cluster.Propose) {
 	default:
 		f.waiting.Delete(key)
 	}
-}
-
-// asked is what a command is about: two of the same kind for the same scope or member
-// are one.
-func asked(c *clusterpb.Command) string {
-	switch w := c.GetWhat().(type) {
-	case *clusterpb.Command_SetSyncSet:
-		return fmt.Sprint("sync ", w.SetSyncSet.GetScope())
-	case *clusterpb.Command_TakeOver:
-		return fmt.Sprint("take ", w.TakeOver.GetScope())
-	case *clusterpb.Command_RenewTerm:
-		return fmt.Sprint("term ", w.RenewTerm.GetScope())
-	case *clusterpb.Command_ReportLoss:
-		return fmt.Sprint("loss ", w.ReportLoss.GetNode())
-	}
-	return fmt.Sprintf("%T", c.GetWhat())
 }
 
 // proposals has one command after the other decided.
@@ -433,7 +416,7 @@ func (f *farmEnds) proposals() {
 		ctx, cancel := context.WithTimeout(f.ctx, proposePatient)
 		r, err := f.log.Propose(ctx, c)
 		cancel()
-		f.waiting.Delete(asked(c))
+		f.waiting.Delete(cluster.AskedFor(c))
 		if err == nil && !r.OK() {
 			f.c.d.log.LogAttrs(f.ctx, slog.LevelDebug, "HA not decided", slog.String("command", c.String()), slog.String("why", r.Why))
 		}

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"tandem/cluster"
 	"tandem/cluster/fsm"
 	"tandem/internal/node"
 	"tandem/proto/clusterpb"
@@ -106,7 +107,7 @@ func (w *farm) decided(x fsm.Delivery, m *fsm.Machine, r fsm.Result) {
 		s, _ := m.Scope(id)
 		fmt.Fprintf(&b, "; %v: vm%d at %v, next vm%d at %v, sync %v", id, s.Owner, s.Epoch, s.Successor, s.Next, s.Sync)
 	}
-	w.note("", "log", "entry %d, of vm%d, %v: %s%s", x.Index, c.GetId().GetNode(), r.Code, askedFor(c), b.String())
+	w.note("", "log", "entry %d, of vm%d, %v: %s%s", x.Index, c.GetId().GetNode(), r.Code, cluster.AskedFor(c), b.String())
 }
 
 // view is the state as a member has it. Members at the same entry share it.
@@ -170,39 +171,22 @@ func (d *farmDaemon) logTick() {
 // propose has one command at a time decided; one that asks for the same as another
 // waits for that.
 func (d *farmDaemon) propose(c *clusterpb.Command) {
-	key := askedFor(c)
+	key := cluster.AskedFor(c)
 	if d.asked[key] {
 		return
 	}
 	d.asked[key] = true
-	if c.GetAddMember() != nil && len(d.queue) > 1 { // the log's own word waits only for what is under way
-		d.queue = slices.Insert(d.queue, 1, c)
+	if before := c.GetAddMember() != nil; (before || cluster.Urgent(c)) && len(d.queue) > 1 { // waits only for what is under way
+		i := 1
+		for i < len(d.queue) && (d.queue[i].GetAddMember() != nil || !before && cluster.Urgent(d.queue[i])) {
+			i++
+		}
+		d.queue = slices.Insert(d.queue, i, c)
 		return
 	}
 	if d.queue = append(d.queue, c); len(d.queue) == 1 {
 		d.begin()
 	}
-}
-
-// askedFor is what a command is about, as internal/daemon tells commands apart.
-func askedFor(c *clusterpb.Command) string {
-	switch x := c.GetWhat().(type) {
-	case *clusterpb.Command_SetSyncSet:
-		return fmt.Sprint("sync ", x.SetSyncSet.GetScope())
-	case *clusterpb.Command_TakeOver:
-		return fmt.Sprint("take ", x.TakeOver.GetScope())
-	case *clusterpb.Command_RenewTerm:
-		return fmt.Sprint("term ", x.RenewTerm.GetScope())
-	case *clusterpb.Command_ReportLoss:
-		return fmt.Sprint("loss ", x.ReportLoss.GetNode())
-	case *clusterpb.Command_SetSuccessor:
-		return fmt.Sprint("next ", x.SetSuccessor.GetScope())
-	case *clusterpb.Command_DelegateRange:
-		return fmt.Sprint("range ", x.DelegateRange.GetSpace())
-	case *clusterpb.Command_ReturnRange:
-		return fmt.Sprint("return ", x.ReturnRange.GetRange())
-	}
-	return fmt.Sprintf("%T", c.GetWhat())
 }
 
 func (d *farmDaemon) begin() {
@@ -235,7 +219,7 @@ func (d *farmDaemon) try(c *clusterpb.Command, number uint64) {
 }
 
 func (d *farmDaemon) next() {
-	delete(d.asked, askedFor(d.queue[0]))
+	delete(d.asked, cluster.AskedFor(d.queue[0]))
 	d.queue = d.queue[1:]
 	d.begin()
 }
