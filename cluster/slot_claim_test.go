@@ -131,3 +131,22 @@ func TestAScopeIsLeftToWhoHoldsIt(t *testing.T) {
 		}
 	}
 }
+
+// What the log promised was promised to the process before: until it counts this one as a
+// member, another may be the successor.
+func TestAPromiseIsToOneProcess(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p := entitledSlot(t, now)
+	d := p.decided
+	p.HandleDecided(now, d, false)
+	p.HandleLoss(now, 2, LossDeath, true, 30*time.Millisecond)
+	p.HandleClaimed(now, d.Next, true)
+	if o := owns(effectsOf(p)); o != nil || p.phase == taking {
+		t.Fatalf("acts on what the process before was promised: phase %v, %+v", p.phase, o)
+	}
+	p.HandleDecided(now, d, true)
+	p.HandleClaimed(now, d.Next, true)
+	if o := owns(effectsOf(p)); o == nil || !o.Covered {
+		t.Errorf("owns as %+v", o)
+	}
+}

@@ -46,6 +46,9 @@ func (p *Slot) succeed(now time.Time) {
 	}
 	d := &p.decided
 	switch {
+	case !p.granted:
+		// What was given or promised was so to the process before this one, or to one that the
+		// log takes for lost: somebody else may have it by now.
 	case d.Owner == p.opt.Self && c.epoch.Less(d.Epoch):
 		p.take(now, d.Epoch, c)
 	case d.Successor == p.opt.Self && d.Epoch.SameTenure(c.epoch):
