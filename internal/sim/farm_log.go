@@ -103,11 +103,14 @@ func (w *farm) decided(x fsm.Delivery, m *fsm.Machine, r fsm.Result) {
 		return
 	}
 	var b strings.Builder
+	for _, c := range cluster.Parts(c) {
+		b.WriteString(" " + cluster.AskedFor(c))
+	}
 	for _, id := range r.Scopes {
 		s, _ := m.Scope(id)
 		fmt.Fprintf(&b, "; %v: vm%d at %v, next vm%d at %v, sync %v", id, s.Owner, s.Epoch, s.Successor, s.Next, s.Sync)
 	}
-	w.note("", "log", "entry %d, of vm%d, %v: %s%s", x.Index, c.GetId().GetNode(), r.Code, cluster.AskedFor(c), b.String())
+	w.note("", "log", "entry %d, of vm%d, %v:%s", x.Index, c.GetId().GetNode(), r.Code, b.String())
 }
 
 // view is the state as a member has it. Members at the same entry share it.
@@ -193,7 +196,8 @@ func (d *farmDaemon) begin() {
 	if len(d.queue) == 0 {
 		return
 	}
-	c := d.queue[0]
+	c, n := cluster.Together(d.queue)
+	d.queue = slices.Replace(d.queue, 0, n, c)
 	d.number++
 	c.Id = &clusterpb.CommandID{Node: uint32(d.m.id), Life: d.life, Seq: d.number}
 	c.Version = 1
@@ -219,7 +223,9 @@ func (d *farmDaemon) try(c *clusterpb.Command, number uint64) {
 }
 
 func (d *farmDaemon) next() {
-	delete(d.asked, cluster.AskedFor(d.queue[0]))
+	for _, c := range cluster.Parts(d.queue[0]) {
+		delete(d.asked, cluster.AskedFor(c))
+	}
 	d.queue = d.queue[1:]
 	d.begin()
 }
