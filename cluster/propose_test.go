@@ -45,7 +45,7 @@ func TestWhatWaitsGoesTogether(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, c := range all {
-		if k := AskedFor(c); seen[k] {
+		if k := fsm.Subject(c); seen[k] {
 			t.Errorf("two ask for %s", k)
 		} else {
 			seen[k] = true

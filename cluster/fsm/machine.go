@@ -93,6 +93,31 @@ func NewBuild(lowest, highest uint32) *Machine {
 	return &Machine{version: 1, nextRange: 1, spiCursor: firstSPI, min: lowest, max: highest}
 }
 
+// Subject is what a command is about: of two with the same subject that wait to be
+// decided, one is enough.
+func Subject(c *clusterpb.Command) string {
+	var of any
+	switch x := c.GetWhat().(type) {
+	case *clusterpb.Command_SetSyncSet:
+		of = x.SetSyncSet.GetScope()
+	case *clusterpb.Command_TakeOver:
+		of = x.TakeOver.GetScope()
+	case *clusterpb.Command_Decline:
+		of = x.Decline.GetScope()
+	case *clusterpb.Command_RenewTerm:
+		of = x.RenewTerm.GetScope()
+	case *clusterpb.Command_ReportLoss:
+		of = x.ReportLoss.GetNode()
+	case *clusterpb.Command_SetSuccessor:
+		of = x.SetSuccessor.GetScope()
+	case *clusterpb.Command_DelegateRange:
+		of = x.DelegateRange.GetSpace()
+	case *clusterpb.Command_ReturnRange:
+		of = x.ReturnRange.GetRange()
+	}
+	return fmt.Sprintf("%T %v", c.GetWhat(), of)
+}
+
 // Encode is a command as an entry. A command never says more than its fields.
 func Encode(c *clusterpb.Command) []byte {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)

@@ -384,7 +384,7 @@ func (f *farmEnds) follow() {
 
 // propose queues a command; one that asks for the same is proposed once at a time.
 func (f *farmEnds) propose(e cluster.Propose) {
-	key := cluster.AskedFor(e.Command)
+	key := fsm.Subject(e.Command)
 	if _, dup := f.waiting.LoadOrStore(key, true); dup {
 		return
 	}
@@ -421,7 +421,7 @@ func (f *farmEnds) proposals() {
 		r, err := f.log.Propose(ctx, c)
 		cancel()
 		for _, c := range cluster.Parts(c) {
-			f.waiting.Delete(cluster.AskedFor(c))
+			f.waiting.Delete(fsm.Subject(c))
 		}
 		if err == nil && !r.OK() {
 			f.c.d.log.LogAttrs(f.ctx, slog.LevelDebug, "HA not decided", slog.String("command", c.String()), slog.String("why", r.Why))

@@ -104,7 +104,7 @@ func (w *farm) decided(x fsm.Delivery, m *fsm.Machine, r fsm.Result) {
 	}
 	var b strings.Builder
 	for _, c := range cluster.Parts(c) {
-		b.WriteString(" " + cluster.AskedFor(c))
+		b.WriteString(" " + fsm.Subject(c))
 	}
 	for _, id := range r.Scopes {
 		s, _ := m.Scope(id)
@@ -174,7 +174,7 @@ func (d *farmDaemon) logTick() {
 // propose has one command at a time decided; one that asks for the same as another
 // waits for that.
 func (d *farmDaemon) propose(c *clusterpb.Command) {
-	key := cluster.AskedFor(c)
+	key := fsm.Subject(c)
 	if d.asked[key] {
 		return
 	}
@@ -224,7 +224,7 @@ func (d *farmDaemon) try(c *clusterpb.Command, number uint64) {
 
 func (d *farmDaemon) next() {
 	for _, c := range cluster.Parts(d.queue[0]) {
-		delete(d.asked, cluster.AskedFor(c))
+		delete(d.asked, fsm.Subject(c))
 	}
 	d.queue = d.queue[1:]
 	d.begin()
