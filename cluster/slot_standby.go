@@ -3,6 +3,8 @@ package cluster
 import (
 	"fmt"
 	"time"
+
+	"tandem/proto/clusterpb"
 )
 
 // owner is the member that is heard to own, under the highest epoch.
@@ -44,11 +46,16 @@ func (p *Slot) succeed(now time.Time) {
 	}
 	d := &p.decided
 	switch {
+	case !p.granted:
+		// What was given or promised was so to the process before this one, or to one that the
+		// log takes for lost: somebody else may have it by now.
 	case d.Owner == p.opt.Self && c.epoch.Less(d.Epoch):
 		p.take(now, d.Epoch, c)
 	case d.Successor == p.opt.Self && d.Epoch.SameTenure(c.epoch):
 		p.take(now, d.Next, c)
-	case d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0:
+	case c.epoch.Less(d.Epoch) && d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0 && !p.peer(d.Owner).heard:
+		// It may own where we do not hear it. One that is heard is heard to own: until then, and
+		// if it ends before, we hold what was acknowledged last.
 		p.claim = nil
 		p.unentitle()
 	}
@@ -79,8 +86,24 @@ func (p *Slot) given(now time.Time) {
 	if p.asked != (Epoch{}) && !p.due(now, p.since.Add(patience)) {
 		return
 	}
+	if m := p.holder(); m != nil && !p.due(now, p.since.Add(patience)) {
+		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
+			Scope: uint32(p.opt.Scope), Epoch: d.Epoch.Proto(), Node: uint32(m.Node)}}})
+		return
+	}
 	// Nobody holds what was acknowledged: peers begin anew.
 	p.own(now, Own{Epoch: d.Epoch, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)})
+}
+
+// holder is a member that says it may succeed an owner before the epoch that this node was
+// given, the latest that is known here: it holds what was acknowledged last.
+func (p *Slot) holder() (best *member) {
+	for _, m := range p.peers {
+		if m.live() && m.Entitled && m.Epoch.Less(p.decided.Epoch) && !m.Epoch.Less(p.highest) && (best == nil || best.Epoch.Less(m.Epoch)) {
+			best = m
+		}
+	}
+	return best
 }
 
 // take asks our guardian, and writes the note where the old owner may go on.
@@ -110,6 +133,13 @@ func (p *Slot) take(now time.Time, e Epoch, c *claimed) {
 // considerTaking: the decision stands until its conditions are met or it is void.
 func (p *Slot) considerTaking(now time.Time) {
 	t := p.pending
+	if p.noQuorum { // a claim keeps until the quorum is back; who hands over waits for us
+		if t.handover {
+			p.giveUp()
+		}
+		p.phase, p.pending = standing, nil
+		return
+	}
 	if o := p.owner(); o != nil && !t.handover && !o.Epoch.Less(p.entitled) {
 		p.phase, p.pending = standing, nil
 		p.heardAgain(o)
@@ -220,6 +250,9 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 	p.enter(now)
 	if p.phase != standing && p.phase != listening || p.uniting || e.Less(p.epoch) || e.Node == 0 {
 		return
+	}
+	if p.claim != nil && p.claim.epoch.Node == e.Node && !p.peer(e.Node).live() {
+		return // under way when its owner was lost; what we were entitled to then is the claim
 	}
 	p.phase, p.epoch, p.claim = standing, e, nil
 	if p.highest.Less(e) {

@@ -389,8 +389,7 @@ func (f *farmEnds) propose(e cluster.Propose) {
 		return
 	}
 	queue := f.queue
-	switch e.Command.GetWhat().(type) {
-	case *clusterpb.Command_ReportLoss, *clusterpb.Command_TakeOver:
+	if cluster.Urgent(e.Command) {
 		queue = f.urgent
 	}
 	select {
@@ -400,26 +399,44 @@ func (f *farmEnds) propose(e cluster.Propose) {
 	}
 }
 
-// proposals has one command after the other decided.
+// proposals has what waits decided, the urgent first, and together what may go together.
 func (f *farmEnds) proposals() {
+	var urgent, others []*clusterpb.Command
 	for {
-		var c *clusterpb.Command
-		select {
-		case c = <-f.urgent:
-		default:
+		if len(urgent)+len(others) == 0 {
 			select {
 			case <-f.ctx.Done():
 				return
-			case c = <-f.urgent:
-			case c = <-f.queue:
+			case c := <-f.urgent:
+				urgent = append(urgent, c)
+			case c := <-f.queue:
+				others = append(others, c)
 			}
 		}
+		urgent, others = all(f.urgent, urgent), all(f.queue, others)
+		wait := slices.Concat(urgent, others)
+		c, n := cluster.Together(wait)
+		urgent, others = urgent[min(n, len(urgent)):], others[max(0, n-len(urgent)):]
 		ctx, cancel := context.WithTimeout(f.ctx, proposePatient)
 		r, err := f.log.Propose(ctx, c)
 		cancel()
-		f.waiting.Delete(fsm.Subject(c))
+		for _, c := range cluster.Parts(c) {
+			f.waiting.Delete(fsm.Subject(c))
+		}
 		if err == nil && !r.OK() {
 			f.c.d.log.LogAttrs(f.ctx, slog.LevelDebug, "HA not decided", slog.String("command", c.String()), slog.String("why", r.Why))
+		}
+	}
+}
+
+// all adds what waits in a queue.
+func all(queue <-chan *clusterpb.Command, to []*clusterpb.Command) []*clusterpb.Command {
+	for {
+		select {
+		case c := <-queue:
+			to = append(to, c)
+		default:
+			return to
 		}
 	}
 }

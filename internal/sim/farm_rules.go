@@ -39,6 +39,7 @@ type farmRules struct {
 	logSince    time.Duration // since when all that live have a leader whom they reach
 	quorate     map[cluster.NodeID]lostQuorum
 	strays      uint64
+	logNoted    uint64 // the entry that was noted last
 }
 
 type frameID struct {
