@@ -79,6 +79,12 @@ func (p *Slot) given(now time.Time) {
 	if p.asked != (Epoch{}) && !p.due(now, p.since.Add(patience)) {
 		return
 	}
+	if p.uniting {
+		// What we did when we owned has come to nobody. Whoever followed us is lost, may have
+		// gone further, and unites with us when it is back.
+		p.own(now, Own{Epoch: d.Epoch, Trusted: true, Reason: fmt.Sprintf("%v was given back to this node (%v)", d.ID, d.Reason)})
+		return
+	}
 	// Nobody holds what was acknowledged: peers begin anew.
 	p.own(now, Own{Epoch: d.Epoch, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)})
 }
@@ -208,6 +214,9 @@ func (p *Slot) follow(o *member) {
 	}
 	if p.entitled != (Epoch{}) && p.entitled.Less(o.Epoch) || p.asked != (Epoch{}) && p.asked.Less(o.Epoch) {
 		p.unentitle() // that epoch has gone on without us
+	}
+	if c := p.copying; c != (Epoch{}) && p.entitled == (Epoch{}) && p.asked == (Epoch{}) && c.Less(o.Epoch) && !c.SameTenure(o.Epoch) {
+		p.copying, p.lapsed = Epoch{}, true // the copy will never be whole
 	}
 	if p.uniting && o.stream == o.Process && o.Process != 0 {
 		p.uniting = false

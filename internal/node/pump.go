@@ -115,7 +115,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyBegins:
 		n.ike.BeginCopy()
 		if n.slot != nil {
-			n.slot.HandleCopying()
+			n.slot.HandleCopying(e.Epoch)
 		}
 	case statesync.ApplyRecord:
 		n.ike.Apply(now, ike.Record{Entries: toIKE(e.Entries)})
