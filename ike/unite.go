@@ -1,10 +1,12 @@
 package ike
 
 import (
+	"bytes"
 	"log/slog"
 	"slices"
 	"time"
 
+	"tandem/ike/message"
 	"tandem/internal/ipsec"
 )
 
@@ -116,7 +118,8 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	// A request of one side whose answer came to the other, which only counted it:
 	// the peer answers it again.
 	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil
-	if !newer && same && !open {
+	doubtful := contested(ours, theirs) || contested(theirs, ours)
+	if !newer && same && !open && !doubtful {
 		return
 	}
 	merged := theirs
@@ -138,7 +141,31 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	if open {
 		merged.nextSend, merged.lastRequest, merged.req = other.nextSend, other.lastRequest, other.req
 	}
+	for _, x := range []*ikeSA{ours, theirs} { // what one side wants rekeyed early is
+		merged.rekeyNow = merged.rekeyNow || x.rekeyNow
+		for _, c := range x.children {
+			if i := slices.IndexFunc(merged.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn }); i >= 0 && c.rekeyNow {
+				merged.children[i].rekeyNow = true
+			}
+		}
+	}
+	if doubtful {
+		for _, c := range merged.children {
+			c.rekeyNow = c.rekeyNow || c.initiator
+		}
+		if x := merged.req; x != nil && x.kind.exchangeType() == message.CreateChildSA {
+			x.contested = true
+		}
+	}
 	e.take(merged, ours)
+}
+
+// contested says whether a request of one side of a split for new SAs has the message ID of
+// another request of the other side. The peer has answered one of them, and nothing in the
+// answer says which: if it came to the wrong side, that has made SAs which the peer has not.
+func contested(a, b *ikeSA) bool {
+	x := a.req
+	return x != nil && x.kind.exchangeType() == message.CreateChildSA && x.id < b.nextSend && !bytes.Equal(x.data, b.lastRequest)
 }
 
 // owing are the Child SAs that this side has ended and whose DELETE the peer has not

@@ -152,3 +152,45 @@ func TestUniteTwoAnswersToOneRequest(t *testing.T) {
 		t.Error("what the peer is sent it does not understand")
 	}
 }
+
+func TestUniteOfTwoRequestsWithOneMessageID(t *testing.T) {
+	// Both sides rekey the Child SA at once, with the same message ID. The peer answers the
+	// other side's request, and the answer comes to this one, which takes it for its own.
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	mute(w, a2)
+	if !b.esp(a2) {
+		t.Fatal("setup: no traffic")
+	}
+	w.drop = func(d Datagram) bool { return d.Local.Addr() == b.addr }
+	seen := len(w.seen)
+	a2.rekeyChild()
+	w.run(time.Second)
+	var answer *Datagram
+	for _, d := range w.seen[seen:] {
+		if d.Local.Addr() == b.addr {
+			answer = &d
+		}
+	}
+	if answer == nil {
+		t.Fatal("setup: no answer")
+	}
+	w.drop = func(Datagram) bool { return true }
+	a.rekeyChild()
+	w.settle()
+	a.e.HandleDatagram(w.now, Datagram{Local: answer.Remote, Remote: answer.Local, NonESP: answer.NonESP, Data: answer.Data})
+	a.drain()
+	w.settle()
+	w.drop = nil
+	if wrong := a.order[len(a.order)-1]; b.ike()[0].childOut(wrong) != nil || len(a.order) != 2 {
+		t.Fatalf("setup: the peer knows %v", a.order)
+	}
+	theirs := a2.e.Snapshot(w.now)
+	a2.dead = true
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	b.event(func(e *Engine) { e.sendDPD(b.ike()[0]) }) // the peer's authenticated message
+	w.run(10 * time.Second)
+	if len(a.installed) != 1 || !a.esp(b) || !b.esp(a) {
+		t.Errorf("traffic does not pass over %v, the peer has %v", describe(a.ike()), describe(b.ike()))
+	}
+}
