@@ -130,3 +130,28 @@ func TestACopyOfAnOwnerThatHasGoneIsForgotten(t *testing.T) {
 		t.Error("kept, though nobody will finish it")
 	}
 }
+
+// The successor promised had taken over when the quorum was lost, and stopped as
+// configured. With the quorum back nothing was decided about that, the old owner has given
+// way to it, and only it can go on.
+func TestASuccessorThatStoppedGoesOnAsPromised(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	id := fsm.Slot(1, 0)
+	p := NewSlot(SlotOptions{Self: 2, Name: "vm2", Scope: id, Interval: 10 * time.Millisecond, Threshold: 3})
+	p.Start(now)
+	next := Epoch{Counter: 2 << fsm.LocalBits, Node: 2}
+	d := fsm.Scope{ID: id, Owner: 1, Epoch: Epoch{Counter: 1 << fsm.LocalBits, Node: 1}, Successor: 2, Next: next, Burnt: 2 << fsm.LocalBits, Standbys: []NodeID{2}, Sync: []NodeID{2}}
+	p.HandleDecided(now, d, true)
+	p.own(now, Own{Epoch: next, Covered: true, Trusted: true}) // as if vm1 had been lost
+	now = now.Add(time.Second)
+	p.HandleQuorum(now, true, true)
+	if p.phase == owning {
+		t.Fatal("owns without a quorum")
+	}
+	now = now.Add(time.Second)
+	p.HandleQuorum(now, false, true)
+	p.HandleDecided(now, d, true)
+	if p.phase != owning || !next.Less(p.epoch) || !next.SameTenure(p.epoch) {
+		t.Errorf("phase %v in epoch %v: the slot stays without an owner", p.phase, p.epoch)
+	}
+}

@@ -31,7 +31,7 @@ func (p *Slot) considerStanding(now time.Time) {
 		p.renewTerm(now, p.highest.Counter) // for the owner, whose copies we would refuse
 	}
 	p.succeed(now)
-	if p.phase != taking && p.granted && p.decided.Owner == p.opt.Self {
+	if p.phase != taking && p.granted && (p.decided.Owner == p.opt.Self || p.heldPromise()) {
 		p.given(now)
 	}
 }
@@ -54,6 +54,12 @@ func (p *Slot) succeed(now time.Time) {
 	}
 }
 
+// heldPromise says that we owned as the successor promised when the quorum was lost, and
+// that nothing was decided about that.
+func (p *Slot) heldPromise() bool {
+	return p.held != Epoch{} && p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.held) && p.owner() == nil
+}
+
 // given: it was decided that this node owns, and no loss told us so.
 func (p *Slot) given(now time.Time) {
 	d := p.decided
@@ -61,7 +67,7 @@ func (p *Slot) given(now time.Time) {
 		return // the log does not know yet of the owner that we know
 	}
 	if p.held != (Epoch{}) {
-		if !p.held.SameTenure(d.Epoch) {
+		if !p.held.SameTenure(d.Epoch) && !p.heldPromise() {
 			p.held = Epoch{}
 		} else { // quorum is back, and nobody else was chosen
 			p.own(now, Own{Epoch: p.held.Next(p.opt.Self), Covered: true, Trusted: true, Reason: "quorum is back"})

@@ -312,6 +312,7 @@ func (m *member) thaw() {
 		}
 	})
 	if d := m.d; d != nil {
+		d.stopped = true // until the scheduler comes to it; what came meanwhile is first
 		wake(d.goOn)
 		wake(d.p.goOn)
 	}

@@ -281,7 +281,7 @@ func (w *farm) unsettled() string {
 		case t.active[0].m.id != s.Owner || s.Owner != s.ID.Home():
 			return fmt.Sprintf("%v is owned by %s, and decided to be node %d's", s.ID, t.active[0].m.name, s.Owner)
 		case len(s.Sync) != min(w.s.Farm.Standbys, w.s.Farm.Members-1) || s.Successor == 0:
-			return fmt.Sprintf("%v has the sync set %v and successor %d", s.ID, s.Sync, s.Successor)
+			return fmt.Sprintf("%v has standbys %v, the sync set %v and successor %d", s.ID, s.Standbys, s.Sync, s.Successor)
 		}
 	}
 	for _, c := range w.clients {
