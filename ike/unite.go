@@ -115,9 +115,9 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 		}
 	}
 	same := len(extra) == 0 && len(owed) == len(keep.owed) && !slices.ContainsFunc(keep.children, func(c *childSA) bool { return ended(c.SPIIn) })
-	// A request of one side whose answer came to the other, which only counted it:
-	// the peer answers it again.
-	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil
+	// A request of one side whose answer came to the other, which only counted it: the peer
+	// answers it again. One that both sides had sent the other has finished.
+	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !bytes.Equal(other.req.data, keep.lastRequest)
 	doubtful := contested(ours, theirs) || contested(theirs, ours)
 	if !newer && same && !open && !doubtful {
 		return

@@ -194,3 +194,34 @@ func TestUniteOfTwoRequestsWithOneMessageID(t *testing.T) {
 		t.Errorf("traffic does not pass over %v, the peer has %v", describe(a.ike()), describe(b.ike()))
 	}
 }
+
+func TestUniteDoesNotFinishAnExchangeTwice(t *testing.T) {
+	// The other side was told of an IKE_AUTH under way, which this side finished; since then
+	// the peer has replaced the Child SA that it made.
+	w, a, b := pair(t, nil)
+	var theirs []Entry
+	a.onRecord = func(Record) {
+		if len(a.ike()) == 1 && a.ike()[0].state == stateAuthSent {
+			theirs = a.e.Snapshot(w.now)
+		}
+	}
+	b.resume()
+	a.resume()
+	w.settle()
+	a.onRecord = nil
+	agree(t, a, b, 1, 1)
+	if len(theirs) != 1 {
+		t.Fatal("setup: no record of IKE_AUTH under way")
+	}
+	first := a.order[0]
+	b.rekeyChild()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	if _, again := a.installed[first]; again {
+		t.Error("an SA that had ended is installed anew")
+	}
+}
