@@ -95,7 +95,7 @@ func (e *Engine) take(sa, old *ikeSA) {
 // merge unites two states of one IKE SA.
 func (e *Engine) merge(ours, theirs *ikeSA) {
 	newer := theirs.nextRecv > ours.nextRecv ||
-		theirs.nextRecv == ours.nextRecv && theirs.nextSend > ours.nextSend
+		theirs.nextRecv == ours.nextRecv && (theirs.nextSend > ours.nextSend || finished(theirs, ours))
 	keep, other := ours, theirs
 	if newer {
 		keep, other = theirs, ours
@@ -117,9 +117,10 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	same := len(extra) == 0 && len(owed) == len(keep.owed) && !slices.ContainsFunc(keep.children, func(c *childSA) bool { return ended(c.SPIIn) })
 	// A request of one side whose answer came to the other, which only counted it: the peer
 	// answers it again. One that both sides had sent the other has finished.
-	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !bytes.Equal(other.req.data, keep.lastRequest)
+	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !finished(keep, other)
+	done := finished(other, keep)
 	doubtful := contested(ours, theirs) || contested(theirs, ours)
-	if !newer && same && !open && !doubtful {
+	if !newer && same && !open && !done && !doubtful {
 		return
 	}
 	merged := theirs
@@ -141,6 +142,9 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	if open {
 		merged.nextSend, merged.lastRequest, merged.req = other.nextSend, other.lastRequest, other.req
 	}
+	if done {
+		merged.req = nil
+	}
 	for _, x := range []*ikeSA{ours, theirs} { // what one side wants rekeyed early is
 		merged.rekeyNow = merged.rekeyNow || x.rekeyNow
 		for _, c := range x.children {
@@ -158,6 +162,11 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 		}
 	}
 	e.take(merged, ours)
+}
+
+// finished says that one side of a split has the answer to the request that the other awaits.
+func finished(a, b *ikeSA) bool {
+	return a.req == nil && b.req != nil && a.nextSend == b.nextSend && bytes.Equal(a.lastRequest, b.req.data)
 }
 
 // contested says whether a request of one side of a split for new SAs has the message ID of

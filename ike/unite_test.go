@@ -214,6 +214,18 @@ func TestUniteDoesNotFinishAnExchangeTwice(t *testing.T) {
 		t.Fatal("setup: no record of IKE_AUTH under way")
 	}
 	first := a.order[0]
+	// So does a side that still awaits the answer when it hears of the other.
+	a2 := w.standby(a, 77)
+	a.onRecord = nil
+	a2.e.Apply(w.now, Record{Entries: theirs})
+	a2.drain()
+	mute(w, a2)
+	a2.e.Unite(w.now, a.e.Snapshot(w.now))
+	a2.drain()
+	if sa := a2.ike(); len(sa) != 1 || sa[0].req != nil || len(a2.installed) != 1 || !b.esp(a2) {
+		t.Errorf("the other side has %v, SAs %v", describe(sa), a2.order)
+	}
+	a2.dead = true
 	b.rekeyChild()
 	w.settle()
 	agree(t, a, b, 1, 1)
