@@ -69,6 +69,7 @@ type Slot struct {
 	leaveBy  time.Time            // members are leaving: the note is not waited for longer
 	renewal  *renewal             // under way
 	lapsed   bool                 // what is held here is of no use any more
+	copying  Epoch                // of the latest copy that began
 	hold     time.Time
 	handTo   Epoch
 	handNode NodeID
@@ -359,8 +360,8 @@ func (p *Slot) Covered() bool {
 	return false
 }
 
-// HandleCopying says that an owner has begun to copy to us.
-func (p *Slot) HandleCopying() { p.lapsed = false }
+// HandleCopying says that an owner has begun to copy to us, under an epoch.
+func (p *Slot) HandleCopying(e Epoch) { p.lapsed, p.copying = false, e }
 
 // Idle says that nothing ties this node to the scope: it may forget what it holds. A
 // copy that has begun ties it, also if the log, as far as it is known here, does not

@@ -33,7 +33,7 @@ func (p *Slot) considerStanding(now time.Time) {
 		p.renewTerm(now, p.highest.Counter) // for the owner, whose copies we would refuse
 	}
 	p.succeed(now)
-	if p.phase != taking && p.granted && p.decided.Owner == p.opt.Self {
+	if p.phase != taking && p.granted && (p.decided.Owner == p.opt.Self || p.heldPromise()) {
 		p.given(now)
 	}
 }
@@ -61,6 +61,12 @@ func (p *Slot) succeed(now time.Time) {
 	}
 }
 
+// heldPromise says that we owned as the successor promised when the quorum was lost, and
+// that nothing was decided about that.
+func (p *Slot) heldPromise() bool {
+	return p.held != Epoch{} && p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.held) && p.owner() == nil
+}
+
 // given: it was decided that this node owns, and no loss told us so.
 func (p *Slot) given(now time.Time) {
 	d := p.decided
@@ -68,7 +74,7 @@ func (p *Slot) given(now time.Time) {
 		return // the log does not know yet of the owner that we know
 	}
 	if p.held != (Epoch{}) {
-		if !p.held.SameTenure(d.Epoch) {
+		if !p.held.SameTenure(d.Epoch) && !p.heldPromise() {
 			p.held = Epoch{}
 		} else { // quorum is back, and nobody else was chosen
 			p.own(now, Own{Epoch: p.held.Next(p.opt.Self), Covered: true, Trusted: true, Reason: "quorum is back"})
@@ -89,6 +95,12 @@ func (p *Slot) given(now time.Time) {
 	if m := p.holder(); m != nil && !p.due(now, p.since.Add(patience)) {
 		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
 			Scope: uint32(p.opt.Scope), Epoch: d.Epoch.Proto(), Node: uint32(m.Node)}}})
+		return
+	}
+	if p.uniting {
+		// What we did when we owned has come to nobody. Whoever followed us is lost, may have
+		// gone further, and unites with us when it is back.
+		p.own(now, Own{Epoch: d.Epoch, Trusted: true, Reason: fmt.Sprintf("%v was given back to this node (%v)", d.ID, d.Reason)})
 		return
 	}
 	// Nobody holds what was acknowledged: peers begin anew.
@@ -238,6 +250,9 @@ func (p *Slot) follow(o *member) {
 	}
 	if p.entitled != (Epoch{}) && p.entitled.Less(o.Epoch) || p.asked != (Epoch{}) && p.asked.Less(o.Epoch) {
 		p.unentitle() // that epoch has gone on without us
+	}
+	if c := p.copying; c != (Epoch{}) && p.entitled == (Epoch{}) && p.asked == (Epoch{}) && c.Less(o.Epoch) && !c.SameTenure(o.Epoch) {
+		p.copying, p.lapsed = Epoch{}, true // the copy will never be whole
 	}
 	if p.uniting && o.stream == o.Process && o.Process != 0 {
 		p.uniting = false

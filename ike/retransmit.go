@@ -17,6 +17,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 		x.add(sa.req.next)
 	}
 	x.add(sa.probe.next)
+	x.add(sa.recordAt)
 	switch sa.state {
 	case stateHalfOpen, stateInitSent, stateAuthSent:
 		x.add(sa.created.Add(sa.negotiateTimeout()))
@@ -95,6 +96,10 @@ func (sa *ikeSA) fire(e *Engine) {
 	e.expire(sa)
 	if sa.state == stateGone {
 		return
+	}
+	if !sa.recordAt.IsZero() {
+		sa.recordAt = time.Time{}
+		e.touch(sa)
 	}
 	e.retransmit(sa)
 	if sa.state == stateGone {

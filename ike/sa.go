@@ -108,6 +108,7 @@ type ikeSA struct {
 	childrenSeq     uint32
 	moves, movedTo  uint32 // see moved.go
 	adopted         bool
+	rekeyNow        bool // regardless of the soft lifetime
 
 	// What follows is this process's own.
 	seq               uint64
@@ -125,8 +126,8 @@ type ikeSA struct {
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
 	lastIn            time.Time // latest authenticated message of the peer
-	rekeyNow          bool      // regardless of the soft lifetime
 	rekeyAt           time.Time // earliest next attempt
+	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet
 	deleteBy          time.Time // the peer's DELETE is overdue
 	dpdAt             time.Time
 	keepaliveAt       time.Time

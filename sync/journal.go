@@ -114,10 +114,18 @@ func NewScopeJournal(scope cluster.ScopeID, self cluster.ProcessID, l *Ledger, l
 	return &Journal{scope: scope, self: self, led: l, limit: limit}
 }
 
-// Start begins ownership at the epoch, with an empty sync set.
+// Start begins ownership at the epoch, with an empty sync set. An owner that goes on under
+// another epoch counts on nobody any more: what waited is committed.
 func (j *Journal) Start(now time.Time, e cluster.Epoch) {
 	j.tick(now)
+	var open fifo[waiting]
+	if j.owner {
+		open = j.waiting
+		j.waiting = fifo[waiting]{}
+	}
 	j.reset(func(*peer) bool { return true })
+	j.waiting = open
+	j.commit()
 	j.owner, j.epoch = true, e
 }
 

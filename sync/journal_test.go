@@ -452,6 +452,26 @@ func TestJournalStops(t *testing.T) {
 	}
 }
 
+// An owner that goes on under an epoch that was decided above a rival's counts on nobody:
+// what waited for the members of the epoch before waits for nobody, and is not forgotten.
+func TestJournalBegunAnewByItsOwnerCommits(t *testing.T) {
+	o := newOwner(t, 1<<20)
+	o.entered(2, memberProcess)
+	o.append(1, sa(1))
+	o.bounds(ceiling(7, 64))
+	o.wantSilence("not acknowledged")
+	o.do(func() { o.Start(o.now, cluster.Epoch{Counter: 2, Node: 1}) })
+	o.want("begun anew", Committed{1}, BoundsEffective{[]xfrm.Bound{ceiling(7, 64)}})
+	o.append(2, sa(2))
+	o.want("alone", Committed{2})
+	// Who gave way in between has nothing to wait for.
+	o.entered(2, memberProcess)
+	o.append(3, sa(3))
+	o.do(func() { o.Stop() })
+	o.do(func() { o.Start(o.now, cluster.Epoch{Counter: 4, Node: 1}) })
+	o.wantSilence("of an ownership that ended")
+}
+
 func TestJournalHandsOver(t *testing.T) {
 	o := newOwner(t, 1<<20)
 	next := epoch1.Next(2)

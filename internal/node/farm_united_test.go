@@ -7,6 +7,7 @@ import (
 	"tandem/cluster"
 	"tandem/cluster/fsm"
 	"tandem/ike"
+	"tandem/internal/ipsec"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
@@ -41,6 +42,16 @@ func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// What the peer has ended on this side does not come back from the other side of a split,
+// not even as the exchange that began it, before the peer had chosen its SPI.
+func TestUnitedSAsThatThePeerEndedStayAway(t *testing.T) {
+	in := []statesync.Entry{{SPIs: ipsec.IKESPIs{I: 1, R: 2}}, {SPIs: ipsec.IKESPIs{I: 3}}, {SPIs: ipsec.IKESPIs{I: 3, R: 9}}, {SPIs: ipsec.IKESPIs{I: 5}}}
+	out := living(in, []ipsec.IKESPIs{{I: 1, R: 2}, {I: 3, R: 4}})
+	if len(out) != 2 || out[0].SPIs != in[2].SPIs || out[1].SPIs != in[3].SPIs {
+		t.Errorf("%v are left of %v", out, in)
 	}
 }
 

@@ -115,7 +115,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyBegins:
 		n.ike.BeginCopy()
 		if n.slot != nil {
-			n.slot.HandleCopying()
+			n.slot.HandleCopying(e.Epoch)
 		}
 	case statesync.ApplyRecord:
 		n.ike.Apply(now, ike.Record{Entries: toIKE(e.Entries)})
@@ -176,22 +176,28 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	}
 }
 
+// living leaves out what the peer has ended here, also where the other side still awaits
+// the SPI of that peer.
+func living(in []statesync.Entry, tombstones []ipsec.IKESPIs) (out []ike.Entry) {
+	dead := map[ipsec.IKESPIs]bool{}
+	for _, s := range tombstones {
+		dead[s], dead[ipsec.IKESPIs{I: s.I}] = true, true
+	}
+	for _, x := range in {
+		if !dead[x.SPIs] {
+			out = append(out, ike.Entry(x))
+		}
+	}
+	return out
+}
+
 // unite takes over the state of the other side of a split. Bounds start above
 // both sides' maxima, which one silent moment makes true for every SA at once.
 func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	if !n.owner {
 		return
 	}
-	dead := map[ipsec.IKESPIs]bool{}
-	for _, s := range n.journal.Tombstones() {
-		dead[s] = true
-	}
-	var entries []ike.Entry
-	for _, x := range u.Entries {
-		if !dead[x.SPIs] {
-			entries = append(entries, ike.Entry(x))
-		}
-	}
+	entries := living(u.Entries, n.journal.Tombstones())
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}

@@ -229,6 +229,7 @@ func (m *member) thaw() {
 	m.frozen = false
 	m.w.fault(m.name, "goes on")
 	if d := m.d; d != nil {
+		d.stopped = true // until the scheduler comes to it; what came meanwhile is first
 		m.wakeAll(d.goOn, d.p.goOn)
 	} else {
 		m.wakeAll()

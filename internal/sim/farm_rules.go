@@ -40,6 +40,7 @@ type farmRules struct {
 	quorate     map[cluster.NodeID]lostQuorum
 	strays      uint64
 	logNoted    uint64 // the entry that was noted last
+	split       map[ipsec.ESPSPI]bool // clients' Child SAs, by inbound SPI, and whether they came about in a split
 }
 
 type frameID struct {
@@ -99,6 +100,7 @@ func (r *farmRules) init(w *farm) {
 	r.w = w
 	r.scopes, r.epochs = map[cluster.ScopeID]*scopeTruth{}, map[cluster.Tenure]cluster.ProcessID{}
 	r.frames, r.quorate = map[frameID]handedOver{}, map[cluster.NodeID]lostQuorum{}
+	r.split = map[ipsec.ESPSPI]bool{}
 }
 
 func (r *farmRules) scope(id cluster.ScopeID) *scopeTruth {
@@ -345,6 +347,9 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 		case have == nil && o.d.p.gone[s.SPIIn]: // the record that ends it comes here first
 		case have == nil && s.Phase1 != "vpn1" && w.now-r.slotsAt < settleTime:
 			// Slots came: the site's tunnel falls to another, and o has heard that sooner.
+		case have == nil && ended(l.m.d, s.SPIIn):
+			// The owner has, but for somebody else who has not acknowledged that yet. The
+			// copy that o got since is without the SA, so nobody can use it after.
 		case have == nil:
 			w.violate(RuleGate, "%s uses #%d of SPI %s of %v, which %s does not know, who is entitled to succeed it", p.who, seq, x.id.spi, id, o.name)
 		case dir == xfrm.Outbound && have.out.Bound() < seq, dir == xfrm.Inbound && have.in.Bound() < seq:
@@ -352,6 +357,18 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 				map[xfrm.Direction]uint64{xfrm.Outbound: have.out.Bound(), xfrm.Inbound: have.in.Bound()}[dir])
 		}
 	}
+}
+
+// ended says that a member's engine has ended a Child SA that its data plane still has.
+func ended(d *farmDaemon, spi ipsec.ESPSPI) bool {
+	for _, g := range d.f.Status(d.m.w.at()).Gateways {
+		for _, c := range g.Children {
+			if c.SA.SPIIn == spi {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // handed: a frame of d is about to be handed to o.
