@@ -511,10 +511,10 @@ func (f *bigFarm) refilled(victim string) {
 		}
 		if p := os.Getenv("TANDEM_PROFILES"); p != "" && !profiled {
 			profiled = true
-			go func() { _ = f.command(victim, "diagnose debug profile cpu "+filepath.Join(p, "refill.cpu")+" 5", nil) }()
-			go func() {
+			profiles.Go(func() { _ = f.command(victim, "diagnose debug profile cpu "+filepath.Join(p, "refill.cpu")+" 5", nil) })
+			profiles.Go(func() {
 				_ = f.command(f.members[1], "diagnose debug profile cpu "+filepath.Join(p, "refill-owner.cpu")+" 5", nil)
-			}()
+			})
 		}
 		started = time.Unix(0, h.Started)
 		n := h.Owned + h.Standby

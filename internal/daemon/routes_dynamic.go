@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -26,6 +25,7 @@ type dynamicRoutes struct {
 	wake    chan struct{}
 	done    chan struct{}
 	netlink *netlink.Handle
+	batch   *routeBatch // owned by the goroutine
 }
 
 type dynamicRoute struct {
@@ -39,8 +39,13 @@ func newDynamicRoutes(log *slog.Logger) (*dynamicRoutes, error) {
 	if err != nil {
 		return nil, err
 	}
+	b, err := newRouteBatch()
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
 	r := &dynamicRoutes{log: log, want: map[dynamicRoute]bool{}, open: map[dynamicRoute]bool{},
-		wake: make(chan struct{}, 1), done: make(chan struct{}), netlink: h}
+		wake: make(chan struct{}, 1), done: make(chan struct{}), netlink: h, batch: b}
 	r.idle.L = &r.mu
 	go r.run()
 	return r, nil
@@ -102,6 +107,7 @@ func (r *dynamicRoutes) turn() bool {
 	for d, add := range todo {
 		r.carry(d, add, devices)
 	}
+	r.told(r.batch.flush(r.refused))
 	return true
 }
 
@@ -122,13 +128,22 @@ func (r *dynamicRoutes) carry(d dynamicRoute, add bool, devices map[string]int) 
 		}
 		return // removed: the interface is gone, and the route with it
 	}
-	route := &netlink.Route{Dst: ipNet(d.prefix), Protocol: routeProtocol, Scope: netlink.SCOPE_LINK, LinkIndex: index}
-	if add {
-		if err := r.netlink.RouteReplace(route); err != nil {
-			r.log.Warn("route not added", "dst", d.prefix.String(), "device", d.dev, "error", err)
-		}
-	} else if err := r.netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
-		r.log.Warn("route not removed", "dst", d.prefix.String(), "device", d.dev, "error", err)
+	r.told(r.batch.put(routeChange{add, index, d.prefix}, r.refused))
+}
+
+// refused is told of a route that the kernel does not take, or does not know.
+func (r *dynamicRoutes) refused(c routeChange, err error) {
+	switch {
+	case c.add:
+		r.log.Warn("route not added", "dst", c.prefix.String(), "interface", c.index, "error", err)
+	case err != unix.ESRCH:
+		r.log.Warn("route not removed", "dst", c.prefix.String(), "interface", c.index, "error", err)
+	}
+}
+
+func (r *dynamicRoutes) told(err error) {
+	if err != nil {
+		r.log.Error("routes not carried out", "error", err)
 	}
 }
 
@@ -154,4 +169,5 @@ func (r *dynamicRoutes) close() {
 		return
 	}
 	r.netlink.Close()
+	r.batch.close()
 }

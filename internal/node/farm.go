@@ -101,6 +101,7 @@ func NewFarm(o FarmOptions) *Farm {
 	}
 	f.opt.routes = f.routes
 	f.opt.ledger = statesync.NewLedger(o.Rand)
+	f.opt.turns = &copyTurns{}
 	return f
 }
 

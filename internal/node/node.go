@@ -104,6 +104,9 @@ func New(o Options) *Node {
 	if n.routes == nil {
 		n.routes = map[AddRoute]int{}
 	}
+	if n.opt.turns == nil {
+		n.opt.turns = &copyTurns{}
+	}
 	if n.ledger == nil {
 		n.ledger = statesync.NewLedger(o.Rand)
 		n.opt.nonces = n.ledger
@@ -192,6 +195,9 @@ func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.P
 // HandleAck takes a member's cumulative acknowledgement.
 func (n *Node) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, seq uint64) {
 	n.journal.HandleAck(now, from, process, seq)
+	if n.journal.Copying(from) {
+		n.copyMoved(now, from)
+	}
 	n.pump(now)
 }
 
@@ -280,9 +286,7 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
 		t, ok = earlier(t, ok, n.finishAt)
 		t, ok = earlier(t, ok, n.nextLeave)
-		if len(n.copies) > 0 {
-			return time.Time{}, true
-		}
+		t, ok = earlier(t, ok, n.nextCopy)
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
 		}
