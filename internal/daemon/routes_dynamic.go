@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,7 +26,9 @@ type dynamicRoutes struct {
 	wake    chan struct{}
 	done    chan struct{}
 	netlink *netlink.Handle
-	batch   *routeBatch // owned by the goroutine
+	batch   *routeBatch    // owned by the goroutine, as what follows
+	devices map[string]int // indexes
+	looked  time.Time      // when the first of them was looked up
 }
 
 type dynamicRoute struct {
@@ -103,26 +106,33 @@ func (r *dynamicRoutes) turn() bool {
 		return false
 	}
 	r.mu.Unlock()
-	devices := map[string]int{}
+	if now := time.Now(); now.Sub(r.looked) > deviceAge {
+		r.devices, r.looked = map[string]int{}, now
+	}
 	for d, add := range todo {
-		r.carry(d, add, devices)
+		r.carry(d, add)
 	}
 	r.told(r.batch.flush(r.refused))
 	return true
 }
 
-// carry carries out one wish. devices holds indexes, each looked up once in a turn.
-func (r *dynamicRoutes) carry(d dynamicRoute, add bool, devices map[string]int) {
-	index, ok := devices[d.dev]
+// deviceAge is how long an interface's index is believed. One that came anew is at least as
+// long away, or the daemon installs all routes again.
+const deviceAge = 500 * time.Millisecond
+
+// carry carries out one wish.
+func (r *dynamicRoutes) carry(d dynamicRoute, add bool) {
+	index, ok := r.devices[d.dev]
 	var err error
 	if !ok {
 		var link netlink.Link
 		if link, err = r.netlink.LinkByName(d.dev); err == nil {
 			index = link.Attrs().Index
 		}
-		devices[d.dev] = index
+		r.devices[d.dev] = index
 	}
 	if index == 0 {
+		delete(r.devices, d.dev)
 		if add && err != nil {
 			r.log.Warn("routes not added", "device", d.dev, "error", err)
 		}
@@ -134,6 +144,13 @@ func (r *dynamicRoutes) carry(d dynamicRoute, add bool, devices map[string]int) 
 // refused is told of a route that the kernel does not take, or does not know.
 func (r *dynamicRoutes) refused(c routeChange, err error) {
 	switch {
+	case c.add && err == unix.ENODEV && !r.looked.IsZero():
+		r.looked = time.Time{} // the interface came anew, with another index
+		for dev, index := range r.devices {
+			if index == c.index {
+				r.wish(dynamicRoute{dev, c.prefix}, true)
+			}
+		}
 	case c.add:
 		r.log.Warn("route not added", "dst", c.prefix.String(), "interface", c.index, "error", err)
 	case err != unix.ESRCH:

@@ -160,6 +160,11 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 	if fresh || moved || !f.started {
 		f.configure(now)
 	}
+	// Who is copied to gets the rest first: what it owns would have to be copied back.
+	wanted = slices.DeleteFunc(wanted, func(id cluster.ScopeID) bool {
+		s, _ := m.Scope(id)
+		return f.opt.turns.under(s.Successor)
+	})
 	// One handover at a time: the next when the owner of this one has changed.
 	if len(wanted) > 1 {
 		wanted = wanted[:1]

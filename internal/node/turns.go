@@ -40,6 +40,11 @@ func (x *copyTurn) over() bool {
 	return !slices.ContainsFunc(x.n.copies, func(c *copying) bool { return c.node == x.id }) && !x.n.journal.Copying(x.id)
 }
 
+// under says that copies for a member are under way, or wait for their turn.
+func (t *copyTurns) under(id cluster.NodeID) bool {
+	return slices.ContainsFunc(t.line, func(x *copyTurn) bool { return x.id == id && !x.over() })
+}
+
 // next is when a scope's copy may go on: the zero time is at once. ok is false if others
 // come first, or it is not there.
 func (t *copyTurns) next(n *Node, id cluster.NodeID) (at time.Time, ok bool) {
