@@ -98,12 +98,11 @@ func (n *Node) resume(now time.Time) {
 // disown ends ownership at once; the state stays as a standby's until a copy replaces it.
 func (n *Node) disown(now time.Time, d cluster.Disown) {
 	wasOwner := n.owner
-	n.resuming = nil
 	n.emit(Deactivate{n.scope})
 	n.emit(Release{})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
-	n.owner, n.handing = false, nil
+	n.owner, n.handing, n.resuming = false, nil, nil
 	n.unasked()
 	n.stopCopies()
 	n.journal.Stop()
