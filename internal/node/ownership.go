@@ -57,6 +57,9 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	n.log(level, "takeover", slog.String("epoch", o.Epoch.String()), slog.Bool("covered", o.Covered),
 		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("from", o.From), slog.String("reason", o.Reason),
 		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
+	if o.Handover {
+		n.moved += n.tunnels()
+	}
 	n.resuming = &o
 	switch {
 	case n.authority == nil:
@@ -86,9 +89,6 @@ func (n *Node) resume(now time.Time) {
 		if !s.Adopted {
 			n.emit(movedAway{s.SPIs, cluster.ScopeID(s.To), now})
 		}
-	}
-	if o.Handover {
-		n.moved += n.tunnels()
 	}
 	if !o.Covered && o.Trusted {
 		n.ike.RekeyAll(now, "takeover was not covered")

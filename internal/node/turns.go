@@ -15,6 +15,8 @@ const (
 	copiesAtOnce = 2
 	// copyPatience is after which time a copy that does not move holds up no other.
 	copyPatience = 250 * time.Millisecond
+	// handOverLook is when a handover is considered again that copies held up.
+	handOverLook = 200 * time.Millisecond
 )
 
 // copyTurns lets the scopes of one process copy to a member in turn, in the order in
@@ -85,4 +87,18 @@ func (t *copyTurns) moved(now time.Time, n *Node, id cluster.NodeID) {
 			x.n.authority.HandleCopyMoved(now, id)
 		}
 	}
+}
+
+// afterCopies leaves of the wanted handovers those to members that are not copied to: who
+// is gets the rest first, for what it then owns has to be copied back.
+func (f *Farm) afterCopies(now time.Time, wanted []cluster.ScopeID) []cluster.ScopeID {
+	f.lookAgain = time.Time{}
+	return slices.DeleteFunc(wanted, func(id cluster.ScopeID) bool {
+		s, _ := f.decided.Scope(id)
+		held := f.opt.turns.under(s.Successor)
+		if held {
+			f.lookAgain = now.Add(handOverLook)
+		}
+		return held
+	})
 }
