@@ -517,7 +517,7 @@ func (f *bigFarm) refilled(victim string, all int) {
 	var profiles sync.WaitGroup
 	defer profiles.Wait()
 	deadline := time.Now().Add(2 * time.Minute)
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond) // each look costs the member a millisecond
 	defer tick.Stop()
 	for final.IsZero() {
 		if time.Now().After(deadline) {
