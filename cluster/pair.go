@@ -59,6 +59,7 @@ type member struct {
 
 	join     joinState
 	joinedAt time.Time
+	copiedAt time.Time // when its copy got further, or was begun
 	synced   time.Time // entry acknowledged
 	asking   bool      // removal asked
 	leaving  bool      // silent; the note is being written

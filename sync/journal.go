@@ -347,6 +347,12 @@ func (j *Journal) Pending() bool {
 	return slices.ContainsFunc(j.peers, func(p *peer) bool { return p.gates && (p.over || p.sent.len() > 0) })
 }
 
+// Copying says that a copy for the member is under way: its entry has not been sent.
+func (j *Journal) Copying(node cluster.NodeID) bool {
+	p := j.find(node)
+	return p != nil && p.mode == modeCopying && !p.over
+}
+
 // SyncSet lists the members that count.
 func (j *Journal) SyncSet() (nodes []cluster.NodeID) {
 	for _, p := range j.peers {

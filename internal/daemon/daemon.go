@@ -135,6 +135,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := d.breaks.arm(os.Getenv("TANDEM_BREAK")); err != nil {
 		return err
 	}
+	paceCollector()
 	return d.run(ctx)
 }
 

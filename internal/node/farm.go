@@ -45,20 +45,21 @@ var errNoScope = errors.New("a farm has no such scope")
 // Farm is a member of a farm: a Node for each scope that it owns or stands by for,
 // and what the members have decided about them. It is not safe for concurrent use.
 type Farm struct {
-	opt     FarmOptions
-	cfg     *config.Config
-	decided *fsm.Machine
-	scopes  map[cluster.ScopeID]*Node
-	order   []cluster.ScopeID
-	peers   map[cluster.NodeID]cluster.Peer
-	streams map[cluster.NodeID]cluster.ProcessID
-	losses  map[cluster.NodeID]loss
-	spis    map[ipsec.ESPSPI]place
-	owned   map[cluster.ScopeID]cluster.Epoch // as announced
-	routes  map[AddRoute]int
-	claimed bool              // this member has its site's addresses
-	notes   []cluster.ScopeID // whose WriteNote is open; 0: nobody's
-	noted   bool              // the disk says that we went on alone, or cannot say that we did not
+	opt       FarmOptions
+	cfg       *config.Config
+	decided   *fsm.Machine
+	scopes    map[cluster.ScopeID]*Node
+	order     []cluster.ScopeID
+	peers     map[cluster.NodeID]cluster.Peer
+	streams   map[cluster.NodeID]cluster.ProcessID
+	losses    map[cluster.NodeID]loss
+	spis      map[ipsec.ESPSPI]place
+	owned     map[cluster.ScopeID]cluster.Epoch // as announced
+	routes    map[AddRoute]int
+	lookAgain time.Time         // when to compare with what was decided again; zero: when it changes
+	claimed   bool              // this member has its site's addresses
+	notes     []cluster.ScopeID // whose WriteNote is open; 0: nobody's
+	noted     bool              // the disk says that we went on alone, or cannot say that we did not
 
 	// Tunnels that move from scope to scope; see farm_moves.go.
 	drifts     map[ipsec.ESPSPI]*drift
@@ -102,6 +103,7 @@ func NewFarm(o FarmOptions) *Farm {
 	}
 	f.opt.routes = f.routes
 	f.opt.ledger = statesync.NewLedger(o.Rand)
+	f.opt.turns = &copyTurns{}
 	return f
 }
 
@@ -152,6 +154,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 	if fresh || moved || !f.started {
 		f.configure(now)
 	}
+	wanted = f.afterCopies(now, wanted)
 	// One handover at a time: the next when the owner of this one has changed.
 	if len(wanted) > 1 {
 		wanted = wanted[:1]
@@ -399,6 +402,9 @@ func (f *Farm) HandleTimeout(now time.Time) {
 			n.HandleTimeout(now)
 		}
 	})
+	if !f.lookAgain.IsZero() && !now.Before(f.lookAgain) {
+		f.HandleDecided(now, f.decided)
+	}
 	f.reportLosses(now)
 	f.moves(now)
 	f.dropSpare(now)
@@ -412,6 +418,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.dropAt, !n.dropAt.IsZero() })
 	}
 	t, ok = earlier(t, ok, f.nextMove)
+	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.lookAgain, !f.lookAgain.IsZero() })
 	if f.leads {
 		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
 			l := f.losses[k]

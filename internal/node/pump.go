@@ -170,6 +170,7 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 		n.journal.Unite(now, e.Owner, n.peers[e.Owner], toSync(n.ike.Snapshot(now)), append(n.bounds(), n.buriedBounds()...), n.journal.Tombstones())
 	case cluster.RekeyEarly:
 		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
+		n.resume(now)
 		n.ike.RekeyAll(now, e.Reason)
 	default: // Announce, Entitle, Claim, AskRemoval, WriteNote, Alarm, Propose, Stopped
 		n.emit(e)
@@ -201,6 +202,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
+	n.resume(now)
 	n.emit(Deactivate{n.scope})
 	var raised []xfrm.Bound
 	for _, b := range u.Bounds {
