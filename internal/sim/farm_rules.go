@@ -39,7 +39,7 @@ type farmRules struct {
 	logSince    time.Duration // since when all that live have a leader whom they reach
 	quorate     map[cluster.NodeID]lostQuorum
 	strays      uint64
-	logNoted    uint64 // the entry that was noted last
+	logNoted    uint64                // the entry that was noted last
 	split       map[ipsec.ESPSPI]bool // clients' Child SAs, by inbound SPI, and whether they came about in a split
 }
 
