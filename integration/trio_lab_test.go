@@ -68,6 +68,13 @@ func trioPlan(clients int) lab.Plan {
 // newTrio starts three members of a build, and waits until they are one farm.
 func newTrio(t *testing.T, bin string, clients int) *trio {
 	t.Helper()
+	return newTrioOf(t, bin, clients, "", func(*trio) {})
+}
+
+// newTrioOf is the same with more in the members' configuration, and with something to
+// do before they start.
+func newTrioOf(t *testing.T, bin string, clients int, more string, before func(*trio)) *trio {
+	t.Helper()
 	f := &trio{site: build(t, trioPlan(clients)), members: map[string]*gateway{}}
 	for _, sw := range []string{"sync", "lan"} {
 		f.must(sw, "ip", "link", "add", "br0", "type", "bridge")
@@ -79,8 +86,9 @@ func newTrio(t *testing.T, bin string, clients int) *trio {
 	if out, err := exec.Command(bin, append([]string{"cluster", "init", "--dir", filepath.Join(f.topo.Dir, "cluster")}, trioMembers...)...).CombinedOutput(); err != nil {
 		t.Fatalf("cluster init: %v: %s", err, out)
 	}
+	before(f)
 	for i, m := range trioMembers {
-		f.members[m] = f.node(m, f.memberConf(i))
+		f.members[m] = f.node(m, f.memberConf(i)+more)
 		f.start(f.members[m], bin)
 	}
 	f.together()

@@ -168,6 +168,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	if d.cfg.Standalone.Farm() {
 		handler.Stray = d.stray
 		handler.ScopeOf = d.scopeOf
+		handler.Begins = d.begins
 	}
 	if d.plane, err = newPlane(d.cfg, handler, d.log); err != nil {
 		return err
@@ -341,6 +342,9 @@ func (d *Daemon) reload(ctx context.Context) error {
 		}
 		d.cfg = next
 		d.loop.node.Reload(now, next)
+		if d.cluster != nil {
+			d.cluster.farm.moved()
+		}
 		d.monitors(now)
 		d.log.Info("configuration loaded", "file", d.o.ConfigFile)
 	})

@@ -57,6 +57,7 @@ type farmEnds struct {
 	unfit    bool                                          // this build does not understand the log: the daemon ends
 	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
 	owners   atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
+	begins   atomic.Pointer[map[string]xfrm.Scope]         // of static tunnels, where another member begins them
 	limbo    limbo
 	pointers sync.Map  // ipsec.ESPSPI → xfrm.Scope, of tunnels that have moved
 	changed  bool      // what this member owns has, since moved
@@ -88,6 +89,7 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, most), urgent: make(chan *clusterpb.Command, most), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
+	f.begins.Store(&map[string]xfrm.Scope{})
 	interval, threshold := cfg.Heartbeats()
 	f.node = node.NewFarm(node.FarmOptions{
 		Options: o, Self: c.identity.Node, Name: c.d.hostname(), Coverage: c.state.Coverage(), Interval: interval, Threshold: threshold,
@@ -431,6 +433,8 @@ func (f *farmEnds) moved() {
 	}
 	owners := f.node.Owners()
 	f.owners.Store(&owners)
+	begins := f.node.BegunElsewhere(owners)
+	f.begins.Store(&begins)
 	f.release(time.Now(), owners)
 	peers := map[cluster.NodeID]netip.AddrPort{}
 	f.addrs.Range(func(n, a any) bool {
@@ -448,6 +452,17 @@ func (d *Daemon) scopeOf(spi ipsec.ESPSPI) (xfrm.Scope, bool) {
 		}
 	}
 	return node.ScopeOf(spi), true
+}
+
+// begins tells the scope of a static tunnel that another member begins. The data plane's
+// goroutines call it.
+func (d *Daemon) begins(tunnel string) (xfrm.Scope, bool) {
+	f := d.strays.Load()
+	if f == nil {
+		return 0, false
+	}
+	scope, ok := (*f.begins.Load())[tunnel]
+	return scope, ok
 }
 
 // stray sends a packet to the member that owns its SA. The data plane's goroutines call it.

@@ -49,6 +49,7 @@ type Farm struct {
 	cfg     *config.Config
 	decided *fsm.Machine
 	scopes  map[cluster.ScopeID]*Node
+	static  map[string]cluster.ScopeID // of the static phase 1 entries that synchronise
 	order   []cluster.ScopeID
 	peers   map[cluster.NodeID]cluster.Peer
 	streams map[cluster.NodeID]cluster.ProcessID
@@ -241,6 +242,12 @@ func (f *Farm) drop(now time.Time, id cluster.ScopeID) {
 
 // configure gives every scope its part of the configuration.
 func (f *Farm) configure(now time.Time) {
+	f.static = map[string]cluster.ScopeID{}
+	for i := range f.cfg.Phase1 {
+		if p := &f.cfg.Phase1[i]; p.FGSPSync && !p.Dialup() {
+			f.static[p.Name] = f.scopeOf(p.Name)
+		}
+	}
 	f.each(func(n *Node) { n.Reload(now, f.configOf(cluster.ScopeID(n.scope))) })
 }
 

@@ -168,6 +168,17 @@ func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	return m
 }
 
+// BegunElsewhere are the static tunnels that other members begin, with their scopes.
+func (f *Farm) BegunElsewhere(owners map[xfrm.Scope]cluster.NodeID) map[string]xfrm.Scope {
+	m := map[string]xfrm.Scope{}
+	for name, id := range f.static {
+		if s := xfrm.Scope(id); owners[s] != 0 {
+			m[name] = s
+		}
+	}
+	return m
+}
+
 // Owns says whether this member owns a scope, and its data plane carries it.
 func (f *Farm) Owns(s xfrm.Scope) bool {
 	n := f.scopes[cluster.ScopeID(s)]
