@@ -22,6 +22,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(poolMemberEnv); text != "" {
+		runPoolMember(text)
+	}
 	flag.Parse()
 	parallel := false
 	flag.Visit(func(f *flag.Flag) { parallel = parallel || f.Name == "test.parallel" })
