@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -43,7 +44,7 @@ var poolSpaces = []struct {
 const (
 	poolGiveEvery = 8 * time.Millisecond
 	poolAskEvery  = 20 * time.Millisecond
-	poolKeep      = 3 // ranges of a space, before used ones are returned
+	poolKeep      = 3 // ranges of a space that are used up: then the oldest is returned
 )
 
 // poolEvent is a line of a member's to the test. All members write to one pipe, so that
@@ -56,7 +57,8 @@ type poolEvent struct {
 	Space   fsm.Space
 	Number  uint64
 	Range   fsm.RangeID
-	Alone   bool // given out before this process was synchronised
+	Left    uint64 // of the range's numbers, those that are not in use
+	Alone   bool   // given out before this process was synchronised
 	Code    fsm.Code
 	State   *poolState `json:",omitempty"`
 }
@@ -87,7 +89,6 @@ type poolMember struct {
 	quiet  bool
 	used   map[fsm.Space]map[uint64]bool
 	opened map[fsm.RangeID]bool // by this process
-	closed map[fsm.RangeID]bool
 }
 
 // runPoolMember is a member until it is killed, or the test ends.
@@ -97,7 +98,7 @@ func runPoolMember(text string) {
 		log.Error("this member ends", "error", err)
 		os.Exit(3)
 	}
-	m := &poolMember{out: os.NewFile(3, "events"), used: map[fsm.Space]map[uint64]bool{}, opened: map[fsm.RangeID]bool{}, closed: map[fsm.RangeID]bool{}}
+	m := &poolMember{out: os.NewFile(3, "events"), used: map[fsm.Space]map[uint64]bool{}, opened: map[fsm.RangeID]bool{}}
 	for _, s := range poolSpaces {
 		m.used[s.space] = map[uint64]bool{}
 	}
@@ -190,14 +191,25 @@ func (m *poolMember) give(i int, fail func(error)) {
 				fail(err)
 			}
 			m.opened[r.ID], m.used[s.space][n] = true, true
-			m.say(poolEvent{What: "gave", Space: s.space, Number: n, Range: r.ID, Alone: !m.synced})
+			m.say(poolEvent{What: "gave", Space: s.space, Number: n, Range: r.ID, Left: m.left(r), Alone: !m.synced})
 			return
 		}
 	}
 }
 
-// mine are the ranges that numbers may be given out of: what the log and the disk say, and
-// what this very process has opened. The last fresh one is kept for a start alone.
+// left is how many of a range's numbers are not in use.
+func (m *poolMember) left(r fsm.Range) (n uint64) {
+	for k := range r.Count {
+		if !m.used[r.Space][r.First.Add(k).Lo] {
+			n++
+		}
+	}
+	return n
+}
+
+// mine are the ranges that numbers may be given out of, the oldest first: what the log and
+// the disk say, and what this very process has opened. The last fresh one is kept for a
+// start alone.
 func (m *poolMember) mine(space fsm.Space) []fsm.Range {
 	list, fresh := m.node.Usable(space, m.synced), m.node.Usable(space, false)
 	if m.synced && len(fresh) == 1 {
@@ -210,7 +222,8 @@ func (m *poolMember) mine(space fsm.Space) []fsm.Range {
 			}
 		}
 	}
-	return slices.DeleteFunc(list, func(r fsm.Range) bool { return m.closed[r.ID] })
+	slices.SortFunc(list, func(a, b fsm.Range) int { return cmp.Compare(a.ID, b.ID) })
+	return list
 }
 
 // askFor has a range delegated when less than two fresh ones are left.
@@ -227,25 +240,22 @@ func (m *poolMember) askFor(i int) {
 		Node: uint32(m.cfg.Self), Store: self.Store, Space: uint32(s.space), First: s.space.Bytes(s.first), Last: s.space.Bytes(s.last), Count: s.count}}})
 }
 
-// giveBack returns the oldest range when there are many: the tunnels with its numbers end.
+// giveBack returns the oldest range when many are used up: the tunnels with its numbers end.
 func (m *poolMember) giveBack(i int, fail func(error)) {
 	s := poolSpaces[i]
 	m.mu.Lock()
-	var opened []fsm.Range
+	var usedUp []fsm.Range
 	if m.synced && !m.quiet {
-		opened = slices.DeleteFunc(m.mine(s.space), func(r fsm.Range) bool {
-			return slices.ContainsFunc(m.node.Usable(s.space, false), func(f fsm.Range) bool { return f.ID == r.ID })
-		})
+		usedUp = slices.DeleteFunc(m.mine(s.space), func(r fsm.Range) bool { return m.left(r) > 0 })
 	}
-	if len(opened) < poolKeep {
+	if len(usedUp) < poolKeep {
 		m.mu.Unlock()
 		return
 	}
-	r := slices.MinFunc(opened, func(a, b fsm.Range) int { return int(a.ID) - int(b.ID) })
+	r := usedUp[0]
 	if err := m.node.Holdings().Close(r.ID); err != nil {
 		fail(err)
 	}
-	m.closed[r.ID] = true
 	for k := range r.Count {
 		delete(m.used[s.space], r.First.Add(k).Lo)
 	}

@@ -130,6 +130,8 @@ type poolGroup struct {
 	from    map[fsm.NodeID]map[fsm.RangeID]int // which range the present process gave how many out of
 	given   int
 	freed   int
+	left    map[fsm.RangeID]uint64 // numbers that are not in use, of ranges with some that are
+	marks   chan struct{}          // the pipe has been read up to here
 	doubled []string
 }
 
@@ -137,7 +139,7 @@ func newPoolGroup(t *testing.T) *poolGroup {
 	t.Helper()
 	g := &poolGroup{t: t, dir: t.TempDir(), links: map[[2]fsm.NodeID]*poolLink{}, procs: map[fsm.NodeID]*exec.Cmd{}, stdin: map[fsm.NodeID]io.WriteCloser{},
 		process: map[fsm.NodeID]uint64{}, ports: map[fsm.NodeID]int{}, joined: map[fsm.NodeID]bool{}, state: map[fsm.NodeID]*poolState{}, answer: map[fsm.NodeID]fsm.Code{},
-		asked: make(chan struct{}, 1), leases: map[fsm.Space]map[uint64]poolLease{}, gave: map[fsm.NodeID]int{}, alone: map[fsm.NodeID]int{}, from: map[fsm.NodeID]map[fsm.RangeID]int{}}
+		asked: make(chan struct{}, 1), marks: make(chan struct{}), left: map[fsm.RangeID]uint64{}, leases: map[fsm.Space]map[uint64]poolLease{}, gave: map[fsm.NodeID]int{}, alone: map[fsm.NodeID]int{}, from: map[fsm.NodeID]map[fsm.RangeID]int{}}
 	for _, s := range poolSpaces {
 		g.leases[s.space] = map[uint64]poolLease{}
 	}
@@ -253,6 +255,15 @@ func (g *poolGroup) kill(n fsm.NodeID) {
 	}
 }
 
+// heard returns when all that was said until now has been taken in.
+func (g *poolGroup) heard() {
+	g.t.Helper()
+	if _, err := g.pipe.WriteString(`{"What":"mark"}` + "\n"); err != nil {
+		g.t.Fatal(err)
+	}
+	<-g.marks
+}
+
 func (g *poolGroup) loseDisk(n fsm.NodeID) {
 	g.t.Helper()
 	if err := os.RemoveAll(g.diskOf(n)); err != nil {
@@ -290,6 +301,9 @@ func (g *poolGroup) listen(r *os.File) {
 			g.t.Errorf("%s: %v", in.Bytes(), err)
 			continue
 		}
+		if e.What == "mark" {
+			g.marks <- struct{}{}
+		}
 		if known := g.event(e); known != nil {
 			go g.tell(e.Node, *known)
 		}
@@ -308,6 +322,7 @@ func (g *poolGroup) event(e poolEvent) (tell *poolOrder) {
 				e.Node, e.Process, e.Alone, e.Number, e.Space, e.Range, l.node, l.process, l.in))
 		}
 		g.leases[e.Space][e.Number] = poolLease{e.Node, e.Process, e.Range}
+		g.left[e.Range] = e.Left
 		if present {
 			g.gave[e.Node]++
 			g.from[e.Node][e.Range]++
@@ -348,6 +363,7 @@ func (g *poolGroup) event(e poolEvent) (tell *poolOrder) {
 
 // free ends the tunnels with numbers of a range; g.mu is held.
 func (g *poolGroup) free(r fsm.RangeID) {
+	delete(g.left, r)
 	for _, list := range g.leases {
 		for n, l := range list {
 			if l.in == r {
@@ -444,18 +460,33 @@ func TestPoolRanges(t *testing.T) {
 	rest := func(n fsm.NodeID) []fsm.NodeID {
 		return slices.DeleteFunc(slices.Clone(all), func(x fsm.NodeID) bool { return x == n })
 	}
-	opened := func(n fsm.NodeID) map[fsm.RangeID]bool {
+	// begun are the ranges that a member has begun to give numbers out of; open is those
+	// with some left.
+	begun := func(n fsm.NodeID, open bool) map[fsm.RangeID]bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		m := map[fsm.RangeID]bool{}
 		for _, list := range g.leases {
 			for _, l := range list {
-				if l.node == n {
+				if l.node == n && (!open || g.left[l.in] > 0) {
 					m[l.in] = true
 				}
 			}
 		}
 		return m
+	}
+	// kill kills a member in the middle of a range, which it says.
+	kill := func(n fsm.NodeID) map[fsm.RangeID]bool {
+		t.Helper()
+		for {
+			g.kill(n)
+			g.heard()
+			if had := begun(n, true); len(had) > 0 {
+				return had
+			}
+			g.start(n) // all that it had begun was used up to the last number
+			g.goesOn("killed and started", n)
+		}
 	}
 	// back waits until a member that was started again gives out numbers of a range that
 	// an earlier process of it had begun.
@@ -478,8 +509,7 @@ func TestPoolRanges(t *testing.T) {
 		if what == "a follower was killed" {
 			n = rest(n)[0]
 		}
-		had := opened(n)
-		g.kill(n)
+		had := kill(n)
 		g.goesOn(what, rest(n)...)
 		g.start(n)
 		back(what, n, had)
@@ -488,10 +518,11 @@ func TestPoolRanges(t *testing.T) {
 	// The leader is cut off: it and the others give out what they have, others decide.
 	// Killed and started alone it knows only what is fresh.
 	n := leader()
-	had := opened(n)
 	g.cut(n, true)
 	g.goesOn("the leader is cut off", rest(n)...)
 	g.kill(n)
+	g.heard()
+	had := begun(n, false)
 	g.start(n)
 	eventually(t, 20*time.Second, "alone it gives out of fresh ranges", g.holds(func() bool { return g.alone[n] >= 16 }))
 	g.mu.Lock()
@@ -507,8 +538,7 @@ func TestPoolRanges(t *testing.T) {
 
 	// One loses its disk. Alone it knows of no range; with the others it goes on.
 	n = rest(leader())[1]
-	had = opened(n)
-	g.kill(n)
+	had = kill(n)
 	g.loseDisk(n)
 	g.cut(n, true)
 	g.start(n)
