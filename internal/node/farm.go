@@ -3,7 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"maps"
 	"slices"
@@ -49,7 +48,8 @@ type Farm struct {
 	cfg       *config.Config
 	decided   *fsm.Machine
 	scopes    map[cluster.ScopeID]*Node
-	static    map[string]cluster.ScopeID // of the static phase 1 entries that synchronise
+	static    map[string]cluster.ScopeID // of the static phase 1 entries that synchronise; see place
+	placeAt   time.Time                  // when they are placed anew; zero: they are in place
 	order     []cluster.ScopeID
 	peers     map[cluster.NodeID]cluster.Peer
 	streams   map[cluster.NodeID]cluster.ProcessID
@@ -152,6 +152,11 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			fresh = true
 		}
 	}
+	if moved {
+		if f.placeAt = now.Add(placeWait); f.whole() {
+			f.place()
+		}
+	}
 	if fresh || moved || !f.started {
 		f.configure(now)
 	}
@@ -245,12 +250,6 @@ func (f *Farm) drop(now time.Time, id cluster.ScopeID) {
 
 // configure gives every scope its part of the configuration.
 func (f *Farm) configure(now time.Time) {
-	f.static = map[string]cluster.ScopeID{}
-	for i := range f.cfg.Phase1 {
-		if p := &f.cfg.Phase1[i]; p.FGSPSync && !p.Dialup() {
-			f.static[p.Name] = f.scopeOf(p.Name)
-		}
-	}
 	f.each(func(n *Node) { n.Reload(now, f.configOf(cluster.ScopeID(n.scope))) })
 }
 
@@ -261,25 +260,11 @@ func (f *Farm) configOf(id cluster.ScopeID) *config.Config {
 	c.Phase1 = nil
 	for i := range f.cfg.Phase1 {
 		p := f.cfg.Phase1[i]
-		if p.FGSPSync && (p.Dialup() || f.scopeOf(p.Name) == id) {
+		if p.FGSPSync && (p.Dialup() || f.static[p.Name] == id) {
 			c.Phase1 = append(c.Phase1, p)
 		}
 	}
 	return &c
-}
-
-// scopeOf is the scope of a static phase 1: the same on every member, and another
-// only where scopes came or went (rendezvous hashing).
-func (f *Farm) scopeOf(phase1 string) (best cluster.ScopeID) {
-	var top uint64
-	for _, s := range f.decided.Scopes() {
-		h := fnv.New64a()
-		fmt.Fprintf(h, "%s/%d", phase1, s.ID)
-		if v := h.Sum64(); v >= top {
-			top, best = v, s.ID
-		}
-	}
-	return best
 }
 
 // peerOf is what a member's heartbeats say of one scope.
@@ -412,6 +397,11 @@ func (f *Farm) HandleTimeout(now time.Time) {
 	if !f.lookAgain.IsZero() && !now.Before(f.lookAgain) {
 		f.HandleDecided(now, f.decided)
 	}
+	if !f.placeAt.IsZero() && !now.Before(f.placeAt) {
+		f.place()
+		f.configure(now)
+		f.announce() // so that it is asked anew who begins what
+	}
 	f.reportLosses(now)
 	f.moves(now)
 	f.dropSpare(now)
@@ -426,6 +416,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 	}
 	t, ok = earlier(t, ok, f.nextMove)
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.lookAgain, !f.lookAgain.IsZero() })
+	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.placeAt, !f.placeAt.IsZero() })
 	if f.leads {
 		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
 			l := f.losses[k]
@@ -502,6 +493,9 @@ func (f *Farm) considerNote() {
 // Reload takes a new configuration; what did not change is not touched.
 func (f *Farm) Reload(now time.Time, c *config.Config) {
 	f.cfg = c
+	if f.placeAt.IsZero() {
+		f.place()
+	}
 	f.configure(now)
 }
 

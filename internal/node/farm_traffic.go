@@ -168,17 +168,6 @@ func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	return m
 }
 
-// BegunElsewhere are the static tunnels that other members begin, with their scopes.
-func (f *Farm) BegunElsewhere(owners map[xfrm.Scope]cluster.NodeID) map[string]xfrm.Scope {
-	m := map[string]xfrm.Scope{}
-	for name, id := range f.static {
-		if s := xfrm.Scope(id); owners[s] != 0 {
-			m[name] = s
-		}
-	}
-	return m
-}
-
 // Owns says whether this member owns a scope, and its data plane carries it.
 func (f *Farm) Owns(s xfrm.Scope) bool {
 	n := f.scopes[cluster.ScopeID(s)]
@@ -211,7 +200,8 @@ func (f *Farm) eventScope(e xfrm.Event) (id cluster.ScopeID, ok bool) {
 	var spi ipsec.ESPSPI
 	switch e := e.(type) {
 	case xfrm.Acquire:
-		return f.scopeOf(e.Tunnel), true
+		id, ok = f.static[e.Tunnel]
+		return id, ok
 	case xfrm.BoundWanted:
 		spi = e.SPIIn
 	case xfrm.FirstInbound:
