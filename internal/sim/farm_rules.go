@@ -266,6 +266,9 @@ func (r *farmRules) died(d *farmDaemon) {
 		if !was {
 			continue
 		}
+		if !d.quorum && len(s.active) == 0 {
+			r.fellWithoutQuorum(id)
+		}
 		if !r.calm() {
 			// It may have gone on alone behind a cut.
 			if w.now-r.disturbedAt < settleTime || !w.whole() {
