@@ -59,7 +59,8 @@ type handedOver struct {
 type scopeTruth struct {
 	id       cluster.ScopeID
 	active   []*farmLife
-	split    bool          // two are active, or were and it has not healed for a second
+	split    bool          // two are active, or were and it has not healed
+	sides    []*farmLife   // were active beside another in that split, and have ended
 	tolerate time.Duration // until when rules 2 to 4 rest
 	double   time.Duration // since when two are active although nothing keeps them apart; 0: they are not
 	changed  time.Duration // last change of who is active
@@ -210,18 +211,37 @@ func (r *farmRules) ends(l *farmLife, s *scopeTruth) {
 	if i := slices.Index(s.active, l); i >= 0 {
 		s.active = slices.Delete(s.active, i, i+1)
 		s.changed = r.w.now
+		if s.split {
+			s.sides = append(s.sides, l)
+		}
 		r.heal(s)
 	}
 }
 
-// heal ends a split when one owner is left and nothing keeps members apart any more. What
-// both sides did is one within a second.
+// heal ends a split when one owner is left and nothing keeps members apart any more, nor
+// the streams by which the other sides tell it what they did. What all did is one within a
+// second.
 func (r *farmRules) heal(s *scopeTruth) {
-	if s.split && len(s.active) <= 1 && r.w.whole() {
-		s.split = false
+	if s.split && len(s.active) <= 1 && r.w.whole() && r.told(s) {
+		s.split, s.sides = false, nil
 		s.tolerate = max(s.tolerate, r.w.now+time.Second)
 		r.w.note("", "truth", "the split of %v has healed", s.id)
 	}
+}
+
+// told says that everybody who lives of a split's sides has a stream to the owner.
+func (r *farmRules) told(s *scopeTruth) bool {
+	for _, o := range s.active {
+		for _, l := range s.sides {
+			if l.dead || l == o {
+				continue
+			}
+			if p := r.w.streams.pipe(l.m, o.m); !p.up || r.w.now < p.stalled {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // died: a process is gone, and its memory with it.
@@ -245,6 +265,9 @@ func (r *farmRules) died(d *farmDaemon) {
 		}
 		if !was {
 			continue
+		}
+		if !d.quorum && len(s.active) == 0 {
+			r.fellWithoutQuorum(id)
 		}
 		if !r.calm() {
 			// It may have gone on alone behind a cut.

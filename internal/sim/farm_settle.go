@@ -171,6 +171,16 @@ func (r *farmRules) pollQuorum(m *member) {
 	}
 }
 
+// fellWithoutQuorum: an owner died without a quorum. Who owned before it, and gave way to
+// it as to the successor promised, does not own again: nobody is promised anything after
+// that one until something can be decided.
+func (r *farmRules) fellWithoutQuorum(id cluster.ScopeID) {
+	for n, q := range r.quorate {
+		q.scopes = slices.DeleteFunc(q.scopes, func(x cluster.ScopeID) bool { return x == id })
+		r.quorate[n] = q
+	}
+}
+
 // drainTime is how long draining a member may take when nothing is wrong.
 const drainTime = 15 * time.Second
 

@@ -331,8 +331,12 @@ func (s *lane[P]) window() xfrm.Window {
 func (p *lanes[P]) setWindows(ws []xfrm.Window) {
 	for _, x := range ws {
 		if s := p.sas[x.SPIIn]; s != nil {
-			s.out.Import(x.OutSeq)
-			s.in.Import(x.InSeq, x.InAccepted)
+			gen := s.scope.gen
+			if !s.scope.active {
+				gen++
+			}
+			s.out.Import(x.OutSeq, gen)
+			s.in.Import(x.InSeq, x.InAccepted, gen)
 		}
 	}
 }
