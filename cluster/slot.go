@@ -146,7 +146,9 @@ func (p *Slot) HandleQuorum(now time.Time, lost, stop bool) {
 	p.stale = p.stale || lost
 	if p.noQuorum && (p.phase == owning || p.phase == handing) {
 		p.held = p.epoch
-		p.dropAll()
+		if p.renewal != nil { // who heard of it may be entitled under it
+			p.held = p.renewal.epoch
+		}
 		p.disown(now, Epoch{}, "no quorum: stopped as configured")
 		p.uniting = true // whoever owns beside us, or after, gets what we did
 	}

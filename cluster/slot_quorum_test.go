@@ -96,3 +96,37 @@ func TestAHandoverFailsWithoutQuorum(t *testing.T) {
 		t.Errorf("phase %v, entitlement given up: %v", p.phase, given)
 	}
 }
+
+// The quorum is lost while a renewal is under way: some members may be entitled under the
+// epoch that it goes to. When the quorum is back, the owner goes on above that, and until
+// then those who are entitled under the epoch before stay so.
+func TestAnOwnerThatStoppedInARenewalGoesOnAboveIt(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p, d := owningSlot(t, now)
+	for _, id := range []NodeID{2, 3} {
+		m := p.peer(id)
+		m.Running, m.Process, m.stream, m.heard, m.Entitled, m.Epoch, m.join, m.synced = true, ProcessID(20+id), ProcessID(20+id), true, true, p.epoch, in, now
+	}
+	before := p.epoch
+	p.peer(3).leaving = true
+	p.renew(now, "vm3 fell silent")
+	renewed := p.renewal.epoch
+	effectsOf(p)
+	p.HandleQuorum(now, true, true)
+	for _, e := range effectsOf(p) {
+		switch e := e.(type) {
+		case Announce:
+			if e.Epoch != (Epoch{}) {
+				t.Errorf("says that it owns under %v", e.Epoch)
+			}
+		case Own:
+			t.Errorf("owns under %v without a quorum", e.Epoch)
+		}
+	}
+	now = now.Add(time.Second)
+	p.HandleQuorum(now, false, true)
+	p.HandleDecided(now, d, true)
+	if p.phase != owning || !renewed.Less(p.epoch) || !before.SameTenure(p.epoch) {
+		t.Errorf("phase %v in epoch %v, after the renewal to %v", p.phase, p.epoch, renewed)
+	}
+}

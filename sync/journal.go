@@ -45,7 +45,7 @@ type Journal struct {
 	pos       uint64 // of the last thing put in order
 	committed uint64
 	waiting   fifo[waiting]
-	tombs     fifo[tombstone]
+	tombs     tombs
 	effects   fifo[Effect]
 }
 
@@ -54,11 +54,6 @@ type waiting struct {
 	pos    uint64
 	ticket uint64
 	bounds []xfrm.Bound // nil: a ticket
-}
-
-type tombstone struct {
-	spis ipsec.IKESPIs
-	at   time.Time
 }
 
 // mode of a peer.
@@ -413,22 +408,6 @@ func (j *Journal) Write(now time.Time, node cluster.NodeID, process cluster.Proc
 	})
 }
 
-// Tombstones are the IKE SAs whose deletion the peer authenticated, oldest first.
-func (j *Journal) Tombstones() []ipsec.IKESPIs {
-	out := make([]ipsec.IKESPIs, 0, j.tombs.len())
-	for _, t := range j.tombs.items[j.tombs.head:] {
-		out = append(out, t.spis)
-	}
-	return out
-}
-
-func (j *Journal) bury(s ipsec.IKESPIs) {
-	if j.tombs.len() == MaxTombstones {
-		j.tombs.pop()
-	}
-	j.tombs.push(tombstone{s, j.now})
-}
-
 // HandleTimeout tells of copies that have not moved for CopyTimeout.
 func (j *Journal) HandleTimeout(now time.Time) {
 	j.tick(now)
@@ -487,9 +466,7 @@ func (j *Journal) flush(p *peer) {
 func (j *Journal) tick(now time.Time) {
 	j.now = now
 	j.led.Expire(now)
-	for j.tombs.len() > 0 && now.Sub(j.tombs.first().at) >= TombstoneAge {
-		j.tombs.pop()
-	}
+	j.tombs.expire(now)
 }
 
 func (j *Journal) find(node cluster.NodeID) *peer {

@@ -3,6 +3,7 @@ package statesync
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -524,5 +525,25 @@ func TestTombstonesAreBounded(t *testing.T) {
 	o.do(func() { o.HandleTimeout(o.now) })
 	if got := o.Tombstones(); len(got) != 0 {
 		t.Errorf("%d tombstones outlived every record", len(got))
+	}
+}
+
+// What came from elsewhere is told to whoever is copied to, once, and waits for nobody.
+func TestTombstonesFromElsewhereGoOn(t *testing.T) {
+	o := newOwner(t, 1<<20)
+	o.entered(2, memberProcess)
+	dead := []ipsec.IKESPIs{{I: 5, R: 6}, {I: 7, R: 8}}
+	o.do(func() { o.Bury(o.now, dead[:1]) })
+	o.do(func() { o.Bury(o.now, dead) })
+	o.do(func() { o.Bury(o.now, dead) })
+	if got := o.Tombstones(); !slices.Equal(got, dead) {
+		t.Errorf("tombstones %v, want %v", got, dead)
+	}
+	o.wantSent("each once", 2, "record(5)", "record(7)")
+	o.wantSilence("nothing waited")
+	o.do(o.Stop)
+	o.do(func() { o.Bury(o.now, []ipsec.IKESPIs{{I: 9, R: 9}}) })
+	if got := o.Tombstones(); len(got) != 3 || len(o.frames) != 0 {
+		t.Errorf("%d tombstones and %d frames of who does not own", len(got), len(o.frames))
 	}
 }

@@ -55,6 +55,11 @@ func (n *Node) copyOn(now time.Time) {
 	}
 	n.copies = slices.Delete(n.copies, i, i+1)
 	entries := slices.DeleteFunc(c.entries, func(x statesync.Entry) bool { return len(x.Value) == 0 })
+	if n.slot != nil { // in a pair nobody else could bring back what has ended
+		for _, s := range n.journal.Tombstones() {
+			entries = append(entries, statesync.Entry{SPIs: s, PeerDeleted: true})
+		}
+	}
 	n.journal.Join(now, c.node, c.process, entries, n.bounds())
 }
 

@@ -118,6 +118,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 			n.slot.HandleCopying(e.Epoch)
 		}
 	case statesync.ApplyRecord:
+		n.journal.Bury(now, ended(e.Entries))
 		n.ike.Apply(now, ike.Record{Entries: toIKE(e.Entries)})
 	case statesync.ApplyBounds:
 		n.applyBounds(e.Bounds)
@@ -177,6 +178,16 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	}
 }
 
+// ended are the IKE SAs of a record whose deletion the peer authenticated.
+func ended(in []statesync.Entry) (out []ipsec.IKESPIs) {
+	for _, x := range in {
+		if len(x.Value) == 0 && x.PeerDeleted {
+			out = append(out, x.SPIs)
+		}
+	}
+	return out
+}
+
 // living leaves out what the peer has ended here, also where the other side still awaits
 // the SPI of that peer.
 func living(in []statesync.Entry, tombstones []ipsec.IKESPIs) (out []ike.Entry) {
@@ -202,6 +213,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
+	n.journal.Bury(now, u.Tombstones)
 	n.resume(now)
 	n.emit(Deactivate{n.scope})
 	var raised []xfrm.Bound
