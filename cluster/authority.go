@@ -19,6 +19,7 @@ type Authority interface {
 	// What streams and journals say.
 	HandleStream(now time.Time, id NodeID, process ProcessID, up bool)
 	HandleLag(now time.Time, id NodeID, oldest time.Duration)
+	HandleCopyMoved(now time.Time, id NodeID)
 	HandleEntered(now time.Time, id NodeID)
 	HandleCopied(now time.Time, e Epoch)
 	HandleHandover(now time.Time, e Epoch)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"tandem/internal/outbox"
 )
 
 // Guard is the logic of the guardian: heartbeats, entitlement, fencing. It is pure
@@ -23,7 +25,7 @@ type Guard struct {
 	nonce   uint64
 	last    time.Time // of Tick
 	peers   []*guardPeer
-	effects []GuardEffect
+	effects outbox.Box[GuardEffect]
 	due     int // copies of a heartbeat that is to be sent now
 	dueAt   time.Time
 	news    bool // it says more than that we live
@@ -167,19 +169,13 @@ func (g *Guard) Calm() bool { return g.step > 1 }
 // Poll returns the next effect; drain it after each input, or after several that
 // came together: one heartbeat then tells what became of all of them.
 func (g *Guard) Poll() (GuardEffect, bool) {
-	if len(g.effects) == 0 && g.due > 0 {
+	if g.effects.Empty() && g.due > 0 {
 		return g.heartbeat(), true
 	}
-	if len(g.effects) == 0 {
-		g.effects = nil
-		return nil, false
-	}
-	e := g.effects[0]
-	g.effects = g.effects[1:]
-	return e, true
+	return g.effects.Poll()
 }
 
-func (g *Guard) emit(e GuardEffect) { g.effects = append(g.effects, e) }
+func (g *Guard) emit(e GuardEffect) { g.effects.Emit(e) }
 
 func (g *Guard) logf(format string, args ...any) { g.emit(GuardLog{fmt.Sprintf(format, args...)}) }
 

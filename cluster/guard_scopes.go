@@ -115,6 +115,11 @@ func (g *Guard) HandleEntitle(now time.Time, e Entitle) {
 		return
 	}
 	p := g.find(e.Epoch.Node)
+	if h := g.entitlement(e.Scope); h != nil && h.state == hasClaimed && h.epoch.Node == e.Epoch.Node && (p == nil || p.lost) {
+		// Asked for before the daemon heard of the loss: what we held then is the claim.
+		g.logf("no longer entitled%s at epoch %v: the owner is lost", of(e.Scope), e.Epoch)
+		return
+	}
 	if p == nil || !p.heard || !p.hb.Running || p.lost {
 		g.refuse(e.Scope, "the owner is not heard")
 		return

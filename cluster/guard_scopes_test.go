@@ -452,3 +452,23 @@ func TestWhatComesTogetherIsOneHeartbeat(t *testing.T) {
 		}
 	}
 }
+
+// An entitlement for the owner's next epoch that is asked for when the owner was lost is
+// not granted; the claim that the loss made of the present one stays.
+func TestAClaimOutlivesALateEntitlement(t *testing.T) {
+	b := newFarmBench(t)
+	b.entitleTo(slotA, e(5, 1, 1))
+	b.peer.Running = false
+	if l, ok := find[TellLoss](b.beat("")); !ok || len(l.Claimed) != 1 {
+		t.Fatalf("loss %+v", l)
+	}
+	b.g.HandleEntitle(b.now, Entitle{Scope: slotA, Epoch: e(5, 2, 1), On: true})
+	if got := b.take(); len(got) != 0 {
+		t.Errorf("the late entitlement led to %+v", got)
+	}
+	b.wantHeld(Tenure{slotA, e(5, 1, 1)})
+	b.g.HandleClaim(b.now, Claim{Scope: slotA, Epoch: e(6, 0, 2)})
+	if x, ok := find[TellClaimed](b.take()); !ok || !x.OK {
+		t.Errorf("claim: %+v", x)
+	}
+}

@@ -48,7 +48,7 @@ func (p *Pair) considerJoin(now time.Time) {
 		// It knows of a later epoch than ours, and would refuse what we send.
 		p.own(now, Own{Covered: true, Trusted: true, Renewal: true, Reason: p.name() + " knows a later epoch"})
 	}
-	m.join, m.joinedAt, m.asking, m.lagging = joining, now, false, time.Time{}
+	m.join, m.joinedAt, m.copiedAt, m.asking, m.lagging = joining, now, now, false, time.Time{}
 	if p.tookFrom == m.Node {
 		p.tookFrom = 0 // the same process, which stood by all the time, or one that was asked already
 	}
@@ -62,7 +62,7 @@ func (p *Pair) considerMember(now time.Time) {
 		return
 	}
 	late := m.stream != m.Process && p.due(now, m.streamEnd.Add(removalAfter)) ||
-		m.join == joining && p.due(now, m.joinedAt.Add(copyTimeout)) ||
+		m.join == joining && p.due(now, m.copiedAt.Add(copyTimeout)) ||
 		m.join == in && !m.Entitled && p.due(now, m.synced.Add(removalAfter)) ||
 		m.join == in && m.Deaf && p.due(now, m.seen.Add(removalAfter))
 	if late {
@@ -120,6 +120,13 @@ const (
 	lagAgain    = 20 * time.Millisecond
 	lagHopeless = time.Minute // the journal's word for a queue that overflowed
 )
+
+// HandleCopyMoved says that the member's copy got further, or waits while others to it do.
+func (p *Pair) HandleCopyMoved(now time.Time, id NodeID) {
+	if p.peer.Node == id {
+		p.peer.copiedAt = now
+	}
+}
 
 // HandleEntered says that the member acknowledged its entry.
 func (p *Pair) HandleEntered(now time.Time, id NodeID) {

@@ -59,6 +59,7 @@ type member struct {
 
 	join     joinState
 	joinedAt time.Time
+	copiedAt time.Time // when its copy got further, or was begun
 	synced   time.Time // entry acknowledged
 	asking   bool      // removal asked
 	leaving  bool      // silent; the note is being written
@@ -73,19 +74,14 @@ func (m *member) live() bool { return m.heard && m.Running }
 
 // Pair is the ownership engine of exactly two nodes. It is pure and not safe for
 // concurrent use: inputs take now, and Poll is drained after each.
-//
-// It is level-triggered: an input changes what is known, and consider then looks
-// at everything known. Whatever waits for a time asks due, which arms the timer.
 type Pair struct {
+	engine
 	opt      PairOptions
-	phase    phase
-	started  bool
 	epoch    Epoch  // owned, or of the owner known
 	highest  Epoch  // highest ever seen or made by this process
 	floor    uint64 // no epoch is made with a counter up to it
 	disk     uint64 // highest counter known to be on disk
 	peer     member
-	effects  []Effect
 	said     Announce
 	saidAt   time.Time
 	coverage Coverage
@@ -118,11 +114,6 @@ type Pair struct {
 	notes  []noteWrite
 	noteOn bool // what the disk says, or will say when all writes are through
 
-	wake  time.Time // earliest time that due was asked for
-	grace time.Time
-
-	alarms     map[string]Alarm
-	names      []string // of alarms, in order of appearance
 	lastChange time.Time
 	last       Own
 	takeovers  int
@@ -133,7 +124,7 @@ func NewPair(o PairOptions) *Pair {
 	p := &Pair{
 		opt: o, disk: o.Epoch.Counter,
 		coverage: o.Coverage, noteOn: o.Coverage != CoverageProven, // a lost disk counts as a note until covered
-		monitors: len(o.HA.Monitor), alarms: map[string]Alarm{},
+		monitors: len(o.HA.Monitor), engine: engine{alarms: map[string]Alarm{}},
 	}
 	// What this node made last may not have reached its disk; epochReserve says
 	// how far behind that can be. Without a disk only the clock is above it.
@@ -154,19 +145,6 @@ func (p *Pair) Start(now time.Time) {
 	p.consider(now)
 }
 
-// Poll returns the next effect; drain it after each input.
-func (p *Pair) Poll() (Effect, bool) {
-	if len(p.effects) == 0 {
-		p.effects = nil
-		return nil, false
-	}
-	e := p.effects[0]
-	p.effects = p.effects[1:]
-	return e, true
-}
-
-func (p *Pair) emit(e Effect) { p.effects = append(p.effects, e) }
-
 // lost is how long a peer must be silent to be lost.
 func (p *Pair) lost() time.Duration {
 	return p.opt.HA.HBInterval * time.Duration(p.opt.HA.HBLostThreshold)
@@ -178,33 +156,6 @@ func (p *Pair) quiet() time.Duration { return max(listenMin, 2*p.lost()) }
 // settle is how long a new constellation must stand before a decision rests on it:
 // both nodes' heartbeats have then told of it.
 func (p *Pair) settle() time.Duration { return max(50*time.Millisecond, 3*p.opt.HA.HBInterval) }
-
-// due says whether t has come, and arms the timer for it if not. After a stall
-// nothing is due until pending input has had its chance.
-func (p *Pair) due(now, t time.Time) bool {
-	if t.Before(p.grace) {
-		t = p.grace
-	}
-	return p.sharp(now, t)
-}
-
-// sharp is due without the grace after a stall.
-func (p *Pair) sharp(now, t time.Time) bool {
-	if !now.Before(t) {
-		return true
-	}
-	if p.wake.IsZero() || t.Before(p.wake) {
-		p.wake = t
-	}
-	return false
-}
-
-// enter begins an input: a timer far overdue means that this process was stopped.
-func (p *Pair) enter(now time.Time) {
-	if !p.wake.IsZero() && p.wake.After(p.grace) && now.Sub(p.wake) > stallGrace {
-		p.grace = now.Add(stallGrace)
-	}
-}
 
 // consider looks at everything known. Each step may make the next one possible;
 // none undoes what an earlier one did, so a few rounds suffice.
@@ -329,11 +280,6 @@ func (p *Pair) HandleTimeout(now time.Time) {
 	}
 }
 
-// NextTimeout is when HandleTimeout is due.
-func (p *Pair) NextTimeout() (time.Time, bool) {
-	return p.wake, p.phase != stopped && !p.wake.IsZero()
-}
-
 // announce tells the guardian what to send, if it differs from what it sends.
 func (p *Pair) announce(now time.Time) {
 	a := Announce{Role: p.Role(), Epoch: p.highest, Election: p.election(now), Coverage: p.coverage, Chosen: p.chosen}
@@ -354,19 +300,7 @@ func (p *Pair) announce(now time.Time) {
 	p.emit(a)
 }
 
-// alarm raises or clears a condition; repeating it is silent.
-func (p *Pair) alarm(name, text string, on bool) {
-	a, known := p.alarms[name]
-	if on && a.On && a.Text == text || !on && !a.On {
-		return
-	}
-	if !known {
-		p.names = append(p.names, name)
-	}
-	a = Alarm{Name: name, Text: text, On: on}
-	p.alarms[name] = a
-	p.emit(a)
-}
+func (p *Pair) alarm(name, text string, on bool) { p.raise(name, name, text, on) }
 
 // Reconfigure takes a new `config system ha`.
 func (p *Pair) Reconfigure(now time.Time, ha config.HA) {
@@ -440,18 +374,9 @@ func (p *Pair) Status(now time.Time) HAStatus {
 		}
 		s.Peers = append(s.Peers, x)
 	}
-	for _, n := range p.names {
-		if a := p.alarms[n]; a.On {
-			s.Alarms = append(s.Alarms, a)
-		}
-	}
+	s.Alarms = p.raised()
 	return s
 }
 
 // name is the other node's, for people.
-func (p *Pair) name() string {
-	if p.peer.Name != "" {
-		return p.peer.Name
-	}
-	return fmt.Sprintf("node %d", p.peer.Node)
-}
+func (p *Pair) name() string { return nameOf(&p.peer) }

@@ -40,19 +40,17 @@ func (Propose) effect() {}
 // who owns, and whom it promised the next epoch. That successor acts at once when
 // the owner is lost and our guardian held the entitlement; the log hears of it after.
 //
-// It is level-triggered as Pair is. An epoch's upper bits are the term, which the log
+// An epoch's upper bits are the term, which the log
 // gives; the owner counts the lower ones when a member leaves its sync set alive.
 type Slot struct {
+	engine
 	opt      SlotOptions
-	phase    phase
-	started  bool
 	decided  fsm.Scope
 	granted  bool // the log counts this process as a member
 	since    time.Time
 	epoch    Epoch // owned, or of the owner known
 	highest  Epoch // ever seen
 	peers    []*member
-	effects  []Effect
 	said     Epoch // announced as owned
 	coverage Coverage
 
@@ -71,6 +69,7 @@ type Slot struct {
 	leaveBy  time.Time            // members are leaving: the note is not waited for longer
 	renewal  *renewal             // under way
 	lapsed   bool                 // what is held here is of no use any more
+	copying  Epoch                // of the latest copy that began
 	hold     time.Time
 	handTo   Epoch
 	handNode NodeID
@@ -82,13 +81,10 @@ type Slot struct {
 	proposed map[string]time.Time
 	notes    []func(time.Time)
 
-	wake, grace time.Time
-	alarms      map[string]Alarm
-	names       []string
-	lastChange  time.Time
-	last        Own
-	lastKind    Loss // of the owner before
-	takeovers   int
+	lastChange time.Time
+	last       Own
+	lastKind   Loss // of the owner before
+	takeovers  int
 }
 
 // claimed is an owner's loss that turned our entitlement into a claim.
@@ -102,7 +98,7 @@ type claimed struct {
 
 // NewSlot makes an engine that does nothing before Start.
 func NewSlot(o SlotOptions) *Slot {
-	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, alarms: map[string]Alarm{}}
+	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, engine: engine{alarms: map[string]Alarm{}}}
 }
 
 // Start begins.
@@ -110,19 +106,6 @@ func (p *Slot) Start(now time.Time) {
 	p.started, p.lastChange = true, now
 	p.consider(now)
 }
-
-// Poll returns the next effect; drain it after each input.
-func (p *Slot) Poll() (Effect, bool) {
-	if len(p.effects) == 0 {
-		p.effects = nil
-		return nil, false
-	}
-	e := p.effects[0]
-	p.effects = p.effects[1:]
-	return e, true
-}
-
-func (p *Slot) emit(e Effect) { p.effects = append(p.effects, e) }
 
 // HandleDecided takes the scope as the log has it now. granted: the log counts this
 // very process as a member; before, nothing in it speaks to us.
@@ -163,7 +146,9 @@ func (p *Slot) HandleQuorum(now time.Time, lost, stop bool) {
 	p.stale = p.stale || lost
 	if p.noQuorum && (p.phase == owning || p.phase == handing) {
 		p.held = p.epoch
-		p.dropAll()
+		if p.renewal != nil { // who heard of it may be entitled under it
+			p.held = p.renewal.epoch
+		}
 		p.disown(now, Epoch{}, "no quorum: stopped as configured")
 		p.uniting = true // whoever owns beside us, or after, gets what we did
 	}
@@ -181,24 +166,6 @@ func (p *Slot) tenure() bool {
 // promised: we act under the epoch that the log promised us.
 func (p *Slot) promised() bool {
 	return p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.epoch)
-}
-
-func (p *Slot) due(now, t time.Time) bool { return p.sharp(now, later(t, p.grace)) }
-
-func (p *Slot) sharp(now, t time.Time) bool {
-	if !now.Before(t) {
-		return true
-	}
-	if p.wake.IsZero() || t.Before(p.wake) {
-		p.wake = t
-	}
-	return false
-}
-
-func (p *Slot) enter(now time.Time) {
-	if !p.wake.IsZero() && p.wake.After(p.grace) && now.Sub(p.wake) > stallGrace {
-		p.grace = now.Add(stallGrace)
-	}
 }
 
 func (p *Slot) consider(now time.Time) {
@@ -315,11 +282,6 @@ func (p *Slot) HandleTimeout(now time.Time) {
 	}
 }
 
-// NextTimeout is when HandleTimeout is due.
-func (p *Slot) NextTimeout() (time.Time, bool) {
-	return p.wake, p.phase != stopped && !p.wake.IsZero()
-}
-
 // announce tells the guardian what we own, when that changes.
 func (p *Slot) announce() {
 	var e Epoch
@@ -358,18 +320,8 @@ func (p *Slot) propose(now time.Time, c *clusterpb.Command) {
 	p.emit(Propose{c})
 }
 
-// alarm raises or clears a condition; repeating it is silent.
 func (p *Slot) alarm(name, text string, on bool) {
-	a, known := p.alarms[name]
-	if on && a.On && a.Text == text || !on && !a.On {
-		return
-	}
-	if !known {
-		p.names = append(p.names, name)
-	}
-	a = Alarm{Name: fmt.Sprintf("%s, %v", name, p.opt.Scope), Text: text, On: on}
-	p.alarms[name] = a
-	p.emit(a)
+	p.raise(name, fmt.Sprintf("%s, %v", name, p.opt.Scope), text, on)
 }
 
 // SyncSet lists the members that are copied to or counted.
@@ -410,8 +362,8 @@ func (p *Slot) Covered() bool {
 	return false
 }
 
-// HandleCopying says that an owner has begun to copy to us.
-func (p *Slot) HandleCopying() { p.lapsed = false }
+// HandleCopying says that an owner has begun to copy to us, under an epoch.
+func (p *Slot) HandleCopying(e Epoch) { p.lapsed, p.copying = false, e }
 
 // Idle says that nothing ties this node to the scope: it may forget what it holds. A
 // copy that has begun ties it, also if the log, as far as it is known here, does not
@@ -442,11 +394,7 @@ func (p *Slot) Status(now time.Time) HAStatus {
 		x.Running = m.live()
 		s.Peers = append(s.Peers, x)
 	}
-	for _, n := range p.names {
-		if a := p.alarms[n]; a.On {
-			s.Alarms = append(s.Alarms, a)
-		}
-	}
+	s.Alarms = p.raised()
 	return s
 }
 

@@ -112,7 +112,7 @@ func (p *Slot) considerJoin(now time.Time, m *member) {
 		m.stream != m.Process || !p.tenure() || !p.due(now, m.notOld) {
 		return
 	}
-	m.join, m.joinedAt, m.asking, m.lagging = joining, now, false, time.Time{}
+	m.join, m.joinedAt, m.copiedAt, m.asking, m.lagging = joining, now, now, false, time.Time{}
 	if p.away[m.Node] == m.Process {
 		delete(p.away, m.Node)
 	}
@@ -126,7 +126,7 @@ func (p *Slot) considerMember(now time.Time, m *member) {
 		return
 	}
 	late := m.stream != m.Process && p.due(now, m.streamEnd.Add(removalAfter)) ||
-		m.join == joining && p.due(now, m.joinedAt.Add(copyTimeout)) ||
+		m.join == joining && p.due(now, m.copiedAt.Add(copyTimeout)) ||
 		m.join == in && !m.Entitled && p.due(now, m.synced.Add(removalAfter)) ||
 		m.join == in && m.Deaf && p.due(now, m.seen.Add(removalAfter)) ||
 		p.dispensable(m)
@@ -218,6 +218,9 @@ func (p *Slot) HandleLag(now time.Time, id NodeID, oldest time.Duration) {
 	}
 	p.consider(now)
 }
+
+// HandleCopyMoved says that a member's copy got further, or waits while others to it do.
+func (p *Slot) HandleCopyMoved(now time.Time, id NodeID) { p.peer(id).copiedAt = now }
 
 // HandleEntered says that a member acknowledged its entry.
 func (p *Slot) HandleEntered(now time.Time, id NodeID) {

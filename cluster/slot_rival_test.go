@@ -75,3 +75,83 @@ func TestAnOwnerThatStoppedOwesWhatItDid(t *testing.T) {
 		t.Errorf("united %v, still uniting %v", united, p.Uniting())
 	}
 }
+
+// Who gave way and could tell nobody what it did goes on with that when the scope is given
+// back to it: the one between was lost, and unites when it is back.
+func TestAnOwnerThatOwesWhatItDidKeepsIt(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p, d := owningSlot(t, now)
+	now = now.Add(time.Second)
+	d.Owner, d.Epoch, d.Burnt = 2, Epoch{Counter: 3 << fsm.LocalBits, Node: 2}, 4<<fsm.LocalBits
+	p.HandleDecided(now, d, true)
+	if p.phase == owning || !p.Uniting() {
+		t.Fatalf("phase %v, uniting %v when another was chosen", p.phase, p.Uniting())
+	}
+	for {
+		if _, ok := p.Poll(); !ok {
+			break
+		}
+	}
+	now = now.Add(time.Second)
+	d.Owner, d.Epoch, d.Burnt = 1, Epoch{Counter: 5 << fsm.LocalBits, Node: 1}, 6<<fsm.LocalBits
+	p.HandleDecided(now, d, true)
+	var own *Own
+	for {
+		e, ok := p.Poll()
+		if !ok {
+			break
+		}
+		if o, is := e.(Own); is {
+			own = &o
+		}
+	}
+	if own == nil || !own.Trusted || own.Covered || own.Epoch != d.Epoch {
+		t.Errorf("%+v; want it to own %v with what it holds, not covered", own, d.Epoch)
+	}
+}
+
+// A copy that its owner could not finish is of no use when another owns: nobody ends it.
+func TestACopyOfAnOwnerThatHasGoneIsForgotten(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	id := fsm.Slot(1, 0)
+	p := NewSlot(SlotOptions{Self: 3, Name: "vm3", Scope: id, Interval: 10 * time.Millisecond, Threshold: 3})
+	p.Start(now)
+	begun := Epoch{Counter: 2 << fsm.LocalBits, Node: 2}
+	p.HandlePeer(now, rival(begun))
+	p.HandleCopying(begun)
+	renewed := begun
+	renewed.Counter++
+	if p.HandlePeer(now, rival(renewed)); p.Idle() {
+		t.Fatal("forgotten while its owner, which has taken out another member, goes on with it")
+	}
+	p.HandlePeer(now, Peer{Node: 2, Name: "vm2", Process: 22, Running: true, Role: RoleStandby})
+	p.HandlePeer(now, Peer{Node: 1, Name: "vm1", Process: 11, Running: true, Role: RoleOwner, Epoch: Epoch{Counter: 3 << fsm.LocalBits, Node: 1}})
+	if !p.Idle() {
+		t.Error("kept, though nobody will finish it")
+	}
+}
+
+// The successor promised had taken over when the quorum was lost, and stopped as
+// configured. With the quorum back nothing was decided about that, the old owner has given
+// way to it, and only it can go on.
+func TestASuccessorThatStoppedGoesOnAsPromised(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	id := fsm.Slot(1, 0)
+	p := NewSlot(SlotOptions{Self: 2, Name: "vm2", Scope: id, Interval: 10 * time.Millisecond, Threshold: 3})
+	p.Start(now)
+	next := Epoch{Counter: 2 << fsm.LocalBits, Node: 2}
+	d := fsm.Scope{ID: id, Owner: 1, Epoch: Epoch{Counter: 1 << fsm.LocalBits, Node: 1}, Successor: 2, Next: next, Burnt: 2 << fsm.LocalBits, Standbys: []NodeID{2}, Sync: []NodeID{2}}
+	p.HandleDecided(now, d, true)
+	p.own(now, Own{Epoch: next, Covered: true, Trusted: true}) // as if vm1 had been lost
+	now = now.Add(time.Second)
+	p.HandleQuorum(now, true, true)
+	if p.phase == owning {
+		t.Fatal("owns without a quorum")
+	}
+	now = now.Add(time.Second)
+	p.HandleQuorum(now, false, true)
+	p.HandleDecided(now, d, true)
+	if p.phase != owning || !next.Less(p.epoch) || !next.SameTenure(p.epoch) {
+		t.Errorf("phase %v in epoch %v: the slot stays without an owner", p.phase, p.epoch)
+	}
+}

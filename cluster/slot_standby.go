@@ -3,6 +3,8 @@ package cluster
 import (
 	"fmt"
 	"time"
+
+	"tandem/proto/clusterpb"
 )
 
 // owner is the member that is heard to own, under the highest epoch.
@@ -31,7 +33,7 @@ func (p *Slot) considerStanding(now time.Time) {
 		p.renewTerm(now, p.highest.Counter) // for the owner, whose copies we would refuse
 	}
 	p.succeed(now)
-	if p.phase != taking && p.granted && p.decided.Owner == p.opt.Self {
+	if p.phase != taking && p.granted && (p.decided.Owner == p.opt.Self || p.heldPromise()) {
 		p.given(now)
 	}
 }
@@ -44,14 +46,25 @@ func (p *Slot) succeed(now time.Time) {
 	}
 	d := &p.decided
 	switch {
+	case !p.granted:
+		// What was given or promised was so to the process before this one, or to one that the
+		// log takes for lost: somebody else may have it by now.
 	case d.Owner == p.opt.Self && c.epoch.Less(d.Epoch):
 		p.take(now, d.Epoch, c)
 	case d.Successor == p.opt.Self && d.Epoch.SameTenure(c.epoch):
 		p.take(now, d.Next, c)
-	case d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0:
+	case c.epoch.Less(d.Epoch) && d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0 && !p.peer(d.Owner).heard:
+		// It may own where we do not hear it. One that is heard is heard to own: until then, and
+		// if it ends before, we hold what was acknowledged last.
 		p.claim = nil
 		p.unentitle()
 	}
+}
+
+// heldPromise says that we owned as the successor promised when the quorum was lost, and
+// that nothing was decided about that.
+func (p *Slot) heldPromise() bool {
+	return p.held != Epoch{} && p.decided.Successor == p.opt.Self && p.decided.Next.SameTenure(p.held) && p.owner() == nil
 }
 
 // given: it was decided that this node owns, and no loss told us so.
@@ -61,7 +74,7 @@ func (p *Slot) given(now time.Time) {
 		return // the log does not know yet of the owner that we know
 	}
 	if p.held != (Epoch{}) {
-		if !p.held.SameTenure(d.Epoch) {
+		if !p.held.SameTenure(d.Epoch) && !p.heldPromise() {
 			p.held = Epoch{}
 		} else { // quorum is back, and nobody else was chosen
 			p.own(now, Own{Epoch: p.held.Next(p.opt.Self), Covered: true, Trusted: true, Reason: "quorum is back"})
@@ -79,8 +92,30 @@ func (p *Slot) given(now time.Time) {
 	if p.asked != (Epoch{}) && !p.due(now, p.since.Add(patience)) {
 		return
 	}
+	if m := p.holder(); m != nil && !p.due(now, p.since.Add(patience)) {
+		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
+			Scope: uint32(p.opt.Scope), Epoch: d.Epoch.Proto(), Node: uint32(m.Node)}}})
+		return
+	}
+	if p.uniting {
+		// What we did when we owned has come to nobody. Whoever followed us is lost, may have
+		// gone further, and unites with us when it is back.
+		p.own(now, Own{Epoch: d.Epoch, Trusted: true, Reason: fmt.Sprintf("%v was given back to this node (%v)", d.ID, d.Reason)})
+		return
+	}
 	// Nobody holds what was acknowledged: peers begin anew.
 	p.own(now, Own{Epoch: d.Epoch, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)})
+}
+
+// holder is a member that says it may succeed an owner before the epoch that this node was
+// given, the latest that is known here: it holds what was acknowledged last.
+func (p *Slot) holder() (best *member) {
+	for _, m := range p.peers {
+		if m.live() && m.Entitled && m.Epoch.Less(p.decided.Epoch) && !m.Epoch.Less(p.highest) && (best == nil || best.Epoch.Less(m.Epoch)) {
+			best = m
+		}
+	}
+	return best
 }
 
 // take asks our guardian, and writes the note where the old owner may go on.
@@ -110,6 +145,13 @@ func (p *Slot) take(now time.Time, e Epoch, c *claimed) {
 // considerTaking: the decision stands until its conditions are met or it is void.
 func (p *Slot) considerTaking(now time.Time) {
 	t := p.pending
+	if p.noQuorum { // a claim keeps until the quorum is back; who hands over waits for us
+		if t.handover {
+			p.giveUp()
+		}
+		p.phase, p.pending = standing, nil
+		return
+	}
 	if o := p.owner(); o != nil && !t.handover && !o.Epoch.Less(p.entitled) {
 		p.phase, p.pending = standing, nil
 		p.heardAgain(o)
@@ -209,6 +251,9 @@ func (p *Slot) follow(o *member) {
 	if p.entitled != (Epoch{}) && p.entitled.Less(o.Epoch) || p.asked != (Epoch{}) && p.asked.Less(o.Epoch) {
 		p.unentitle() // that epoch has gone on without us
 	}
+	if c := p.copying; c != (Epoch{}) && p.entitled == (Epoch{}) && p.asked == (Epoch{}) && c.Less(o.Epoch) && !c.SameTenure(o.Epoch) {
+		p.copying, p.lapsed = Epoch{}, true // the copy will never be whole
+	}
 	if p.uniting && o.stream == o.Process && o.Process != 0 {
 		p.uniting = false
 		p.emit(Unite{Owner: o.Node})
@@ -220,6 +265,9 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 	p.enter(now)
 	if p.phase != standing && p.phase != listening || p.uniting || e.Less(p.epoch) || e.Node == 0 {
 		return
+	}
+	if p.claim != nil && p.claim.epoch.Node == e.Node && !p.peer(e.Node).live() {
+		return // under way when its owner was lost; what we were entitled to then is the claim
 	}
 	p.phase, p.epoch, p.claim = standing, e, nil
 	if p.highest.Less(e) {

@@ -261,6 +261,7 @@ func (e *Engine) childAccept(sa *ikeSA, m *message.Message, x *exchange, p child
 		e.debug(sa, "traffic selectors were narrowed by the peer", slog.String("phase2", x.phase2))
 	}
 	child.outbound = true
+	child.rekeyNow = x.contested // the peer knows it only if it answered this request
 	return child, e.installOwn(sa, child, x)
 }
 

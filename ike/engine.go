@@ -295,9 +295,11 @@ func (e *Engine) log(level slog.Level, message string, attrs ...slog.Attr) {
 }
 
 // sorted lists the IKE SAs in the order of their making.
-func (e *Engine) sorted() []*ikeSA {
-	out := make([]*ikeSA, 0, len(e.sas))
-	for _, sa := range e.sas {
+func (e *Engine) sorted() []*ikeSA { return inOrder(e.sas) }
+
+func inOrder(sas map[ipsec.IKESPI]*ikeSA) []*ikeSA {
+	out := make([]*ikeSA, 0, len(sas))
+	for _, sa := range sas {
 		out = append(out, sa)
 	}
 	slices.SortFunc(out, func(a, b *ikeSA) int { return cmp.Compare(a.seq, b.seq) })

@@ -79,6 +79,7 @@ type exchange struct {
 	collidedChild  ipsec.ESPSPI
 	collidedIKE    ipsec.IKESPIs
 	deletedOutward []ipsec.ESPSPI
+	contested      bool // the other side of a split sent another request with this ID
 
 	// What follows is this process's own.
 	ticket Ticket
@@ -176,14 +177,14 @@ type childSA struct {
 	outSeq      uint64 // these when it was last moved to another engine
 	inSeq       uint64
 	inAccepted  []uint64
+	rekeyNow    bool // regardless of the soft lifetime
 
 	// What follows is this process's own.
-	ike      *ikeSA
-	p2       *config.Phase2 // nil when not configured any more
-	rekeyNow bool
-	rekeyAt  time.Time // earliest next look at whether to rekey
-	expired  bool      // hard limit of traffic reached
-	window   *ipsec.Window
+	ike     *ikeSA
+	p2      *config.Phase2 // nil when not configured any more
+	rekeyAt time.Time      // earliest next look at whether to rekey
+	expired bool           // hard limit of traffic reached
+	window  *ipsec.Window
 }
 
 // childState says who ends a Child SA. The numbers are in records: append only.

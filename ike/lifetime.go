@@ -187,7 +187,8 @@ func (e *Engine) HandleExpiring(now time.Time, spiIn ipsec.ESPSPI, hard bool) {
 	e.arm(c.ike)
 }
 
-// RekeyAll rekeys every IKE SA and Child SA early, spread over time.
+// RekeyAll rekeys every IKE SA and Child SA early, spread over time. What has not been
+// rekeyed when the owner changes falls to the next one.
 func (e *Engine) RekeyAll(now time.Time, reason string) {
 	defer e.begin(now)()
 	n := 0
@@ -197,17 +198,30 @@ func (e *Engine) RekeyAll(now time.Time, reason string) {
 		}
 		for _, c := range sa.children {
 			c.rekeyNow = true
-			c.rekeyAt = now.Add(time.Duration(n) * rekeyPace)
-			n++
 		}
-		sa.rekeyNow = true
-		sa.rekeyAt = now.Add(time.Duration(n)*rekeyPace + rekeyPace)
-		n++
+		sa.rekeyNow, sa.recordAt = true, now
+		n = sa.paceRekeys(now, n)
 		e.arm(sa)
 	}
 	if n > 0 {
 		e.log(slog.LevelWarn, "rekeying all SAs early", slog.String("reason", reason), slog.Int("count", n))
 	}
+}
+
+// paceRekeys spreads the early rekeys of an IKE SA over time, behind n others, and says
+// how many there are then.
+func (sa *ikeSA) paceRekeys(now time.Time, n int) int {
+	for _, c := range sa.children {
+		if c.rekeyNow {
+			c.rekeyAt = now.Add(time.Duration(n) * rekeyPace)
+			n++
+		}
+	}
+	if sa.rekeyNow {
+		sa.rekeyAt = now.Add(time.Duration(n)*rekeyPace + rekeyPace)
+		n++
+	}
+	return n
 }
 
 // rekeyPace is the distance between two early rekeys.

@@ -1,7 +1,6 @@
 package ike
 
 import (
-	"cmp"
 	"errors"
 	"log/slog"
 	"slices"
@@ -161,14 +160,7 @@ func (e *Engine) unrefMoved(sa *ikeSA) {
 }
 
 // sortedMoved lists the moved IKE SAs in the order in which they became known.
-func (e *Engine) sortedMoved() []*ikeSA {
-	out := make([]*ikeSA, 0, len(e.shelf))
-	for _, sa := range e.shelf {
-		out = append(out, sa)
-	}
-	slices.SortFunc(out, func(a, b *ikeSA) int { return cmp.Compare(a.seq, b.seq) })
-	return out
-}
+func (e *Engine) sortedMoved() []*ikeSA { return inOrder(e.shelf) }
 
 // ShelfLen is how many IKE SAs were moved.
 func (e *Engine) ShelfLen() int { return len(e.shelf) }

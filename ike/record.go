@@ -79,7 +79,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		SuccessorI: uint64(sa.successor.I), SuccessorR: uint64(sa.successor.R), AwaitsDelete: sa.awaitsDelete,
 		LowestNonce: sa.lowestNonce, DeletedChildren: encodeSPIs(sa.deletedChildren), ChildrenSeq: sa.childrenSeq,
 		DpdSent: sa.dpdSent, DpdRecv: sa.dpdRecv,
-		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted,
+		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 	}
 	if t := sa.tunnel; t != nil {
@@ -117,7 +117,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		awaitsDelete: p.AwaitsDelete, lowestNonce: p.LowestNonce,
 		deletedChildren: decodeSPIs(p.DeletedChildren), childrenSeq: p.ChildrenSeq,
 		dpdSent: p.DpdSent, dpdRecv: p.DpdRecv, lastIn: now, ticket: 0,
-		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted,
+		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted, rekeyNow: p.Rekey,
 		caps: p.Capabilities, copied: true, sync: midSync{wanted: p.SyncWanted, proposed: p.SyncProposed, seen: p.SyncSeen},
 	}
 	if k := p.Keys; k != nil {
@@ -163,6 +163,7 @@ func encodeExchange(x *exchange, now time.Time) *syncpb.Exchange {
 		Deletes: encodeSPIs(x.deletes), Retries: uint32(x.retries), Cookies: uint32(x.cookies), Cookie: x.cookie,
 		Collided: x.collided, CollidedNonce: x.collidedNonce, CollidedChild: uint32(x.collidedChild),
 		CollidedI: uint64(x.collidedIKE.I), CollidedR: uint64(x.collidedIKE.R), DeletedOut: encodeSPIs(x.deletedOutward),
+		Contested: x.contested,
 	}
 	if x.ke != nil {
 		p.Group, p.KePrivate = uint32(x.ke.Group()), x.ke.Private().Bytes()
@@ -185,7 +186,7 @@ func decodeExchange(p *syncpb.Exchange, now time.Time) (*exchange, error) {
 		cookies: int(p.Cookies), cookie: p.Cookie, collided: p.Collided, collidedNonce: p.CollidedNonce,
 		collidedChild:  ipsec.ESPSPI(p.CollidedChild),
 		collidedIKE:    ipsec.IKESPIs{I: ipsec.IKESPI(p.CollidedI), R: ipsec.IKESPI(p.CollidedR)},
-		deletedOutward: decodeSPIs(p.DeletedOut),
+		deletedOutward: decodeSPIs(p.DeletedOut), contested: p.Contested,
 	}
 	if x.kind < kindInit || x.kind > kindDPD {
 		return nil, fmt.Errorf("exchange of kind %d", p.Kind)
@@ -217,7 +218,7 @@ func encodeChild(c *childSA, now time.Time) *syncpb.ChildSA {
 		State: uint32(c.state), Outbound: c.outbound, Initiator: c.initiator, Replaces: uint32(c.replaces),
 		LowestNonce: c.lowestNonce, InstalledAge: age(now, c.installed), Soft: c.soft.Microseconds(),
 		Hard: c.hard.Microseconds(), SoftBytes: c.softBytes, HardBytes: c.hardBytes, Seq: c.seq,
-		OutSeq: c.outSeq, InSeq: c.inSeq, InAccepted: c.inAccepted,
+		OutSeq: c.outSeq, InSeq: c.inSeq, InAccepted: c.inAccepted, Rekey: c.rekeyNow,
 	}
 }
 
@@ -233,7 +234,7 @@ func decodeChild(p *syncpb.ChildSA, now time.Time) *childSA {
 		state: childState(p.State), outbound: p.Outbound, initiator: p.Initiator, replaces: ipsec.ESPSPI(p.Replaces),
 		lowestNonce: p.LowestNonce, installed: unage(now, p.InstalledAge), soft: span(p.Soft), hard: span(p.Hard),
 		softBytes: p.SoftBytes, hardBytes: p.HardBytes, seq: p.Seq,
-		outSeq: p.OutSeq, inSeq: p.InSeq, inAccepted: p.InAccepted,
+		outSeq: p.OutSeq, inSeq: p.InSeq, inAccepted: p.InAccepted, rekeyNow: p.Rekey,
 	}
 }
 

@@ -260,7 +260,9 @@ func (e *Engine) Resume(now time.Time) {
 		return
 	}
 	e.active, e.copying = true, nil
+	early := 0
 	for _, sa := range e.sorted() {
+		early = sa.paceRekeys(now, early)
 		sa.lastIn, sa.dpdAt, sa.keepaliveAt = now, time.Time{}, time.Time{}
 		sa.quiet, sa.probe = true, probe{}
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {

@@ -221,6 +221,41 @@ func TestQuietAfterTakeover(t *testing.T) {
 	sameBits(t, w)
 }
 
+// TestEarlyRekeyOutlivesItsOwner: what one owner was to rekey early, and could not because
+// the peer was not heard, the next one rekeys.
+func TestEarlyRekeyOutlivesItsOwner(t *testing.T) {
+	w, a, b := up(t, func(a, b *config.Config) {
+		a.Phase1[0].DPD, b.Phase1[0].DPD = "disable", "disable"
+	})
+	cut(w)
+	owner := b
+	for i := range 2 {
+		next := w.standby(owner, uint64(77+i))
+		for _, x := range owner.e.Snapshot(w.now) {
+			next.e.Apply(w.now, Record{Entries: []Entry{x}})
+		}
+		next.drain()
+		if i == 1 {
+			owner.e.RekeyAll(w.now, "test")
+			owner.drain()
+			w.run(time.Second)
+		}
+		owner.dead = true
+		next.resume()
+		owner = next
+	}
+	was := a.order[0]
+	if !a.esp(owner) {
+		t.Fatal("no traffic")
+	}
+	w.drop = nil
+	w.run(10 * time.Second)
+	agree(t, a, owner, 1, 1)
+	if w.seenOf(message.CreateChildSA) != 2 || a.installed[was] != nil {
+		t.Errorf("%d rekeys after the peer was heard by the second successor, want one of each SA", w.seenOf(message.CreateChildSA))
+	}
+}
+
 func TestTakeoverFromADeadPeerEnds(t *testing.T) {
 	w, a, _ := up(t, func(a, b *config.Config) { a.Phase1[0].DPD = "on-idle" })
 	a2 := w.standby(a, 77)

@@ -19,6 +19,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 		x.add(sa.req.next)
 	}
 	x.add(sa.probe.next)
+	x.add(sa.recordAt)
 	switch sa.state {
 	case stateHalfOpen, stateInitSent, stateAuthSent:
 		x.add(sa.created.Add(sa.negotiateTimeout()))
@@ -97,6 +98,10 @@ func (sa *ikeSA) fire(e *Engine) {
 	e.expire(sa)
 	if sa.state == stateGone {
 		return
+	}
+	if !sa.recordAt.IsZero() {
+		sa.recordAt = time.Time{}
+		e.touch(sa)
 	}
 	e.retransmit(sa)
 	if sa.state == stateGone {

@@ -110,6 +110,7 @@ type ikeSA struct {
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
 	adopted         bool
+	rekeyNow        bool // regardless of the soft lifetime
 
 	// What follows is this process's own.
 	seq               uint64
@@ -128,8 +129,8 @@ type ikeSA struct {
 	rival             bool      // adopted at healing, not heard yet
 	copied            bool      // it came from a record: another process may have gone on with it
 	lastIn            time.Time // latest authenticated message of the peer
-	rekeyNow          bool      // regardless of the soft lifetime
 	rekeyAt           time.Time // earliest next attempt
+	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet
 	deleteBy          time.Time // the peer's DELETE is overdue
 	dpdAt             time.Time
 	keepaliveAt       time.Time

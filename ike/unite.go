@@ -1,10 +1,12 @@
 package ike
 
 import (
+	"bytes"
 	"log/slog"
 	"slices"
 	"time"
 
+	"tandem/ike/message"
 	"tandem/internal/ipsec"
 )
 
@@ -93,7 +95,7 @@ func (e *Engine) take(sa, old *ikeSA) {
 // merge unites two states of one IKE SA.
 func (e *Engine) merge(ours, theirs *ikeSA) {
 	newer := theirs.nextRecv > ours.nextRecv ||
-		theirs.nextRecv == ours.nextRecv && theirs.nextSend > ours.nextSend
+		theirs.nextRecv == ours.nextRecv && (theirs.nextSend > ours.nextSend || finished(theirs, ours))
 	keep, other := ours, theirs
 	if newer {
 		keep, other = theirs, ours
@@ -113,10 +115,12 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 		}
 	}
 	same := len(extra) == 0 && len(owed) == len(keep.owed) && !slices.ContainsFunc(keep.children, func(c *childSA) bool { return ended(c.SPIIn) })
-	// A request of one side whose answer came to the other, which only counted it:
-	// the peer answers it again.
-	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil
-	if !newer && same && !open {
+	// A request of one side whose answer came to the other, which only counted it: the peer
+	// answers it again. One that both sides had sent the other has finished.
+	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !finished(keep, other)
+	done := finished(other, keep)
+	doubtful := contested(ours, theirs) || contested(theirs, ours)
+	if !newer && same && !open && !done && !doubtful {
 		return
 	}
 	merged := theirs
@@ -138,7 +142,39 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	if open {
 		merged.nextSend, merged.lastRequest, merged.req = other.nextSend, other.lastRequest, other.req
 	}
+	if done {
+		merged.req = nil
+	}
+	for _, x := range []*ikeSA{ours, theirs} { // what one side wants rekeyed early is
+		merged.rekeyNow = merged.rekeyNow || x.rekeyNow
+		for _, c := range x.children {
+			if i := slices.IndexFunc(merged.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn }); i >= 0 && c.rekeyNow {
+				merged.children[i].rekeyNow = true
+			}
+		}
+	}
+	if doubtful {
+		for _, c := range merged.children {
+			c.rekeyNow = c.rekeyNow || c.initiator
+		}
+		if x := merged.req; x != nil && x.kind.exchangeType() == message.CreateChildSA {
+			x.contested = true
+		}
+	}
 	e.take(merged, ours)
+}
+
+// finished says that one side of a split has the answer to the request that the other awaits.
+func finished(a, b *ikeSA) bool {
+	return a.req == nil && b.req != nil && a.nextSend == b.nextSend && bytes.Equal(a.lastRequest, b.req.data)
+}
+
+// contested says whether a request of one side of a split for new SAs has the message ID of
+// another request of the other side. The peer has answered one of them, and nothing in the
+// answer says which: if it came to the wrong side, that has made SAs which the peer has not.
+func contested(a, b *ikeSA) bool {
+	x := a.req
+	return x != nil && x.kind.exchangeType() == message.CreateChildSA && x.id < b.nextSend && !bytes.Equal(x.data, b.lastRequest)
 }
 
 // owing are the Child SAs that this side has ended and whose DELETE the peer has not

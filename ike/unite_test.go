@@ -152,3 +152,88 @@ func TestUniteTwoAnswersToOneRequest(t *testing.T) {
 		t.Error("what the peer is sent it does not understand")
 	}
 }
+
+func TestUniteOfTwoRequestsWithOneMessageID(t *testing.T) {
+	// Both sides rekey the Child SA at once, with the same message ID. The peer answers the
+	// other side's request, and the answer comes to this one, which takes it for its own.
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	mute(w, a2)
+	if !b.esp(a2) {
+		t.Fatal("setup: no traffic")
+	}
+	w.drop = func(d Datagram) bool { return d.Local.Addr() == b.addr }
+	seen := len(w.seen)
+	a2.rekeyChild()
+	w.run(time.Second)
+	var answer *Datagram
+	for _, d := range w.seen[seen:] {
+		if d.Local.Addr() == b.addr {
+			answer = &d
+		}
+	}
+	if answer == nil {
+		t.Fatal("setup: no answer")
+	}
+	w.drop = func(Datagram) bool { return true }
+	a.rekeyChild()
+	w.settle()
+	a.e.HandleDatagram(w.now, Datagram{Local: answer.Remote, Remote: answer.Local, NonESP: answer.NonESP, Data: answer.Data})
+	a.drain()
+	w.settle()
+	w.drop = nil
+	if wrong := a.order[len(a.order)-1]; b.ike()[0].childOut(wrong) != nil || len(a.order) != 2 {
+		t.Fatalf("setup: the peer knows %v", a.order)
+	}
+	theirs := a2.e.Snapshot(w.now)
+	a2.dead = true
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	b.event(func(e *Engine) { e.sendDPD(b.ike()[0]) }) // the peer's authenticated message
+	w.run(10 * time.Second)
+	if len(a.installed) != 1 || !a.esp(b) || !b.esp(a) {
+		t.Errorf("traffic does not pass over %v, the peer has %v", describe(a.ike()), describe(b.ike()))
+	}
+}
+
+func TestUniteDoesNotFinishAnExchangeTwice(t *testing.T) {
+	// The other side was told of an IKE_AUTH under way, which this side finished; since then
+	// the peer has replaced the Child SA that it made.
+	w, a, b := pair(t, nil)
+	var theirs []Entry
+	a.onRecord = func(Record) {
+		if len(a.ike()) == 1 && a.ike()[0].state == stateAuthSent {
+			theirs = a.e.Snapshot(w.now)
+		}
+	}
+	b.resume()
+	a.resume()
+	w.settle()
+	a.onRecord = nil
+	agree(t, a, b, 1, 1)
+	if len(theirs) != 1 {
+		t.Fatal("setup: no record of IKE_AUTH under way")
+	}
+	first := a.order[0]
+	// So does a side that still awaits the answer when it hears of the other.
+	a2 := w.standby(a, 77)
+	a.onRecord = nil
+	a2.e.Apply(w.now, Record{Entries: theirs})
+	a2.drain()
+	mute(w, a2)
+	a2.e.Unite(w.now, a.e.Snapshot(w.now))
+	a2.drain()
+	if sa := a2.ike(); len(sa) != 1 || sa[0].req != nil || len(a2.installed) != 1 || !b.esp(a2) {
+		t.Errorf("the other side has %v, SAs %v", describe(sa), a2.order)
+	}
+	a2.dead = true
+	b.rekeyChild()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	if _, again := a.installed[first]; again {
+		t.Error("an SA that had ended is installed anew")
+	}
+}

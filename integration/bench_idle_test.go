@@ -224,33 +224,41 @@ func newCrowd(b *testing.B, conf func(node string, priority int) string) *crowd 
 	return w
 }
 
-func (w *crowd) ip(node, words string) {
-	w.b.Helper()
+func (w *crowd) ip(node, words string) { ipIn(w.b, w.topo, node, words) }
+
+func (w *crowd) start(node, conf string) {
+	w.nodes[node] = startIn(w.b, w.topo, program(w.b), node, conf)
+}
+
+// ipIn runs ip in a node.
+func ipIn(b testing.TB, topo *lab.Topology, node, words string) {
+	b.Helper()
 	var out strings.Builder
 	cmd := exec.Command("ip", strings.Fields(words)...)
 	cmd.Stderr = &out
-	if err := w.topo.In(node, cmd.Start); err != nil {
-		w.b.Fatal(err)
+	if err := topo.In(node, cmd.Start); err != nil {
+		b.Fatal(err)
 	}
 	if err := cmd.Wait(); err != nil {
-		w.b.Fatalf("%s: ip %s: %v %s", node, words, err, &out)
+		b.Fatalf("%s: ip %s: %v %s", node, words, err, &out)
 	}
 }
 
-func (w *crowd) start(node, conf string) {
-	w.b.Helper()
-	path := filepath.Join(w.topo.Dir, node+".conf")
-	if err := os.MkdirAll(filepath.Join(w.topo.Dir, node), 0o700); err != nil {
-		w.b.Fatal(err)
+// startIn starts a gateway in a node; @DIR@ is the folder of the lab.
+func startIn(b testing.TB, topo *lab.Topology, bin, node, conf string) *lab.Process {
+	b.Helper()
+	path := filepath.Join(topo.Dir, node+".conf")
+	if err := os.MkdirAll(filepath.Join(topo.Dir, node), 0o700); err != nil {
+		b.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(strings.ReplaceAll(conf, "@DIR@", w.topo.Dir)), 0o600); err != nil {
-		w.b.Fatal(err)
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(conf, "@DIR@", topo.Dir)), 0o600); err != nil {
+		b.Fatal(err)
 	}
-	p, err := w.topo.Start(node, node, []string{program(w.b), "run", "--config", path}, nil)
+	p, err := topo.Start(node, node, []string{bin, "run", "--config", path}, nil)
 	if err != nil {
-		w.b.Fatal(err)
+		b.Fatal(err)
 	}
-	w.nodes[node] = p
+	return p
 }
 
 func (w *crowd) dial() { w.start(lab.NodeClient, clients(idleTunnels)) }

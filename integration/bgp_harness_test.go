@@ -203,11 +203,7 @@ func (r *routed) start(m string) {
 	}
 }
 
-// status is what a member says of the farm; false while it says nothing.
-func (r *routed) status(m string) (h memberHA, ok bool) {
-	out, err := r.members[m].cli("get system ha status", "--json")
-	return h, err == nil && json.Unmarshal([]byte(out), &h) == nil
-}
+func (r *routed) status(m string) (memberHA, bool) { return status[memberHA](r.members[m]) }
 
 // bgpStatus is what this test reads of `get router info bgp summary --json`.
 type bgpStatus struct {
@@ -221,9 +217,9 @@ type bgpStatus struct {
 }
 
 // bgp is what a member says of its neighbor; false while it says nothing.
-func (r *routed) bgp(m string) (b bgpStatus, ok bool) {
-	out, err := r.members[m].cli("get router info bgp summary", "--json")
-	return b, err == nil && json.Unmarshal([]byte(out), &b) == nil && len(b.Neighbors) == 1
+func (r *routed) bgp(m string) (bgpStatus, bool) {
+	b, ok := answer[bgpStatus](r.members[m], "get router info bgp summary")
+	return b, ok && len(b.Neighbors) == 1
 }
 
 // viaOf is a member's address as the router's next hop.

@@ -168,6 +168,29 @@ func (g *gateway) cli(words string, more ...string) (string, error) {
 	return string(out), err
 }
 
+// answer is what a gateway says to a command, from its JSON; false while it says nothing.
+func answer[T any](g *gateway, words string) (v T, ok bool) {
+	out, err := g.cli(words, "--json")
+	ok = err == nil && json.Unmarshal([]byte(out), &v) == nil
+	return v, ok
+}
+
+// status is what a member says of its cluster; false while it says nothing.
+func status[T any](g *gateway) (T, bool) { return answer[T](g, "get system ha status") }
+
+// waitStatus waits until a member's status is as wanted.
+func waitStatus[T any](g *gateway, name string, within time.Duration, what string, ok func(T) bool) {
+	g.t.Helper()
+	var last T
+	if !holds(within, func() bool {
+		h, said := status[T](g)
+		last = h
+		return said && ok(h)
+	}) {
+		g.t.Fatalf("not within %v: %s: %s\n%+v", within, name, what, last)
+	}
+}
+
 func (g *gateway) must(words string, more ...string) string {
 	g.t.Helper()
 	out, err := g.cli(words, more...)

@@ -22,6 +22,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(poolMemberEnv); text != "" {
+		runPoolMember(text)
+	}
 	flag.Parse()
 	parallel := false
 	flag.Visit(func(f *flag.Flag) { parallel = parallel || f.Name == "test.parallel" })
@@ -36,34 +39,43 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// built has the programs that were built from this tree, by their build tags.
 var built struct {
-	once sync.Once
-	dir  string
-	path string
-	err  error
+	mu    sync.Mutex
+	dir   string
+	paths map[string]string
 }
 
 // program is the binary under test: TANDEM_BINARY, or built once from this tree.
 func program(t testing.TB) string {
 	t.Helper()
-	built.once.Do(func() {
-		if p := os.Getenv("TANDEM_BINARY"); p != "" {
-			built.path = p
-			return
-		}
-		if built.dir, built.err = os.MkdirTemp("", "tandem-integration-"); built.err != nil {
-			return
-		}
-		built.path = filepath.Join(built.dir, "tandem")
-		out, err := exec.Command("go", "build", "-o", built.path, "tandem/cmd/tandem").CombinedOutput()
-		if err != nil {
-			built.err = fmt.Errorf("go build: %w: %s", err, out)
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
+	if p := os.Getenv("TANDEM_BINARY"); p != "" {
+		return p
 	}
-	return built.path
+	return programWith(t, "")
+}
+
+// programWith is a binary with build tags, built once from this tree.
+func programWith(t testing.TB, tags string) string {
+	t.Helper()
+	built.mu.Lock()
+	defer built.mu.Unlock()
+	if p := built.paths[tags]; p != "" {
+		return p
+	}
+	if built.dir == "" {
+		var err error
+		if built.dir, err = os.MkdirTemp("", "tandem-integration-"); err != nil {
+			t.Fatal(err)
+		}
+		built.paths = map[string]string{}
+	}
+	p := filepath.Join(built.dir, "tandem"+tags)
+	if out, err := exec.Command("go", "build", "-tags", tags, "-o", p, "tandem/cmd/tandem").CombinedOutput(); err != nil {
+		t.Fatalf("go build -tags %q: %v: %s", tags, err, out)
+	}
+	built.paths[tags] = p
+	return p
 }
 
 func needRoot(t testing.TB) {

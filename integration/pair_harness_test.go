@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -267,36 +266,9 @@ func (p *pair) wantSame() string {
 	return a
 }
 
-var breakpoints struct {
-	once sync.Once
-	path string
-	err  error
-}
-
 // breakpointProgram is the binary of the test build that can be told to die at an
 // effect (internal/daemon/breakpoint_on.go).
-func breakpointProgram(t *testing.T) string {
-	t.Helper()
-	program(t) // makes the folder that TestMain removes, unless a binary was given
-	breakpoints.once.Do(func() {
-		dir := built.dir
-		if dir == "" {
-			if dir, breakpoints.err = os.MkdirTemp("", "tandem-integration-"); breakpoints.err != nil {
-				return
-			}
-			built.dir = dir
-		}
-		breakpoints.path = filepath.Join(dir, "tandem-breakpoints")
-		out, err := exec.Command("go", "build", "-tags", "breakpoints", "-o", breakpoints.path, "tandem/cmd/tandem").CombinedOutput()
-		if err != nil {
-			breakpoints.err = fmt.Errorf("go build -tags breakpoints: %w: %s", err, out)
-		}
-	})
-	if breakpoints.err != nil {
-		t.Fatal(breakpoints.err)
-	}
-	return breakpoints.path
-}
+func breakpointProgram(t testing.TB) string { return programWith(t, "breakpoints") }
 
 // contains says whether a line of a file holds all the words.
 func contains(path string, words ...string) bool {

@@ -3,39 +3,18 @@ package integration
 import (
 	"bytes"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"tandem/internal/lab"
 	"tandem/internal/needs"
+	"tandem/internal/testkit"
 )
-
-// transcript is a process's output while it still writes.
-type transcript struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (w *transcript) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.buf.Write(b)
-}
-
-func (w *transcript) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.buf.String()
-}
-
-var _ io.Writer = (*transcript)(nil)
 
 // wantNoLab wants nothing left of a lab: neither namespaces nor files nor processes.
 func wantNoLab(t *testing.T, id string) {
@@ -60,7 +39,7 @@ func TestLabInterrupted(t *testing.T) {
 	for name, sig := range map[string]syscall.Signal{"SIGINT": syscall.SIGINT, "SIGTERM": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
 			id := lab.NewID()
-			var out transcript
+			var out testkit.Log
 			cmd := exec.Command(program(t), "lab", "run", examplePair, "--client", "tandem", "--id", id)
 			cmd.Stdout, cmd.Stderr = &out, &out
 			if err := cmd.Start(); err != nil {
@@ -92,7 +71,7 @@ func TestLabKilled(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	id := lab.NewID()
-	var out transcript
+	var out testkit.Log
 	cmd := exec.Command(program(t), "lab", "run", examplePair, "--client", "tandem", "--id", id)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {

@@ -28,6 +28,7 @@ import (
 	"tandem/cluster/raftauth"
 	"tandem/internal/forward"
 	"tandem/internal/lab"
+	"tandem/internal/testkit"
 )
 
 const (
@@ -62,14 +63,7 @@ func (s *strangers) callers() []caller {
 	if err := cluster.AddNode(ours, id.Group, "late", 4, time.Now().AddDate(-10, 0, 0)); err != nil {
 		s.t.Fatal(err)
 	}
-	shows := func(dir string) *tls.Config {
-		cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"))
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}
-	}
+	shows := func(dir string) *tls.Config { return testkit.ShowsNode(s.t, dir, "h2") }
 	return []caller{
 		{"garbage", nil, "first record does not look like a TLS handshake"},
 		{"no certificate", &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}, "didn't provide a certificate"},

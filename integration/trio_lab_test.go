@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -69,6 +68,13 @@ func trioPlan(clients int) lab.Plan {
 // newTrio starts three members of a build, and waits until they are one farm.
 func newTrio(t *testing.T, bin string, clients int) *trio {
 	t.Helper()
+	return newTrioOf(t, bin, clients, "", func(*trio) {})
+}
+
+// newTrioOf is the same with more in the members' configuration, and with something to
+// do before they start.
+func newTrioOf(t *testing.T, bin string, clients int, more string, before func(*trio)) *trio {
+	t.Helper()
 	f := &trio{site: build(t, trioPlan(clients)), members: map[string]*gateway{}}
 	for _, sw := range []string{"sync", "lan"} {
 		f.must(sw, "ip", "link", "add", "br0", "type", "bridge")
@@ -80,8 +86,9 @@ func newTrio(t *testing.T, bin string, clients int) *trio {
 	if out, err := exec.Command(bin, append([]string{"cluster", "init", "--dir", filepath.Join(f.topo.Dir, "cluster")}, trioMembers...)...).CombinedOutput(); err != nil {
 		t.Fatalf("cluster init: %v: %s", err, out)
 	}
+	before(f)
 	for i, m := range trioMembers {
-		f.members[m] = f.node(m, f.memberConf(i))
+		f.members[m] = f.node(m, f.memberConf(i)+more)
 		f.start(f.members[m], bin)
 	}
 	f.together()
@@ -185,22 +192,12 @@ type trioHA struct {
 	} `json:"peers"`
 }
 
-func (f *trio) status(m string) (h trioHA, ok bool) {
-	out, err := f.members[m].cli("get system ha status", "--json")
-	return h, err == nil && json.Unmarshal([]byte(out), &h) == nil
-}
+func (f *trio) status(m string) (trioHA, bool) { return status[trioHA](f.members[m]) }
 
 // member waits until a member's status is as wanted.
 func (f *trio) member(m string, within time.Duration, what string, ok func(trioHA) bool) {
 	f.t.Helper()
-	var last trioHA
-	if !holds(within, func() bool {
-		h, said := f.status(m)
-		last = h
-		return said && ok(h)
-	}) {
-		f.t.Fatalf("not within %v: %s: %s\n%+v", within, m, what, last)
-	}
+	waitStatus(f.members[m], m, within, what, ok)
 }
 
 // together waits until the members, or those that are there, are synchronised and own

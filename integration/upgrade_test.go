@@ -8,41 +8,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
 
-var nextBuild struct {
-	once sync.Once
-	path string
-	err  error
-}
-
 // nextProgram is the binary of the test build that speaks one version more of the
 // members' log and of the streams (cluster/fsm/next_on.go).
-func nextProgram(t *testing.T) string {
-	t.Helper()
-	program(t) // makes the folder that TestMain removes, unless a binary was given
-	nextBuild.once.Do(func() {
-		dir := built.dir
-		if dir == "" {
-			if dir, nextBuild.err = os.MkdirTemp("", "tandem-integration-"); nextBuild.err != nil {
-				return
-			}
-			built.dir = dir
-		}
-		nextBuild.path = filepath.Join(dir, "tandem-next")
-		out, err := exec.Command("go", "build", "-tags", "nextproto", "-o", nextBuild.path, "tandem/cmd/tandem").CombinedOutput()
-		if err != nil {
-			nextBuild.err = errors.Join(errors.New("go build -tags nextproto: "+string(out)), err)
-		}
-	})
-	if nextBuild.err != nil {
-		t.Fatal(nextBuild.err)
-	}
-	return nextBuild.path
-}
+func nextProgram(t *testing.T) string { return programWith(t, "nextproto") }
 
 // TestRollingUpgrade: the members of a farm are replaced by the next build, one after
 // the other, under the traffic of a tunnel that knows nothing of it. The old versions

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -173,24 +172,12 @@ func (h *memberHA) alarm(name string) string {
 	return ""
 }
 
-// status is what a member says of the farm; false while it says nothing.
-func (w *witnessed) status(member string) (memberHA, bool) {
-	var h memberHA
-	out, err := w.members[member].cli("get system ha status", "--json")
-	return h, err == nil && json.Unmarshal([]byte(out), &h) == nil
-}
+func (w *witnessed) status(member string) (memberHA, bool) { return status[memberHA](w.members[member]) }
 
 // member waits until a member's status is as wanted.
 func (w *witnessed) member(name string, within time.Duration, what string, ok func(memberHA) bool) {
 	w.t.Helper()
-	var last memberHA
-	if !holds(within, func() bool {
-		h, said := w.status(name)
-		last = h
-		return said && ok(h)
-	}) {
-		w.t.Fatalf("not within %v: %s: %s\n%+v", within, name, what, last)
-	}
+	waitStatus(w.members[name], name, within, what, ok)
 }
 
 // together waits until both members have their slots, stand by for each other's and

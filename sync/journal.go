@@ -45,7 +45,7 @@ type Journal struct {
 	pos       uint64 // of the last thing put in order
 	committed uint64
 	waiting   fifo[waiting]
-	tombs     fifo[tombstone]
+	tombs     tombs
 	effects   fifo[Effect]
 }
 
@@ -54,11 +54,6 @@ type waiting struct {
 	pos    uint64
 	ticket uint64
 	bounds []xfrm.Bound // nil: a ticket
-}
-
-type tombstone struct {
-	spis ipsec.IKESPIs
-	at   time.Time
 }
 
 // mode of a peer.
@@ -114,10 +109,18 @@ func NewScopeJournal(scope cluster.ScopeID, self cluster.ProcessID, l *Ledger, l
 	return &Journal{scope: scope, self: self, led: l, limit: limit}
 }
 
-// Start begins ownership at the epoch, with an empty sync set.
+// Start begins ownership at the epoch, with an empty sync set. An owner that goes on under
+// another epoch counts on nobody any more: what waited is committed.
 func (j *Journal) Start(now time.Time, e cluster.Epoch) {
 	j.tick(now)
+	var open fifo[waiting]
+	if j.owner {
+		open = j.waiting
+		j.waiting = fifo[waiting]{}
+	}
 	j.reset(func(*peer) bool { return true })
+	j.waiting = open
+	j.commit()
 	j.owner, j.epoch = true, e
 }
 
@@ -339,6 +342,12 @@ func (j *Journal) Pending() bool {
 	return slices.ContainsFunc(j.peers, func(p *peer) bool { return p.gates && (p.over || p.sent.len() > 0) })
 }
 
+// Copying says that a copy for the member is under way: its entry has not been sent.
+func (j *Journal) Copying(node cluster.NodeID) bool {
+	p := j.find(node)
+	return p != nil && p.mode == modeCopying && !p.over
+}
+
 // SyncSet lists the members that count.
 func (j *Journal) SyncSet() (nodes []cluster.NodeID) {
 	for _, p := range j.peers {
@@ -399,22 +408,6 @@ func (j *Journal) Write(now time.Time, node cluster.NodeID, process cluster.Proc
 	})
 }
 
-// Tombstones are the IKE SAs whose deletion the peer authenticated, oldest first.
-func (j *Journal) Tombstones() []ipsec.IKESPIs {
-	out := make([]ipsec.IKESPIs, 0, j.tombs.len())
-	for _, t := range j.tombs.items[j.tombs.head:] {
-		out = append(out, t.spis)
-	}
-	return out
-}
-
-func (j *Journal) bury(s ipsec.IKESPIs) {
-	if j.tombs.len() == MaxTombstones {
-		j.tombs.pop()
-	}
-	j.tombs.push(tombstone{s, j.now})
-}
-
 // HandleTimeout tells of copies that have not moved for CopyTimeout.
 func (j *Journal) HandleTimeout(now time.Time) {
 	j.tick(now)
@@ -473,9 +466,7 @@ func (j *Journal) flush(p *peer) {
 func (j *Journal) tick(now time.Time) {
 	j.now = now
 	j.led.Expire(now)
-	for j.tombs.len() > 0 && now.Sub(j.tombs.first().at) >= TombstoneAge {
-		j.tombs.pop()
-	}
+	j.tombs.expire(now)
 }
 
 func (j *Journal) find(node cluster.NodeID) *peer {

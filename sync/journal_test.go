@@ -3,6 +3,7 @@ package statesync
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -452,6 +453,26 @@ func TestJournalStops(t *testing.T) {
 	}
 }
 
+// An owner that goes on under an epoch that was decided above a rival's counts on nobody:
+// what waited for the members of the epoch before waits for nobody, and is not forgotten.
+func TestJournalBegunAnewByItsOwnerCommits(t *testing.T) {
+	o := newOwner(t, 1<<20)
+	o.entered(2, memberProcess)
+	o.append(1, sa(1))
+	o.bounds(ceiling(7, 64))
+	o.wantSilence("not acknowledged")
+	o.do(func() { o.Start(o.now, cluster.Epoch{Counter: 2, Node: 1}) })
+	o.want("begun anew", Committed{1}, BoundsEffective{[]xfrm.Bound{ceiling(7, 64)}})
+	o.append(2, sa(2))
+	o.want("alone", Committed{2})
+	// Who gave way in between has nothing to wait for.
+	o.entered(2, memberProcess)
+	o.append(3, sa(3))
+	o.do(func() { o.Stop() })
+	o.do(func() { o.Start(o.now, cluster.Epoch{Counter: 4, Node: 1}) })
+	o.wantSilence("of an ownership that ended")
+}
+
 func TestJournalHandsOver(t *testing.T) {
 	o := newOwner(t, 1<<20)
 	next := epoch1.Next(2)
@@ -504,5 +525,25 @@ func TestTombstonesAreBounded(t *testing.T) {
 	o.do(func() { o.HandleTimeout(o.now) })
 	if got := o.Tombstones(); len(got) != 0 {
 		t.Errorf("%d tombstones outlived every record", len(got))
+	}
+}
+
+// What came from elsewhere is told to whoever is copied to, once, and waits for nobody.
+func TestTombstonesFromElsewhereGoOn(t *testing.T) {
+	o := newOwner(t, 1<<20)
+	o.entered(2, memberProcess)
+	dead := []ipsec.IKESPIs{{I: 5, R: 6}, {I: 7, R: 8}}
+	o.do(func() { o.Bury(o.now, dead[:1]) })
+	o.do(func() { o.Bury(o.now, dead) })
+	o.do(func() { o.Bury(o.now, dead) })
+	if got := o.Tombstones(); !slices.Equal(got, dead) {
+		t.Errorf("tombstones %v, want %v", got, dead)
+	}
+	o.wantSent("each once", 2, "record(5)", "record(7)")
+	o.wantSilence("nothing waited")
+	o.do(o.Stop)
+	o.do(func() { o.Bury(o.now, []ipsec.IKESPIs{{I: 9, R: 9}}) })
+	if got := o.Tombstones(); len(got) != 3 || len(o.frames) != 0 {
+		t.Errorf("%d tombstones and %d frames of who does not own", len(got), len(o.frames))
 	}
 }

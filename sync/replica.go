@@ -182,13 +182,12 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 		return fmt.Errorf("%w: unite without its beginning", ErrNoCopy)
 	}
 	// Bounds on what is put together are checked before anything is taken over.
-	size := proto.Size(f)
 	for _, e := range f.Events {
 		if e.GetHandover() != nil || e.GetUnite() != nil {
 			if e.GetUnite().GetFirst() {
 				s.assembly = 0
 			}
-			if s.assembly += size; s.assembly > maxAssembly {
+			if s.assembly += proto.Size(f); s.assembly > maxAssembly {
 				s.unite, s.windows, s.assembly = nil, nil, 0
 				r.stats.Malformed++
 				return ErrTooLarge

@@ -96,7 +96,7 @@ type IKEDatagram struct {
 }
 
 // Stray is a packet of an SA whose scope is not active here, on its way to the
-// member that owns it.
+// member that owns it, or that would make it.
 type Stray struct {
 	Scope  Scope  // of the SA
 	Tunnel string // of the SA
@@ -174,6 +174,10 @@ type Handler struct {
 	// ScopeOf tells the scope of an SPI that no SA here has: then ESP with it is a Stray,
 	// too, without Tunnel. nil, or no scope: it is counted as unknown.
 	ScopeOf func(ipsec.ESPSPI) (Scope, bool)
+	// Begins tells the scope in which another member makes a tunnel's SAs: then an inner
+	// packet that no SA here would carry is a Stray, too, and no Acquire. nil, or no
+	// scope: the Acquire is this member's.
+	Begins func(tunnel string) (Scope, bool)
 }
 
 // DataPlane carries ESP. Its methods are called from one goroutine and return

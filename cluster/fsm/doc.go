@@ -32,7 +32,10 @@
 // The successors of its eight slots hear no heartbeats and act, each under
 // Scope.Next. Their TakeOver commands reach the leader, or the leader's ReportLoss
 // is first: both orders give the same owners under the same epochs, and each slot
-// has its next successor in the same entry. When the member comes again, AddMember
+// has its next successor in the same entry. A slot whose sync set the log had not heard
+// of yet is given to somebody else; that one hears who holds the records, and leaves it
+// to them (Decline). What a member has to say at once goes together in one entry (Batch):
+// who takes over many slots waits for one decision. When the member comes again, AddMember
 // clears the loss; the owners of its slots copy to it, name it in SetSyncSet, and
 // SetSuccessor prepares the planned return.
 package fsm

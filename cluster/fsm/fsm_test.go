@@ -92,6 +92,15 @@ func renews(id ScopeID, e Epoch, above uint64) *clusterpb.Command {
 		Scope: uint32(id), Epoch: e.Proto(), Above: above}}}
 }
 
+func declines(id ScopeID, e Epoch, n NodeID) *clusterpb.Command {
+	return &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
+		Scope: uint32(id), Epoch: e.Proto(), Node: uint32(n)}}}
+}
+
+func together(cs ...*clusterpb.Command) *clusterpb.Command {
+	return &clusterpb.Command{What: &clusterpb.Command_Batch{Batch: &clusterpb.Batch{Commands: cs}}}
+}
+
 func loses(n NodeID, process uint64) *clusterpb.Command {
 	return &clusterpb.Command{What: &clusterpb.Command_ReportLoss{ReportLoss: &clusterpb.ReportLoss{Node: uint32(n), Process: process}}}
 }
@@ -185,6 +194,22 @@ func TestASlotPassesToItsSuccessor(t *testing.T) {
 			t.Error(s.Reason)
 		}
 		f.want(Refused, 3, loses(1, 100))
+	})
+	t.Run("who was given it leaves it to another that holds the records", func(t *testing.T) {
+		f, s := start(t)
+		f.want(Done, 1, syncs(slot, s.Epoch, 2))
+		f.want(Done, 3, loses(1, 100))
+		s = f.wantScope(slot, 2, 0, 2)
+		f.want(NotYours, 3, declines(slot, s.Epoch, 3))
+		f.want(OldEpoch, 2, declines(slot, Epoch{1 << LocalBits, 1}, 3))
+		f.want(Refused, 2, declines(slot, s.Epoch, 2))
+		f.want(Refused, 2, declines(slot, s.Epoch, 1)) // lost
+		f.want(Unknown, 2, declines(slot, s.Epoch, 9))
+		f.want(Done, 2, declines(slot, s.Epoch, 3))
+		if now := f.wantScope(slot, 3, 0, 3); now.Reason != ReasonDeclined || now.Epoch.Node != 3 {
+			t.Errorf("%+v", now)
+		}
+		f.want(OldEpoch, 2, declines(slot, s.Epoch, 3))
 	})
 	t.Run("a lost standby is replaced at once", func(t *testing.T) {
 		f, _ := start(t)
@@ -491,7 +516,9 @@ func TestNoFieldCanHoldASecret(t *testing.T) {
 		for i := range d.Fields().Len() {
 			switch f := d.Fields().Get(i); f.Kind() {
 			case protoreflect.MessageKind:
-				walk(f.Message())
+				if f.Message().Name() != "Command" { // a Batch holds commands again
+					walk(f.Message())
+				}
 			case protoreflect.StringKind, protoreflect.BytesKind:
 				name := strings.TrimPrefix(string(f.FullName()), "tandem.cluster.")
 				if _, ok := allowed[name]; !ok {
@@ -519,4 +546,35 @@ func TestAnOwnerGoesAboveWhatARivalUsed(t *testing.T) {
 		t.Errorf("%+v after a rival at %v", n, used)
 	}
 	f.want(OldEpoch, 3, takes(0, s.Next, s.Epoch)) // promised under the term before
+}
+
+// Several commands in one entry: each for itself, as if they had come one after the other.
+func TestCommandsGoTogether(t *testing.T) {
+	f := newFarm(t, 1, 2, 3)
+	a, b := Slot(1, 0), Slot(1, 1)
+	f.want(Done, 1, assign(a, 1, 2))
+	f.want(Done, 1, assign(b, 1, 2))
+	sa, sb := f.wantScope(a, 1, 0, 1), f.wantScope(b, 1, 0, 1)
+	r := f.want(Done, 1, together(syncs(a, sa.Epoch, 2), syncs(a, Epoch{5 << LocalBits, 1}, 2), syncs(b, sb.Epoch, 2)))
+	if !slices.Equal(r.Scopes, []ScopeID{a, b}) || r.Why == "" {
+		t.Errorf("%+v", r)
+	}
+	sa, sb = f.wantScope(a, 1, 2, 1), f.wantScope(b, 1, 2, 1)
+	f.want(Unchanged, 1, together(syncs(a, sa.Epoch, 2), syncs(b, sb.Epoch, 2)))
+	f.want(NotYours, 3, together(syncs(a, sa.Epoch, 2), syncs(b, sb.Epoch, 2)))
+	f.want(Done, 2, together(takes(a, sa.Next, sa.Epoch), takes(b, sb.Next, sb.Epoch)))
+	f.wantScope(a, 2, 0, 2)
+	f.wantScope(b, 2, 0, 2)
+	for name, c := range map[string]*clusterpb.Command{
+		"nothing":         together(),
+		"a value":         together(delegates(1, SpaceSPI, SPINumber(256), SPINumber(4095), 64)),
+		"another batch":   together(together(loses(1, 100))),
+		"an ID":           together(&clusterpb.Command{Id: &clusterpb.CommandID{Node: 1}, What: loses(1, 100).What}),
+		"a later version": together(&clusterpb.Command{Version: 2, What: loses(1, 100).What}),
+		"too many":        together(slices.Repeat([]*clusterpb.Command{loses(1, 100)}, MaxBatch+1)...),
+	} {
+		if r := f.want(Malformed, 2, c); len(r.Scopes) > 0 {
+			t.Error(name)
+		}
+	}
 }

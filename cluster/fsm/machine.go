@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -92,6 +93,31 @@ func NewBuild(lowest, highest uint32) *Machine {
 	return &Machine{version: 1, nextRange: 1, spiCursor: firstSPI, min: lowest, max: highest}
 }
 
+// Subject is what a command is about: of two with the same subject that wait to be
+// decided, one is enough.
+func Subject(c *clusterpb.Command) string {
+	var of any
+	switch x := c.GetWhat().(type) {
+	case *clusterpb.Command_SetSyncSet:
+		of = x.SetSyncSet.GetScope()
+	case *clusterpb.Command_TakeOver:
+		of = x.TakeOver.GetScope()
+	case *clusterpb.Command_Decline:
+		of = x.Decline.GetScope()
+	case *clusterpb.Command_RenewTerm:
+		of = x.RenewTerm.GetScope()
+	case *clusterpb.Command_ReportLoss:
+		of = x.ReportLoss.GetNode()
+	case *clusterpb.Command_SetSuccessor:
+		of = x.SetSuccessor.GetScope()
+	case *clusterpb.Command_DelegateRange:
+		of = x.DelegateRange.GetSpace()
+	case *clusterpb.Command_ReturnRange:
+		of = x.ReturnRange.GetRange()
+	}
+	return fmt.Sprintf("%T %v", c.GetWhat(), of)
+}
+
 // Encode is a command as an entry. A command never says more than its fields.
 func Encode(c *clusterpb.Command) []byte {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
@@ -174,6 +200,47 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 	if p := m.member(by); p == nil || p.State == Left {
 		return refuse(NotYours, "node %d is no member", by)
 	}
+	if b := c.GetBatch(); b != nil {
+		return m.batch(by, b)
+	}
+	return m.one(by, c)
+}
+
+// Batchable says whether a command may go with others.
+func Batchable(c *clusterpb.Command) bool {
+	switch c.GetWhat().(type) {
+	case *clusterpb.Command_SetSyncSet, *clusterpb.Command_SetSuccessor, *clusterpb.Command_TakeOver,
+		*clusterpb.Command_RenewTerm, *clusterpb.Command_Decline, *clusterpb.Command_ReportLoss:
+		return c.GetId() == nil && c.GetVersion() <= 1
+	}
+	return false
+}
+
+// MaxBatch bounds the commands that go together.
+const MaxBatch = MaxNodes * SlotsPerMember
+
+// batch carries out one after the other. It is done if one of them is; Why names those that
+// are not.
+func (m *Machine) batch(by NodeID, b *clusterpb.Batch) Result {
+	cs := b.GetCommands()
+	if len(cs) == 0 || len(cs) > MaxBatch || slices.ContainsFunc(cs, func(c *clusterpb.Command) bool { return !Batchable(c) }) {
+		return refuse(Malformed, "%d commands, or one that cannot go with others", len(cs))
+	}
+	all := Result{Code: Unchanged}
+	for _, c := range cs {
+		r := m.one(by, c)
+		all.Scopes = append(all.Scopes, r.Scopes...)
+		if !r.OK() {
+			all.Why = strings.TrimPrefix(all.Why+"; "+r.Why, "; ")
+		}
+		if r.Code == Done || all.Code == Unchanged {
+			all.Code = r.Code
+		}
+	}
+	return all
+}
+
+func (m *Machine) one(by NodeID, c *clusterpb.Command) Result {
 	switch w := c.GetWhat().(type) {
 	case *clusterpb.Command_PromoteVoter:
 		return m.promoteVoter(w.PromoteVoter)
@@ -191,6 +258,8 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 		return m.takeOver(by, w.TakeOver)
 	case *clusterpb.Command_RenewTerm:
 		return m.renewTerm(w.RenewTerm)
+	case *clusterpb.Command_Decline:
+		return m.decline(by, w.Decline)
 	case *clusterpb.Command_ReportLoss:
 		return m.reportLoss(w.ReportLoss)
 	case *clusterpb.Command_DelegateRange:

@@ -129,10 +129,11 @@ const (
 	ReasonHandover
 	ReasonReported // the leader's ReportLoss came before the successor's own word
 	ReasonRestart  // the owner came again as another process
+	ReasonDeclined // another had been given it, and this one holds what was acknowledged
 	lastReason
 )
 
-var reasons = [...]string{"none", "assigned", "silence", "death", "unresponsive", "handover", "reported lost", "restarted"}
+var reasons = [...]string{"none", "assigned", "silence", "death", "unresponsive", "handover", "reported lost", "restarted", "holds the records"}
 
 func (r Reason) String() string {
 	if int(r) < len(reasons) {

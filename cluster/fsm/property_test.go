@@ -268,7 +268,8 @@ func (w *world) commit(e []byte) {
 			w.t.Fatalf("an epoch fell: %+v after %+v", s, old)
 		}
 		if s.Owner != 0 && s.Owner != old.Owner {
-			if old.Owner != 0 && !slices.Contains(old.Sync, s.Owner) {
+			declined := c.GetDecline() != nil && r.Code == Done && NodeID(c.GetId().GetNode()) == old.Owner && s.Reason == ReasonDeclined
+			if old.Owner != 0 && !slices.Contains(old.Sync, s.Owner) && !declined {
 				w.t.Fatalf("node %d was not in the sync set: %+v after %+v", s.Owner, s, old)
 			}
 			if s.Epoch.Counter == old.Epoch.Counter {
@@ -444,6 +445,9 @@ func (w *world) act(h *host) {
 	}
 	mine, acting := h.acting[s.ID]
 	switch {
+	case s.Owner == h.id && !acting && w.r.IntN(8) == 0: // another holds what was acknowledged
+		w.propose(h, declines(s.ID, s.Epoch, NodeID(1+w.r.IntN(len(w.nodes)))))
+		w.counted["declined"]++
 	case s.Owner == h.id && (!acting || mine.Counter < s.Epoch.Counter):
 		h.acting[s.ID] = s.Epoch
 	case acting && mine.SameTenure(s.Epoch) || acting && s.Successor == h.id && mine.SameTenure(s.Next):

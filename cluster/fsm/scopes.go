@@ -257,6 +257,30 @@ func (m *Machine) takeOver(by NodeID, w *clusterpb.TakeOver) Result {
 	return Result{Code: Done, Scopes: []ScopeID{s.ID}}
 }
 
+// decline gives the scope to the member that its owner names, who has not acted.
+func (m *Machine) decline(by NodeID, w *clusterpb.Decline) Result {
+	s, r := m.tenure(w.GetScope(), epochOf(w.GetEpoch()))
+	if s == nil {
+		return r
+	}
+	p := m.member(NodeID(w.GetNode()))
+	switch {
+	case by != s.Owner:
+		return refuse(NotYours, "only node %d can decline %v", s.Owner, s.ID)
+	case p == nil || p.State == Left:
+		return refuse(Unknown, "node %d is no member", w.GetNode())
+	case p.Lost || p.Witness || p.Node == by:
+		return refuse(Refused, "node %d cannot own %v in the place of node %d", p.Node, s.ID, by)
+	}
+	s.Owner, s.Reason = p.Node, ReasonDeclined
+	s.Epoch = m.promise(s, p.Node)
+	drop(&s.Sync, p.Node)
+	drop(&s.Standbys, p.Node)
+	s.Successor, s.Next = 0, Epoch{} // promised beneath the new epoch
+	m.settle(s)
+	return Result{Code: Done, Scopes: []ScopeID{s.ID}}
+}
+
 // renewTerm makes the owner go above what a rival used behind a cut. Whoever knows of it
 // may say so: the rival itself, too, which would refuse the owner's copies otherwise.
 func (m *Machine) renewTerm(w *clusterpb.RenewTerm) Result {

@@ -18,39 +18,8 @@ import (
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
+	"tandem/internal/testkit"
 )
-
-type logLines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logLines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logLines) with(words ...string) (n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-next:
-	for line := range strings.Lines(l.b.String()) {
-		for _, w := range words {
-			if !strings.Contains(line, w) {
-				continue next
-			}
-		}
-		n++
-	}
-	return n
-}
-
-func (l *logLines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // hurry makes memberlist find out in tenths of a second; pushPull off: what arrives
 // after the join came by packets.
@@ -83,7 +52,7 @@ func identities(t *testing.T, group string, n int) []*cluster.Identity {
 
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 
-func start(t *testing.T, id *cluster.Identity, bind netip.AddrPort, log *logLines, peers ...netip.AddrPort) *Gossip {
+func start(t *testing.T, id *cluster.Identity, bind netip.AddrPort, log *testkit.Log, peers ...netip.AddrPort) *Gossip {
 	t.Helper()
 	g, err := Start(Options{Identity: id, Name: id.Name, Bind: bind, Peers: func() []netip.AddrPort { return peers },
 		Log: slog.New(slog.NewTextHandler(log, nil)), tune: hurry})
@@ -92,20 +61,6 @@ func start(t *testing.T, id *cluster.Identity, bind netip.AddrPort, log *logLine
 	}
 	t.Cleanup(func() { _ = g.Close() })
 	return g
-}
-
-func until(t *testing.T, what string, so func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(30 * time.Second) // a loaded machine is no fault
-	for !so() {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("in vain: %s", what)
-		}
-	}
 }
 
 func (g *Gossip) find(n cluster.NodeID) Member {
@@ -129,7 +84,7 @@ func (g *Gossip) die() {
 // TestMembers: three members meet, say what is new, one leaves, one dies and comes
 // again, each time seen by the others.
 func TestMembers(t *testing.T) {
-	ids, log := identities(t, "north", 3), &logLines{}
+	ids, log := identities(t, "north", 3), &testkit.Log{}
 	var told sync.Map
 	a, err := Start(Options{Identity: ids[0], Name: "gw1", Bind: loopback, Log: slog.New(slog.NewTextHandler(log, nil)), tune: hurry,
 		Notify: func(m Member) { told.Store(m.Node, m) }})
@@ -139,7 +94,7 @@ func TestMembers(t *testing.T) {
 	t.Cleanup(func() { _ = a.Close() })
 	b, c := start(t, ids[1], loopback, log, a.Addr()), start(t, ids[2], loopback, log, a.Addr())
 	all := []*Gossip{a, b, c}
-	until(t, "all know all", func() bool {
+	testkit.Until(t, "all know all", func() bool {
 		for _, g := range all {
 			for n := cluster.NodeID(1); n <= 3; n++ {
 				if m := g.find(n); m.State != Alive || m.Meta.Name != fmt.Sprintf("gw%d", n) || m.Self != (g.o.Identity.Node == n) {
@@ -162,8 +117,8 @@ func TestMembers(t *testing.T) {
 		return m.Name == meta.Name && m.Build == meta.Build && m.LogMin == meta.LogMin && m.LogMax == meta.LogMax && m.Features == meta.Features &&
 			bytes.Equal(m.Config, meta.Config) && m.Owned == meta.Owned && m.Tunnels == meta.Tunnels && m.Packets == meta.Packets && maps.Equal(m.Scopes, meta.Scopes)
 	}
-	until(t, "the others know what the second says", func() bool { return same(a.find(2).Meta) && same(c.find(2).Meta) })
-	until(t, "who wants to be told is", func() bool { m, ok := told.Load(cluster.NodeID(2)); return ok && same(m.(Member).Meta) })
+	testkit.Until(t, "the others know what the second says", func() bool { return same(a.find(2).Meta) && same(c.find(2).Meta) })
+	testkit.Until(t, "who wants to be told is", func() bool { m, ok := told.Load(cluster.NodeID(2)); return ok && same(m.(Member).Meta) })
 	version := b.find(2).Version
 	if err := b.SetMeta(meta); err != nil || b.find(2).Version != version {
 		t.Errorf("what is no news is said again: %v", err)
@@ -172,14 +127,14 @@ func TestMembers(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	until(t, "the third has left", func() bool { return a.find(3).State == Gone && b.find(3).State == Gone })
+	testkit.Until(t, "the third has left", func() bool { return a.find(3).State == Gone && b.find(3).State == Gone })
 	b.die()
-	until(t, "the second is dead", func() bool { return a.find(2).State == Dead })
+	testkit.Until(t, "the second is dead", func() bool { return a.find(2).State == Dead })
 	if m := a.find(2); m.Meta.Tunnels != 1000 {
 		t.Errorf("what it said last is forgotten: %+v", m)
 	}
 	again := start(t, ids[1], b.Addr(), log, a.Addr())
-	until(t, "it is back, and knows who is there", func() bool {
+	testkit.Until(t, "it is back, and knows who is there", func() bool {
 		return a.find(2).State == Alive && a.find(2).Meta.Tunnels == 0 && again.find(1).State == Alive && again.find(1).Meta.Name == "gw1"
 	})
 }
@@ -187,10 +142,10 @@ func TestMembers(t *testing.T) {
 // TestLargestRecord: a record of the greatest length goes out in a packet; a longer
 // one is refused, because it never would.
 func TestLargestRecord(t *testing.T) {
-	ids, log := identities(t, "north", 2), &logLines{}
+	ids, log := identities(t, "north", 2), &testkit.Log{}
 	a := start(t, ids[0], loopback, log)
 	b := start(t, ids[1], loopback, log, a.Addr())
-	until(t, "they have met", func() bool { return a.find(2).Version > 0 && b.find(1).Version > 0 })
+	testkit.Until(t, "they have met", func() bool { return a.find(2).Version > 0 && b.find(1).Version > 0 })
 
 	m := Meta{Name: strings.Repeat("n", 35), Build: strings.Repeat("b", 40), LogMin: 1 << 20, LogMax: 1 << 20, Features: 1 << 40,
 		Config: make([]byte, DigestLen), Owned: maxScopes, Tunnels: 100_000, Packets: 100_000_000, Scopes: map[cluster.ScopeID]uint64{}}
@@ -227,7 +182,7 @@ func TestLargestRecord(t *testing.T) {
 	if err := b.SetMeta(m); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the largest record arrives", func() bool { return len(a.find(2).Meta.Name) == length && a.find(2).Meta.Build == m.Build })
+	testkit.Until(t, "the largest record arrives", func() bool { return len(a.find(2).Meta.Name) == length && a.find(2).Meta.Build == m.Build })
 
 	before := b.find(2).Version
 	m.Features = 1 << 63
@@ -243,10 +198,10 @@ func TestLargestRecord(t *testing.T) {
 // stranger on the stream's port: nobody gets in or an answer, and each is said once.
 func TestOthersAreRefused(t *testing.T) {
 	ours, theirs := identities(t, "north", 2), identities(t, "south", 2)
-	log, other := &logLines{}, &logLines{}
+	log, other := &testkit.Log{}, &testkit.Log{}
 	a := start(t, ours[0], loopback, log)
 	foreign := start(t, theirs[1], loopback, other, a.Addr())
-	until(t, "its stream is refused", func() bool { return log.with("refused:", "from=127.0.0.1:") == 1 })
+	testkit.Until(t, "its stream is refused", func() bool { return len(log.With("refused:", "from=127.0.0.1:")) == 1 })
 
 	key := foreign.list
 	to, err := key.Join([]string{a.Addr().String()})
@@ -263,7 +218,7 @@ func TestOthersAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "its packets are refused", func() bool { return log.with("Decrypt packet failed") == 1 })
+	testkit.Until(t, "its packets are refused", func() bool { return len(log.With("Decrypt packet failed")) == 1 })
 
 	c, err := net.Dial("tcp", a.Addr().String())
 	if err != nil {
@@ -282,8 +237,8 @@ func TestOthersAreRefused(t *testing.T) {
 
 	// All of ours go on, and the refused are still said once each.
 	b := start(t, ours[1], loopback, log, a.Addr())
-	until(t, "ours meet", func() bool { return a.find(2).State == Alive && b.find(1).State == Alive })
-	if n := log.with("Decrypt packet failed"); n != 1 {
+	testkit.Until(t, "ours meet", func() bool { return a.find(2).State == Alive && b.find(1).State == Alive })
+	if n := len(log.With("Decrypt packet failed")); n != 1 {
 		t.Errorf("%d lines about packets:\n%s", n, log)
 	}
 	if len(foreign.Members()) != 1 {
@@ -293,12 +248,12 @@ func TestOthersAreRefused(t *testing.T) {
 
 // TestTwoOfOneNumber: the second to come is refused, and that is said.
 func TestTwoOfOneNumber(t *testing.T) {
-	ids, log := identities(t, "north", 2), &logLines{}
+	ids, log := identities(t, "north", 2), &testkit.Log{}
 	a := start(t, ids[0], loopback, log)
 	b := start(t, ids[1], loopback, log, a.Addr())
-	until(t, "they have met", func() bool { return a.find(2).State == Alive && b.find(1).State == Alive })
-	start(t, ids[1], loopback, &logLines{}, a.Addr())
-	until(t, "the second of that number is told apart", func() bool { return log.with("two nodes have one number") > 0 })
+	testkit.Until(t, "they have met", func() bool { return a.find(2).State == Alive && b.find(1).State == Alive })
+	start(t, ids[1], loopback, &testkit.Log{}, a.Addr())
+	testkit.Until(t, "the second of that number is told apart", func() bool { return len(log.With("two nodes have one number")) > 0 })
 	if m := a.find(2); m.Addr != b.Addr() {
 		t.Errorf("it took the place of the first: %+v", m)
 	}
@@ -306,7 +261,7 @@ func TestTwoOfOneNumber(t *testing.T) {
 
 // TestEarlierLife: a record of an earlier life that is ahead of ours gives way.
 func TestEarlierLife(t *testing.T) {
-	ids, log := identities(t, "north", 2), &logLines{}
+	ids, log := identities(t, "north", 2), &testkit.Log{}
 	a := start(t, ids[0], loopback, log)
 	old, err := encode(2, uint64(time.Now().Add(240*time.Hour).UnixMilli()), &Meta{Name: "earlier"})
 	if err != nil {
@@ -316,7 +271,7 @@ func TestEarlierLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	start(t, ids[1], loopback, log, a.Addr())
-	until(t, "the new life counts", func() bool { return a.find(2).Meta.Name == "gw2" })
+	testkit.Until(t, "the new life counts", func() bool { return a.find(2).Meta.Name == "gw2" })
 }
 
 func FuzzRecord(f *testing.F) {

@@ -12,23 +12,13 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"tandem/cluster"
+	"tandem/internal/testkit"
 )
-
-// shows is a client that shows the certificate in a folder, whatever the server says it accepts.
-func shows(t *testing.T, dir string) *tls.Config {
-	t.Helper()
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}
-}
 
 // TestStreamsOfStrangers: no certificate, another cluster's, an expired one and our own
 // number end in a refusal, each with one line however often it is tried.
 func TestStreamsOfStrangers(t *testing.T) {
-	dir, log := t.TempDir(), &logLines{}
+	dir, log := t.TempDir(), &testkit.Log{}
 	for _, c := range []string{"north", "south"} {
 		if err := cluster.InitCluster(filepath.Join(dir, c), c, []string{"gw1", "gw2"}, time.Now()); err != nil {
 			t.Fatal(err)
@@ -47,9 +37,9 @@ func TestStreamsOfStrangers(t *testing.T) {
 		tls          *tls.Config
 	}{
 		{"no certificate", "didn't provide a certificate", &tls.Config{InsecureSkipVerify: true}},
-		{"another cluster's certificate", "unknown authority", shows(t, filepath.Join(dir, "south", "gw2"))},
-		{"an expired certificate", "expired", shows(t, filepath.Join(dir, "north", "late"))},
-		{"our own number", "our own node ID 1", shows(t, filepath.Join(dir, "north", "gw1"))},
+		{"another cluster's certificate", "unknown authority", testkit.ShowsNode(t, filepath.Join(dir, "south", "gw2"))},
+		{"an expired certificate", "expired", testkit.ShowsNode(t, filepath.Join(dir, "north", "late"))},
+		{"our own number", "our own node ID 1", testkit.ShowsNode(t, filepath.Join(dir, "north", "gw1"))},
 	} {
 		for range 4 {
 			c2, err := net.Dial("tcp", a.Addr().String())
@@ -64,12 +54,12 @@ func TestStreamsOfStrangers(t *testing.T) {
 			}
 			_ = c2.Close()
 		}
-		until(t, c.what+": a line", func() bool { return log.with("refused:", c.reason, "from=127.0.0.1:") > 0 })
-		if n := log.with("refused:", c.reason); n != 1 {
+		testkit.Until(t, c.what+": a line", func() bool { return len(log.With("refused:", c.reason, "from=127.0.0.1:")) > 0 })
+		if n := len(log.With("refused:", c.reason)); n != 1 {
 			t.Errorf("%s: %d lines", c.what, n)
 		}
 	}
-	if n := log.with("refused:"); n != 4 || len(a.Members()) != 1 {
+	if n := len(log.With("refused:")); n != 4 || len(a.Members()) != 1 {
 		t.Errorf("%d lines, members %+v", n, a.Members())
 	}
 }
@@ -77,10 +67,10 @@ func TestStreamsOfStrangers(t *testing.T) {
 // TestReplayedDatagrams: what a member sent, played back by a stranger, brings the
 // stranger no answer and the members nothing that they did not know.
 func TestReplayedDatagrams(t *testing.T) {
-	ids, log := identities(t, "north", 2), &logLines{}
+	ids, log := identities(t, "north", 2), &testkit.Log{}
 	a := start(t, ids[0], loopback, log)
 	b := start(t, ids[1], loopback, log, a.Addr())
-	until(t, "they have met", func() bool { return a.find(2).Version > 0 && b.find(1).Version > 0 })
+	testkit.Until(t, "they have met", func() bool { return a.find(2).Version > 0 && b.find(1).Version > 0 })
 
 	stranger, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -114,7 +104,7 @@ func TestReplayedDatagrams(t *testing.T) {
 	if err := b.SetMeta(Meta{Name: "gw2", Tunnels: 77}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the new record has arrived", func() bool { return a.find(2).Meta.Tunnels == 77 })
+	testkit.Until(t, "the new record has arrived", func() bool { return a.find(2).Meta.Tunnels == 77 })
 	version := a.find(2).Version
 
 	for range 50 {
@@ -128,7 +118,7 @@ func TestReplayedDatagrams(t *testing.T) {
 	if err := b.SetMeta(Meta{Name: "gw2", Tunnels: 78}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the members go on", func() bool { return a.find(2).Meta.Tunnels == 78 })
+	testkit.Until(t, "the members go on", func() bool { return a.find(2).Meta.Tunnels == 78 })
 	if m := a.find(2); m.Version <= version || m.State != Alive || m.Addr != b.Addr() || len(a.Members()) != 2 {
 		t.Errorf("after the replay: %+v", a.Members())
 	}

@@ -8,45 +8,14 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
+	"tandem/internal/testkit"
 	"tandem/proto/clusterpb"
 )
-
-type logLines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logLines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logLines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func until(t *testing.T, what string, so func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(30 * time.Second) // a loaded machine is no fault
-	for !so() {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("in vain: %s", what)
-		}
-	}
-}
 
 // TestOverTLSAndDisk: three members with certificates, one port each, and bolt on
 // disk: a group forms, decides, restarts, and refuses strangers.
@@ -58,7 +27,7 @@ func TestOverTLSAndDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	log := &logLines{}
+	log := &testkit.Log{}
 	slogger := slog.New(slog.NewTextHandler(log, nil))
 	voters := []fsm.NodeID{1, 2, 3}
 	listen, at := map[fsm.NodeID]net.Listener{}, map[fsm.NodeID]string{}
@@ -124,7 +93,7 @@ func TestOverTLSAndDisk(t *testing.T) {
 	slots := func(want int) func(*Node) bool {
 		return func(n *Node) bool { return n.Joined() && len(n.View().Scopes()) == want && n.View().Applied() > 0 }
 	}
-	until(t, "all have joined and have slots", all(slots(24)))
+	testkit.Until(t, "all have joined and have slots", all(slots(24)))
 
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -136,7 +105,7 @@ func TestOverTLSAndDisk(t *testing.T) {
 
 	stop(1)
 	start(1, 11)
-	until(t, "it is back", all(slots(24)))
+	testkit.Until(t, "it is back", all(slots(24)))
 
 	// Strangers.
 	honest, err := cluster.LoadIdentity(filepath.Join(dir, "ours", "c"))
@@ -164,7 +133,7 @@ func TestOverTLSAndDisk(t *testing.T) {
 			}
 			conn.Close()
 		}
-		until(t, what+": a line", func() bool { return refusals() > before })
+		testkit.Until(t, what+": a line", func() bool { return refusals() > before })
 		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
 		for i := len(lines) - 1; ; i-- {
 			if strings.Contains(lines[i], "HA raft connection refused") {
@@ -179,21 +148,21 @@ func TestOverTLSAndDisk(t *testing.T) {
 		}
 	}
 	refused("no certificate", &tls.Config{InsecureSkipVerify: true}, "127.0.0.1", forCalls, "didn't provide a certificate")
-	refused("another cluster's certificate", shows(t, filepath.Join(dir, "theirs", "a")), "127.0.0.1", forCalls, "unknown authority")
-	refused("an expired certificate", shows(t, filepath.Join(dir, "ours", "late")), "127.0.0.1", forCalls, "expired")
-	refused("our own number", shows(t, filepath.Join(dir, "ours", "b")), "127.0.0.1", forCalls, "our own node ID 2")
+	refused("another cluster's certificate", testkit.ShowsNode(t, filepath.Join(dir, "theirs", "a")), "127.0.0.1", forCalls, "unknown authority")
+	refused("an expired certificate", testkit.ShowsNode(t, filepath.Join(dir, "ours", "late")), "127.0.0.1", forCalls, "expired")
+	refused("our own number", testkit.ShowsNode(t, filepath.Join(dir, "ours", "b")), "127.0.0.1", forCalls, "our own node ID 2")
 	refused("an unknown purpose", honest.TLS(), "127.0.0.1", 'X', "unknown purpose")
-	until(t, "member 3 is connected", func() bool {
+	testkit.Until(t, "member 3 is connected", func() bool {
 		_, err := nodes[3].Propose(ctx, drain(2, false))
 		return err == nil && nodes[2].opt.Peers.(*StreamLayer).hears(3)
 	})
-	refused("the number of a member that is connected", shows(t, filepath.Join(dir, "ours", "c")), "127.0.0.2", forCalls, "another node has number 3")
+	refused("the number of a member that is connected", testkit.ShowsNode(t, filepath.Join(dir, "ours", "c")), "127.0.0.2", forCalls, "another node has number 3")
 
 	// Who speaks for another is refused, whatever it says.
 	stranger := NewStreamLayer(honest, nopListener{}, resolve, slogger)
 	entry := fsm.Encode(&clusterpb.Command{Id: &clusterpb.CommandID{Node: 1, Life: 1 << 50, Seq: 1}, Version: 1,
 		What: &clusterpb.Command_RemoveMember{RemoveMember: &clusterpb.RemoveMember{Node: 1}}})
-	until(t, "the leader has answered", func() bool {
+	testkit.Until(t, "the leader has answered", func() bool {
 		for _, n := range []fsm.NodeID{1, 2} {
 			a, err := stranger.Call(ctx, n, &clusterpb.RaftCall{Entry: entry})
 			if err == nil && !a.GetNotLeader() {
@@ -214,17 +183,6 @@ func TestOverTLSAndDisk(t *testing.T) {
 	if strings.Contains(log.String(), "panic") {
 		t.Error(log.String())
 	}
-}
-
-// shows is a client that shows the certificate in a folder, whatever the server says it accepts.
-func shows(t *testing.T, dir string) *tls.Config {
-	t.Helper()
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.crt"), filepath.Join(dir, "node.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}
 }
 
 // hears says whether a member is connected to us.

@@ -6,12 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
+	"tandem/internal/testkit"
 )
 
 // TestRunWitness: two members and a witness with certificates, each on a port. The
@@ -27,7 +29,7 @@ func TestRunWitness(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	lines := &logLines{}
+	lines := &testkit.Log{}
 	log := slog.New(slog.NewTextHandler(lines, nil))
 	listen, at := map[fsm.NodeID]net.Listener{}, map[fsm.NodeID]string{}
 	for n := fsm.NodeID(1); n <= 3; n++ {
@@ -105,7 +107,7 @@ func TestRunWitness(t *testing.T) {
 	start(2, 2)
 
 	stop := witness("theirs")
-	until(t, "a witness of another cluster is told apart", func() bool { return strings.Contains(lines.String(), "who answers is no member") })
+	testkit.Until(t, "a witness of another cluster is told apart", func() bool { return strings.Contains(lines.String(), "who answers is no member") })
 	stop()
 	if nodes[1].Leader() != 0 || nodes[2].Leader() != 0 {
 		t.Fatal("members form a group with a witness of another cluster")
@@ -122,9 +124,11 @@ func TestRunWitness(t *testing.T) {
 			return true
 		}
 	}
-	until(t, "all three are members", joined(3))
+	testkit.Until(t, "all three are members, and vote", func() bool {
+		return joined(3)() && !slices.ContainsFunc(nodes[1].View().Members(), func(p fsm.Member) bool { return !p.Voter })
+	})
 	for _, p := range nodes[1].View().Members() {
-		if p.Witness != (p.Node == 3) || !p.Voter {
+		if p.Witness != (p.Node == 3) {
 			t.Errorf("%+v", p)
 		}
 	}
@@ -150,7 +154,7 @@ func TestRunWitness(t *testing.T) {
 	decides(2)
 
 	stop()
-	until(t, "no leader without a majority", func() bool { return nodes[2].Leader() == 0 })
+	testkit.Until(t, "no leader without a majority", func() bool { return nodes[2].Leader() == 0 })
 	met := strings.Count(lines.String(), "member met")
 	stop = witness("ours") // the first member is still away
 	decides(2)
@@ -158,7 +162,7 @@ func TestRunWitness(t *testing.T) {
 		t.Errorf("the witness asked again who is who (%d, then %d lines)", met, now)
 	}
 	start(1, 11)
-	until(t, "the first member is back", joined(3))
+	testkit.Until(t, "the first member is back", joined(3))
 	stop()
 }
 

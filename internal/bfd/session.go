@@ -1,6 +1,10 @@
 package bfd
 
-import "time"
+import (
+	"time"
+
+	"tandem/internal/outbox"
+)
 
 // Config is our side of a session.
 type Config struct {
@@ -54,7 +58,7 @@ type Session struct {
 	nextSend  time.Time
 	lastHeard time.Time // zero: no valid packet within a detection time
 	said      Packet    // last sent, poll and final aside
-	effects   []Effect
+	effects   outbox.Box[Effect]
 }
 
 // New makes a session that is down and sends its first packet at once.
@@ -74,13 +78,7 @@ func (s *Session) Discr() uint32 { return s.cfg.Discr }
 
 // Poll returns the next effect; drain it after each input.
 func (s *Session) Poll() (Effect, bool) {
-	if len(s.effects) == 0 {
-		s.effects = nil
-		return nil, false
-	}
-	e := s.effects[0]
-	s.effects = s.effects[1:]
-	return e, true
+	return s.effects.Poll()
 }
 
 // HandlePacket takes a packet that Decode has let through and that belongs to this
@@ -175,7 +173,7 @@ func (s *Session) detectAt() (time.Time, bool) {
 func (s *Session) change(to State, d Diag) {
 	from := s.state
 	s.state, s.diag = to, d
-	s.effects = append(s.effects, Changed{From: from, To: to, Diag: d, Remote: s.remote.state})
+	s.effects.Emit(Changed{From: from, To: to, Diag: d, Remote: s.remote.state})
 	if (from == Up) != (to == Up) {
 		s.retime()
 	}
@@ -239,7 +237,7 @@ func (s *Session) send(now time.Time, final bool) {
 	p := s.Packet()
 	s.said = p
 	p.Final, p.Poll = final, s.polling && !final
-	s.effects = append(s.effects, Send{p})
+	s.effects.Emit(Send{p})
 	s.lastSent = now
 	s.nextSend = now.Add(s.jittered(s.interval()))
 }

@@ -135,6 +135,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := d.breaks.arm(os.Getenv("TANDEM_BREAK")); err != nil {
 		return err
 	}
+	paceCollector()
 	return d.run(ctx)
 }
 
@@ -168,6 +169,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	if d.cfg.Standalone.Farm() {
 		handler.Stray = d.stray
 		handler.ScopeOf = d.scopeOf
+		handler.Begins = d.begins
 	}
 	if d.plane, err = newPlane(d.cfg, handler, d.log); err != nil {
 		return err
@@ -341,6 +343,9 @@ func (d *Daemon) reload(ctx context.Context) error {
 		}
 		d.cfg = next
 		d.loop.node.Reload(now, next)
+		if d.cluster != nil {
+			d.cluster.farm.moved()
+		}
 		d.monitors(now)
 		d.log.Info("configuration loaded", "file", d.o.ConfigFile)
 	})

@@ -57,6 +57,7 @@ type farmEnds struct {
 	unfit    bool                                          // this build does not understand the log: the daemon ends
 	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
 	owners   atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
+	begins   atomic.Pointer[map[string]xfrm.Scope]         // of static tunnels, where another member begins them
 	limbo    limbo
 	pointers sync.Map  // ipsec.ESPSPI → xfrm.Scope, of tunnels that have moved
 	changed  bool      // what this member owns has, since moved
@@ -88,6 +89,7 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, most), urgent: make(chan *clusterpb.Command, most), kick: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
+	f.begins.Store(&map[string]xfrm.Scope{})
 	interval, threshold := cfg.Heartbeats()
 	f.node = node.NewFarm(node.FarmOptions{
 		Options: o, Self: c.identity.Node, Name: c.d.hostname(), Coverage: c.state.Coverage(), Interval: interval, Threshold: threshold,
@@ -384,13 +386,12 @@ func (f *farmEnds) follow() {
 
 // propose queues a command; one that asks for the same is proposed once at a time.
 func (f *farmEnds) propose(e cluster.Propose) {
-	key := asked(e.Command)
+	key := fsm.Subject(e.Command)
 	if _, dup := f.waiting.LoadOrStore(key, true); dup {
 		return
 	}
 	queue := f.queue
-	switch e.Command.GetWhat().(type) {
-	case *clusterpb.Command_ReportLoss, *clusterpb.Command_TakeOver:
+	if cluster.Urgent(e.Command) {
 		queue = f.urgent
 	}
 	select {
@@ -400,42 +401,44 @@ func (f *farmEnds) propose(e cluster.Propose) {
 	}
 }
 
-// asked is what a command is about: two of the same kind for the same scope or member
-// are one.
-func asked(c *clusterpb.Command) string {
-	switch w := c.GetWhat().(type) {
-	case *clusterpb.Command_SetSyncSet:
-		return fmt.Sprint("sync ", w.SetSyncSet.GetScope())
-	case *clusterpb.Command_TakeOver:
-		return fmt.Sprint("take ", w.TakeOver.GetScope())
-	case *clusterpb.Command_RenewTerm:
-		return fmt.Sprint("term ", w.RenewTerm.GetScope())
-	case *clusterpb.Command_ReportLoss:
-		return fmt.Sprint("loss ", w.ReportLoss.GetNode())
-	}
-	return fmt.Sprintf("%T", c.GetWhat())
-}
-
-// proposals has one command after the other decided.
+// proposals has what waits decided, the urgent first, and together what may go together.
 func (f *farmEnds) proposals() {
+	var urgent, others []*clusterpb.Command
 	for {
-		var c *clusterpb.Command
-		select {
-		case c = <-f.urgent:
-		default:
+		if len(urgent)+len(others) == 0 {
 			select {
 			case <-f.ctx.Done():
 				return
-			case c = <-f.urgent:
-			case c = <-f.queue:
+			case c := <-f.urgent:
+				urgent = append(urgent, c)
+			case c := <-f.queue:
+				others = append(others, c)
 			}
 		}
+		urgent, others = all(f.urgent, urgent), all(f.queue, others)
+		wait := slices.Concat(urgent, others)
+		c, n := cluster.Together(wait)
+		urgent, others = urgent[min(n, len(urgent)):], others[max(0, n-len(urgent)):]
 		ctx, cancel := context.WithTimeout(f.ctx, proposePatient)
 		r, err := f.log.Propose(ctx, c)
 		cancel()
-		f.waiting.Delete(asked(c))
+		for _, c := range cluster.Parts(c) {
+			f.waiting.Delete(fsm.Subject(c))
+		}
 		if err == nil && !r.OK() {
 			f.c.d.log.LogAttrs(f.ctx, slog.LevelDebug, "HA not decided", slog.String("command", c.String()), slog.String("why", r.Why))
+		}
+	}
+}
+
+// all adds what waits in a queue.
+func all(queue <-chan *clusterpb.Command, to []*clusterpb.Command) []*clusterpb.Command {
+	for {
+		select {
+		case c := <-queue:
+			to = append(to, c)
+		default:
+			return to
 		}
 	}
 }
@@ -447,6 +450,8 @@ func (f *farmEnds) moved() {
 	}
 	owners := f.node.Owners()
 	f.owners.Store(&owners)
+	begins := f.node.BegunElsewhere(owners)
+	f.begins.Store(&begins)
 	f.release(time.Now(), owners)
 	peers := map[cluster.NodeID]netip.AddrPort{}
 	f.addrs.Range(func(n, a any) bool {
@@ -464,6 +469,17 @@ func (d *Daemon) scopeOf(spi ipsec.ESPSPI) (xfrm.Scope, bool) {
 		}
 	}
 	return node.ScopeOf(spi), true
+}
+
+// begins tells the scope of a static tunnel that another member begins. The data plane's
+// goroutines call it.
+func (d *Daemon) begins(tunnel string) (xfrm.Scope, bool) {
+	f := d.strays.Load()
+	if f == nil {
+		return 0, false
+	}
+	scope, ok := (*f.begins.Load())[tunnel]
+	return scope, ok
 }
 
 // stray sends a packet to the member that owns its SA. The data plane's goroutines call it.

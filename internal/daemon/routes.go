@@ -40,8 +40,14 @@ func (r *routes) end() {
 	r.clean()
 }
 
-// clean removes the routes of an earlier life.
+// clean removes the routes of an earlier life: one for each dialup client that it had.
 func (r *routes) clean() {
+	b, err := newRouteBatch()
+	if err != nil {
+		r.log.Warn("old routes not removed", "error", err)
+		return
+	}
+	defer b.close()
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		old, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 		if err != nil {
@@ -49,11 +55,30 @@ func (r *routes) clean() {
 			continue
 		}
 		for i := range old {
+			if c, ok := dynamicRouteOf(&old[i]); ok {
+				r.told(b.put(c, r.refused))
+				continue
+			}
 			if err := netlink.RouteDel(&old[i]); err != nil && !errors.Is(err, unix.ESRCH) {
 				r.log.Warn("old route not removed", "route", old[i].String(), "error", err)
 			}
 		}
 	}
+	r.told(b.flush(r.refused))
+}
+
+// dynamicRouteOf is a listed route as the removal of one that add-route promised, if it can be one.
+func dynamicRouteOf(x *netlink.Route) (c routeChange, ok bool) {
+	if x.Dst == nil || x.Gw != nil || len(x.MultiPath) > 0 || x.Type != unix.RTN_UNICAST || x.Table != unix.RT_TABLE_MAIN ||
+		x.LinkIndex == 0 || x.Family == netlink.FAMILY_V4 && x.Priority != 0 {
+		return c, false
+	}
+	a, ok := netip.AddrFromSlice(x.Dst.IP)
+	bits, size := x.Dst.Mask.Size()
+	if size == 32 {
+		a = a.Unmap()
+	}
+	return routeChange{index: x.LinkIndex, prefix: netip.PrefixFrom(a, bits)}, ok
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -1,10 +1,10 @@
 package daemon
 
 import (
-	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -26,6 +26,9 @@ type dynamicRoutes struct {
 	wake    chan struct{}
 	done    chan struct{}
 	netlink *netlink.Handle
+	batch   *routeBatch    // owned by the goroutine, as what follows
+	devices map[string]int // indexes
+	looked  time.Time      // when the first of them was looked up
 }
 
 type dynamicRoute struct {
@@ -39,8 +42,13 @@ func newDynamicRoutes(log *slog.Logger) (*dynamicRoutes, error) {
 	if err != nil {
 		return nil, err
 	}
+	b, err := newRouteBatch()
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
 	r := &dynamicRoutes{log: log, want: map[dynamicRoute]bool{}, open: map[dynamicRoute]bool{},
-		wake: make(chan struct{}, 1), done: make(chan struct{}), netlink: h}
+		wake: make(chan struct{}, 1), done: make(chan struct{}), netlink: h, batch: b}
 	r.idle.L = &r.mu
 	go r.run()
 	return r, nil
@@ -98,37 +106,61 @@ func (r *dynamicRoutes) turn() bool {
 		return false
 	}
 	r.mu.Unlock()
-	devices := map[string]int{}
-	for d, add := range todo {
-		r.carry(d, add, devices)
+	if now := time.Now(); now.Sub(r.looked) > deviceAge {
+		r.devices, r.looked = map[string]int{}, now
 	}
+	for d, add := range todo {
+		r.carry(d, add)
+	}
+	r.told(r.batch.flush(r.refused))
 	return true
 }
 
-// carry carries out one wish. devices holds indexes, each looked up once in a turn.
-func (r *dynamicRoutes) carry(d dynamicRoute, add bool, devices map[string]int) {
-	index, ok := devices[d.dev]
+// deviceAge is how long an interface's index is believed. One that came anew is at least as
+// long away, or the daemon installs all routes again.
+const deviceAge = 500 * time.Millisecond
+
+// carry carries out one wish.
+func (r *dynamicRoutes) carry(d dynamicRoute, add bool) {
+	index, ok := r.devices[d.dev]
 	var err error
 	if !ok {
 		var link netlink.Link
 		if link, err = r.netlink.LinkByName(d.dev); err == nil {
 			index = link.Attrs().Index
 		}
-		devices[d.dev] = index
+		r.devices[d.dev] = index
 	}
 	if index == 0 {
+		delete(r.devices, d.dev)
 		if add && err != nil {
 			r.log.Warn("routes not added", "device", d.dev, "error", err)
 		}
 		return // removed: the interface is gone, and the route with it
 	}
-	route := &netlink.Route{Dst: ipNet(d.prefix), Protocol: routeProtocol, Scope: netlink.SCOPE_LINK, LinkIndex: index}
-	if add {
-		if err := r.netlink.RouteReplace(route); err != nil {
-			r.log.Warn("route not added", "dst", d.prefix.String(), "device", d.dev, "error", err)
+	r.told(r.batch.put(routeChange{add, index, d.prefix}, r.refused))
+}
+
+// refused is told of a route that the kernel does not take, or does not know.
+func (r *dynamicRoutes) refused(c routeChange, err error) {
+	switch {
+	case c.add && err == unix.ENODEV && !r.looked.IsZero():
+		r.looked = time.Time{} // the interface came anew, with another index
+		for dev, index := range r.devices {
+			if index == c.index {
+				r.wish(dynamicRoute{dev, c.prefix}, true)
+			}
 		}
-	} else if err := r.netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
-		r.log.Warn("route not removed", "dst", d.prefix.String(), "device", d.dev, "error", err)
+	case c.add:
+		r.log.Warn("route not added", "dst", c.prefix.String(), "interface", c.index, "error", err)
+	case err != unix.ESRCH:
+		r.log.Warn("route not removed", "dst", c.prefix.String(), "interface", c.index, "error", err)
+	}
+}
+
+func (r *dynamicRoutes) told(err error) {
+	if err != nil {
+		r.log.Error("routes not carried out", "error", err)
 	}
 }
 
@@ -154,4 +186,5 @@ func (r *dynamicRoutes) close() {
 		return
 	}
 	r.netlink.Close()
+	r.batch.close()
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tandem/internal/needs"
+	"tandem/internal/testkit"
 )
 
 // charonPeer is a swanctl.conf for one end of a tunnel between two charons.
@@ -71,14 +72,14 @@ func TestCharonPair(t *testing.T) {
 	flowing := func(more int) {
 		t.Helper()
 		a0, b0 := probes.Received()
-		eventually(t, 5*time.Second, "probes both ways", func() bool { a, b := probes.Received(); return a > a0+more && b > b0+more })
+		testkit.Within(t, 5*time.Second, "probes both ways", func() bool { a, b := probes.Received(); return a > a0+more && b > b0+more })
 	}
 	flowing(100)
 	must(client.Rekey(ctx, "net", ""))
-	eventually(t, 5*time.Second, "Child SA rekeyed", func() bool { return client.Events().ChildRekeys == 1 })
+	testkit.Within(t, 5*time.Second, "Child SA rekeyed", func() bool { return client.Events().ChildRekeys == 1 })
 	flowing(20)
 	must(gw.Rekey(ctx, "", "gw"))
-	eventually(t, 5*time.Second, "IKE SA rekeyed", func() bool { return client.Events().IKERekeys == 1 })
+	testkit.Within(t, 5*time.Second, "IKE SA rekeyed", func() bool { return client.Events().IKERekeys == 1 })
 	flowing(20)
 
 	sent, err := tcp.Finish(5 * time.Second)

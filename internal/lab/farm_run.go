@@ -80,10 +80,10 @@ type farmRun struct {
 	flows   *Flows
 	tcp     *Transfer
 
-	up, ended  time.Time
-	faults     []*farmFault
-	waiting    map[string]bool // members that the routers left, until they are synchronised
-	tolerated  []Interval
+	up, ended time.Time
+	faults    []*farmFault
+	waiting   map[string]bool // members that the routers left, until they are synchronised
+	tolerance
 	silences   []silence
 	drained    string // by the last `drain`
 	carries    []carry
@@ -437,7 +437,7 @@ func (r *farmRun) keep() error {
 }
 
 // runFarm is Run for a farm.
-func runFarm(ctx context.Context, o Options) (res Result, err error) {
+func runFarm(ctx context.Context, o Options) (Result, error) {
 	s, err := LoadFarmScenario(o.Example, o.Scenario)
 	if err != nil {
 		return Result{}, err
@@ -446,19 +446,8 @@ func runFarm(ctx context.Context, o Options) (res Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
-	defer func() { err = errors.Join(err, r.topo.Close()) }()
-	defer func() { err = errors.Join(err, r.keep()) }()
-	if err := r.execute(ctx); err != nil {
-		if ctx.Err() != nil {
-			return r.res, errors.New("interrupted")
-		}
-		return r.res, err
-	}
-	if err := r.settle(ctx); err != nil {
-		return r.res, err
-	}
-	r.res.Report(o.Progress)
-	return r.res, nil
+	err = conclude(ctx, o, r, r.topo, &r.res)
+	return r.res, err
 }
 
 // upFarm is Up for a farm.

@@ -12,6 +12,7 @@ import (
 
 	"tandem/internal/config"
 	"tandem/internal/needs"
+	"tandem/internal/testkit"
 )
 
 const exampleSites = "../../examples/two-sites"
@@ -127,14 +128,14 @@ func TestSitesTopology(t *testing.T) {
 	topo := buildFarmTest(t, f)
 	needs.Root(t)
 	for _, m := range SiteMembers {
-		eventually(t, 3*time.Second, m+" reaches the witness", func() bool { return reaches(topo, m, "172.31.1.9") })
+		testkit.Within(t, 3*time.Second, m+" reaches the witness", func() bool { return reaches(topo, m, "172.31.1.9") })
 	}
 	for _, m := range []string{"A2", "B1"} {
 		shared := fmt.Sprintf("192.168.%d.254", memberNet(f.hopIndex(m[:1])))
 		if err := topo.address(m, "port2", shared+"/24"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 3*time.Second, "the router reaches "+m, func() bool { return reaches(topo, NodeRouter, shared) })
+		testkit.Within(t, 3*time.Second, "the router reaches "+m, func() bool { return reaches(topo, NodeRouter, shared) })
 		if err := topo.clearAddresses(m, []string{"port2"}); err != nil || reaches(topo, NodeRouter, shared) {
 			t.Fatalf("%s keeps the address: %v", m, err)
 		}

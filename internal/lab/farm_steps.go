@@ -189,16 +189,6 @@ func (r *farmRun) doJoinSync(_ context.Context, s Step) error {
 	return r.topo.JoinSync(s.Args[0])
 }
 
-func (r *farmRun) doRegressions(_ context.Context, s Step) error {
-	now := timeNow()
-	if s.Args[0] == "tolerated" {
-		r.tolerated = append(r.tolerated, Interval{From: now, To: now.Add(time.Hour)})
-	} else if n := len(r.tolerated); n > 0 {
-		r.tolerated[n-1].To = now
-	}
-	return nil
-}
-
 func (r *farmRun) doExpect(ctx context.Context, s Step) error {
 	var err error
 	switch s.Args[0] {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandem/internal/needs"
+	"tandem/internal/testkit"
 )
 
 func buildFarmTest(t *testing.T, f FarmSetup) *Topology {
@@ -182,8 +183,8 @@ func TestFarmSpreads(t *testing.T) {
 func TestFarmCuts(t *testing.T) {
 	f := smallFarm()
 	topo := buildFarmTest(t, f)
-	eventually(t, 3*time.Second, "the router reaches the first member", func() bool { return reaches(topo, NodeRouter, "192.168.125.254") })
-	eventually(t, 3*time.Second, "members reach each other", func() bool { return reaches(topo, "DC1_VM2", "172.31.1.1") })
+	testkit.Within(t, 3*time.Second, "the router reaches the first member", func() bool { return reaches(topo, NodeRouter, "192.168.125.254") })
+	testkit.Within(t, 3*time.Second, "members reach each other", func() bool { return reaches(topo, "DC1_VM2", "172.31.1.1") })
 	if err := topo.CutSync("DC1_VM1"); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +194,7 @@ func TestFarmCuts(t *testing.T) {
 	if err := topo.JoinSync("DC1_VM1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "members reach each other again", func() bool { return reaches(topo, "DC1_VM2", "172.31.1.1") })
+	testkit.Within(t, 3*time.Second, "members reach each other again", func() bool { return reaches(topo, "DC1_VM2", "172.31.1.1") })
 	if err := topo.CutNode("DC1_VM1"); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +209,7 @@ func TestFarmCuts(t *testing.T) {
 	if err := topo.RestoreNode("DC1_VM1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "the router reaches it again", func() bool { return reaches(topo, NodeRouter, "192.168.125.254") })
+	testkit.Within(t, 3*time.Second, "the router reaches it again", func() bool { return reaches(topo, NodeRouter, "192.168.125.254") })
 }
 
 // TestFlows: probes of many flows, each way by itself, over a network without any
@@ -243,7 +244,7 @@ func TestFlows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "every flow carries", func() bool { return p.Silent(20) == 0 })
+	testkit.Within(t, 5*time.Second, "every flow carries", func() bool { return p.Silent(20) == 0 })
 	flows := p.Stop(100 * time.Millisecond)
 	for i, x := range flows {
 		if x.Client != tunnels[i].Host || x.Up.From != tunnels[i].Node || x.Down.From != NodeLANRouter || x.Up.To != NodeLANRouter || x.Down.To != tunnels[i].Node {

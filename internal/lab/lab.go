@@ -50,7 +50,7 @@ type Options struct {
 // Run builds the lab, runs one scenario, reports, and removes everything, also
 // when it is interrupted. A violated bound is a Result with VerdictFail, not an error.
 // ErrNoCharon is returned before anything is built.
-func Run(ctx context.Context, o Options) (res Result, err error) {
+func Run(ctx context.Context, o Options) (Result, error) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if o.Scenario == "" {
@@ -73,19 +73,32 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
-	defer func() { err = errors.Join(err, r.topo.Close()) }()
+	err = conclude(ctx, o, r, r.topo, &r.res)
+	return r.res, err
+}
+
+// scenarioRun is a run of a scenario whose lab stands.
+type scenarioRun interface {
+	execute(context.Context) error
+	settle(context.Context) error
+	keep() error
+}
+
+// conclude runs a scenario, reports, keeps what is asked for, and removes the lab.
+func conclude(ctx context.Context, o Options, r scenarioRun, topo *Topology, res *Result) (err error) {
+	defer func() { err = errors.Join(err, topo.Close()) }()
 	defer func() { err = errors.Join(err, r.keep()) }()
 	if err := r.execute(ctx); err != nil {
 		if ctx.Err() != nil {
-			return r.res, errors.New("interrupted")
+			return errors.New("interrupted")
 		}
-		return r.res, err
+		return err
 	}
 	if err := r.settle(ctx); err != nil {
-		return r.res, err
+		return err
 	}
-	r.res.Report(o.Progress)
-	return r.res, nil
+	res.Report(o.Progress)
+	return nil
 }
 
 func (o *Options) defaults() error {

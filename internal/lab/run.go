@@ -58,10 +58,10 @@ type run struct {
 	probes *Probes
 	tcp    *Transfer
 
-	up         time.Time // the tunnel stood
-	ended      time.Time // the steps were done
-	faults     []*fault
-	tolerated  []Interval
+	up     time.Time // the tunnel stood
+	ended  time.Time // the steps were done
+	faults []*fault
+	tolerance
 	waking     []Interval // of frozen hosts, see wakeGrace
 	replays    []time.Time
 	before     CharonEvents // when the tunnel stood

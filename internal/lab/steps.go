@@ -426,7 +426,10 @@ func orAll(links []string) []string {
 	return links
 }
 
-func (r *run) doRegressions(_ context.Context, s Step) error {
+// tolerance is when regressions of sequence numbers do not count.
+type tolerance struct{ tolerated []Interval }
+
+func (r *tolerance) doRegressions(_ context.Context, s Step) error {
 	now := timeNow()
 	if s.Args[0] == "tolerated" {
 		r.tolerated = append(r.tolerated, Interval{From: now, To: now.Add(time.Hour)})

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tandem/internal/needs"
+	"tandem/internal/testkit"
 )
 
 func buildTest(t *testing.T) *Topology {
@@ -28,21 +29,6 @@ func buildTest(t *testing.T) *Topology {
 		}
 	})
 	return topo
-}
-
-func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(within)
-	defer deadline.Stop()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline.C:
-			t.Fatalf("not within %v: %s", within, what)
-		case <-tick.C:
-		}
-	}
 }
 
 // reaches says whether a TCP connection to a closed port of addr is refused:
@@ -72,7 +58,7 @@ func TestTopologyCarriesAndBreaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 3*time.Second, "client reaches gw1", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
+	testkit.Within(t, 3*time.Second, "client reaches gw1", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
 	if err := topo.CutNode(NodeGW1); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +68,7 @@ func TestTopologyCarriesAndBreaks(t *testing.T) {
 	if err := topo.RestoreNode(NodeGW1); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "client reaches gw1 again", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
+	testkit.Within(t, 3*time.Second, "client reaches gw1 again", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
 	if err := topo.Mute(NodeGW1); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +78,7 @@ func TestTopologyCarriesAndBreaks(t *testing.T) {
 	if err := topo.Unmute(NodeGW1); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "client reaches gw1, which speaks again", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
+	testkit.Within(t, 3*time.Second, "client reaches gw1, which speaks again", func() bool { return reaches(topo, NodeClient, "192.0.2.1") })
 
 	if err := topo.address(NodeGW1, "hb0", "169.254.0.1/30"); err != nil {
 		t.Fatal(err)
@@ -100,7 +86,7 @@ func TestTopologyCarriesAndBreaks(t *testing.T) {
 	if err := topo.address(NodeGW2, "hb0", "169.254.0.2/30"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "gw1 reaches gw2 by hb0", func() bool { return reaches(topo, NodeGW1, "169.254.0.2") })
+	testkit.Within(t, 3*time.Second, "gw1 reaches gw2 by hb0", func() bool { return reaches(topo, NodeGW1, "169.254.0.2") })
 	if err := topo.CutHeartbeats("hb0"); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +96,7 @@ func TestTopologyCarriesAndBreaks(t *testing.T) {
 	if err := topo.RestoreHeartbeats("hb0"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "gw1 reaches gw2 again", func() bool { return reaches(topo, NodeGW1, "169.254.0.2") })
+	testkit.Within(t, 3*time.Second, "gw1 reaches gw2 again", func() bool { return reaches(topo, NodeGW1, "169.254.0.2") })
 	if err := topo.CutHeartbeats("hb7"); err == nil {
 		t.Error("a heartbeat link that does not exist was cut")
 	}
@@ -124,7 +110,7 @@ func TestAbandonedLabIsRemoved(t *testing.T) {
 	}
 	ended := make(chan struct{})
 	go func() { _ = sleeper.Wait(); close(ended) }()
-	eventually(t, 3*time.Second, "sleeper in the namespace", func() bool { return len(netnsProcesses(topo.Netns(NodeServer))) == 1 })
+	testkit.Within(t, 3*time.Second, "sleeper in the namespace", func() bool { return len(netnsProcesses(topo.Netns(NodeServer))) == 1 })
 
 	if err := removeAbandoned(); err != nil {
 		t.Fatal(err)

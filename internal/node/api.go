@@ -29,6 +29,7 @@ type Options struct {
 	routes map[AddRoute]int
 	ledger *statesync.Ledger
 	nonces ike.Nonces
+	turns  *copyTurns
 }
 
 // Status is what diagnose shows.

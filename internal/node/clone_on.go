@@ -81,6 +81,7 @@ func (n *Node) clone(now time.Time, id cluster.ScopeID, count int) (int, error) 
 		entries = append(entries, n.vary(proto.Clone(n.models[n.cloned%len(n.models)]).(*syncpb.IKESA), int(id)%shares))
 		n.cloned++
 	}
+	n.resume(now)
 	n.ike.Unite(now, entries)
 	return count, nil
 }

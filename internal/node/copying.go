@@ -29,15 +29,21 @@ func (n *Node) join(now time.Time, e cluster.Join) {
 	n.stopCopy(e.Node)
 	left := n.ike.SPIs()
 	n.copies = append(n.copies, &copying{node: e.Node, process: e.Process, left: left, at: make(map[ipsec.IKESPIs]int, len(left))})
+	n.opt.turns.enter(n, e.Node)
 	n.copyOn(now)
 }
 
-// copyOn goes on with the oldest copy.
+// copyOn goes on with the oldest copy whose turn it is.
 func (n *Node) copyOn(now time.Time) {
-	if len(n.copies) == 0 {
+	i := slices.IndexFunc(n.copies, func(c *copying) bool {
+		at, ok := n.opt.turns.next(n, c.node)
+		return ok && !now.Before(at)
+	})
+	if i < 0 {
 		return
 	}
-	c := n.copies[0]
+	c := n.copies[i]
+	n.copyMoved(now, c.node)
 	k := min(copyPart, len(c.left))
 	for _, x := range n.ike.SnapshotOf(now, c.left[:k]) {
 		if _, newer := c.at[x.SPIs]; !newer {
@@ -47,8 +53,13 @@ func (n *Node) copyOn(now time.Time) {
 	if c.left = c.left[k:]; len(c.left) > 0 {
 		return
 	}
-	n.copies = n.copies[1:]
+	n.copies = slices.Delete(n.copies, i, i+1)
 	entries := slices.DeleteFunc(c.entries, func(x statesync.Entry) bool { return len(x.Value) == 0 })
+	if n.slot != nil { // in a pair nobody else could bring back what has ended
+		for _, s := range n.journal.Tombstones() {
+			entries = append(entries, statesync.Entry{SPIs: s, PeerDeleted: true})
+		}
+	}
 	n.journal.Join(now, c.node, c.process, entries, n.bounds())
 }
 
@@ -68,6 +79,19 @@ func (n *Node) changed(entries []statesync.Entry) {
 			c.put(x)
 		}
 	}
+}
+
+// nextCopy is when copyOn has something to do.
+func (n *Node) nextCopy() (t time.Time, ok bool) {
+	for _, c := range n.copies {
+		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.opt.turns.next(n, c.node) })
+	}
+	return t, ok
+}
+
+// copyMoved says that a copy for a member got further, for which other scopes' copies wait.
+func (n *Node) copyMoved(now time.Time, id cluster.NodeID) {
+	n.opt.turns.moved(now, n, id)
 }
 
 // stopCopy gives up the copy for a member; stopCopies those for all.

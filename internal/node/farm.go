@@ -3,7 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"maps"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/internal/outbox"
 	statesync "tandem/sync"
 )
 
@@ -44,20 +44,23 @@ var errNoScope = errors.New("a farm has no such scope")
 // Farm is a member of a farm: a Node for each scope that it owns or stands by for,
 // and what the members have decided about them. It is not safe for concurrent use.
 type Farm struct {
-	opt     FarmOptions
-	cfg     *config.Config
-	decided *fsm.Machine
-	scopes  map[cluster.ScopeID]*Node
-	order   []cluster.ScopeID
-	peers   map[cluster.NodeID]cluster.Peer
-	streams map[cluster.NodeID]cluster.ProcessID
-	losses  map[cluster.NodeID]loss
-	spis    map[ipsec.ESPSPI]place
-	owned   map[cluster.ScopeID]cluster.Epoch // as announced
-	routes  map[AddRoute]int
-	claimed bool              // this member has its site's addresses
-	notes   []cluster.ScopeID // whose WriteNote is open; 0: nobody's
-	noted   bool              // the disk says that we went on alone, or cannot say that we did not
+	opt       FarmOptions
+	cfg       *config.Config
+	decided   *fsm.Machine
+	scopes    map[cluster.ScopeID]*Node
+	static    map[string]cluster.ScopeID // of the static phase 1 entries that synchronise; see place
+	placeAt   time.Time                  // when they are placed anew; zero: they are in place
+	order     []cluster.ScopeID
+	peers     map[cluster.NodeID]cluster.Peer
+	streams   map[cluster.NodeID]cluster.ProcessID
+	losses    map[cluster.NodeID]loss
+	spis      map[ipsec.ESPSPI]place
+	owned     map[cluster.ScopeID]cluster.Epoch // as announced
+	routes    map[AddRoute]int
+	lookAgain time.Time         // when to compare with what was decided again; zero: when it changes
+	claimed   bool              // this member has its site's addresses
+	notes     []cluster.ScopeID // whose WriteNote is open; 0: nobody's
+	noted     bool              // the disk says that we went on alone, or cannot say that we did not
 
 	// Tunnels that move from scope to scope; see farm_moves.go.
 	drifts     map[ipsec.ESPSPI]*drift
@@ -70,7 +73,7 @@ type Farm struct {
 	started, leads, stopping bool
 	quorum                   Quorum
 	counters                 FarmCounters
-	out                      []Effect
+	out                      outbox.Box[Effect]
 }
 
 // Quorum is whether the log has a leader, and whether to stop without one.
@@ -101,6 +104,7 @@ func NewFarm(o FarmOptions) *Farm {
 	}
 	f.opt.routes = f.routes
 	f.opt.ledger = statesync.NewLedger(o.Rand)
+	f.opt.turns = &copyTurns{}
 	return f
 }
 
@@ -111,17 +115,9 @@ func (f *Farm) Start(time.Time) {
 }
 
 // Poll returns the next effect; drain it before the next input.
-func (f *Farm) Poll() (Effect, bool) {
-	if len(f.out) == 0 {
-		f.out = nil
-		return nil, false
-	}
-	e := f.out[0]
-	f.out = f.out[1:]
-	return e, true
-}
+func (f *Farm) Poll() (Effect, bool) { return f.out.Poll() }
 
-func (f *Farm) emit(e Effect) { f.out = append(f.out, e) }
+func (f *Farm) emit(e Effect) { f.out.Emit(e) }
 
 // each runs f on every scope in order and takes over the effects.
 func (f *Farm) each(do func(*Node)) {
@@ -156,9 +152,15 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			fresh = true
 		}
 	}
+	if moved {
+		if f.placeAt = now.Add(placeWait); f.whole() {
+			f.place()
+		}
+	}
 	if fresh || moved || !f.started {
 		f.configure(now)
 	}
+	wanted = f.afterCopies(now, wanted)
 	// One handover at a time: the next when the owner of this one has changed.
 	if len(wanted) > 1 {
 		wanted = wanted[:1]
@@ -258,25 +260,11 @@ func (f *Farm) configOf(id cluster.ScopeID) *config.Config {
 	c.Phase1 = nil
 	for i := range f.cfg.Phase1 {
 		p := f.cfg.Phase1[i]
-		if p.FGSPSync && (p.Dialup() || f.scopeOf(p.Name) == id) {
+		if p.FGSPSync && (p.Dialup() || f.static[p.Name] == id) {
 			c.Phase1 = append(c.Phase1, p)
 		}
 	}
 	return &c
-}
-
-// scopeOf is the scope of a static phase 1: the same on every member, and another
-// only where scopes came or went (rendezvous hashing).
-func (f *Farm) scopeOf(phase1 string) (best cluster.ScopeID) {
-	var top uint64
-	for _, s := range f.decided.Scopes() {
-		h := fnv.New64a()
-		fmt.Fprintf(h, "%s/%d", phase1, s.ID)
-		if v := h.Sum64(); v >= top {
-			top, best = v, s.ID
-		}
-	}
-	return best
 }
 
 // peerOf is what a member's heartbeats say of one scope.
@@ -406,6 +394,14 @@ func (f *Farm) HandleTimeout(now time.Time) {
 			n.HandleTimeout(now)
 		}
 	})
+	if !f.lookAgain.IsZero() && !now.Before(f.lookAgain) {
+		f.HandleDecided(now, f.decided)
+	}
+	if !f.placeAt.IsZero() && !now.Before(f.placeAt) {
+		f.place()
+		f.configure(now)
+		f.announce() // so that it is asked anew who begins what
+	}
 	f.reportLosses(now)
 	f.moves(now)
 	f.dropSpare(now)
@@ -419,6 +415,8 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.dropAt, !n.dropAt.IsZero() })
 	}
 	t, ok = earlier(t, ok, f.nextMove)
+	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.lookAgain, !f.lookAgain.IsZero() })
+	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.placeAt, !f.placeAt.IsZero() })
 	if f.leads {
 		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
 			l := f.losses[k]
@@ -495,6 +493,9 @@ func (f *Farm) considerNote() {
 // Reload takes a new configuration; what did not change is not touched.
 func (f *Farm) Reload(now time.Time, c *config.Config) {
 	f.cfg = c
+	if f.placeAt.IsZero() {
+		f.place()
+	}
 	f.configure(now)
 }
 

@@ -143,6 +143,7 @@ func (f *Farm) letter(now time.Time, id cluster.ScopeID, from cluster.NodeID, l 
 	if !f.Owns(xfrm.Scope(id)) {
 		return // it is written again, to whoever does
 	}
+	f.with(id, func(n *Node) { n.resume(now); n.pump(now) })
 	var answer []statesync.Entry
 	kind := statesync.LetterRefused
 	for _, x := range toIKE(l.Entries) {
@@ -204,7 +205,7 @@ func (f *Farm) moves(now time.Time) {
 		}
 	}
 	for _, x := range f.superseded {
-		f.with(x.scope, func(n *Node) { n.ike.Supersede(now, x.spi); n.pump(now) })
+		f.with(x.scope, func(n *Node) { n.resume(now); n.ike.Supersede(now, x.spi); n.pump(now) })
 	}
 	f.superseded = nil
 	if at, ok := f.askAt(); ok && !now.Before(at) {

@@ -216,6 +216,53 @@ func TestFarmInitiates(t *testing.T) {
 	}
 }
 
+// While a farm comes together no newcomer draws a static tunnel to itself that another
+// member has just begun.
+func TestFarmInitiatesOnceWhole(t *testing.T) {
+	w := newFarmWorld(t, 6, 4, 8)
+	peers := "config system standalone-cluster\nconfig cluster-peer\n"
+	for i := range 3 { // of each member
+		peers += fmt.Sprintf("edit %d\nset peerip 172.31.1.%d\nnext\n", i+1, i+1)
+	}
+	w.gateway = peers + "end\nend\n"
+	for i := range w.clients {
+		w.gateway += farmSite(i)
+	}
+	late := w.members[4]
+	w.kill(late)
+	for _, m := range w.members[1:4] {
+		m.boot()
+	}
+	w.passive = true
+	w.dial()
+	w.pass(600 * time.Millisecond)
+	if len(w.members[1].state.Scopes()) != 24 {
+		t.Fatalf("%d slots before the last member joins", len(w.members[1].state.Scopes()))
+	}
+	late.boot()
+	w.run(20*time.Second, "settled", w.settled)
+	w.run(20*time.Second, "all tunnels up", w.carried)
+	if w.pass(5 * time.Second); w.fromFarm != len(w.clients) {
+		t.Errorf("%d IKE_SA_INITs for %d tunnels", w.fromFarm, len(w.clients))
+	}
+
+	// One that never comes is waited for in vain, and not for long.
+	w = newFarmWorld(t, 7, 3, 3)
+	w.gateway = peers + "end\nend\n"
+	for i := range w.clients {
+		w.gateway += farmSite(i)
+	}
+	for _, m := range w.members[1:] {
+		m.boot()
+	}
+	w.passive = true
+	w.dial()
+	w.run(20*time.Second, "all tunnels up without the fourth", w.carried)
+	if w.fromFarm != len(w.clients) {
+		t.Errorf("%d IKE_SA_INITs for %d tunnels", w.fromFarm, len(w.clients))
+	}
+}
+
 // A copy that has begun is kept, though the log, as far as it is heard here, says that
 // this member has nothing to do with the scope; once removed, it is forgotten.
 func TestFarmKeepsACopyUnderWay(t *testing.T) {
@@ -231,7 +278,7 @@ func TestFarmKeepsACopyUnderWay(t *testing.T) {
 		}
 	}
 	without := fsm.New() // as replayed from the beginning
-	if n.slot.HandleCopying(); n.slot.Idle() {
+	if n.slot.HandleCopying(cluster.Epoch{Counter: 1, Node: 1}); n.slot.Idle() {
 		t.Fatal("forgotten while it is copied to")
 	}
 	m.do(func(f *Farm) { f.HandleDecided(w.now, without) })

@@ -200,7 +200,8 @@ func (f *Farm) eventScope(e xfrm.Event) (id cluster.ScopeID, ok bool) {
 	var spi ipsec.ESPSPI
 	switch e := e.(type) {
 	case xfrm.Acquire:
-		return f.scopeOf(e.Tunnel), true
+		id, ok = f.static[e.Tunnel]
+		return id, ok
 	case xfrm.BoundWanted:
 		spi = e.SPIIn
 	case xfrm.FirstInbound:

@@ -1,12 +1,14 @@
 package node
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
 	"tandem/ike"
+	"tandem/internal/ipsec"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
@@ -40,6 +42,56 @@ func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
 				t.Errorf("ceiling %d and fence %d, after %d were used", x.SA.Ceiling, x.SA.Fence, used)
 			}
 			return
+		}
+	}
+}
+
+// What the peer has ended on this side does not come back from the other side of a split,
+// not even as the exchange that began it, before the peer had chosen its SPI.
+func TestUnitedSAsThatThePeerEndedStayAway(t *testing.T) {
+	in := []statesync.Entry{{SPIs: ipsec.IKESPIs{I: 1, R: 2}}, {SPIs: ipsec.IKESPIs{I: 3}}, {SPIs: ipsec.IKESPIs{I: 3, R: 9}}, {SPIs: ipsec.IKESPIs{I: 5}}}
+	out := living(in, []ipsec.IKESPIs{{I: 1, R: 2}, {I: 3, R: 4}})
+	if len(out) != 2 || out[0].SPIs != in[2].SPIs || out[1].SPIs != in[3].SPIs {
+		t.Errorf("%v are left of %v", out, in)
+	}
+}
+
+// Whoever may own after knows what the peer has ended: who stood by, and who was copied to
+// since. Only so does it stay away when a member comes back that has not heard of it.
+func TestEveryStandbyKnowsWhatThePeerEnded(t *testing.T) {
+	w := upFarm(t, 1, 4, 1)
+	var id cluster.ScopeID
+	var owner *farmer
+	for _, m := range w.members[1:] {
+		for _, x := range m.sas {
+			if m.active[x.Scope] {
+				owner, id = m, cluster.ScopeID(x.Scope)
+			}
+		}
+	}
+	dead := owner.farm.scopes[id].ike.SPIs()
+	w.clients[0].do(func(n *Node) { n.Clear(w.now, "") })
+	knows := func(m *farmer) bool {
+		n := m.farm.scopes[id]
+		return n != nil && len(dead) == 1 && slices.Contains(n.journal.Tombstones(), dead[0])
+	}
+	w.run(5*time.Second, "ended", func() bool { return knows(owner) })
+	w.pass(time.Second)
+	s, _ := owner.state.Scope(id)
+	for _, k := range s.Sync {
+		if m := w.members[k]; !knows(m) {
+			t.Errorf("member %d stands by and does not know", m.id)
+		}
+	}
+	old := s.Sync
+	w.kill(w.members[old[0]])
+	w.run(30*time.Second, "copied to another", func() bool {
+		s, _ = owner.state.Scope(id)
+		return len(s.Sync) == len(old) && !slices.Contains(s.Sync, old[0])
+	})
+	for _, k := range s.Sync {
+		if m := w.members[k]; !knows(m) {
+			t.Errorf("member %d was copied to and does not know", m.id)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/internal/outbox"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
@@ -43,10 +44,13 @@ type Node struct {
 	epoch   cluster.Epoch
 	peers   map[cluster.NodeID]cluster.ProcessID
 	handing *cluster.HandOver // waiting for the windows
-	windows []xfrm.Window     // received with a handover to us
-	copies  []*copying        // for members that join, the oldest first
-	lagging map[cluster.NodeID]bool
-	lagAt   time.Time
+	// IKE has still to go on after a takeover; see resume.
+	resuming *cluster.Own
+	resumeAt time.Time
+	windows  []xfrm.Window // received with a handover to us
+	copies   []*copying    // for members that join, the oldest first
+	lagging  map[cluster.NodeID]bool
+	lagAt    time.Time
 
 	leaving time.Time // standalone: when to stop waiting for peers; zero: not leaving
 	stopped bool
@@ -64,7 +68,7 @@ type Node struct {
 	detached  map[ipsec.ESPSPI]*childSA
 	wanted    []xfrm.Bound
 	routes    map[AddRoute]int
-	out       []Effect
+	out       outbox.Box[Effect]
 
 	testBuild
 }
@@ -104,6 +108,9 @@ func New(o Options) *Node {
 	if n.routes == nil {
 		n.routes = map[AddRoute]int{}
 	}
+	if n.opt.turns == nil {
+		n.opt.turns = &copyTurns{}
+	}
 	if n.ledger == nil {
 		n.ledger = statesync.NewLedger(o.Rand)
 		n.opt.nonces = n.ledger
@@ -140,6 +147,7 @@ func (n *Node) Start(now time.Time) {
 // HandleIKE takes one IKE datagram. Only the owner answers.
 func (n *Node) HandleIKE(now time.Time, d ike.Datagram) {
 	if n.owner && n.handing == nil {
+		n.resume(now)
 		n.ike.HandleDatagram(now, d)
 		n.pump(now)
 		n.left(now)
@@ -152,9 +160,12 @@ func (n *Node) HandlePlane(now time.Time, events []xfrm.Event) {
 		return
 	}
 	for _, e := range events {
+		if b, ok := e.(xfrm.BoundWanted); ok {
+			n.want(b.Bound)
+			continue
+		}
+		n.resume(now)
 		switch e := e.(type) {
-		case xfrm.BoundWanted:
-			n.want(e.Bound)
 		case xfrm.Acquire:
 			n.ike.HandleAcquire(now, e.Tunnel, ike.Acquire{Protocol: e.Protocol, Src: e.Src, Dst: e.Dst})
 		case xfrm.FirstInbound:
@@ -192,6 +203,9 @@ func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.P
 // HandleAck takes a member's cumulative acknowledgement.
 func (n *Node) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, seq uint64) {
 	n.journal.HandleAck(now, from, process, seq)
+	if n.journal.Copying(from) {
+		n.copyMoved(now, from)
+	}
 	n.pump(now)
 }
 
@@ -255,6 +269,9 @@ func (n *Node) HandleMonitors(now time.Time, up int) {
 
 // HandleTimeout runs what is due.
 func (n *Node) HandleTimeout(now time.Time) {
+	if !now.Before(n.resumeAt) {
+		n.resume(now)
+	}
 	n.ike.HandleTimeout(now)
 	n.ledger.Expire(now)
 	n.considerFinish(now)
@@ -272,6 +289,9 @@ func (n *Node) HandleTimeout(now time.Time) {
 // NextTimeout is when HandleTimeout is due.
 func (n *Node) NextTimeout() (time.Time, bool) {
 	t, ok := n.ike.NextTimeout()
+	if n.resuming != nil {
+		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.resumeAt, true })
+	}
 	if !n.leaving.IsZero() {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.leaving, !n.stopped })
 	}
@@ -280,9 +300,7 @@ func (n *Node) NextTimeout() (time.Time, bool) {
 		t, ok = earlier(t, ok, n.journal.NextTimeout)
 		t, ok = earlier(t, ok, n.finishAt)
 		t, ok = earlier(t, ok, n.nextLeave)
-		if len(n.copies) > 0 {
-			return time.Time{}, true
-		}
+		t, ok = earlier(t, ok, n.nextCopy)
 		if n.owner && n.journal.Pending() {
 			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.lagAt, true })
 		}
@@ -315,6 +333,7 @@ func (n *Node) lag(now time.Time) {
 // Reload takes a new configuration; what did not change is not touched.
 func (n *Node) Reload(now time.Time, c *config.Config) {
 	n.cfg = c
+	n.resume(now)
 	n.ike.Reconfigure(now, c)
 	if n.pair != nil {
 		n.pair.Reconfigure(now, c.HA)
@@ -325,24 +344,28 @@ func (n *Node) Reload(now time.Time, c *config.Config) {
 // Up negotiates a phase 2; Down deletes it.
 func (n *Node) Up(now time.Time, phase1, phase2 string) error {
 	defer n.pump(now)
+	n.resume(now)
 	return n.ike.Up(now, phase1, phase2)
 }
 
 // Down deletes the Child SAs of a phase 2, with DELETE to the peer.
 func (n *Node) Down(now time.Time, phase1, phase2 string) error {
 	defer n.pump(now)
+	n.resume(now)
 	return n.ike.Down(now, phase1, phase2)
 }
 
 // Clear deletes the IKE SAs of a tunnel, or of all for an empty name, and returns how many.
 func (n *Node) Clear(now time.Time, name string) int {
 	defer n.pump(now)
+	n.resume(now)
 	return n.ike.Clear(now, name)
 }
 
 // Rekey rekeys the Child SAs of a tunnel now, or its IKE SAs if ike, and returns how many.
 func (n *Node) Rekey(now time.Time, name string, ike bool) int {
 	defer n.pump(now)
+	n.resume(now)
 	return n.ike.Rekey(now, name, ike)
 }
 
@@ -410,17 +433,9 @@ func statusOf(now time.Time, g interface {
 }
 
 // Poll returns the next effect; drain it before the next input.
-func (n *Node) Poll() (Effect, bool) {
-	if len(n.out) == 0 {
-		n.out = nil
-		return nil, false
-	}
-	e := n.out[0]
-	n.out = n.out[1:]
-	return e, true
-}
+func (n *Node) Poll() (Effect, bool) { return n.out.Poll() }
 
-func (n *Node) emit(e Effect) { n.out = append(n.out, e) }
+func (n *Node) emit(e Effect) { n.out.Emit(e) }
 
 func (n *Node) log(l slog.Level, msg string, attrs ...slog.Attr) {
 	n.emit(Log{Level: l, Message: msg, Attrs: attrs})

@@ -37,6 +37,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.ike.EndCopy()
 		n.drainIKE(now)
 	}
+	n.resume(now) // of a tenure that ends here
 	n.owner, n.epoch, n.handing, n.ownedAt = true, o.Epoch, nil, now
 	n.unasked()
 	n.replica.Fence(o.Epoch)
@@ -56,6 +57,33 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	n.log(level, "takeover", slog.String("epoch", o.Epoch.String()), slog.Bool("covered", o.Covered),
 		slog.Bool("trusted", o.Trusted), slog.Bool("handover", o.Handover), slog.String("from", o.From), slog.String("reason", o.Reason),
 		slog.Float64("detect_ms", float64(o.Detected.Microseconds())/1000), slog.Int("sas", len(n.sas)))
+	if o.Handover {
+		n.moved += n.tunnels()
+	}
+	n.resuming = &o
+	switch {
+	case n.authority == nil:
+		n.resume(now)
+	case n.slot != nil:
+		n.resumeAt = now.Add(resumeAfter)
+	default:
+		n.resumeAt = now
+	}
+}
+
+// resumeAfter is how long IKE waits after a slot was taken over, unless something asks for
+// it: its work grows with the tunnels, and the data plane of the other slots, which were
+// taken over at the same moment, comes first.
+const resumeAfter = 10 * time.Millisecond
+
+// resume has IKE go on after a takeover, if it does not yet. Whatever relies on that it
+// does calls it first.
+func (n *Node) resume(now time.Time) {
+	o := n.resuming
+	if o == nil {
+		return
+	}
+	n.resuming = nil
 	if !o.Covered && o.Trusted {
 		n.ike.Behind()
 	}
@@ -64,9 +92,6 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		if !s.Adopted {
 			n.emit(movedAway{s.SPIs, cluster.ScopeID(s.To), now})
 		}
-	}
-	if o.Handover {
-		n.moved += n.tunnels()
 	}
 	if !o.Covered && o.Trusted {
 		n.ike.RekeyAll(now, "takeover was not covered")
@@ -80,7 +105,7 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	n.emit(Release{})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
-	n.owner, n.handing = false, nil
+	n.owner, n.handing, n.resuming = false, nil, nil
 	n.unasked()
 	n.stopCopies()
 	n.journal.Stop()
@@ -103,6 +128,7 @@ const (
 // here meanwhile is a stray, or dropped in a pair.
 func (n *Node) handOver(now time.Time, h cluster.HandOver) {
 	n.handing = &h
+	n.resume(now)
 	// What ends without everybody's word delivers nothing any more.
 	n.emit(Retire{n.scope})
 	n.ike.Suspend(now)

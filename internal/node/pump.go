@@ -115,9 +115,10 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyBegins:
 		n.ike.BeginCopy()
 		if n.slot != nil {
-			n.slot.HandleCopying()
+			n.slot.HandleCopying(e.Epoch)
 		}
 	case statesync.ApplyRecord:
+		n.journal.Bury(now, ended(e.Entries))
 		n.ike.Apply(now, ike.Record{Entries: toIKE(e.Entries)})
 	case statesync.ApplyBounds:
 		n.applyBounds(e.Bounds)
@@ -170,10 +171,36 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 		n.journal.Unite(now, e.Owner, n.peers[e.Owner], toSync(n.ike.Snapshot(now)), append(n.bounds(), n.buriedBounds()...), n.journal.Tombstones())
 	case cluster.RekeyEarly:
 		n.log(slog.LevelWarn, "rekeying early", slog.String("reason", e.Reason))
+		n.resume(now)
 		n.ike.RekeyAll(now, e.Reason)
 	default: // Announce, Entitle, Claim, AskRemoval, WriteNote, Alarm, Propose, Stopped
 		n.emit(e)
 	}
+}
+
+// ended are the IKE SAs of a record whose deletion the peer authenticated.
+func ended(in []statesync.Entry) (out []ipsec.IKESPIs) {
+	for _, x := range in {
+		if len(x.Value) == 0 && x.PeerDeleted {
+			out = append(out, x.SPIs)
+		}
+	}
+	return out
+}
+
+// living leaves out what the peer has ended here, also where the other side still awaits
+// the SPI of that peer.
+func living(in []statesync.Entry, tombstones []ipsec.IKESPIs) (out []ike.Entry) {
+	dead := map[ipsec.IKESPIs]bool{}
+	for _, s := range tombstones {
+		dead[s], dead[ipsec.IKESPIs{I: s.I}] = true, true
+	}
+	for _, x := range in {
+		if !dead[x.SPIs] {
+			out = append(out, ike.Entry(x))
+		}
+	}
+	return out
 }
 
 // unite takes over the state of the other side of a split. Bounds start above
@@ -182,19 +209,12 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	if !n.owner {
 		return
 	}
-	dead := map[ipsec.IKESPIs]bool{}
-	for _, s := range n.journal.Tombstones() {
-		dead[s] = true
-	}
-	var entries []ike.Entry
-	for _, x := range u.Entries {
-		if !dead[x.SPIs] {
-			entries = append(entries, ike.Entry(x))
-		}
-	}
+	entries := living(u.Entries, n.journal.Tombstones())
 	for _, s := range u.Tombstones {
 		entries = append(entries, ike.Entry{SPIs: s, PeerDeleted: true})
 	}
+	n.journal.Bury(now, u.Tombstones)
+	n.resume(now)
 	n.emit(Deactivate{n.scope})
 	var raised []xfrm.Bound
 	for _, b := range u.Bounds {

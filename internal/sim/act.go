@@ -6,19 +6,9 @@ import (
 
 // act does what the schedule wants now.
 func (w *world) act(a Action) {
-	if w.healing {
-		return
-	}
 	h := w.node(a.Node)
-	if h == nil && a.Verb.Fault() && a.Node != "" {
+	if !w.begins(a, h != nil) {
 		return
-	}
-	if a.Verb != CrashAt {
-		w.Result.Faults[a.Verb]++
-	}
-	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
-	if w.log != nil {
-		w.fault("", "%s", a)
 	}
 	if a.Verb.Fault() {
 		w.busy(5*time.Second + min(a.For, time.Minute))
@@ -71,12 +61,12 @@ func (w *world) act(a Action) {
 		w.rule.excuse(a.For + 60*time.Second)
 		w.after(a.For, func() { w.net.lossy = 0 })
 	case StallStream:
-		for _, p := range []*pipe{w.pipe(w.gw[0]), w.pipe(w.gw[1])} {
-			p.stalled = max(p.stalled, w.now+min(a.For, 5*time.Second))
+		for _, h := range w.gw {
+			w.pipe(h).stall(w.now + min(a.For, 5*time.Second))
 		}
 	case BreakStream:
-		w.breakPipe(w.pipe(w.gw[0]))
-		w.breakPipe(w.pipe(w.gw[1]))
+		w.streams.reset(w.pipe(w.gw[0]))
+		w.streams.reset(w.pipe(w.gw[1]))
 	case Handover:
 		w.handover(a.For)
 	case Restart:

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"tandem/ike"
-	"tandem/internal/sim/trace"
 )
 
 // attacker sees everything that goes to the cluster and can send there what it
@@ -114,11 +113,9 @@ func (a *attacker) flood(count int) {
 }
 
 func (a *attacker) tell(text string) {
-	if w := a.w; w.log != nil {
-		to := "cluster"
-		if w.net.target != nil {
-			to = w.net.target.name
-		}
-		w.trace(trace.Event{Kind: trace.Message, From: "attacker", To: to, Until: w.now, Class: "hostile", Text: text})
+	to := "cluster"
+	if w := a.w; w.net.target != nil {
+		to = w.net.target.name
 	}
+	a.w.message("attacker", to, "hostile", a.w.now, func() string { return text })
 }

@@ -61,7 +61,7 @@ type Crash struct {
 func (w *world) crash(d *daemon, c Cell) {
 	w.Result.Crashes[c]++
 	w.Result.Faults[CrashAt]++
-	if w.log != nil {
+	if w.tracing != nil {
 		w.fault(d.h.name, "SIGKILL %s", c)
 	}
 	w.rule.disturbed(d.h, CrashAt, 0)

@@ -10,41 +10,28 @@ import (
 	"tandem/ike"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
-	"tandem/internal/sim/trace"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
 
 // daemon is one process: the production node over a model of its shell.
 type daemon struct {
-	h        *host
-	process  cluster.ProcessID
-	n        *node.Node
-	p        *plane
-	dead     bool
-	stopped  bool // SIGSTOP
-	hung     bool // its loop does not turn
-	inbox    []func(now time.Time)
-	progress uint64
-	peer     cluster.Peer
-	leaving  bool
+	shell
+	h       *host
+	n       *node.Node
+	p       *plane
+	hung    bool // its loop does not turn
+	peer    cluster.Peer
+	leaving bool
 
 	pending []due
-	timer   uint64 // generation of the armed timer
-	timerAt time.Duration
-	armed   bool
 
 	doing   label
 	doingAt time.Duration
-
-	reported time.Duration // FIFO of what the data plane reports
 }
 
 // doingFor is how long after an IKE message a daemon's effects count to its exchange.
 const doingFor = 20 * time.Millisecond
-
-// inboxLimit bounds what waits for a process that stands still; UDP loses the rest.
-const inboxLimit = 4096
 
 func (h *host) startDaemon() {
 	if !h.powered || h.d != nil || h.id != 0 && h.guard == nil {
@@ -53,7 +40,9 @@ func (h *host) startDaemon() {
 	w := h.w
 	h.boots++
 	rnd := secrets(w.s.Seed, fmt.Sprintf("%s %d", h.name, h.boots))
-	d := &daemon{h: h, process: cluster.ProcessID(rnd.Uint64() | 1)}
+	d := &daemon{h: h}
+	d.shell = shell{scene: &w.scene, clock: &h.clock, process: cluster.ProcessID(rnd.Uint64() | 1), turn: d.drain,
+		still: func() bool { return d.stopped || d.hung || h.frozen }}
 	d.p = newPlane(d, rnd.Uint64())
 	o := node.Options{
 		Config: h.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
@@ -62,21 +51,15 @@ func (h *host) startDaemon() {
 		HalfOpenLimit: halfOpenLimit,
 	}
 	if h.id != 0 {
-		c := cluster.CoverageProven
-		switch {
-		case h.disk.lost:
-			c = cluster.CoverageLost
-		case h.disk.note:
-			c = cluster.CoverageNote
-		}
 		o.Pair = &cluster.PairOptions{
-			Self: h.id, Name: h.name, Serial: "TDM" + h.name, HA: h.conf.HA, Coverage: c, Epoch: h.disk.epoch,
+			Self: h.id, Name: h.name, Serial: "TDM" + h.name, HA: h.conf.HA, Coverage: coverage(h.disk.lost, h.disk.note), Epoch: h.disk.epoch,
 			Floor: uint64(max(0, h.clock.unix(w.now))),
 		}
 	}
 	h.said = cluster.Announce{}
 	h.release() // what an earlier process left behind
 	d.n = node.New(o)
+	d.core = d.n
 	h.d = d
 	h.life = &lifetime{host: h, process: d.process, began: w.now}
 	w.Result.Starts++
@@ -92,6 +75,17 @@ func (h *host) startDaemon() {
 	})
 }
 
+// coverage is what a process finds on its disk.
+func coverage(lost, note bool) cluster.Coverage {
+	switch {
+	case lost:
+		return cluster.CoverageLost
+	case note:
+		return cluster.CoverageNote
+	}
+	return cluster.CoverageProven
+}
+
 // halfOpenLimit is low, so that floods reach it.
 const halfOpenLimit = 20
 
@@ -99,72 +93,16 @@ const halfOpenLimit = 20
 func (d *daemon) end() {
 	d.dead = true
 	d.inbox, d.pending = nil, nil
-	d.timer++
-	if d.h.w.log != nil {
-		d.h.w.state(d.h.name, "dead")
-	}
-}
-
-// run gives the node one input and carries out what follows from it.
-func (d *daemon) run(f func(now time.Time)) {
-	switch {
-	case d.dead:
-	case d.stopped || d.hung || d.h.frozen:
-		if len(d.inbox) < inboxLimit {
-			d.inbox = append(d.inbox, f)
-		}
-	default:
-		f(d.h.local())
-		d.drain()
-		d.arm()
-	}
+	d.timer.stop()
+	d.h.w.state(d.h.name, "dead")
 }
 
 // goOn handles what came while the process stood still.
 func (d *daemon) goOn() {
-	if d.stopped || d.hung || d.h.frozen || d.dead {
-		return
+	if !d.dead && !d.still() {
+		d.catchUp()
+		d.arm()
 	}
-	in := d.inbox
-	d.inbox = nil
-	for _, f := range in {
-		d.run(f)
-	}
-	d.arm()
-}
-
-// arm plans the node's next timeout.
-func (d *daemon) arm() {
-	if d.dead {
-		return
-	}
-	t, ok := d.n.NextTimeout()
-	if !ok {
-		d.timer++
-		d.armed = false
-		return
-	}
-	at := max(d.h.clock.when(t), d.h.w.now)
-	if d.armed && at == d.timerAt {
-		return
-	}
-	d.timer++
-	gen := d.timer
-	d.armed, d.timerAt = true, at
-	d.h.w.queue.push(at, func() {
-		if d.timer != gen || d.dead || d.stopped || d.hung || d.h.frozen {
-			if d.timer == gen {
-				d.armed = false
-			}
-			return
-		}
-		d.armed = false
-		d.run(func(now time.Time) {
-			if t, ok := d.n.NextTimeout(); ok && !now.Before(t) {
-				d.n.HandleTimeout(now)
-			}
-		})
-	})
 }
 
 // drain carries out effects, with a crash point before and after each.
@@ -284,33 +222,27 @@ func (d *daemon) carry(e node.Effect) {
 	case node.Install:
 		w.note(h.name, "plane", "install SPI %s (out %s), ceiling %d, fence %d", e.SA.SPIIn, e.SA.SPIOut, e.SA.Ceiling, e.SA.Fence)
 		d.p.install(e.SA)
-	case node.SetOutbound:
-		d.p.setOutbound(e.SPIIn, e.Use)
-	case node.SetPeer:
-		d.p.setPeer(e)
 	case node.Remove:
 		w.note(h.name, "plane", "remove SPI %s", e.SPIIn)
-		d.p.remove(e.SPIIn)
+		d.p.carry(e)
 	case node.SetBounds:
 		for _, b := range e.Bounds {
 			w.note(h.name, "plane", "SPI %s: %s is now %d", b.SPIIn, boundName(b.Dir), b.N)
 		}
-		d.p.setBounds(e.Bounds)
+		d.p.carry(e)
 	case node.Activate:
 		w.note(h.name, "plane", "activate")
 		w.rule.activates(d)
-		d.p.activate()
+		d.p.carry(e)
 	case node.Retire:
 		w.note(h.name, "plane", "retire")
-		d.p.retire()
+		d.p.carry(e)
 	case node.Deactivate:
 		w.note(h.name, "plane", "deactivate")
-		d.p.deactivate()
+		d.p.carry(e)
 		w.rule.deactivates(d)
-	case node.SetWindows:
-		d.p.setWindows(e.Windows)
 	case node.TakeWindows:
-		d.n.HandleWindows(h.local(), d.p.windows())
+		d.n.HandleWindows(h.local(), d.p.windows(e.Scope))
 	case node.Claim:
 		h.claim()
 	case node.Reassert:
@@ -324,10 +256,10 @@ func (d *daemon) carry(e node.Effect) {
 	case node.Log:
 		d.logged(e)
 	case statesync.SendFrame:
-		w.sendFrame(d, e)
+		w.streams.frame(w.pipe(h), d, e)
 	case statesync.SendAck:
 		w.rule.acks(d, e)
-		w.sendAck(d, e)
+		w.streams.ack(w.pipe(h.other()), d, e)
 	case cluster.Announce:
 		h.said = e
 		w.rule.announced(d, e)
@@ -351,7 +283,9 @@ func (d *daemon) carry(e node.Effect) {
 	case cluster.Stopped:
 		h.die(d, "stopped")
 	default:
-		panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		if !d.p.carry(e) {
+			panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		}
 	}
 }
 
@@ -415,24 +349,7 @@ func (d *daemon) writeNote(e cluster.WriteNote) {
 func (d *daemon) logged(e node.Log) {
 	w := d.h.w
 	w.rule.logged(d, e)
-	if w.log == nil {
-		return
+	if w.tracing != nil {
+		w.note(d.h.name, "log", "%s", logLine(e))
 	}
-	var b strings.Builder
-	b.WriteString(e.Message)
-	for _, a := range e.Attrs {
-		b.WriteString(" " + a.String())
-	}
-	w.trace(trace.Event{Kind: trace.Note, From: d.h.name, Class: "log", Text: b.String()})
-}
-
-// event hands up what the data plane reports.
-func (d *daemon) events(es []xfrm.Event) {
-	if len(es) == 0 {
-		return
-	}
-	w := d.h.w
-	d.reported = w.fifo(d.reported, w.hop()/4, func() {
-		d.run(func(now time.Time) { d.n.HandlePlane(now, es) })
-	})
 }

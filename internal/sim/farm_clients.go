@@ -36,13 +36,10 @@ type caller struct {
 
 // callerDaemon is a client's process.
 type callerDaemon struct {
-	c       *caller
-	process cluster.ProcessID
-	n       *node.Node
-	p       *farmPlane
-	timer   uint64
-	timerAt time.Duration
-	armed   bool
+	shell
+	c *caller
+	n *node.Node
+	p *farmPlane
 }
 
 func newCaller(w *farm, i int) *caller {
@@ -54,16 +51,17 @@ func (c *caller) excuse(d time.Duration) { c.excused = max(c.excused, c.w.now+d)
 func (c *caller) boot() {
 	w := c.w
 	rnd := secrets(w.s.Seed, "farm "+c.name)
-	d := &callerDaemon{c: c, process: cluster.ProcessID(rnd.Uint64() | 1)}
-	d.p = newFarmPlane(w, c.name, d.process, func() bool { return true })
-	d.p.event = func(es []xfrm.Event) {
+	d := &callerDaemon{c: c}
+	d.shell = shell{scene: &w.scene, clock: &w.clock, process: cluster.ProcessID(rnd.Uint64() | 1), turn: d.drain, still: func() bool { return false }}
+	d.p = newFarmPlane(w, c.name, d.process, func() bool { return true }, func(es []xfrm.Event) {
 		if len(es) > 0 {
 			w.after(w.hop()/4, func() { d.run(func(now time.Time) { d.n.HandlePlane(now, es) }) })
 		}
-	}
+	})
 	d.n = node.New(node.Options{Config: c.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
 		LocalAddr:    func(string, bool) (netip.Addr, bool) { return clientAddr(c.index), true },
 		CookieSecret: ipsec.NewKey(make([]byte, 32))})
+	d.core = d.n
 	c.d, c.route = d, w.members[1+c.r.IntN(len(w.members)-1)]
 	c.lan = c.r.IntN(16)
 	w.reroute(0)
@@ -71,35 +69,14 @@ func (c *caller) boot() {
 	w.after(between(c.r, time.Second, 2*time.Second), c.background)
 }
 
-func (d *callerDaemon) run(f func(now time.Time)) {
-	w := d.c.w
-	f(w.at())
+func (d *callerDaemon) drain() {
 	for {
 		e, ok := d.n.Poll()
 		if !ok {
-			break
+			return
 		}
 		d.carry(e)
 	}
-	t, ok := d.n.NextTimeout()
-	if !ok {
-		d.timer++
-		d.armed = false
-		return
-	}
-	at := max(t.Sub(epoch), w.now)
-	if d.armed && at == d.timerAt {
-		return
-	}
-	d.timer++
-	gen := d.timer
-	d.armed, d.timerAt = true, at
-	w.queue.push(at, func() {
-		if d.timer == gen {
-			d.armed = false
-			d.run(d.n.HandleTimeout)
-		}
-	})
 }
 
 func (d *callerDaemon) carry(e node.Effect) {
@@ -114,18 +91,10 @@ func (d *callerDaemon) carry(e node.Effect) {
 	case node.Install:
 		w.note(c.name, "plane", "install SPI %s (out %s)", e.SA.SPIIn, e.SA.SPIOut)
 		d.p.install(e.SA)
-	case node.SetOutbound:
-		d.p.setOutbound(e.SPIIn, e.Use)
-	case node.SetPeer:
-		d.p.setPeer(e)
-	case node.Remove:
-		d.p.remove(e.SPIIn)
-	case node.SetBounds:
-		d.p.setBounds(e.Bounds)
-	case node.Activate:
-		d.p.activate(e.Scope)
 	case node.Log:
 		w.note(c.name, "log", "%s %v", e.Message, e.Attrs)
+	default:
+		d.p.carry(e)
 	}
 }
 
@@ -180,21 +149,7 @@ func (c *caller) send(toSite bool) {
 }
 
 func (c *caller) burst(count int, rate float64, direction int) {
-	gap := time.Duration(float64(time.Second) / rate)
-	var next func()
-	next = func() {
-		if count--; count < 0 || c.w.done {
-			return
-		}
-		if direction != 2 {
-			c.send(false)
-		}
-		if direction != 1 {
-			c.send(true)
-		}
-		c.w.after(gap+between(c.r, 0, gap/8+1), next)
-	}
-	next()
+	c.w.burst(c.r, count, rate, direction, c.send)
 }
 
 // travel loses, doubles and delays what goes between clients and members.

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -20,19 +19,11 @@ import (
 // farmDaemon is one process of a member: the production node.Farm over a model of its
 // shell.
 type farmDaemon struct {
+	shell
 	m        *member
-	process  cluster.ProcessID
 	f        *node.Farm
 	p        *farmPlane
 	lifetime *farmLife
-	dead     bool
-	stopped  bool // SIGSTOP
-	inbox    []func(now time.Time)
-	progress uint64
-	timer    uint64
-	timerAt  time.Duration
-	armed    bool
-	reported time.Duration // FIFO of what the data plane reports
 	noted    time.Duration // FIFO of its disk
 	trail    []cluster.NodeID
 	limbo    []heldStray
@@ -61,7 +52,7 @@ func (d *farmDaemon) end() {
 	m, w := d.m, d.m.w
 	d.dead = true
 	d.inbox = nil
-	d.timer++
+	d.timer.stop()
 	m.d = nil
 	w.log.SetUp(fsm.NodeID(m.id), false)
 	w.logTurn()
@@ -71,63 +62,19 @@ func (d *farmDaemon) end() {
 	w.reroute(60 * time.Millisecond)
 }
 
-// run gives the node one input and carries out what follows from it.
-func (d *farmDaemon) run(f func(now time.Time)) {
-	switch {
-	case d.dead:
-	case d.stopped || d.m.frozen:
-		if len(d.inbox) < inboxLimit {
-			d.inbox = append(d.inbox, f)
-		}
-	default:
-		f(d.m.w.at())
-		d.drain()
-		d.publish()
-		d.arm()
-	}
+// followUp carries out what follows from an input.
+func (d *farmDaemon) followUp() {
+	d.drain()
+	d.publish()
 }
 
 func (d *farmDaemon) goOn() {
 	d.stopped = false
-	if d.m.frozen || d.dead {
-		return
+	if !d.dead && !d.still() {
+		d.catchUp()
+		d.p.goOn()
+		d.arm()
 	}
-	in := d.inbox
-	d.inbox = nil
-	for _, f := range in {
-		d.run(f)
-	}
-	d.p.goOn()
-	d.arm()
-}
-
-func (d *farmDaemon) arm() {
-	if d.dead {
-		return
-	}
-	t, ok := d.f.NextTimeout()
-	if !ok {
-		d.timer++
-		d.armed = false
-		return
-	}
-	at := max(t.Sub(epoch), d.m.w.now)
-	if d.armed && at == d.timerAt {
-		return
-	}
-	d.timer++
-	gen := d.timer
-	d.armed, d.timerAt = true, at
-	d.m.w.queue.push(at, func() {
-		if d.timer != gen {
-			return
-		}
-		d.armed = false
-		if d.dead || d.stopped || d.m.frozen {
-			return
-		}
-		d.run(d.f.HandleTimeout)
-	})
 }
 
 // drain carries out effects, with a crash point before and after each.
@@ -187,21 +134,13 @@ func (d *farmDaemon) carry(e node.Effect) {
 	case node.Install:
 		w.note(m.name, "plane", "install SPI %s (out %s), ceiling %d, fence %d, %v", e.SA.SPIIn, e.SA.SPIOut, e.SA.Ceiling, e.SA.Fence, cluster.ScopeID(e.SA.Scope))
 		d.p.install(e.SA)
-	case node.SetOutbound:
-		d.p.setOutbound(e.SPIIn, e.Use)
-	case node.SetPeer:
-		d.p.setPeer(e)
 	case node.Remove:
 		w.note(m.name, "plane", "remove SPI %s", e.SPIIn)
-		d.p.remove(e.SPIIn)
-	case node.SetBounds:
-		d.p.setBounds(e.Bounds)
+		d.p.carry(e)
 	case node.Activate:
 		w.note(m.name, "plane", "activate %v", cluster.ScopeID(e.Scope))
 		w.rule.activates(d, cluster.ScopeID(e.Scope))
-		d.p.activate(e.Scope)
-	case node.Retire:
-		d.p.retire(e.Scope)
+		d.p.carry(e)
 	case node.Detach:
 		w.note(m.name, "plane", "detach %v of %v", e.SPIs, cluster.ScopeID(e.Scope))
 		d.f.HandleDetached(w.at(), e.Scope, d.p.detach(e.SPIs))
@@ -213,29 +152,27 @@ func (d *farmDaemon) carry(e node.Effect) {
 		if d.p.active(e.Scope) {
 			w.note(m.name, "plane", "deactivate %v", cluster.ScopeID(e.Scope))
 		}
-		d.p.deactivate(e.Scope)
+		d.p.carry(e)
 		w.rule.deactivates(d, cluster.ScopeID(e.Scope))
-	case node.SetWindows:
-		d.p.setWindows(e.Windows)
 	case node.TakeWindows:
 		d.f.HandleWindows(w.at(), e.Scope, d.p.windows(e.Scope))
 	case node.AddRoute, node.RemoveRoute:
 	case node.Log:
 		d.logged(e)
 	case statesync.SendFrame:
-		w.sendFrame(d, e)
+		w.streams.frame(w.streams.pipe(m, w.members[e.Node]), d, e)
 	case statesync.SendAck:
 		w.rule.acks(d, e)
-		w.sendAck(d, e)
+		w.streams.ack(w.streams.pipe(w.members[e.Node], m), d, e)
 	case cluster.Announce:
 		w.rule.announced(d, e)
-		m.tellGuard(d, func(now time.Time) { m.guard.HandleAnnounce(now, e) })
+		m.tellGuard(&d.shell, func(now time.Time) { m.guard.HandleAnnounce(now, e) })
 	case cluster.Entitle:
-		m.tellGuard(d, func(now time.Time) { m.guard.HandleEntitle(now, e) })
+		m.tellGuard(&d.shell, func(now time.Time) { m.guard.HandleEntitle(now, e) })
 	case cluster.Claim:
-		m.tellGuard(d, func(now time.Time) { m.guard.HandleClaim(now, e) })
+		m.tellGuard(&d.shell, func(now time.Time) { m.guard.HandleClaim(now, e) })
 	case cluster.AskRemoval:
-		m.tellGuard(d, func(now time.Time) { m.guard.HandleAskRemoval(now, e) })
+		m.tellGuard(&d.shell, func(now time.Time) { m.guard.HandleAskRemoval(now, e) })
 	case cluster.WriteNote:
 		d.noted = w.fifo(d.noted, between(w.chance, 300*time.Microsecond, 4*time.Millisecond), func() {
 			if !d.dead && m.powered {
@@ -253,7 +190,9 @@ func (d *farmDaemon) carry(e node.Effect) {
 	case cluster.Stopped:
 		m.die(d, "stopped")
 	default:
-		panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		if !d.p.carry(e) {
+			panic(fmt.Sprintf("sim: nobody carries out %T", e))
+		}
 	}
 }
 
@@ -278,28 +217,9 @@ func (d *farmDaemon) logged(e node.Log) {
 		}
 		w.rule.takesOver(d, t)
 	}
-	if w.tracing == nil {
-		return
+	if w.tracing != nil {
+		w.note(d.m.name, "log", "%s", logLine(e))
 	}
-	var b strings.Builder
-	b.WriteString(e.Message)
-	for _, a := range e.Attrs {
-		if a.Value.Kind() != slog.KindGroup {
-			b.WriteString(" " + a.String())
-		}
-	}
-	w.note(d.m.name, "log", "%s", b.String())
-}
-
-// events hands up what the data plane reports.
-func (d *farmDaemon) events(es []xfrm.Event) {
-	if len(es) == 0 {
-		return
-	}
-	w := d.m.w
-	d.reported = w.fifo(d.reported, w.hop()/4, func() {
-		d.run(func(now time.Time) { d.f.HandlePlane(now, es) })
-	})
 }
 
 // The longest way that a packet may take between members: to the owner, and on to who has

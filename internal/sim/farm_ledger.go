@@ -15,7 +15,7 @@ import (
 // farmLedger remembers every packet that was sealed, every one that was delivered, and
 // every IV, by whom.
 type farmLedger struct {
-	ivs     map[ivKey]ivUse
+	ivs     ivLedger
 	records map[saID]*farmRecord
 	list    []*farmRecord
 	names   map[ipsec.IKESPIs][2]uint64 // keys of AEAD, of the initiator's messages and of the responder's
@@ -33,7 +33,7 @@ type farmRecord struct {
 }
 
 func (l *farmLedger) init() {
-	l.ivs, l.records, l.names = map[ivKey]ivUse{}, map[saID]*farmRecord{}, map[ipsec.IKESPIs][2]uint64{}
+	l.ivs, l.records, l.names = ivLedger{}, map[saID]*farmRecord{}, map[ipsec.IKESPIs][2]uint64{}
 }
 
 func (l *farmLedger) record(spi ipsec.ESPSPI, key uint64) *farmRecord {
@@ -45,17 +45,6 @@ func (l *farmLedger) record(spi ipsec.ESPSPI, key uint64) *farmRecord {
 		l.list = append(l.list, r)
 	}
 	return r
-}
-
-func (l *farmLedger) usedIV(w *farm, key, iv, what uint64, by cluster.ProcessID, who string) {
-	k := ivKey{key, iv}
-	if u, ok := l.ivs[k]; ok {
-		if u.what != what {
-			w.violate(RuleNonce, "%s uses IV %016x for another plaintext than %s did at %v (sender ID %06x)", who, iv, u.who, u.at, iv>>40)
-		}
-		return
-	}
-	l.ivs[k] = ivUse{what, by, who, w.now}
 }
 
 // keys takes what a daemon writes to its key log.
@@ -82,7 +71,7 @@ func (l *farmLedger) ike(w *farm, by cluster.ProcessID, who string, raw []byte) 
 			if m.Initiator {
 				key = names[0]
 			}
-			l.usedIV(w, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), by, who)
+			l.ivs.used(&w.scene, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), by, who)
 		}
 	}
 }
@@ -103,7 +92,7 @@ func describeIKE(raw []byte) string {
 // sealed notes a packet that is about to leave.
 func (l *farmLedger) sealed(w *farm, p *farmPlane, s *farmSA, x *farmESP, iv uint64) {
 	r := l.record(s.SPIOut, s.keyOut)
-	l.usedIV(w, r.id.key, iv, x.inner.serial<<20^x.seq, p.process, p.who)
+	l.ivs.used(&w.scene, r.id.key, iv, x.inner.serial<<20^x.seq, p.process, p.who)
 	if own := r.sentBy[p.process]; x.seq <= own {
 		w.violate(RuleSequence, "%s sends #%d after #%d on SPI %s", p.who, x.seq, own, x.spi)
 	}
@@ -150,10 +139,8 @@ func (l *farmLedger) refused(w *farm, p *farmPlane, s *farmSA, x *farmESP) {
 	if _, ok := r.got[x.seq]; ok {
 		return
 	}
-	for _, h := range s.undone {
-		if h.seq == x.seq {
-			return
-		}
+	if s.waits(x.seq) {
+		return
 	}
 	w.Result.Rejected++
 	w.rule.pays(p, s, x)

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	"tandem/cluster"
 	"tandem/cluster/fsm"
 	"tandem/internal/node"
 	"tandem/proto/clusterpb"
@@ -64,6 +68,7 @@ func (w *farm) deliver() {
 		}
 		r := d.state.Apply(x.Entry)
 		d.index = x.Index
+		w.decided(x, d.state, r)
 		w.mix("apply", uint64(m.id), x.Index)
 		if fsm.Proposer(x.Entry) == fsm.NodeID(m.id) {
 			d.answered(x.Entry, r)
@@ -85,6 +90,27 @@ func (w *farm) deliver() {
 			})
 		}
 	}
+}
+
+// decided notes an entry when the first member applies it.
+func (w *farm) decided(x fsm.Delivery, m *fsm.Machine, r fsm.Result) {
+	if w.tracing == nil || x.Index <= w.rule.logNoted {
+		return
+	}
+	w.rule.logNoted = x.Index
+	c := &clusterpb.Command{}
+	if proto.Unmarshal(x.Entry, c) != nil {
+		return
+	}
+	var b strings.Builder
+	for _, c := range cluster.Parts(c) {
+		b.WriteString(" " + fsm.Subject(c))
+	}
+	for _, id := range r.Scopes {
+		s, _ := m.Scope(id)
+		fmt.Fprintf(&b, "; %v: vm%d at %v, next vm%d at %v, sync %v", id, s.Owner, s.Epoch, s.Successor, s.Next, s.Sync)
+	}
+	w.note("", "log", "entry %d, of vm%d, %v:%s", x.Index, c.GetId().GetNode(), r.Code, b.String())
 }
 
 // view is the state as a member has it. Members at the same entry share it.
@@ -148,13 +174,17 @@ func (d *farmDaemon) logTick() {
 // propose has one command at a time decided; one that asks for the same as another
 // waits for that.
 func (d *farmDaemon) propose(c *clusterpb.Command) {
-	key := askedFor(c)
+	key := fsm.Subject(c)
 	if d.asked[key] {
 		return
 	}
 	d.asked[key] = true
-	if c.GetAddMember() != nil && len(d.queue) > 1 { // the log's own word waits only for what is under way
-		d.queue = slices.Insert(d.queue, 1, c)
+	if before := c.GetAddMember() != nil; (before || cluster.Urgent(c)) && len(d.queue) > 1 { // waits only for what is under way
+		i := 1
+		for i < len(d.queue) && (d.queue[i].GetAddMember() != nil || !before && cluster.Urgent(d.queue[i])) {
+			i++
+		}
+		d.queue = slices.Insert(d.queue, i, c)
 		return
 	}
 	if d.queue = append(d.queue, c); len(d.queue) == 1 {
@@ -162,32 +192,12 @@ func (d *farmDaemon) propose(c *clusterpb.Command) {
 	}
 }
 
-// askedFor is what a command is about, as internal/daemon tells commands apart.
-func askedFor(c *clusterpb.Command) string {
-	switch x := c.GetWhat().(type) {
-	case *clusterpb.Command_SetSyncSet:
-		return fmt.Sprint("sync ", x.SetSyncSet.GetScope())
-	case *clusterpb.Command_TakeOver:
-		return fmt.Sprint("take ", x.TakeOver.GetScope())
-	case *clusterpb.Command_RenewTerm:
-		return fmt.Sprint("term ", x.RenewTerm.GetScope())
-	case *clusterpb.Command_ReportLoss:
-		return fmt.Sprint("loss ", x.ReportLoss.GetNode())
-	case *clusterpb.Command_SetSuccessor:
-		return fmt.Sprint("next ", x.SetSuccessor.GetScope())
-	case *clusterpb.Command_DelegateRange:
-		return fmt.Sprint("range ", x.DelegateRange.GetSpace())
-	case *clusterpb.Command_ReturnRange:
-		return fmt.Sprint("return ", x.ReturnRange.GetRange())
-	}
-	return fmt.Sprintf("%T", c.GetWhat())
-}
-
 func (d *farmDaemon) begin() {
 	if len(d.queue) == 0 {
 		return
 	}
-	c := d.queue[0]
+	c, n := cluster.Together(d.queue)
+	d.queue = slices.Replace(d.queue, 0, n, c)
 	d.number++
 	c.Id = &clusterpb.CommandID{Node: uint32(d.m.id), Life: d.life, Seq: d.number}
 	c.Version = 1
@@ -213,7 +223,9 @@ func (d *farmDaemon) try(c *clusterpb.Command, number uint64) {
 }
 
 func (d *farmDaemon) next() {
-	delete(d.asked, askedFor(d.queue[0]))
+	for _, c := range cluster.Parts(d.queue[0]) {
+		delete(d.asked, fsm.Subject(c))
+	}
 	d.queue = d.queue[1:]
 	d.begin()
 }

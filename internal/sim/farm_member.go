@@ -14,23 +14,10 @@ import (
 
 // member is a machine of a farm: power, disk, guardian, daemon.
 type member struct {
-	w     *farm
-	id    cluster.NodeID
-	name  string
-	late  bool // comes with a Join
-	boots int
-	side  int // of a partition of the sync network
-
-	powered, frozen bool
-	waiting         []func() // what the guardian finds when the host goes on
-	overdue         bool     // its tick
-
-	guard     *cluster.Guard
-	guardBoot uint64
-	restart   uint64 // generation of the planned start of the daemon
-	backoff   time.Duration
-	toGuard   time.Duration // FIFO of the daemon's messages
-	toDaemon  time.Duration // and of the guardian's
+	machine
+	w         *farm
+	late      bool // comes with a Join
+	side      int  // of a partition of the sync network
 	disk      farmDisk
 	drainedAt time.Duration // since when it is asked to be drained; 0: it is not
 	d         *farmDaemon
@@ -46,6 +33,23 @@ type farmDisk struct {
 	opened   []fsm.RangeID
 }
 
+func newMember(w *farm, id cluster.NodeID, late bool) *member {
+	m := &member{w: w, late: late}
+	m.machine = machine{scene: &w.scene, id: id, name: fmt.Sprintf("vm%d", id), parts: m}
+	return m
+}
+
+func (m *member) daemonOf() *farmDaemon { return m.d }
+
+func (m *member) running() *shell {
+	if m.d == nil {
+		return nil
+	}
+	return &m.d.shell
+}
+
+func (m *member) guardTime() time.Time { return m.w.at() }
+
 func (m *member) boot() {
 	if m.powered {
 		return
@@ -58,49 +62,12 @@ func (m *member) boot() {
 }
 
 func (m *member) startGuardian() {
-	m.guardBoot++
-	m.guard = cluster.NewGuard(cluster.GuardOptions{
-		Self: m.id, Name: m.name, Incarnation: m.guardBoot, Interval: m.w.s.Setup.HBInterval, Threshold: m.w.s.Setup.Threshold,
-	})
-	m.backoff = 0
-	m.tick(m.guardBoot)
+	m.newGuard()
+	m.tick()
 }
 
-func (m *member) tick(boot uint64) {
-	m.w.after(m.guard.TickInterval()+between(m.w.chance, 0, 50*time.Microsecond), func() {
-		switch {
-		case m.guardBoot != boot || m.guard == nil:
-		case m.frozen:
-			m.overdue = true
-		default:
-			m.beat()
-		}
-	})
-}
-
-func (m *member) beat() {
-	boot := m.guardBoot
-	if d := m.d; d != nil {
-		if !d.stopped {
-			d.progress++
-		}
-		m.guard.HandleProgress(d.progress)
-	}
-	m.guard.Tick(m.w.at())
-	m.carryGuard()
-	if m.guard != nil && m.guardBoot == boot {
-		m.tick(boot)
-	}
-}
-
-func (m *member) onGuard(f func()) {
-	switch {
-	case m.guard == nil:
-	case m.frozen:
-		m.waiting = append(m.waiting, f)
-	default:
-		f()
-	}
+func (m *member) tick() {
+	m.tickIn(m.guard.TickInterval() + between(m.w.chance, 0, 50*time.Microsecond))
 }
 
 func (m *member) carryGuard() {
@@ -160,10 +127,10 @@ func (m *member) tellDaemon(e cluster.GuardEffect) {
 		d.run(func(now time.Time) {
 			switch e := e.(type) {
 			case cluster.TellPeer:
-				w.pipeHears(m, w.members[e.Peer.Node], e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
+				w.streams.hears(w.streams.pipe(m, w.members[e.Peer.Node]), e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
 				d.f.HandlePeer(now, e.Peer)
 			case cluster.TellLoss:
-				w.pipeHears(m, w.members[e.Node], 0, false)
+				w.streams.hears(w.streams.pipe(m, w.members[e.Node]), 0, false)
 				d.f.HandleLoss(now, e)
 			case cluster.TellRemoved:
 				d.f.HandleRemoved(now, e.Scope, e.Node)
@@ -171,19 +138,6 @@ func (m *member) tellDaemon(e cluster.GuardEffect) {
 				d.f.HandleEntitled(now, e.Scope, e.Epoch)
 			case cluster.TellClaimed:
 				d.f.HandleClaimed(now, e.Scope, e.Epoch, e.OK)
-			}
-		})
-	})
-}
-
-// tellGuard hands a message of the daemon to the guardian.
-func (m *member) tellGuard(d *farmDaemon, f func(now time.Time)) {
-	boot := m.guardBoot
-	m.toGuard = m.w.fifo(m.toGuard, m.w.hop(), func() {
-		m.onGuard(func() {
-			if m.guard != nil && m.guardBoot == boot && (m.d == d || m.d == nil) {
-				f(m.w.at())
-				m.carryGuard()
 			}
 		})
 	})
@@ -197,23 +151,19 @@ func (m *member) startDaemon() {
 	w := m.w
 	m.boots++
 	rnd := secrets(w.s.Seed, fmt.Sprintf("farm %s %d", m.name, m.boots))
-	d := &farmDaemon{m: m, process: cluster.ProcessID(rnd.Uint64() | 1), life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
-	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen })
-	d.p.event, d.p.stray, d.p.ofCluster = d.events, d.stray, true
-	coverage := cluster.CoverageProven
-	switch {
-	case m.disk.lost:
-		coverage = cluster.CoverageLost
-	case m.disk.note:
-		coverage = cluster.CoverageNote
-	}
+	d := &farmDaemon{m: m, life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
+	d.shell = shell{scene: &w.scene, clock: &w.clock, process: cluster.ProcessID(rnd.Uint64() | 1), turn: d.followUp,
+		still: func() bool { return d.stopped || m.frozen }}
+	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen }, d.events)
+	d.p.stray, d.p.ofCluster = d.stray, true
 	d.f = node.NewFarm(node.FarmOptions{
 		Options: node.Options{Config: w.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
 			LocalAddr:     func(string, bool) (netip.Addr, bool) { return clusterAddr, true },
 			CookieSecret:  ipsec.NewKey(make([]byte, 32)),
 			HalfOpenLimit: 1000},
-		Self: m.id, Name: m.name, Coverage: coverage, Interval: w.s.Setup.HBInterval, Threshold: w.s.Setup.Threshold,
+		Self: m.id, Name: m.name, Coverage: coverage(m.disk.lost, m.disk.note), Interval: w.s.Setup.HBInterval, Threshold: w.s.Setup.Threshold,
 	})
+	d.core = d.f
 	if m.disk.store == 0 {
 		m.disk.store = rnd.Uint64() | 1
 		m.disk.lost = false
@@ -238,24 +188,7 @@ func (m *member) die(d *farmDaemon, why string) {
 	w := m.w
 	w.fault(m.name, "the daemon dies: %s", why)
 	d.end()
-	boot := m.guardBoot
-	m.toGuard = w.fifo(m.toGuard, between(w.chance, 50*time.Microsecond, 2*time.Millisecond), func() {
-		m.onGuard(func() {
-			if m.guard == nil || m.guardBoot != boot || m.d != nil {
-				return
-			}
-			m.guard.DaemonEnded(w.at())
-			m.carryGuard()
-			m.backoff = min(5*time.Second, max(200*time.Millisecond, 2*m.backoff))
-			m.restart++
-			gen := m.restart
-			w.after(m.backoff, func() {
-				if m.restart == gen {
-					m.onGuard(m.startDaemon)
-				}
-			})
-		})
-	})
+	m.tellDeath(func() {}, func() bool { return true })
 }
 
 // endGuardian ends guardian and daemon without a word.
@@ -263,10 +196,7 @@ func (m *member) endGuardian() {
 	if m.guard == nil {
 		return
 	}
-	m.guard = nil
-	m.guardBoot++
-	m.restart++
-	m.waiting, m.overdue = nil, false
+	m.dropGuard()
 	if d := m.d; d != nil {
 		d.end()
 	}
@@ -296,23 +226,12 @@ func (m *member) freeze(d time.Duration) {
 
 // thaw lets a host go on. Guardian, daemon and data plane wake in any order.
 func (m *member) thaw() {
-	w := m.w
 	m.frozen = false
-	w.fault(m.name, "goes on")
-	wake := func(f func()) { w.after(between(w.chance, 0, 2*time.Millisecond), f) }
-	wake(func() {
-		in := m.waiting
-		m.waiting = nil
-		for _, f := range in {
-			m.onGuard(f)
-		}
-		if m.overdue && m.guard != nil && !m.frozen {
-			m.overdue = false
-			m.beat()
-		}
-	})
+	m.w.fault(m.name, "goes on")
 	if d := m.d; d != nil {
-		wake(d.goOn)
-		wake(d.p.goOn)
+		d.stopped = true // until the scheduler comes to it; what came meanwhile is first
+		m.wakeAll(d.goOn, d.p.goOn)
+	} else {
+		m.wakeAll()
 	}
 }

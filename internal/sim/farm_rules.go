@@ -39,6 +39,8 @@ type farmRules struct {
 	logSince    time.Duration // since when all that live have a leader whom they reach
 	quorate     map[cluster.NodeID]lostQuorum
 	strays      uint64
+	logNoted    uint64                // the entry that was noted last
+	split       map[ipsec.ESPSPI]bool // clients' Child SAs, by inbound SPI, and whether they came about in a split
 }
 
 type frameID struct {
@@ -57,7 +59,8 @@ type handedOver struct {
 type scopeTruth struct {
 	id       cluster.ScopeID
 	active   []*farmLife
-	split    bool          // two are active, or were and it has not healed for a second
+	split    bool          // two are active, or were and it has not healed
+	sides    []*farmLife   // were active beside another in that split, and have ended
 	tolerate time.Duration // until when rules 2 to 4 rest
 	double   time.Duration // since when two are active although nothing keeps them apart; 0: they are not
 	changed  time.Duration // last change of who is active
@@ -98,6 +101,7 @@ func (r *farmRules) init(w *farm) {
 	r.w = w
 	r.scopes, r.epochs = map[cluster.ScopeID]*scopeTruth{}, map[cluster.Tenure]cluster.ProcessID{}
 	r.frames, r.quorate = map[frameID]handedOver{}, map[cluster.NodeID]lostQuorum{}
+	r.split = map[ipsec.ESPSPI]bool{}
 }
 
 func (r *farmRules) scope(id cluster.ScopeID) *scopeTruth {
@@ -207,18 +211,37 @@ func (r *farmRules) ends(l *farmLife, s *scopeTruth) {
 	if i := slices.Index(s.active, l); i >= 0 {
 		s.active = slices.Delete(s.active, i, i+1)
 		s.changed = r.w.now
+		if s.split {
+			s.sides = append(s.sides, l)
+		}
 		r.heal(s)
 	}
 }
 
-// heal ends a split when one owner is left and nothing keeps members apart any more. What
-// both sides did is one within a second.
+// heal ends a split when one owner is left and nothing keeps members apart any more, nor
+// the streams by which the other sides tell it what they did. What all did is one within a
+// second.
 func (r *farmRules) heal(s *scopeTruth) {
-	if s.split && len(s.active) <= 1 && r.w.whole() {
-		s.split = false
+	if s.split && len(s.active) <= 1 && r.w.whole() && r.told(s) {
+		s.split, s.sides = false, nil
 		s.tolerate = max(s.tolerate, r.w.now+time.Second)
 		r.w.note("", "truth", "the split of %v has healed", s.id)
 	}
+}
+
+// told says that everybody who lives of a split's sides has a stream to the owner.
+func (r *farmRules) told(s *scopeTruth) bool {
+	for _, o := range s.active {
+		for _, l := range s.sides {
+			if l.dead || l == o {
+				continue
+			}
+			if p := r.w.streams.pipe(l.m, o.m); !p.up || r.w.now < p.stalled {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // died: a process is gone, and its memory with it.
@@ -242,6 +265,9 @@ func (r *farmRules) died(d *farmDaemon) {
 		}
 		if !was {
 			continue
+		}
+		if !d.quorum && len(s.active) == 0 {
+			r.fellWithoutQuorum(id)
 		}
 		if !r.calm() {
 			// It may have gone on alone behind a cut.
@@ -344,6 +370,9 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 		case have == nil && o.d.p.gone[s.SPIIn]: // the record that ends it comes here first
 		case have == nil && s.Phase1 != "vpn1" && w.now-r.slotsAt < settleTime:
 			// Slots came: the site's tunnel falls to another, and o has heard that sooner.
+		case have == nil && ended(l.m.d, s.SPIIn):
+			// The owner has, but for somebody else who has not acknowledged that yet. The
+			// copy that o got since is without the SA, so nobody can use it after.
 		case have == nil:
 			w.violate(RuleGate, "%s uses #%d of SPI %s of %v, which %s does not know, who is entitled to succeed it", p.who, seq, x.id.spi, id, o.name)
 		case dir == xfrm.Outbound && have.out.Bound() < seq, dir == xfrm.Inbound && have.in.Bound() < seq:
@@ -351,6 +380,18 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 				map[xfrm.Direction]uint64{xfrm.Outbound: have.out.Bound(), xfrm.Inbound: have.in.Bound()}[dir])
 		}
 	}
+}
+
+// ended says that a member's engine has ended a Child SA that its data plane still has.
+func ended(d *farmDaemon, spi ipsec.ESPSPI) bool {
+	for _, g := range d.f.Status(d.m.w.at()).Gateways {
+		for _, c := range g.Children {
+			if c.SA.SPIIn == spi {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // handed: a frame of d is about to be handed to o.

@@ -1,10 +1,6 @@
 package sim
 
-import (
-	"fmt"
-	"sync"
-	"testing"
-)
+import "testing"
 
 // openDefects are seeds that show a defect which is known and not mended, with the rule
 // that they break. One that does not break it any more fails the test, too: it is
@@ -19,41 +15,22 @@ func TestFarms(t *testing.T) {
 		seeds = 30
 	}
 	seeds = env(t, "SIM_FARM_SEEDS", seeds)
-	from := env(t, "SIM_FARM_FROM", 0)
-	var mu sync.Mutex
-	sum := NewSummary()
-	const chunk = 5
-	t.Run("seeds", func(t *testing.T) {
-		for begin := from; begin < from+seeds; begin += chunk {
-			end := min(begin+chunk, from+seeds)
-			t.Run(fmt.Sprintf("%d-%d", begin, end-1), func(t *testing.T) {
-				t.Parallel()
-				part := NewSummary()
-				for seed := begin; seed < end; seed++ {
-					s := ForFarmSeed(seed)
-					part.Add(s, Run(s))
-				}
-				shown := map[uint64]bool{}
-				for _, v := range part.SortedViolations() {
-					if rule := openDefects[v.Seed]; rule != "" && v.Violation.Rule == rule {
-						t.Logf("farm seed %d: %s: known, and open", v.Seed, v.Violation)
-						shown[v.Seed] = true
-						continue
-					}
-					t.Errorf("farm seed %d: %s\nreplay it with: make sim FARM_SEED=%d", v.Seed, v.Violation, v.Seed)
-				}
-				for seed := range openDefects {
-					if begin <= seed && seed < end && !shown[seed] {
-						t.Errorf("farm seed %d no longer shows the defect that openDefects names", seed)
-					}
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				sum.Merge(part)
-			})
+	sum := simulate(t, seeds, env(t, "SIM_FARM_FROM", 0), 5, ForFarmSeed, func(t *testing.T, part *Summary, begin, end uint64) {
+		shown := map[uint64]bool{}
+		for _, v := range part.SortedViolations() {
+			if rule := openDefects[v.Seed]; rule != "" && v.Violation.Rule == rule {
+				t.Logf("farm seed %d: %s: known, and open", v.Seed, v.Violation)
+				shown[v.Seed] = true
+				continue
+			}
+			t.Errorf("farm seed %d: %s\nreplay it with: make sim FARM_SEED=%d", v.Seed, v.Violation, v.Seed)
+		}
+		for seed := range openDefects {
+			if begin <= seed && seed < end && !shown[seed] {
+				t.Errorf("farm seed %d no longer shows the defect that openDefects names", seed)
+			}
 		}
 	})
-	t.Log(sum.Line())
 	if seeds < 30 {
 		return
 	}

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -17,10 +16,7 @@ import (
 // farm is one run of a farm: members behind a router, a sync network between them, the
 // log that they share, and clients.
 type farm struct {
-	s     *Schedule
-	now   time.Duration
-	queue queue
-	steps int
+	scene
 
 	conf    *config.Config
 	members []*member // by number from 1; 0 is nil
@@ -29,21 +25,14 @@ type farm struct {
 	logGen  uint64 // of the planned step of the log
 	slowLog time.Duration
 	views   []decidedView
-	pipes   [][]*farmPipe // from, to
+	streams pipes[*member, *farmDaemon]
+	clock   clock // of all: it is right
 	ranges  rangeLedger
 	ledger  farmLedger
 	rule    farmRules
 
-	chance  *rand.Rand // of what is outside the network
-	net     *rand.Rand
-	armed   []Action // CrashAt that wait for their moment
-	seen    []seenESP
-	healing bool
-	done    bool
-	Result  *Result
-	digest  uint64
-	tracing *trace.Log
-	serial  uint64
+	net  *rand.Rand
+	seen []seenESP
 }
 
 // decidedView is the state after an entry, which members share: nobody changes it.
@@ -52,21 +41,8 @@ type decidedView struct {
 	state *fsm.Machine
 }
 
-func runFarm(s *Schedule, log *trace.Log) (r *Result) {
-	w := newFarm(s, log)
-	defer func() {
-		if p := recover(); p != nil {
-			r = w.Result
-			r.Violations = nil
-			w.violate(RulePanic, "%v, in %s", p, panicked())
-			r.Virtual, r.Digest, r.Steps = w.now, w.digest, w.steps
-		}
-	}()
-	return w.run()
-}
-
 func newFarm(s *Schedule, log *trace.Log) *farm {
-	w := &farm{s: s, tracing: log, chance: stream(s.Seed, "farm chance"), net: stream(s.Seed, "farm network"), Result: newResult(),
+	w := &farm{scene: newScene(s, log, "farm chance"), net: stream(s.Seed, "farm network"),
 		conf: load("farm.conf", s.Setup.farmConfig()), ranges: rangeLedger{}}
 	w.ledger.init()
 	w.rule.init(w)
@@ -80,12 +56,10 @@ func newFarm(s *Schedule, log *trace.Log) *farm {
 		MinDelay: time.Millisecond, MaxDelay: f.LogDelay, Election: 250 * time.Millisecond})
 	w.members = append(w.members, nil)
 	for i := 1; i <= f.Members; i++ {
-		w.members = append(w.members, &member{w: w, id: cluster.NodeID(i), name: fmt.Sprintf("vm%d", i), late: i > f.Members-f.Late})
+		w.members = append(w.members, newMember(w, cluster.NodeID(i), i > f.Members-f.Late))
 		w.log.SetUp(fsm.NodeID(i), false)
 	}
-	for range w.members {
-		w.pipes = append(w.pipes, make([]*farmPipe, len(w.members)))
-	}
+	w.initStreams()
 	for i := range s.Setup.Clients {
 		w.clients = append(w.clients, newCaller(w, i))
 	}
@@ -93,47 +67,23 @@ func newFarm(s *Schedule, log *trace.Log) *farm {
 }
 
 // at is virtual time as clocks show it: a farm's clocks are right.
-func (w *farm) at() time.Time { return epoch.Add(w.now) }
-
-func (w *farm) after(d time.Duration, do func()) { w.queue.push(w.now+max(0, d), do) }
-
-func (w *farm) mix(what string, a, b uint64) {
-	d := w.digest ^ uint64(w.now)
-	for i := range len(what) {
-		d = (d ^ uint64(what[i])) * 0x100000001b3
-	}
-	d = (d ^ a) * 0x100000001b3
-	w.digest = (d^b)*0x100000001b3 ^ d>>29
-}
+func (w *farm) at() time.Time { return w.clock.at(w.now) }
 
 func (w *farm) run() *Result {
-	for _, m := range w.members[1:] {
-		if !m.late {
-			w.after(between(w.chance, 0, 300*time.Millisecond), m.boot)
+	return w.play(func() {
+		for _, m := range w.members[1:] {
+			if !m.late {
+				w.after(between(w.chance, 0, 300*time.Millisecond), m.boot)
+			}
 		}
-	}
-	for _, c := range w.clients {
-		w.after(between(w.chance, 3*time.Second, 4*time.Second), c.boot)
-	}
-	for i := range w.s.Actions {
-		a := w.s.Actions[i]
-		w.queue.push(a.At, func() { w.act(a) })
-	}
-	w.logTurn()
-	w.after(time.Second, w.rule.poll)
-	w.queue.push(w.s.Length, w.heal)
-	for !w.done && len(w.Result.Violations) == 0 && len(w.queue.heap) > 0 {
-		e := w.queue.pop()
-		if e.at > w.now {
-			w.now = e.at
+		for _, c := range w.clients {
+			w.after(between(w.chance, 3*time.Second, 4*time.Second), c.boot)
 		}
-		e.do()
-		if w.steps++; w.steps > maxSteps {
-			w.violate(RuleBounded, "the run does not come to an end: %d events in %v", w.steps, w.now)
-		}
-	}
-	w.Result.Virtual, w.Result.Digest, w.Result.Steps = w.now, w.digest, w.steps
-	return w.Result
+		w.planActions(w.act)
+		w.logTurn()
+		w.after(time.Second, w.rule.poll)
+		w.queue.push(w.s.Length, w.heal)
+	})
 }
 
 // reach: the sync network carries something from a to b, who are both awake.
@@ -185,77 +135,11 @@ func (w *farm) ownerOf(s cluster.ScopeID) *member {
 	return nil
 }
 
-func (w *farm) violate(rule Rule, format string, args ...any) {
-	if len(w.Result.Violations) > 0 {
-		return
-	}
-	v := Violation{Rule: rule, At: w.now, Text: fmt.Sprintf(format, args...)}
-	w.Result.Violations = append(w.Result.Violations, v)
-	w.trace(trace.Event{Kind: trace.Violation, Text: string(rule) + ": " + v.Text})
-}
-
-func (w *farm) trace(e trace.Event) {
-	if w.tracing != nil {
-		if e.At == 0 {
-			e.At = w.now
-		}
-		w.tracing.Add(e)
-	}
-}
-
-func (w *farm) note(who, class, format string, args ...any) {
-	if w.tracing != nil {
-		w.trace(trace.Event{Kind: trace.Note, From: who, Class: class, Text: fmt.Sprintf(format, args...)})
-	}
-}
-
-func (w *farm) state(who, text string) {
-	w.trace(trace.Event{Kind: trace.State, From: who, Text: text})
-}
-
-func (w *farm) fault(who, format string, args ...any) {
-	if w.tracing != nil {
-		w.trace(trace.Event{Kind: trace.Fault, From: who, Text: fmt.Sprintf(format, args...)})
-	}
-}
-
-// message tells of a message; until < 0: it is lost.
-func (w *farm) message(from, to, class string, until time.Duration, text func() string) {
-	if w.tracing != nil {
-		w.trace(trace.Event{Kind: trace.Message, From: from, To: to, Until: until, Class: class, Text: text()})
-	}
-}
-
-// fifo plans f not before what was planned last in the same queue.
-func (w *farm) fifo(last, d time.Duration, f func()) time.Duration {
-	at := max(last, w.now+d)
-	w.queue.push(at, f)
-	return at
-}
-
-// hop is what a message takes between two processes of a host.
-func (w *farm) hop() time.Duration {
-	if w.s.Setup.TightLoop {
-		return between(w.chance, 0, 20*time.Microsecond)
-	}
-	return between(w.chance, 10*time.Microsecond, 400*time.Microsecond)
-}
-
 // act does what the schedule wants now.
 func (w *farm) act(a Action) {
-	if w.healing {
-		return
-	}
 	m := w.node(a.Node)
-	if m == nil && a.Verb.Fault() && a.Node != "" {
+	if !w.begins(a, m != nil) {
 		return
-	}
-	if a.Verb != CrashAt {
-		w.Result.Faults[a.Verb]++
-	}
-	w.mix(string(a.Verb), uint64(a.For), uint64(a.Count))
-	if w.tracing != nil {
-		w.fault("", "%s", a)
 	}
 	if a.Verb.Fault() {
 		w.rule.disturbed(a.Verb, a.For)
@@ -300,11 +184,11 @@ func (w *farm) act(a Action) {
 		w.slowLog = max(w.slowLog, w.now+a.For)
 	case StallStream:
 		for _, x := range w.members[1:] {
-			w.pipe(m, x).stalled = max(w.pipe(m, x).stalled, w.now+min(a.For, 2*time.Second))
+			w.streams.pipe(m, x).stall(w.now + min(a.For, 2*time.Second))
 		}
 	case BreakStream:
 		for _, x := range w.members[1:] {
-			w.breakPipe(w.pipe(m, x))
+			w.streams.reset(w.streams.pipe(m, x))
 		}
 	default:
 		w.everyday(m, a)
@@ -356,13 +240,11 @@ func (w *farm) unite() {
 	}
 	w.rule.united = w.now
 	w.fault("", "the sync network is whole again")
-	for _, from := range w.pipes {
-		for _, p := range from {
-			if p != nil && p.up {
-				w.after(between(w.chance, 0, 200*time.Millisecond), func() { w.breakPipe(p) })
-			}
+	w.streams.each(func(p *farmPipe) {
+		if p.up {
+			w.after(between(w.chance, 0, 200*time.Millisecond), func() { w.streams.reset(p) })
 		}
-	}
+	})
 }
 
 // everyday is what administrators, clients, routers and attackers do.

@@ -50,19 +50,5 @@ func (f *flow) send(toSite bool) {
 
 // burst sends count packets at a rate, each way or one.
 func (f *flow) burst(count int, rate float64, direction int) {
-	gap := time.Duration(float64(time.Second) / rate)
-	var next func()
-	next = func() {
-		if count--; count < 0 || f.w.done {
-			return
-		}
-		if direction != 2 {
-			f.send(false)
-		}
-		if direction != 1 {
-			f.send(true)
-		}
-		f.w.after(gap+between(f.r, 0, gap/8+1), next)
-	}
-	next()
+	f.w.burst(f.r, count, rate, direction, f.send)
 }

@@ -10,35 +10,22 @@ import (
 
 // host is a machine: power, clock, disk, guardian, daemon. A client has no guardian.
 type host struct {
+	machine
 	w     *world
-	name  string
-	id    cluster.NodeID // 0: a client
-	index int            // of a client
+	index int // of a client
 	addr  netip.Addr
 	clock clock
 	conf  *config.Config
 	disk  disk
-	boots int
 
-	powered bool
-	frozen  bool
-	waiting []func() // what the guardian finds when the host goes on
-	late    bool     // its tick is overdue
-
-	guard     *cluster.Guard
-	guardBoot uint64 // tells ticks of an earlier guardian
-	asleep    bool   // its ticks are skipped: nothing can happen
+	asleep    bool // the guardian's ticks are skipped: nothing can happen
 	sleptAt   time.Duration
 	sleeps    uint64
 	skipped   time.Duration // by all sleeps
-	restart   uint64        // generation of the planned start of the daemon
-	backoff   time.Duration
 	stubborn  time.Duration // until when the daemon does not die
 	dontStart bool          // the schedule starts it again
 	said      cluster.Announce
-	toGuard   time.Duration // FIFO of the daemon's messages
-	toDaemon  time.Duration // and of the guardian's
-	holds     bool          // the shared addresses are on its interfaces
+	holds     bool // the shared addresses are on its interfaces
 	claims    uint64
 	monitors  int
 	wanCut    [2]int // from it, towards it: how many faults cut it
@@ -57,6 +44,21 @@ type disk struct {
 	busy  time.Duration // FIFO of writes
 }
 
+// newHost makes a machine that is off.
+func newHost(h host, id cluster.NodeID, name string) *host {
+	h.machine = machine{scene: &h.w.scene, id: id, name: name, parts: &h}
+	return &h
+}
+
+func (h *host) daemonOf() *daemon { return h.d }
+
+func (h *host) running() *shell {
+	if h.d == nil {
+		return nil
+	}
+	return &h.d.shell
+}
+
 func (h *host) other() *host { return h.w.gw[2-int(h.id)] }
 
 func (h *host) local() time.Time { return h.clock.at(h.w.now) }
@@ -66,7 +68,7 @@ func (h *host) boot() {
 	if h.powered {
 		return
 	}
-	h.powered, h.frozen, h.waiting, h.late = true, false, nil, false
+	h.powered, h.frozen, h.waiting, h.overdue = true, false, nil, false
 	h.clock.wall = 0 // a host that boots asks for the time: see cluster/DESIGN.md, invariant 1
 	h.boots++
 	h.w.mix("boot", uint64(h.id), uint64(h.boots))
@@ -79,13 +81,9 @@ func (h *host) boot() {
 // startGuardian begins the heartbeats. Addresses that an earlier one left stay
 // where they are.
 func (h *host) startGuardian() {
-	h.guardBoot++
-	h.guard = cluster.NewGuard(cluster.GuardOptions{
-		Self: h.id, Name: h.name, Incarnation: h.guardBoot,
-		Interval: h.w.s.Setup.HBInterval, Threshold: h.w.s.Setup.Threshold,
-	})
-	h.asleep, h.backoff = false, 0
-	h.tick(h.guardBoot)
+	h.newGuard()
+	h.asleep = false
+	h.tick()
 }
 
 // guardTime is the guardian's clock. It leaves out the time in which its ticks are
@@ -93,38 +91,14 @@ func (h *host) startGuardian() {
 func (h *host) guardTime() time.Time { return h.clock.at(h.w.now).Add(-h.skipped) }
 
 // tick plans the guardian's next tick.
-func (h *host) tick(boot uint64) {
+func (h *host) tick() {
 	w := h.w
 	d := h.guard.TickInterval()
 	if until := w.nothingBefore(); until > w.now+20*d {
 		h.sleep(until)
 		return
 	}
-	w.after(d, func() {
-		switch {
-		case h.guardBoot != boot || h.guard == nil:
-		case h.frozen:
-			h.late = true
-		default:
-			h.beat()
-		}
-	})
-}
-
-// beat is one tick, after everything that came before it was read.
-func (h *host) beat() {
-	boot := h.guardBoot
-	if d := h.d; d != nil {
-		if !d.stopped && !d.hung {
-			d.progress++
-		}
-		h.guard.HandleProgress(d.progress)
-	}
-	h.guard.Tick(h.guardTime())
-	h.carryGuard()
-	if h.guard != nil && h.guardBoot == boot {
-		h.tick(boot)
-	}
+	h.tickIn(d)
 }
 
 // sleep skips ticks: until then heartbeats come and go and say nothing new.
@@ -143,7 +117,7 @@ func (h *host) wake() {
 	if h.asleep {
 		h.asleep = false
 		h.skipped += h.w.now - h.sleptAt
-		h.tick(h.guardBoot)
+		h.tick()
 	}
 }
 
@@ -174,17 +148,6 @@ func (w *world) busy(d time.Duration) {
 	w.quiet = max(w.quiet, w.now+d)
 	w.gw[0].wake()
 	w.gw[1].wake()
-}
-
-// onGuard runs f on the guardian, or when its host goes on.
-func (h *host) onGuard(f func()) {
-	switch {
-	case h.guard == nil:
-	case h.frozen:
-		h.waiting = append(h.waiting, f)
-	default:
-		f()
-	}
 }
 
 // carryGuard does what the guardian wants done.
@@ -233,10 +196,10 @@ func (h *host) tellDaemon(e cluster.GuardEffect) {
 			switch e := e.(type) {
 			case cluster.TellPeer:
 				d.peer = e.Peer
-				w.pipeHears(h, e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
+				w.streams.hears(w.pipe(h), e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
 				d.n.HandlePeer(now, e.Peer)
 			case cluster.TellLoss:
-				w.pipeHears(h, 0, false)
+				w.streams.hears(w.pipe(h), 0, false)
 				d.n.HandleLoss(now, e.Node, e.Kind, e.Entitled, e.Detected)
 			case cluster.TellRemoved:
 				d.n.HandleRemoved(now, e.Node)
@@ -251,31 +214,8 @@ func (h *host) tellDaemon(e cluster.GuardEffect) {
 
 // tellGuard hands a message of the daemon to the guardian.
 func (h *host) tellGuard(d *daemon, f func(now time.Time)) {
-	boot := h.guardBoot
 	h.w.busy(2 * time.Second)
-	h.toGuard = h.w.fifo(h.toGuard, h.w.hop(), func() {
-		h.onGuard(func() {
-			if h.guard != nil && h.guardBoot == boot && (h.d == d || h.d == nil) {
-				f(h.guardTime())
-				h.carryGuard()
-			}
-		})
-	})
-}
-
-// fifo plans f not before what was planned last in the same queue.
-func (w *world) fifo(last, d time.Duration, f func()) time.Duration {
-	at := max(last, w.now+d)
-	w.queue.push(at, f)
-	return at
-}
-
-// hop is what a message takes between two processes of a host.
-func (w *world) hop() time.Duration {
-	if w.s.Setup.TightLoop {
-		return between(w.chance, 0, 20*time.Microsecond)
-	}
-	return between(w.chance, 10*time.Microsecond, 400*time.Microsecond)
+	h.machine.tellGuard(&d.shell, f)
 }
 
 // die ends a daemon at once. What it said before reaches the guardian, which then
@@ -295,29 +235,8 @@ func (h *host) die(d *daemon, why string) {
 		w.after(between(w.chance, 100*time.Millisecond, 2*time.Second), h.startDaemon)
 		return
 	}
-	w.pipesDied(h, d.process)
-	boot := h.guardBoot
-	h.toGuard = w.fifo(h.toGuard, between(w.chance, 50*time.Microsecond, 2*time.Millisecond), func() {
-		h.onGuard(func() {
-			if h.guard == nil || h.guardBoot != boot || h.d != nil {
-				return
-			}
-			h.release()
-			h.guard.DaemonEnded(h.guardTime())
-			h.carryGuard()
-			if h.dontStart {
-				return
-			}
-			h.backoff = min(5*time.Second, max(200*time.Millisecond, 2*h.backoff))
-			h.restart++
-			gen := h.restart
-			w.after(h.backoff, func() {
-				if h.restart == gen {
-					h.onGuard(h.startDaemon)
-				}
-			})
-		})
-	})
+	w.streams.died(h, h.other(), d.process)
+	h.tellDeath(h.release, func() bool { return !h.dontStart })
 }
 
 // endGuardian ends guardian and daemon (PDEATHSIG) without a word; the shared
@@ -326,17 +245,14 @@ func (h *host) endGuardian() {
 	if h.guard == nil {
 		return
 	}
-	h.guard = nil
-	h.guardBoot++
-	h.restart++
+	h.dropGuard()
 	h.asleep = false
-	h.waiting, h.late = nil, false
 	h.said = cluster.Announce{}
 	if d := h.d; d != nil {
 		d.end()
 		h.d = nil
 		h.w.rule.died(h, d)
-		h.w.pipesDied(h, d.process)
+		h.w.streams.died(h, h.other(), d.process)
 	}
 	h.w.busy(5 * time.Second)
 }
@@ -424,22 +340,10 @@ func (h *host) thaw() {
 	w := h.w
 	w.fault(h.name, "goes on")
 	h.frozen = false
-	guard := func() {
-		in := h.waiting
-		h.waiting = nil
-		for _, f := range in {
-			h.onGuard(f)
-		}
-		if h.late && h.guard != nil && !h.frozen {
-			h.late = false
-			h.beat()
-		}
-	}
-	wake := func(f func()) { w.after(between(w.chance, 0, 2*time.Millisecond), f) }
-	wake(guard)
 	if d := h.d; d != nil {
-		wake(d.goOn)
-		wake(d.p.goOn)
+		h.wakeAll(d.goOn, d.p.goOn)
 		d.arm()
+	} else {
+		h.wakeAll()
 	}
 }

@@ -13,10 +13,13 @@ import (
 // ledger remembers every packet that was sealed and every inner packet that was
 // delivered, by whom.
 type ledger struct {
-	ivs   map[ivKey]ivUse
+	ivs   ivLedger
 	flows map[saID]*record
 	list  []*record
 }
+
+// ivLedger has every explicit IV that was used, for ESP as for IKE.
+type ivLedger map[ivKey]ivUse
 
 // ivKey is an explicit IV under a key.
 type ivKey struct {
@@ -53,7 +56,7 @@ type record struct {
 }
 
 func (l *ledger) init() {
-	l.ivs, l.flows = map[ivKey]ivUse{}, map[saID]*record{}
+	l.ivs, l.flows = ivLedger{}, map[saID]*record{}
 }
 
 func (l *ledger) record(spi ipsec.ESPSPI, key uint64) *record {
@@ -67,16 +70,16 @@ func (l *ledger) record(spi ipsec.ESPSPI, key uint64) *record {
 	return r
 }
 
-// usedIV notes an IV under a key, for ESP as for IKE.
-func (l *ledger) usedIV(w *world, key, iv, what uint64, by cluster.ProcessID, who string) {
+// used notes an IV under a key.
+func (l ivLedger) used(w *scene, key, iv, what uint64, by cluster.ProcessID, who string) {
 	k := ivKey{key, iv}
-	if u, ok := l.ivs[k]; ok {
+	if u, ok := l[k]; ok {
 		if u.what != what {
 			w.violate(RuleNonce, "%s uses IV %016x for another plaintext than %s did at %v (sender ID %06x)", who, iv, u.who, u.at, iv>>40)
 		}
 		return
 	}
-	l.ivs[k] = ivUse{what, by, who, w.now}
+	l[k] = ivUse{what, by, who, w.now}
 }
 
 // sealed notes a packet that d is about to send.
@@ -84,7 +87,7 @@ func (l *ledger) sealed(w *world, d *daemon, s *sa, x *sealed, iv [8]byte) {
 	r := l.record(s.SPIOut, s.keyOut)
 	r.last = w.now
 	if s.Suite.Encr.AEAD() {
-		l.usedIV(w, r.id.key, binary.BigEndian.Uint64(iv[:]), x.inner.serial<<20^x.seq, d.process, d.h.name)
+		l.ivs.used(&w.scene, r.id.key, binary.BigEndian.Uint64(iv[:]), x.inner.serial<<20^x.seq, d.process, d.h.name)
 	}
 	if own := r.sentBy[d.process]; x.seq <= own {
 		w.violate(RuleSequence, "%s sends #%d after #%d on SPI %s", d.h.name, x.seq, own, x.spi)

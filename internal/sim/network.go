@@ -153,9 +153,7 @@ func (n *network) sendIKE(h *host, d ike.Datagram) {
 		}
 		w.wire.onWire(d.Data, h.index, until < 0)
 	}
-	if w.log != nil {
-		w.trace(trace.Event{Kind: trace.Message, From: h.name, To: to, Until: until, Class: trace.ClassIKE, Text: w.wire.describe(d.Data)})
-	}
+	w.message(h.name, to, trace.ClassIKE, until, func() string { return w.wire.describe(d.Data) })
 }
 
 func (n *network) toClient(i int, d ike.Datagram) {
@@ -208,9 +206,7 @@ func (n *network) sendESP(h *host, s *sa, x *sealed) {
 			until = n.carry(100, func() { n.espToGateway(x, from) })
 		}
 	}
-	if w.log != nil {
-		w.trace(trace.Event{Kind: trace.Message, From: h.name, To: to, Until: until, Class: trace.ClassESP, Text: fmt.Sprintf("ESP %s #%d", x.spi, x.seq)})
-	}
+	w.message(h.name, to, trace.ClassESP, until, func() string { return fmt.Sprintf("ESP %s #%d", x.spi, x.seq) })
 }
 
 func (n *network) espToGateway(x *sealed, from netip.AddrPort) {

@@ -299,6 +299,6 @@ func (o *observer) checkIV(d *daemon, m *message.Message, raw []byte) {
 		if m.Initiator {
 			key = k.name[0]
 		}
-		o.w.ledger.usedIV(o.w, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), d.process, d.h.name)
+		o.w.ledger.ivs.used(&o.w.scene, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), d.process, d.h.name)
 	}
 }

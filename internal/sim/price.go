@@ -1,9 +1,6 @@
 package sim
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // price is what takeovers cost one inbound direction of a Child SA: packets that its
 // peer sent after the takeover, above everything delivered before, and that the
@@ -72,8 +69,8 @@ func (r *rules) pays(d *daemon, s *sa, x *record, pkt *sealed) {
 	if p.since == 0 || p.limit < 0 || r.excused(x) || pkt.seq <= p.base || pkt.inner.at < p.since {
 		return
 	}
-	if slices.ContainsFunc(s.undone, func(h heldPacket) bool { return h.seq == pkt.seq }) {
-		return // the same packet waits for the fence
+	if s.waits(pkt.seq) {
+		return // the same packet
 	}
 	if p.lost++; p.lost > p.limit {
 		r.w.violate(RulePrice, "%s rejects #%d of SPI %s, %d packets by now, after the takeover at %v; #%d was the highest delivered before, and the fence can have been at most %d above",

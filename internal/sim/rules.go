@@ -412,13 +412,7 @@ func (r *rules) pollSplit() {
 // quietFaults is when the last fault that keeps nodes apart ended.
 func (w *world) quietFaults() time.Duration {
 	t := time.Duration(0)
-	for a := range w.streams {
-		for b := range w.streams[a] {
-			if p := w.streams[a][b]; p != nil {
-				t = max(t, p.stalled)
-			}
-		}
-	}
+	w.streams.each(func(p *pipe[*host, *daemon]) { t = max(t, p.stalled) })
 	for _, h := range w.gw {
 		t = max(t, h.disk.until, h.disk.full)
 	}
@@ -429,7 +423,7 @@ func (w *world) quietFaults() time.Duration {
 func (r *rules) pollPath(i int) {
 	w := r.w
 	g := w.net.gateway()
-	ok := g != nil && g.d != nil && g.d.p.active && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{} && !w.net.clientCut(i) && w.net.lossy < 0.25
+	ok := g != nil && g.d != nil && g.d.p.active(onlyScope) && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{} && !w.net.clientCut(i) && w.net.lossy < 0.25
 	c := w.clients[i]
 	ok = ok && c.d != nil && !c.frozen && !c.d.stopped && !c.d.hung
 	if ok {

@@ -24,22 +24,12 @@ const RulePanic Rule = "nothing panics"
 // Run carries out a schedule.
 func Run(s *Schedule) *Result { return RunTraced(s, nil) }
 
-// RunTraced does the same and tells what happens, if log is not nil. A panic is a
-// violation as any other: it can be replayed and shrunk.
-func RunTraced(s *Schedule, log *trace.Log) (r *Result) {
+// RunTraced does the same and tells what happens, if log is not nil.
+func RunTraced(s *Schedule, log *trace.Log) *Result {
 	if s.Farm != nil {
-		return runFarm(s, log)
+		return newFarm(s, log).run()
 	}
-	w := newWorld(s, log)
-	defer func() {
-		if p := recover(); p != nil {
-			r = w.Result
-			r.Violations = nil
-			w.violate(RulePanic, "%v, in %s", p, panicked())
-			r.Virtual, r.Digest, r.Steps = w.now, w.digest, w.steps
-		}
-	}()
-	return w.run()
+	return newWorld(s, log).run()
 }
 
 // panicked names the functions that were under way, without addresses: the same

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"tandem/internal/ipsec"
@@ -17,13 +16,7 @@ func (w *world) heal() {
 	for i := range w.links {
 		w.links[i] = hbLink{}
 	}
-	for a := range w.streams {
-		for b := range w.streams[a] {
-			if p := w.streams[a][b]; p != nil {
-				p.stalled = min(p.stalled, w.now)
-			}
-		}
-	}
+	w.streams.heal()
 	for _, h := range w.hosts() {
 		h.wanCut, h.dontStart, h.monitors = [2]int{}, false, 1
 		h.disk.until, h.disk.full, h.stubborn = 0, 0, 0
@@ -59,30 +52,11 @@ func (w *world) heal() {
 	w.after(5*time.Second, w.settled)
 }
 
-// healLimit is how long after healing a tunnel may take until it carries traffic:
-// a client finds out by its probes that the cluster lost everything (its dead peer
-// detection takes up to a minute), begins anew, and waits for a cookie.
-const healLimit = 150 * time.Second
-
 // settled looks whether everything is well again.
 func (w *world) settled() {
-	if w.done {
-		return
+	if !w.done && !w.ends(w.unsettled(), w.rule.heals) {
+		w.after(2*time.Second, w.settled)
 	}
-	why := w.unsettled()
-	if why == "" {
-		w.done = true
-		return
-	}
-	if w.now-w.rule.heals >= healLimit {
-		rule := RuleLiveness
-		if strings.HasPrefix(why, "left behind") {
-			rule = RuleLeft
-		}
-		w.violate(rule, "%v after everything works again: %s", healLimit, why)
-		return
-	}
-	w.after(2*time.Second, w.settled)
 }
 
 // unsettled says what is not well yet.

@@ -31,6 +31,32 @@ func env(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
+// simulate runs seeds, a chunk at a time, and judges each chunk.
+func simulate(t *testing.T, seeds, from, chunk uint64, schedule func(seed uint64) *Schedule, judge func(t *testing.T, part *Summary, begin, end uint64)) *Summary {
+	t.Helper()
+	var mu sync.Mutex
+	sum := NewSummary()
+	t.Run("seeds", func(t *testing.T) {
+		for begin := from; begin < from+seeds; begin += chunk {
+			end := min(begin+chunk, from+seeds)
+			t.Run(fmt.Sprintf("%d-%d", begin, end-1), func(t *testing.T) {
+				t.Parallel()
+				part := NewSummary()
+				for seed := begin; seed < end; seed++ {
+					s := schedule(seed)
+					part.Add(s, Run(s))
+				}
+				judge(t, part, begin, end)
+				mu.Lock()
+				defer mu.Unlock()
+				sum.Merge(part)
+			})
+		}
+	})
+	t.Log(sum.Line())
+	return sum
+}
+
 // TestSimulation runs seeds and fails on any violation. SIM_SEEDS and SIM_FROM ask
 // for others than usual.
 func TestSimulation(t *testing.T) {
@@ -39,30 +65,12 @@ func TestSimulation(t *testing.T) {
 		seeds = 500
 	}
 	seeds = env(t, "SIM_SEEDS", seeds)
-	from := env(t, "SIM_FROM", 0)
-	var mu sync.Mutex
-	sum := NewSummary()
-	const chunk = 25
-	t.Run("seeds", func(t *testing.T) {
-		for begin := from; begin < from+seeds; begin += chunk {
-			end := min(begin+chunk, from+seeds)
-			t.Run(fmt.Sprintf("%d-%d", begin, end-1), func(t *testing.T) {
-				t.Parallel()
-				part := NewSummary()
-				for seed := begin; seed < end; seed++ {
-					s := ForSeed(seed, RealEvery)
-					part.Add(s, Run(s))
-				}
-				for _, v := range part.SortedViolations() {
-					t.Errorf("seed %d: %s\nreplay it with: make sim SEED=%d", v.Seed, v.Violation, v.Seed)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				sum.Merge(part)
-			})
-		}
-	})
-	t.Log(sum.Line())
+	sum := simulate(t, seeds, env(t, "SIM_FROM", 0), 25, func(seed uint64) *Schedule { return ForSeed(seed, RealEvery) },
+		func(t *testing.T, part *Summary, begin, end uint64) {
+			for _, v := range part.SortedViolations() {
+				t.Errorf("seed %d: %s\nreplay it with: make sim SEED=%d", v.Seed, v.Violation, v.Seed)
+			}
+		})
 	for c := range sum.Coverage.Moments {
 		if !slices.Contains(effectTypes, c.Effect) {
 			t.Errorf("a gateway carried out %s, which is not among the generated effect types", c.Effect)

@@ -196,12 +196,7 @@ func (t *Summary) Write(w io.Writer) {
 		m.Faults, m.Takeovers, m.Rekeys, t.share(t.WithThreeFaults), t.share(t.WithTakeover), t.share(t.WithRekey))
 	fmt.Fprintf(w, "takeovers         %d from another owner, %d planned handovers among them; %d beginnings of ownership were told as uncovered\n", t.Takeovers, t.Handovers, t.Uncovered)
 	fmt.Fprintf(w, "rekeys            %d of Child SAs, %d of IKE SAs\n", t.ChildRekeys, t.IKERekeys)
-	fmt.Fprintf(w, "packets           %d sent, %d delivered, %d valid ones refused by a replay window\n", t.Packets, t.Delivered, t.Rejected)
-	fmt.Fprintf(w, "replication       %d frames, %d gaps; %d daemons started\n", t.Frames, t.Gaps, t.Starts)
-	fmt.Fprintf(w, "faults            %d\n", t.FaultCount())
-	table(w, verbs(t.Faults, true))
-	fmt.Fprintf(w, "other actions\n")
-	table(w, verbs(t.Faults, false))
+	t.writeActions(w)
 	fmt.Fprintf(w, "states            %s\n", reached(t.States, stateNames))
 	table(w, t.States)
 	fmt.Fprintf(w, "alarms            %s\n", reached(t.Alarms, alarmNames))
@@ -213,15 +208,20 @@ func (t *Summary) WriteFarms(w io.Writer) {
 	m := t.Median()
 	fmt.Fprintf(w, "farms             %d, %.1f h of virtual time; the median has %.1f min, %d faults, %d takeovers\n", t.Schedules, t.Virtual.Hours(), m.Minutes, m.Faults, m.Takeovers)
 	fmt.Fprintf(w, "takeovers         %d of slots, %d planned handovers among them; %d beginnings of ownership were told as uncovered\n", t.Takeovers, t.Handovers, t.Uncovered)
+	t.writeActions(w)
+	fmt.Fprintf(w, "states and alarms\n")
+	table(w, t.States)
+	table(w, t.Alarms)
+}
+
+// writeActions tells what was carried, and what was done to the runs.
+func (t *Summary) writeActions(w io.Writer) {
 	fmt.Fprintf(w, "packets           %d sent, %d delivered, %d valid ones refused by a replay window\n", t.Packets, t.Delivered, t.Rejected)
 	fmt.Fprintf(w, "replication       %d frames, %d gaps; %d daemons started\n", t.Frames, t.Gaps, t.Starts)
 	fmt.Fprintf(w, "faults            %d\n", t.FaultCount())
 	table(w, verbs(t.Faults, true))
 	fmt.Fprintf(w, "other actions\n")
 	table(w, verbs(t.Faults, false))
-	fmt.Fprintf(w, "states and alarms\n")
-	table(w, t.States)
-	table(w, t.Alarms)
 }
 
 // reached says how many of all names were counted.

@@ -20,6 +20,8 @@ const module = "tandem"
 // listed themselves.
 var order = []string{
 	"internal/needs",
+	"internal/testkit",
+	"internal/outbox",
 	"internal/ipsec",
 	"internal/mmsg",
 	"internal/quiet",
@@ -58,7 +60,7 @@ var order = []string{
 var pure = map[string]bool{
 	"internal/ipsec": true, "internal/config": true, "ike/message": true, "ike/keymat": true, "ike": true,
 	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster": true, "sync": true, "internal/node": true,
-	"internal/bfd": true,
+	"internal/bfd": true, "internal/outbox": true,
 }
 
 // impure files of pure packages, each with its reason.

@@ -108,6 +108,8 @@ type Command struct {
 	//	*Command_SetQuorumLoss
 	//	*Command_SetVersion
 	//	*Command_RenewTerm
+	//	*Command_Decline
+	//	*Command_Batch
 	What          isCommand_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -299,6 +301,24 @@ func (x *Command) GetRenewTerm() *RenewTerm {
 	return nil
 }
 
+func (x *Command) GetDecline() *Decline {
+	if x != nil {
+		if x, ok := x.What.(*Command_Decline); ok {
+			return x.Decline
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetBatch() *Batch {
+	if x != nil {
+		if x, ok := x.What.(*Command_Batch); ok {
+			return x.Batch
+		}
+	}
+	return nil
+}
+
 type isCommand_What interface {
 	isCommand_What()
 }
@@ -363,6 +383,14 @@ type Command_RenewTerm struct {
 	RenewTerm *RenewTerm `protobuf:"bytes,17,opt,name=renew_term,json=renewTerm,proto3,oneof"`
 }
 
+type Command_Decline struct {
+	Decline *Decline `protobuf:"bytes,18,opt,name=decline,proto3,oneof"`
+}
+
+type Command_Batch struct {
+	Batch *Batch `protobuf:"bytes,19,opt,name=batch,proto3,oneof"`
+}
+
 func (*Command_AddMember) isCommand_What() {}
 
 func (*Command_PromoteVoter) isCommand_What() {}
@@ -392,6 +420,10 @@ func (*Command_SetQuorumLoss) isCommand_What() {}
 func (*Command_SetVersion) isCommand_What() {}
 
 func (*Command_RenewTerm) isCommand_What() {}
+
+func (*Command_Decline) isCommand_What() {}
+
+func (*Command_Batch) isCommand_What() {}
 
 // AddMember adds a member, or says that it has come again: restarted, upgraded,
 // with a new disk. With another process than before its memory is gone.
@@ -939,6 +971,115 @@ func (x *TakeOver) GetReason() uint32 {
 	return 0
 }
 
+// Batch is what a member has to say about several scopes at once: who takes over many
+// does not wait for as many decisions. Each of the commands stands for itself; none has
+// an ID, a version, a value in its result, or is a Batch.
+type Batch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Commands      []*Command             `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Batch) Reset() {
+	*x = Batch{}
+	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Batch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Batch) ProtoMessage() {}
+
+func (x *Batch) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Batch.ProtoReflect.Descriptor instead.
+func (*Batch) Descriptor() ([]byte, []int) {
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Batch) GetCommands() []*Command {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+// Decline is the word of a node to which a scope was given that it has not acted, and
+// that another member holds what the owner before acknowledged: that one owns.
+type Decline struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Epoch         *Epoch                 `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // the proposer's
+	Node          uint32                 `protobuf:"varint,3,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decline) Reset() {
+	*x = Decline{}
+	mi := &file_clusterpb_fsm_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decline) ProtoMessage() {}
+
+func (x *Decline) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_fsm_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decline.ProtoReflect.Descriptor instead.
+func (*Decline) Descriptor() ([]byte, []int) {
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Decline) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Decline) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *Decline) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
 // RenewTerm gives the owner a term above a counter that a rival has used: one that
 // was promised, then burnt, and taken behind a cut all the same.
 type RenewTerm struct {
@@ -952,7 +1093,7 @@ type RenewTerm struct {
 
 func (x *RenewTerm) Reset() {
 	*x = RenewTerm{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	mi := &file_clusterpb_fsm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1105,7 @@ func (x *RenewTerm) String() string {
 func (*RenewTerm) ProtoMessage() {}
 
 func (x *RenewTerm) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[11]
+	mi := &file_clusterpb_fsm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1118,7 @@ func (x *RenewTerm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewTerm.ProtoReflect.Descriptor instead.
 func (*RenewTerm) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{11}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewTerm) GetScope() uint32 {
@@ -1012,7 +1153,7 @@ type ReportLoss struct {
 
 func (x *ReportLoss) Reset() {
 	*x = ReportLoss{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[12]
+	mi := &file_clusterpb_fsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1165,7 @@ func (x *ReportLoss) String() string {
 func (*ReportLoss) ProtoMessage() {}
 
 func (x *ReportLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[12]
+	mi := &file_clusterpb_fsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1178,7 @@ func (x *ReportLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportLoss.ProtoReflect.Descriptor instead.
 func (*ReportLoss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{12}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReportLoss) GetNode() uint32 {
@@ -1068,7 +1209,7 @@ type DelegateRange struct {
 
 func (x *DelegateRange) Reset() {
 	*x = DelegateRange{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[13]
+	mi := &file_clusterpb_fsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1221,7 @@ func (x *DelegateRange) String() string {
 func (*DelegateRange) ProtoMessage() {}
 
 func (x *DelegateRange) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[13]
+	mi := &file_clusterpb_fsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1234,7 @@ func (x *DelegateRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelegateRange.ProtoReflect.Descriptor instead.
 func (*DelegateRange) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{13}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DelegateRange) GetNode() uint32 {
@@ -1148,7 +1289,7 @@ type ReturnRange struct {
 
 func (x *ReturnRange) Reset() {
 	*x = ReturnRange{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[14]
+	mi := &file_clusterpb_fsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1301,7 @@ func (x *ReturnRange) String() string {
 func (*ReturnRange) ProtoMessage() {}
 
 func (x *ReturnRange) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[14]
+	mi := &file_clusterpb_fsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1314,7 @@ func (x *ReturnRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnRange.ProtoReflect.Descriptor instead.
 func (*ReturnRange) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{14}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReturnRange) GetRange() uint64 {
@@ -1200,7 +1341,7 @@ type SetConfigRevision struct {
 
 func (x *SetConfigRevision) Reset() {
 	*x = SetConfigRevision{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[15]
+	mi := &file_clusterpb_fsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1353,7 @@ func (x *SetConfigRevision) String() string {
 func (*SetConfigRevision) ProtoMessage() {}
 
 func (x *SetConfigRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[15]
+	mi := &file_clusterpb_fsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1366,7 @@ func (x *SetConfigRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfigRevision.ProtoReflect.Descriptor instead.
 func (*SetConfigRevision) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{15}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetConfigRevision) GetNumber() uint64 {
@@ -1251,7 +1392,7 @@ type SetQuorumLoss struct {
 
 func (x *SetQuorumLoss) Reset() {
 	*x = SetQuorumLoss{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[16]
+	mi := &file_clusterpb_fsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1404,7 @@ func (x *SetQuorumLoss) String() string {
 func (*SetQuorumLoss) ProtoMessage() {}
 
 func (x *SetQuorumLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[16]
+	mi := &file_clusterpb_fsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1417,7 @@ func (x *SetQuorumLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumLoss.ProtoReflect.Descriptor instead.
 func (*SetQuorumLoss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{16}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetQuorumLoss) GetStop() bool {
@@ -1295,7 +1436,7 @@ type SetVersion struct {
 
 func (x *SetVersion) Reset() {
 	*x = SetVersion{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	mi := &file_clusterpb_fsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1448,7 @@ func (x *SetVersion) String() string {
 func (*SetVersion) ProtoMessage() {}
 
 func (x *SetVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	mi := &file_clusterpb_fsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1461,7 @@ func (x *SetVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVersion.ProtoReflect.Descriptor instead.
 func (*SetVersion) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{17}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetVersion) GetVersion() uint32 {
@@ -1350,7 +1491,7 @@ type Farm struct {
 
 func (x *Farm) Reset() {
 	*x = Farm{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[18]
+	mi := &file_clusterpb_fsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1503,7 @@ func (x *Farm) String() string {
 func (*Farm) ProtoMessage() {}
 
 func (x *Farm) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[18]
+	mi := &file_clusterpb_fsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1516,7 @@ func (x *Farm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Farm.ProtoReflect.Descriptor instead.
 func (*Farm) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{18}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Farm) GetVersion() uint32 {
@@ -1465,7 +1606,7 @@ type ConfigRevision struct {
 
 func (x *ConfigRevision) Reset() {
 	*x = ConfigRevision{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[19]
+	mi := &file_clusterpb_fsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1618,7 @@ func (x *ConfigRevision) String() string {
 func (*ConfigRevision) ProtoMessage() {}
 
 func (x *ConfigRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[19]
+	mi := &file_clusterpb_fsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1631,7 @@ func (x *ConfigRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRevision.ProtoReflect.Descriptor instead.
 func (*ConfigRevision) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{19}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ConfigRevision) GetNumber() uint64 {
@@ -1526,7 +1667,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[20]
+	mi := &file_clusterpb_fsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1679,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[20]
+	mi := &file_clusterpb_fsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1692,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{20}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Member) GetNode() uint32 {
@@ -1648,7 +1789,7 @@ type ScopeState struct {
 
 func (x *ScopeState) Reset() {
 	*x = ScopeState{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[21]
+	mi := &file_clusterpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1801,7 @@ func (x *ScopeState) String() string {
 func (*ScopeState) ProtoMessage() {}
 
 func (x *ScopeState) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[21]
+	mi := &file_clusterpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1814,7 @@ func (x *ScopeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeState.ProtoReflect.Descriptor instead.
 func (*ScopeState) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ScopeState) GetScope() uint32 {
@@ -1753,7 +1894,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[22]
+	mi := &file_clusterpb_fsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1906,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[22]
+	mi := &file_clusterpb_fsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1919,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Range) GetId() uint64 {
@@ -1836,7 +1977,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[23]
+	mi := &file_clusterpb_fsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1989,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[23]
+	mi := &file_clusterpb_fsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2002,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Session) GetNode() uint32 {
@@ -1903,7 +2044,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[24]
+	mi := &file_clusterpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2056,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[24]
+	mi := &file_clusterpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2069,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Outcome) GetSeq() uint64 {
@@ -1960,7 +2101,7 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\tCommandID\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04life\x18\x02 \x01(\x04R\x04life\x12\x10\n" +
-	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\xad\b\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\x91\t\n" +
 	"\aCommand\x12)\n" +
 	"\x02id\x18\x01 \x01(\v2\x19.tandem.cluster.CommandIDR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12:\n" +
@@ -1984,7 +2125,9 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\vset_version\x18\x10 \x01(\v2\x1a.tandem.cluster.SetVersionH\x00R\n" +
 	"setVersion\x12:\n" +
 	"\n" +
-	"renew_term\x18\x11 \x01(\v2\x19.tandem.cluster.RenewTermH\x00R\trenewTermB\x06\n" +
+	"renew_term\x18\x11 \x01(\v2\x19.tandem.cluster.RenewTermH\x00R\trenewTerm\x123\n" +
+	"\adecline\x18\x12 \x01(\v2\x17.tandem.cluster.DeclineH\x00R\adecline\x12-\n" +
+	"\x05batch\x18\x13 \x01(\v2\x15.tandem.cluster.BatchH\x00R\x05batchB\x06\n" +
 	"\x04what\"\xf1\x01\n" +
 	"\tAddMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
@@ -2025,7 +2168,13 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12)\n" +
 	"\x04from\x18\x03 \x01(\v2\x15.tandem.cluster.EpochR\x04from\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\rR\x06reason\"d\n" +
+	"\x06reason\x18\x04 \x01(\rR\x06reason\"<\n" +
+	"\x05Batch\x123\n" +
+	"\bcommands\x18\x01 \x03(\v2\x17.tandem.cluster.CommandR\bcommands\"`\n" +
+	"\aDecline\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
+	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\rR\x04node\"d\n" +
 	"\tRenewTerm\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x14\n" +
@@ -2125,7 +2274,7 @@ func file_clusterpb_fsm_proto_rawDescGZIP() []byte {
 	return file_clusterpb_fsm_proto_rawDescData
 }
 
-var file_clusterpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_clusterpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_clusterpb_fsm_proto_goTypes = []any{
 	(*CommandID)(nil),         // 0: tandem.cluster.CommandID
 	(*Command)(nil),           // 1: tandem.cluster.Command
@@ -2138,21 +2287,23 @@ var file_clusterpb_fsm_proto_goTypes = []any{
 	(*SetSyncSet)(nil),        // 8: tandem.cluster.SetSyncSet
 	(*SetSuccessor)(nil),      // 9: tandem.cluster.SetSuccessor
 	(*TakeOver)(nil),          // 10: tandem.cluster.TakeOver
-	(*RenewTerm)(nil),         // 11: tandem.cluster.RenewTerm
-	(*ReportLoss)(nil),        // 12: tandem.cluster.ReportLoss
-	(*DelegateRange)(nil),     // 13: tandem.cluster.DelegateRange
-	(*ReturnRange)(nil),       // 14: tandem.cluster.ReturnRange
-	(*SetConfigRevision)(nil), // 15: tandem.cluster.SetConfigRevision
-	(*SetQuorumLoss)(nil),     // 16: tandem.cluster.SetQuorumLoss
-	(*SetVersion)(nil),        // 17: tandem.cluster.SetVersion
-	(*Farm)(nil),              // 18: tandem.cluster.Farm
-	(*ConfigRevision)(nil),    // 19: tandem.cluster.ConfigRevision
-	(*Member)(nil),            // 20: tandem.cluster.Member
-	(*ScopeState)(nil),        // 21: tandem.cluster.ScopeState
-	(*Range)(nil),             // 22: tandem.cluster.Range
-	(*Session)(nil),           // 23: tandem.cluster.Session
-	(*Outcome)(nil),           // 24: tandem.cluster.Outcome
-	(*Epoch)(nil),             // 25: tandem.cluster.Epoch
+	(*Batch)(nil),             // 11: tandem.cluster.Batch
+	(*Decline)(nil),           // 12: tandem.cluster.Decline
+	(*RenewTerm)(nil),         // 13: tandem.cluster.RenewTerm
+	(*ReportLoss)(nil),        // 14: tandem.cluster.ReportLoss
+	(*DelegateRange)(nil),     // 15: tandem.cluster.DelegateRange
+	(*ReturnRange)(nil),       // 16: tandem.cluster.ReturnRange
+	(*SetConfigRevision)(nil), // 17: tandem.cluster.SetConfigRevision
+	(*SetQuorumLoss)(nil),     // 18: tandem.cluster.SetQuorumLoss
+	(*SetVersion)(nil),        // 19: tandem.cluster.SetVersion
+	(*Farm)(nil),              // 20: tandem.cluster.Farm
+	(*ConfigRevision)(nil),    // 21: tandem.cluster.ConfigRevision
+	(*Member)(nil),            // 22: tandem.cluster.Member
+	(*ScopeState)(nil),        // 23: tandem.cluster.ScopeState
+	(*Range)(nil),             // 24: tandem.cluster.Range
+	(*Session)(nil),           // 25: tandem.cluster.Session
+	(*Outcome)(nil),           // 26: tandem.cluster.Outcome
+	(*Epoch)(nil),             // 27: tandem.cluster.Epoch
 }
 var file_clusterpb_fsm_proto_depIdxs = []int32{
 	0,  // 0: tandem.cluster.Command.id:type_name -> tandem.cluster.CommandID
@@ -2164,32 +2315,36 @@ var file_clusterpb_fsm_proto_depIdxs = []int32{
 	8,  // 6: tandem.cluster.Command.set_sync_set:type_name -> tandem.cluster.SetSyncSet
 	9,  // 7: tandem.cluster.Command.set_successor:type_name -> tandem.cluster.SetSuccessor
 	10, // 8: tandem.cluster.Command.take_over:type_name -> tandem.cluster.TakeOver
-	12, // 9: tandem.cluster.Command.report_loss:type_name -> tandem.cluster.ReportLoss
-	13, // 10: tandem.cluster.Command.delegate_range:type_name -> tandem.cluster.DelegateRange
-	14, // 11: tandem.cluster.Command.return_range:type_name -> tandem.cluster.ReturnRange
-	15, // 12: tandem.cluster.Command.set_config_revision:type_name -> tandem.cluster.SetConfigRevision
-	16, // 13: tandem.cluster.Command.set_quorum_loss:type_name -> tandem.cluster.SetQuorumLoss
-	17, // 14: tandem.cluster.Command.set_version:type_name -> tandem.cluster.SetVersion
-	11, // 15: tandem.cluster.Command.renew_term:type_name -> tandem.cluster.RenewTerm
-	7,  // 16: tandem.cluster.AssignSlots.assignments:type_name -> tandem.cluster.Assignment
-	25, // 17: tandem.cluster.SetSyncSet.epoch:type_name -> tandem.cluster.Epoch
-	25, // 18: tandem.cluster.SetSuccessor.epoch:type_name -> tandem.cluster.Epoch
-	25, // 19: tandem.cluster.TakeOver.epoch:type_name -> tandem.cluster.Epoch
-	25, // 20: tandem.cluster.TakeOver.from:type_name -> tandem.cluster.Epoch
-	25, // 21: tandem.cluster.RenewTerm.epoch:type_name -> tandem.cluster.Epoch
-	19, // 22: tandem.cluster.Farm.config:type_name -> tandem.cluster.ConfigRevision
-	20, // 23: tandem.cluster.Farm.members:type_name -> tandem.cluster.Member
-	21, // 24: tandem.cluster.Farm.scopes:type_name -> tandem.cluster.ScopeState
-	22, // 25: tandem.cluster.Farm.ranges:type_name -> tandem.cluster.Range
-	23, // 26: tandem.cluster.Farm.sessions:type_name -> tandem.cluster.Session
-	25, // 27: tandem.cluster.ScopeState.epoch:type_name -> tandem.cluster.Epoch
-	25, // 28: tandem.cluster.ScopeState.next:type_name -> tandem.cluster.Epoch
-	24, // 29: tandem.cluster.Session.outcomes:type_name -> tandem.cluster.Outcome
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	14, // 9: tandem.cluster.Command.report_loss:type_name -> tandem.cluster.ReportLoss
+	15, // 10: tandem.cluster.Command.delegate_range:type_name -> tandem.cluster.DelegateRange
+	16, // 11: tandem.cluster.Command.return_range:type_name -> tandem.cluster.ReturnRange
+	17, // 12: tandem.cluster.Command.set_config_revision:type_name -> tandem.cluster.SetConfigRevision
+	18, // 13: tandem.cluster.Command.set_quorum_loss:type_name -> tandem.cluster.SetQuorumLoss
+	19, // 14: tandem.cluster.Command.set_version:type_name -> tandem.cluster.SetVersion
+	13, // 15: tandem.cluster.Command.renew_term:type_name -> tandem.cluster.RenewTerm
+	12, // 16: tandem.cluster.Command.decline:type_name -> tandem.cluster.Decline
+	11, // 17: tandem.cluster.Command.batch:type_name -> tandem.cluster.Batch
+	7,  // 18: tandem.cluster.AssignSlots.assignments:type_name -> tandem.cluster.Assignment
+	27, // 19: tandem.cluster.SetSyncSet.epoch:type_name -> tandem.cluster.Epoch
+	27, // 20: tandem.cluster.SetSuccessor.epoch:type_name -> tandem.cluster.Epoch
+	27, // 21: tandem.cluster.TakeOver.epoch:type_name -> tandem.cluster.Epoch
+	27, // 22: tandem.cluster.TakeOver.from:type_name -> tandem.cluster.Epoch
+	1,  // 23: tandem.cluster.Batch.commands:type_name -> tandem.cluster.Command
+	27, // 24: tandem.cluster.Decline.epoch:type_name -> tandem.cluster.Epoch
+	27, // 25: tandem.cluster.RenewTerm.epoch:type_name -> tandem.cluster.Epoch
+	21, // 26: tandem.cluster.Farm.config:type_name -> tandem.cluster.ConfigRevision
+	22, // 27: tandem.cluster.Farm.members:type_name -> tandem.cluster.Member
+	23, // 28: tandem.cluster.Farm.scopes:type_name -> tandem.cluster.ScopeState
+	24, // 29: tandem.cluster.Farm.ranges:type_name -> tandem.cluster.Range
+	25, // 30: tandem.cluster.Farm.sessions:type_name -> tandem.cluster.Session
+	27, // 31: tandem.cluster.ScopeState.epoch:type_name -> tandem.cluster.Epoch
+	27, // 32: tandem.cluster.ScopeState.next:type_name -> tandem.cluster.Epoch
+	26, // 33: tandem.cluster.Session.outcomes:type_name -> tandem.cluster.Outcome
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_clusterpb_fsm_proto_init() }
@@ -2214,6 +2369,8 @@ func file_clusterpb_fsm_proto_init() {
 		(*Command_SetQuorumLoss)(nil),
 		(*Command_SetVersion)(nil),
 		(*Command_RenewTerm)(nil),
+		(*Command_Decline)(nil),
+		(*Command_Batch)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2221,7 +2378,7 @@ func file_clusterpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterpb_fsm_proto_rawDesc), len(file_clusterpb_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -77,14 +77,15 @@ type IKESA struct {
 	ChildrenSeq     uint32                 `protobuf:"varint,43,opt,name=children_seq,json=childrenSeq,proto3" json:"children_seq,omitempty"`
 	DpdSent         uint32                 `protobuf:"varint,44,opt,name=dpd_sent,json=dpdSent,proto3" json:"dpd_sent,omitempty"`
 	DpdRecv         uint32                 `protobuf:"varint,45,opt,name=dpd_recv,json=dpdRecv,proto3" json:"dpd_recv,omitempty"`
+	Rekey           bool                   `protobuf:"varint,52,opt,name=rekey,proto3" json:"rekey,omitempty"` // early: it is not certain that the peer has the same state
 	// Of an IKE SA that is moved to another scope of the cluster.
 	Moves   uint32 `protobuf:"varint,49,opt,name=moves,proto3" json:"moves,omitempty"`                    // how often it was
 	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
 	Adopted bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
 	// Synchronisation of message IDs (RFC 6311).
-	SyncWanted    bool   `protobuf:"varint,52,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
-	SyncProposed  uint32 `protobuf:"varint,53,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
-	SyncSeen      uint32 `protobuf:"varint,54,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
+	SyncWanted    bool   `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
+	SyncProposed  uint32 `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
+	SyncSeen      uint32 `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +454,13 @@ func (x *IKESA) GetDpdRecv() uint32 {
 		return x.DpdRecv
 	}
 	return 0
+}
+
+func (x *IKESA) GetRekey() bool {
+	if x != nil {
+		return x.Rekey
+	}
+	return false
 }
 
 func (x *IKESA) GetMoves() uint32 {
@@ -832,6 +840,7 @@ type Exchange struct {
 	CollidedI     uint64   `protobuf:"fixed64,25,opt,name=collided_i,json=collidedI,proto3" json:"collided_i,omitempty"`
 	CollidedR     uint64   `protobuf:"fixed64,26,opt,name=collided_r,json=collidedR,proto3" json:"collided_r,omitempty"`
 	DeletedOut    []uint32 `protobuf:"fixed32,27,rep,packed,name=deleted_out,json=deletedOut,proto3" json:"deleted_out,omitempty"` // outbound SPIs that the peer deleted before its response arrived
+	Contested     bool     `protobuf:"varint,28,opt,name=contested,proto3" json:"contested,omitempty"`                             // the other side of a split sent another request with the same ID
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,6 +1064,13 @@ func (x *Exchange) GetDeletedOut() []uint32 {
 	return nil
 }
 
+func (x *Exchange) GetContested() bool {
+	if x != nil {
+		return x.Contested
+	}
+	return false
+}
+
 type ChildSA struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Phase2       string                 `protobuf:"bytes,1,opt,name=phase2,proto3" json:"phase2,omitempty"`
@@ -1087,6 +1103,7 @@ type ChildSA struct {
 	OutSeq        uint64   `protobuf:"varint,26,opt,name=out_seq,json=outSeq,proto3" json:"out_seq,omitempty"`
 	InSeq         uint64   `protobuf:"varint,27,opt,name=in_seq,json=inSeq,proto3" json:"in_seq,omitempty"`
 	InAccepted    []uint64 `protobuf:"fixed64,28,rep,packed,name=in_accepted,json=inAccepted,proto3" json:"in_accepted,omitempty"`
+	Rekey         bool     `protobuf:"varint,29,opt,name=rekey,proto3" json:"rekey,omitempty"` // early, as of the IKE SA
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1317,11 +1334,18 @@ func (x *ChildSA) GetInAccepted() []uint64 {
 	return nil
 }
 
+func (x *ChildSA) GetRekey() bool {
+	if x != nil {
+		return x.Rekey
+	}
+	return false
+}
+
 var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x93\r\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xa9\r\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1377,13 +1401,14 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\fchildren_seq\x18+ \x01(\rR\vchildrenSeq\x12\x19\n" +
 	"\bdpd_sent\x18, \x01(\rR\adpdSent\x12\x19\n" +
 	"\bdpd_recv\x18- \x01(\rR\adpdRecv\x12\x14\n" +
+	"\x05rekey\x184 \x01(\bR\x05rekey\x12\x14\n" +
 	"\x05moves\x181 \x01(\rR\x05moves\x12\x19\n" +
 	"\bmoved_to\x182 \x01(\rR\amovedTo\x12\x18\n" +
 	"\aadopted\x183 \x01(\bR\aadopted\x12\x1f\n" +
-	"\vsync_wanted\x184 \x01(\bR\n" +
+	"\vsync_wanted\x185 \x01(\bR\n" +
 	"syncWanted\x12#\n" +
-	"\rsync_proposed\x185 \x01(\rR\fsyncProposed\x12\x1b\n" +
-	"\tsync_seen\x186 \x01(\rR\bsyncSeen\"\x80\x01\n" +
+	"\rsync_proposed\x186 \x01(\rR\fsyncProposed\x12\x1b\n" +
+	"\tsync_seen\x187 \x01(\rR\bsyncSeen\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
@@ -1408,7 +1433,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"start_port\x18\x02 \x01(\rR\tstartPort\x12\x19\n" +
 	"\bend_port\x18\x03 \x01(\rR\aendPort\x12\x14\n" +
 	"\x05start\x18\x04 \x01(\fR\x05start\x12\x10\n" +
-	"\x03end\x18\x05 \x01(\fR\x03end\"\x8f\x06\n" +
+	"\x03end\x18\x05 \x01(\fR\x03end\"\xad\x06\n" +
 	"\bExchange\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -1441,7 +1466,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
 	"collided_r\x18\x1a \x01(\x06R\tcollidedR\x12\x1f\n" +
 	"\vdeleted_out\x18\x1b \x03(\aR\n" +
-	"deletedOut\"\xba\x06\n" +
+	"deletedOut\x12\x1c\n" +
+	"\tcontested\x18\x1c \x01(\bR\tcontested\"\xd0\x06\n" +
 	"\aChildSA\x12\x16\n" +
 	"\x06phase2\x18\x01 \x01(\tR\x06phase2\x12\x15\n" +
 	"\x06spi_in\x18\x02 \x01(\aR\x05spiIn\x12\x17\n" +
@@ -1474,7 +1500,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\aout_seq\x18\x1a \x01(\x04R\x06outSeq\x12\x15\n" +
 	"\x06in_seq\x18\x1b \x01(\x04R\x05inSeq\x12\x1f\n" +
 	"\vin_accepted\x18\x1c \x03(\x06R\n" +
-	"inAcceptedB\x15Z\x13tandem/proto/syncpbb\x06proto3"
+	"inAccepted\x12\x14\n" +
+	"\x05rekey\x18\x1d \x01(\bR\x05rekeyB\x15Z\x13tandem/proto/syncpbb\x06proto3"
 
 var (
 	file_syncpb_ikesa_proto_rawDescOnce sync.Once

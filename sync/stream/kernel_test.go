@@ -14,6 +14,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/internal/needs"
+	"tandem/internal/testkit"
 )
 
 // deafen drops everything that enters the namespace of the calling thread.
@@ -69,7 +70,7 @@ func TestKernelFindsSilentPath(t *testing.T) {
 				t.Fatal(err)
 			}
 			one.knows(two, "hb1")
-			until(t, "the stream is open", func() bool { return two.streams(1) == 1 && one.live(2) == 1 })
+			testkit.Until(t, "the stream is open", func() bool { return two.streams(1) == 1 && one.live(2) == 1 })
 
 			deafen(t)
 			began := time.Now()
@@ -78,7 +79,7 @@ func TestKernelFindsSilentPath(t *testing.T) {
 			}
 			one.told("up 2 b1", "down 2 b1")
 			sender := time.Since(began)
-			until(t, "the receiver's end is torn down", func() bool { return two.streams(1) == 0 })
+			testkit.Until(t, "the receiver's end is torn down", func() bool { return two.streams(1) == 0 })
 			receiver := time.Since(began)
 			t.Logf("sender after %v, receiver after %v", sender.Round(time.Millisecond), receiver.Round(time.Millisecond))
 			least, most := 900*time.Millisecond, 3500*time.Millisecond // documented: about 2 s, with data about 1 s

@@ -63,9 +63,7 @@ func (e *Endpoint) receiver(node cluster.NodeID) *receiver {
 
 // told is the process that heartbeats name for a node, or 0.
 func (e *Endpoint) told(node cluster.NodeID) cluster.ProcessID {
-	e.mu.Lock()
-	s := e.out[node]
-	e.mu.Unlock()
+	s := e.toward(node)
 	if s == nil {
 		return 0
 	}

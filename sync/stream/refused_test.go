@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -13,7 +12,6 @@ import (
 	"math/big"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,38 +22,11 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"tandem/internal/quiet"
+	"tandem/internal/testkit"
 	"tandem/proto/syncpb"
 )
 
-// logLines are what an endpoint logged.
-type logLines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logLines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logLines) refusals() (list []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range strings.Lines(l.b.String()) {
-		if strings.Contains(line, "replication stream refused") {
-			list = append(list, line)
-		}
-	}
-	return list
-}
-
-// shows is a client that shows its certificate whatever the server says it accepts.
-func shows(c *tls.Config) *tls.Config {
-	cert := c.Certificates[0]
-	return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}
-}
+func refusals(log *testkit.Log) []string { return log.With("replication stream refused") }
 
 // expired is a configuration with a certificate that has ended.
 func (a *authority) expired(t testing.TB, node string) *tls.Config {
@@ -77,7 +48,7 @@ func (a *authority) expired(t testing.TB, node string) *tls.Config {
 // members go on.
 func TestRefusedStreams(t *testing.T) {
 	a, m := newAuthority(t), newMedium()
-	log := &logLines{}
+	log := &testkit.Log{}
 	two := newDeafHost(t, a, m.dial, 2, 0xb1)
 	two.refuse = quiet.NewRefusals(slog.New(slog.NewTextHandler(log, nil)), "replication stream refused")
 	addr, err := two.Listen("127.0.0.1:0")
@@ -124,21 +95,21 @@ func TestRefusedStreams(t *testing.T) {
 		code         codes.Code
 	}{
 		{"no certificate", "didn't provide a certificate", &tls.Config{InsecureSkipVerify: true}, 7, nil, codes.Unavailable},
-		{"another cluster's certificate", "unknown authority", shows(foreign.tls(t, 1)), 7, nil, codes.Unavailable},
-		{"an expired certificate", "expired", shows(a.expired(t, "1")), 7, nil, codes.Unavailable},
-		{"the receiver's own number", "our own certificate", shows(a.tls(t, 2)), 7, nil, codes.Unauthenticated},
-		{"the number of a member that is connected", "heartbeats name process a1", shows(a.tls(t, 1)), 7, nil, codes.FailedPrecondition},
-		{"no process", "no hello", shows(a.tls(t, 1)), 0, nil, codes.InvalidArgument},
-		{"a message without a frame", "without a frame", shows(a.tls(t, 3)), 9, []*syncpb.StreamUp{{Seq: 1}}, codes.Aborted},
+		{"another cluster's certificate", "unknown authority", testkit.Shows(foreign.tls(t, 1).Certificates[0]), 7, nil, codes.Unavailable},
+		{"an expired certificate", "expired", testkit.Shows(a.expired(t, "1").Certificates[0]), 7, nil, codes.Unavailable},
+		{"the receiver's own number", "our own certificate", testkit.Shows(a.tls(t, 2).Certificates[0]), 7, nil, codes.Unauthenticated},
+		{"the number of a member that is connected", "heartbeats name process a1", testkit.Shows(a.tls(t, 1).Certificates[0]), 7, nil, codes.FailedPrecondition},
+		{"no process", "no hello", testkit.Shows(a.tls(t, 1).Certificates[0]), 0, nil, codes.InvalidArgument},
+		{"a message without a frame", "without a frame", testkit.Shows(a.tls(t, 3).Certificates[0]), 9, []*syncpb.StreamUp{{Seq: 1}}, codes.Aborted},
 	} {
-		before := len(log.refusals())
+		before := len(refusals(log))
 		for range 3 {
 			if err := try(c.tls, c.hello, c.after...); status.Code(err) != c.code {
 				t.Errorf("%s: %v, want %v", c.what, err, c.code)
 			}
 		}
-		until(t, c.what+": a line", func() bool { return len(log.refusals()) > before })
-		lines := log.refusals()[before:]
+		testkit.Until(t, c.what+": a line", func() bool { return len(refusals(log)) > before })
+		lines := refusals(log)[before:]
 		if len(lines) != 1 || !strings.Contains(lines[0], c.reason) || !strings.Contains(lines[0], "from=127.0.0.1:") {
 			t.Errorf("%s: %q", c.what, lines)
 		}
@@ -151,19 +122,19 @@ func TestRefusedStreams(t *testing.T) {
 
 	// A restart; then what the former process said is played back.
 	one.Close()
-	until(t, "its stream has ended", func() bool { return two.streams(1) == 0 })
+	testkit.Until(t, "its stream has ended", func() bool { return two.streams(1) == 0 })
 	again := newHost(t, a, m, 1, 0xa2)
 	again.ack = true
 	two.SetPeers(1, again.process, nil, 0)
 	again.knows(two, "hb1")
-	until(t, "the new process has a stream", func() bool { return two.streams(1) == 1 })
-	before := len(log.refusals())
+	testkit.Until(t, "the new process has a stream", func() bool { return two.streams(1) == 1 })
+	before := len(refusals(log))
 	for range 3 {
-		if err := try(shows(a.tls(t, 1)), 0xa1, &syncpb.StreamUp{Frame: frameOf(7, 100), Seq: 7}); status.Code(err) != codes.FailedPrecondition {
+		if err := try(testkit.Shows(a.tls(t, 1).Certificates[0]), 0xa1, &syncpb.StreamUp{Frame: frameOf(7, 100), Seq: 7}); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("a replayed stream: %v", err)
 		}
 	}
-	if lines := log.refusals()[before:]; len(lines) != 1 || !strings.Contains(lines[0], "is a former one") {
+	if lines := refusals(log)[before:]; len(lines) != 1 || !strings.Contains(lines[0], "is a former one") {
 		t.Errorf("a replayed stream: %q", lines)
 	}
 	two.until("nothing of it", func() bool { return two.high == 6 })

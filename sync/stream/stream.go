@@ -220,12 +220,16 @@ func (e *Endpoint) SetPeers(node cluster.NodeID, process cluster.ProcessID, link
 // so are those of a 129th scope, and those of any scope but 0 for a process of an
 // earlier build, which knows of none.
 func (e *Endpoint) Send(f statesync.SendFrame) {
-	e.mu.Lock()
-	s := e.out[f.Node]
-	e.mu.Unlock()
-	if s != nil {
+	if s := e.toward(f.Node); s != nil {
 		s.send(f)
 	}
+}
+
+// toward is what sends to a node; nil: nobody named it.
+func (e *Endpoint) toward(node cluster.NodeID) *sender {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.out[node]
 }
 
 // Ack acknowledges frames of a scope of a node's process, on every link from it.
@@ -252,9 +256,7 @@ func (e *Endpoint) Resync(node cluster.NodeID, scope cluster.ScopeID) {
 
 // Version is what is spoken with a node's present process; 0: no stream towards it is open.
 func (e *Endpoint) Version(node cluster.NodeID) uint32 {
-	e.mu.Lock()
-	s := e.out[node]
-	e.mu.Unlock()
+	s := e.toward(node)
 	if s == nil {
 		return 0
 	}

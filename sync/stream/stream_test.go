@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"tandem/cluster"
+	"tandem/internal/testkit"
 	"tandem/proto/syncpb"
 	statesync "tandem/sync"
 )
@@ -37,7 +38,7 @@ func TestEveryFrameTravelsOnEveryLink(t *testing.T) {
 	two.ack = false // what is acknowledged need not travel again
 	bothOpen(t, one, two)
 	one.sends(two, 1, 50, 100)
-	until(t, "each frame comes twice", func() bool { return two.second(1) == 50 })
+	testkit.Until(t, "each frame comes twice", func() bool { return two.second(1) == 50 })
 	two.mu.Lock()
 	defer two.mu.Unlock()
 	if two.all != 50 {
@@ -53,7 +54,7 @@ func TestOneLinkCut(t *testing.T) {
 	one.sends(two, 11, 20, 100)
 	two.until("the other link carries all", func() bool { return two.high == 20 })
 	before := m.dials("hb1")
-	until(t, "it dials again", func() bool { return m.dials("hb1") > before+1 })
+	testkit.Until(t, "it dials again", func() bool { return m.dials("hb1") > before+1 })
 	m.mend("hb1")
 	bothOpen(t, one, two)
 	m.sever("hb2")
@@ -86,7 +87,7 @@ func TestHelloAcknowledges(t *testing.T) {
 	two.until("arrived", func() bool { return two.high == 10 })
 	m.sever("hb1")
 	m.sever("hb2")
-	until(t, "no stream", func() bool { return two.streams(1) == 0 })
+	testkit.Until(t, "no stream", func() bool { return two.streams(1) == 0 })
 	two.Ack(statesync.SendAck{Node: 1, Process: 0xa1, Seq: 10})
 	m.mend("hb1")
 	one.until("acknowledged", func() bool { return one.ackedTo == 10 })
@@ -113,7 +114,7 @@ func TestStalledLinkHoldsUpNobody(t *testing.T) {
 	two.ack = false
 	two.mu.Unlock()
 	one.sends(two, 201, 240, 64<<10) // for hb1 to choke on
-	until(t, "the stalled link is torn down and dialled again", func() bool { return m.dials("hb1") > before })
+	testkit.Until(t, "the stalled link is torn down and dialled again", func() bool { return m.dials("hb1") > before })
 	one.told("up 2 b1")
 	m.mend("hb1")
 	bothOpen(t, one, two)
@@ -196,7 +197,7 @@ func TestProcessChangesUnderTheLink(t *testing.T) {
 	// The old one is not believed any more.
 	before := m.dials("hb3")
 	one.SetPeers(2, 0xb1, []cluster.Link{{Device: "hb3", Addr: "127.0.0.1"}}, two.port)
-	until(t, "it is dialled", func() bool { return m.dials("hb3") > before+2 })
+	testkit.Until(t, "it is dialled", func() bool { return m.dials("hb3") > before+2 })
 	one.told("up 2 b1", "down 2 b1", "up 2 b2", "down 2 b2")
 }
 
@@ -205,7 +206,7 @@ func TestResync(t *testing.T) {
 	two.ack = false
 	bothOpen(t, one, two)
 	one.sends(two, 1, 5, 100)
-	until(t, "arrived twice", func() bool { return two.second(1) == 5 })
+	testkit.Until(t, "arrived twice", func() bool { return two.second(1) == 5 })
 	two.Ack(statesync.SendAck{Node: 1, Process: 0xa1, Seq: 3})
 	one.until("acknowledged", func() bool { return one.ackedTo == 3 })
 	two.Resync(1, 0)
@@ -216,7 +217,7 @@ func TestLinksComeAndGo(t *testing.T) {
 	_, _, one, two := pair(t)
 	bothOpen(t, one, two)
 	one.knows(two, "hb2")
-	until(t, "one stream", func() bool { return two.streams(1) == 1 })
+	testkit.Until(t, "one stream", func() bool { return two.streams(1) == 1 })
 	one.SetPeers(2, 0, nil, 0)
 	one.told("up 2 b1", "down 2 b1")
 	one.knows(two, "hb1")
@@ -237,7 +238,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	twin := newHost(t, a, m, 1, 0xe1)
 	twin.SetPeers(7, 0, []cluster.Link{{Device: "hb7", Addr: "127.0.0.1"}}, one.port)
 	for _, d := range []string{"hb4", "hb5", "hb6", "hb7"} {
-		until(t, d+" was tried", func() bool { return m.dials(d) > 2 })
+		testkit.Until(t, d+" was tried", func() bool { return m.dials(d) > 2 })
 	}
 	one.told("up 2 b1")
 	for _, h := range []*host{stranger, twin} {
@@ -312,14 +313,14 @@ func TestBadMemberIsBounded(t *testing.T) {
 	two.mu.Unlock()
 
 	oldest := open(client(t, a, 1, two), hello)
-	until(t, "the first stream", func() bool { return two.streams(1) == 1 })
+	testkit.Until(t, "the first stream", func() bool { return two.streams(1) == 1 })
 	for range maxStreams {
 		open(client(t, a, 1, two), hello)
 	}
 	refused("the oldest of too many streams", oldest, codes.Aborted)
-	until(t, "bounded", func() bool { return two.streams(1) == maxStreams })
+	testkit.Until(t, "bounded", func() bool { return two.streams(1) == maxStreams })
 	open(client(t, a, 1, two), &syncpb.StreamUp{Hello: &syncpb.Hello{Process: 0xa2}})
-	until(t, "another process replaces them", func() bool { return two.streams(1) == 1 })
+	testkit.Until(t, "another process replaces them", func() bool { return two.streams(1) == 1 })
 }
 
 func TestBacklogIsBounded(t *testing.T) {
@@ -357,7 +358,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	one.mu.Lock()
 	events := len(one.events)
 	one.mu.Unlock()
-	until(t, "no goroutine is left", func() bool {
+	testkit.Until(t, "no goroutine is left", func() bool {
 		buf := make([]byte, 1<<20)
 		n := 0
 		for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/internal/testkit"
 	statesync "tandem/sync"
 )
 
@@ -162,7 +163,7 @@ func TestBubbleLinkThatFlapsIsDialledLessAndLess(t *testing.T) {
 			before := len(f.dials("hb1"))
 			f.sever("hb1")
 			f.mend("hb1")
-			until(t, "it is dialled", func() bool { return len(f.dials("hb1")) > before })
+			testkit.Until(t, "it is dialled", func() bool { return len(f.dials("hb1")) > before })
 			bothOpen(t, one, two)
 		}
 		d := since(f, "hb1", t0)
@@ -395,7 +396,7 @@ func TestBubbleHalfOpenStreamsAreBounded(t *testing.T) {
 			pass(time.Second)
 			f.mend("hb1")
 			one.knows(two, "hb1", "hb2")
-			until(t, "it is there again", func() bool { return one.live(2) == 2 })
+			testkit.Until(t, "it is there again", func() bool { return one.live(2) == 2 })
 		}
 		if n := two.streams(1); n != maxStreams {
 			t.Errorf("%d streams, want %d", n, maxStreams)

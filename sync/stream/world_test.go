@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/internal/testkit"
 	statesync "tandem/sync"
 )
 
@@ -288,7 +288,7 @@ func (h *host) sends(o *host, from, to uint64, size int) {
 // until waits for a condition on what the host was told.
 func (h *host) until(why string, ok func() bool) {
 	h.t.Helper()
-	until(h.t, why, func() bool {
+	testkit.Until(h.t, why, func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if h.disgust != "" {
@@ -296,22 +296,6 @@ func (h *host) until(why string, ok func() bool) {
 		}
 		return ok()
 	})
-}
-
-func until(t testing.TB, why string, ok func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			buf := make([]byte, 1<<16)
-			t.Fatalf("waited in vain: %s\n%s", why, buf[:runtime.Stack(buf, true)])
-		}
-	}
 }
 
 func (h *host) told(want ...string) {
@@ -342,9 +326,7 @@ func (h *host) second(from cluster.NodeID) uint64 {
 
 // live counts the open streams to a node.
 func (h *host) live(to cluster.NodeID) int {
-	h.Endpoint.mu.Lock()
-	s := h.out[to]
-	h.Endpoint.mu.Unlock()
+	s := h.toward(to)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.live
@@ -352,9 +334,7 @@ func (h *host) live(to cluster.NodeID) int {
 
 // kept is what is not acknowledged by a node, of all scopes.
 func (e *Endpoint) kept(to cluster.NodeID) (frames, bytes int) {
-	e.mu.Lock()
-	s := e.out[to]
-	e.mu.Unlock()
+	s := e.toward(to)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.logs {
@@ -374,5 +354,5 @@ func pair(t testing.TB) (*authority, *medium, *host, *host) {
 
 func bothOpen(t testing.TB, from, to *host) {
 	t.Helper()
-	until(t, "both links are open", func() bool { return to.streams(from.node) == 2 && from.live(to.node) == 2 })
+	testkit.Until(t, "both links are open", func() bool { return to.streams(from.node) == 2 && from.live(to.node) == 2 })
 }

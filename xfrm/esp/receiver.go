@@ -18,7 +18,7 @@ import "time"
 type Receiver struct {
 	gen   uint64 // activation that win and lease belong to
 	last  uint64 // highest number that exists
-	exact bool   // win was imported and holds for the next activation
+	exact uint64 // activation for which win was imported; 0: none
 	win   Window
 	lease Lease
 }
@@ -34,8 +34,8 @@ func NewReceiver(gen, fence uint64, window uint32, last uint64) Receiver {
 
 // Activate brings the SA to the scope's activation gen. fresh: this one is new, and
 // packets that waited in another must be dropped. A new activation takes everything
-// up to the recorded fence for replays; unless an exact window was imported and no
-// higher fence recorded since. An unbounded fence says nothing about what was
+// up to the recorded fence for replays; unless an exact window was imported for it
+// and no higher fence recorded since. An unbounded fence says nothing about what was
 // delivered: the window stays as it is.
 func (r *Receiver) Activate(gen uint64) (fresh bool) {
 	if r.gen == gen {
@@ -47,10 +47,10 @@ func (r *Receiver) Activate(gen uint64) (fresh bool) {
 
 func (r *Receiver) resume(gen uint64) {
 	bound := r.lease.Bound()
-	if !r.exact && bound != Unbounded {
+	if r.exact != gen && bound != Unbounded {
 		r.win.Reject(bound)
 	}
-	r.gen, r.exact = gen, false
+	r.gen, r.exact = gen, 0
 	r.lease = NewFence(bound, r.win.Top(), r.last)
 }
 
@@ -79,7 +79,7 @@ func (r *Receiver) Retry(now time.Time, seq uint64) (pass bool, question uint64,
 // imported window does not outlive a higher fence: somebody has gone on since.
 func (r *Receiver) Record(fence uint64) {
 	if fence > r.lease.Bound() {
-		r.exact = false
+		r.exact = 0
 	}
 	r.lease = NewFence(fence, r.win.Top(), r.last)
 }
@@ -110,11 +110,12 @@ func (r *Receiver) Forget(seq uint64) { r.win.Forget(seq) }
 // that waits, and once nothing more is delivered.
 func (r *Receiver) Export() (top uint64, accepted []uint64) { return r.win.Export() }
 
-// Import takes over another owner's exact window, before the activation that it
-// holds for.
-func (r *Receiver) Import(top uint64, accepted []uint64) {
+// Import takes over another owner's exact window, before the activation gen that it
+// holds for, and for no later one: the SA may not have noticed gen, without a packet in
+// it, and others may have gone on since.
+func (r *Receiver) Import(top uint64, accepted []uint64, gen uint64) {
 	r.win.Import(top, accepted)
-	r.exact = true
+	r.exact = gen
 }
 
 // Bound is the fence in force.

@@ -60,7 +60,7 @@ func TestReceiverFence(t *testing.T) {
 }
 
 func TestReceiverActivate(t *testing.T) {
-	exact := func(r *Receiver) { r.Import(50, []uint64{1<<0 | 1<<2}) } // 50 and 48
+	exact := func(r *Receiver) { r.Import(50, []uint64{1<<0 | 1<<2}, 2) } // 50 and 48
 	for _, c := range []struct {
 		name  string
 		fence uint64
@@ -108,11 +108,21 @@ func TestReceiverActivate(t *testing.T) {
 // An imported window holds for one activation; the next rejects up to the fence.
 func TestReceiverImportHoldsOnce(t *testing.T) {
 	r := NewReceiver(1, 70, 64, MaxSequence(false))
-	r.Import(50, []uint64{1})
+	r.Import(50, []uint64{1}, 2)
 	r.Activate(2)
 	if opened, pass, _, _ := arrive(&r, 60, numbersAt); !opened || !pass {
 		t.Fatal("60 is not delivered")
 	}
+	r.Activate(3)
+	wantFirst(t, &r, 71)
+}
+
+// Nor does an SA without a packet in the activation that a window was imported for use
+// it in a later one.
+func TestReceiverImportHoldsForItsActivation(t *testing.T) {
+	r := NewReceiver(1, 70, 64, MaxSequence(false))
+	r.Import(50, []uint64{1}, 2)
+	r.Record(70)
 	r.Activate(3)
 	wantFirst(t, &r, 71)
 }
@@ -141,7 +151,8 @@ func TestReceiverHandover(t *testing.T) {
 		from.Forget(seq)
 	}
 	to := NewReceiver(4, 20, 128, MaxSequence(false))
-	to.Import(from.Export())
+	top, accepted := from.Export()
+	to.Import(top, accepted, 5)
 	to.Activate(5)
 	for seq := uint64(1); seq <= 26; seq++ {
 		if want := seq == 7 || seq > 20; to.Window().Check(seq) != want {

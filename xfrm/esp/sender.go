@@ -18,7 +18,7 @@ type Sender struct {
 	gen   uint64 // activation that seq and lease belong to
 	seq   uint64 // last used
 	last  uint64 // highest that exists
-	exact bool   // seq was imported and holds for the next activation
+	exact uint64 // activation for which seq was imported; 0: none
 	lease Lease
 }
 
@@ -33,7 +33,7 @@ func NewSender(gen, ceiling, last uint64) Sender {
 // Activate brings the SA to the scope's activation gen. fresh: this one is new, and
 // packets that waited in another must be dropped. A new activation goes on above
 // the recorded ceiling, so its first packet waits for a Grant; or, when an exact
-// number was imported and no higher ceiling recorded since, right after that
+// number was imported for it and no higher ceiling recorded since, right after that
 // number. An unbounded ceiling says nothing about what was used: the SA goes on
 // where it stood.
 func (s *Sender) Activate(gen uint64) (fresh bool) {
@@ -46,10 +46,10 @@ func (s *Sender) Activate(gen uint64) (fresh bool) {
 
 func (s *Sender) resume(gen uint64) {
 	bound := s.lease.Bound()
-	if !s.exact && bound != Unbounded {
+	if s.exact != gen && bound != Unbounded {
 		s.seq = max(s.seq, bound)
 	}
-	s.gen, s.exact = gen, false
+	s.gen, s.exact = gen, 0
 	s.lease = NewCeiling(bound, s.seq, s.last)
 }
 
@@ -86,7 +86,7 @@ func (s *Sender) Sent() { s.seq++ }
 // imported number does not outlive a higher ceiling: somebody has gone on since.
 func (s *Sender) Record(ceiling uint64) {
 	if ceiling > s.lease.Bound() {
-		s.exact = false
+		s.exact = 0
 	}
 	s.lease = NewCeiling(ceiling, s.seq, s.last)
 }
@@ -103,8 +103,9 @@ func (s *Sender) Tick(now time.Time) (question uint64, ask bool) { return s.leas
 func (s *Sender) Settled() bool { return s.lease.Settled() }
 
 // Import takes over the exact number that another owner sent last, before the
-// activation that it holds for.
-func (s *Sender) Import(seq uint64) { s.seq, s.exact = seq, true }
+// activation gen that it holds for, and for no later one: the SA may not have noticed
+// gen, without a packet in it, and others may have gone on since.
+func (s *Sender) Import(seq, gen uint64) { s.seq, s.exact = seq, gen }
 
 // Seq is the last number used, or skipped by an activation. It is exact, to be
 // imported elsewhere, after Activate with the scope's last activation and once

@@ -75,13 +75,13 @@ func TestSenderActivate(t *testing.T) {
 		{"known from elsewhere", 70, func(*Sender) {}, 70, 70},
 		{"raised while inactive", 70, func(s *Sender) { s.Record(90) }, 90, 90},
 		{"lowered while inactive", 70, func(s *Sender) { s.Record(40) }, 40, 40},
-		{"exact number", 70, func(s *Sender) { s.Import(50) }, 50, 70},
-		{"exact number and the same ceiling", 70, func(s *Sender) { s.Import(50); s.Record(70) }, 50, 70},
-		{"exact number and a withdrawal", 70, func(s *Sender) { s.Import(50); s.Record(60) }, 50, 60},
-		{"exact number, then somebody went on", 70, func(s *Sender) { s.Import(50); s.Record(71) }, 71, 71},
-		{"recorded, then the exact number", 70, func(s *Sender) { s.Record(90); s.Import(50) }, 50, 90},
+		{"exact number", 70, func(s *Sender) { s.Import(50, 2) }, 50, 70},
+		{"exact number and the same ceiling", 70, func(s *Sender) { s.Import(50, 2); s.Record(70) }, 50, 70},
+		{"exact number and a withdrawal", 70, func(s *Sender) { s.Import(50, 2); s.Record(60) }, 50, 60},
+		{"exact number, then somebody went on", 70, func(s *Sender) { s.Import(50, 2); s.Record(71) }, 71, 71},
+		{"recorded, then the exact number", 70, func(s *Sender) { s.Record(90); s.Import(50, 2) }, 50, 90},
 		{"nobody is asked", Unbounded, func(*Sender) {}, 0, Unbounded},
-		{"nobody is asked, exact number", Unbounded, func(s *Sender) { s.Import(50) }, 50, Unbounded},
+		{"nobody is asked, exact number", Unbounded, func(s *Sender) { s.Import(50, 2) }, 50, Unbounded},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := NewSender(1, c.ceiling, MaxSequence(false))
@@ -112,9 +112,21 @@ func TestSenderActivate(t *testing.T) {
 // An imported number holds for one activation; the next goes on above the ceiling.
 func TestSenderImportHoldsOnce(t *testing.T) {
 	s := NewSender(1, 70, MaxSequence(false))
-	s.Import(50)
+	s.Import(50, 2)
 	s.Activate(2)
 	wantNext(t, &s, 51)
+	s.Activate(3)
+	if s.Seq() != 70 {
+		t.Errorf("goes on behind %d, below the ceiling", s.Seq())
+	}
+}
+
+// An SA without a packet in the activation that a number was imported for does not use
+// it in a later one: the other side of a split may have gone on, up to the same ceiling.
+func TestSenderImportHoldsForItsActivation(t *testing.T) {
+	s := NewSender(1, 70, MaxSequence(false))
+	s.Import(50, 2)
+	s.Record(70)
 	s.Activate(3)
 	if s.Seq() != 70 {
 		t.Errorf("goes on behind %d, below the ceiling", s.Seq())
@@ -143,7 +155,7 @@ func TestSenderComesBack(t *testing.T) {
 func TestSenderExhausted(t *testing.T) {
 	for _, last := range []uint64{math.MaxUint32, math.MaxUint64 - 1, math.MaxUint64} {
 		s := NewSender(1, Unbounded, last)
-		s.Import(last - 1)
+		s.Import(last-1, 2)
 		s.Activate(2)
 		if s.Exhausted() {
 			t.Errorf("%d: one number is left", last)
@@ -208,7 +220,7 @@ func TestNumbersNoAllocation(t *testing.T) {
 // A fresh activation has no lead to withdraw below what counts as used.
 func TestActivationIsSettled(t *testing.T) {
 	s := NewSender(1, 1000, MaxSequence(false))
-	s.Import(950)
+	s.Import(950, 2)
 	s.Activate(2)
 	if _, ask := s.Tick(numbersAt.Add(time.Hour)); ask || !s.Settled() {
 		t.Error("the sender withdraws from a ceiling with a lead of 50 packets")

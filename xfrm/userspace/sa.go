@@ -259,11 +259,15 @@ func (s *sa) export() xfrm.Window {
 }
 
 func (s *sa) importWindow(w xfrm.Window) {
+	gen, active := s.scope.works()
+	if !active {
+		gen++
+	}
 	s.out.mu.Lock()
-	s.out.send.Import(w.OutSeq)
+	s.out.send.Import(w.OutSeq, gen)
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
-	s.in.recv.Import(w.InSeq, w.InAccepted)
+	s.in.recv.Import(w.InSeq, w.InAccepted, gen)
 	s.in.mu.Unlock()
 }
 

@@ -1,6 +1,7 @@
 package userspace
 
 import (
+	"math/bits"
 	"sync/atomic"
 
 	"tandem/internal/ipsec"
@@ -13,6 +14,12 @@ type spiTable struct {
 	n       int
 }
 
+// bucketOf spreads SPIs over a number of buckets that is a power of two. In a farm the low
+// bits of all SPIs of a slot are the same, so those above come first.
+func bucketOf(spi ipsec.ESPSPI, size int) uint32 {
+	return bits.RotateLeft32(uint32(spi), -7) & uint32(size-1)
+}
+
 type spiNode struct {
 	sa   *sa
 	next *spiNode
@@ -23,7 +30,7 @@ func (t *spiTable) get(spi ipsec.ESPSPI) *sa {
 	if b == nil {
 		return nil
 	}
-	for n := (*b)[uint32(spi)&uint32(len(*b)-1)].Load(); n != nil; n = n.next {
+	for n := (*b)[bucketOf(spi, len(*b))].Load(); n != nil; n = n.next {
 		if n.sa.SPIIn == spi {
 			return n.sa
 		}
@@ -37,7 +44,7 @@ func (t *spiTable) put(s *sa) {
 		t.grow()
 		b = t.buckets.Load()
 	}
-	slot := &(*b)[uint32(s.SPIIn)&uint32(len(*b)-1)]
+	slot := &(*b)[bucketOf(s.SPIIn, len(*b))]
 	slot.Store(&spiNode{s, slot.Load()})
 	t.n++
 }
@@ -50,7 +57,7 @@ func (t *spiTable) grow() {
 	}
 	b := make([]atomic.Pointer[spiNode], size)
 	for _, s := range old {
-		slot := &b[uint32(s.SPIIn)&uint32(size-1)]
+		slot := &b[bucketOf(s.SPIIn, size)]
 		slot.Store(&spiNode{s, slot.Load()})
 	}
 	t.buckets.Store(&b)
@@ -61,7 +68,7 @@ func (t *spiTable) remove(spi ipsec.ESPSPI) {
 	if b == nil {
 		return
 	}
-	slot := &(*b)[uint32(spi)&uint32(len(*b)-1)]
+	slot := &(*b)[bucketOf(spi, len(*b))]
 	var kept *spiNode
 	for n := slot.Load(); n != nil; n = n.next {
 		if n.sa.SPIIn != spi {

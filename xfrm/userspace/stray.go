@@ -52,6 +52,20 @@ func (p *Plane) strayInner(s *sa, pkt []byte, in *inner, h hop) {
 	}
 }
 
+// strayNew hands an inner packet that no SA takes to the member that would make one, and
+// says whether there is such a member.
+func (p *Plane) strayNew(t *tunnel, pkt []byte, h hop) bool {
+	if p.o.Handler.Stray == nil || p.o.Handler.Begins == nil || h.last {
+		return false
+	}
+	scope, ok := p.o.Handler.Begins(t.Name)
+	if ok {
+		t.strays.Add(1)
+		p.o.Handler.Stray(xfrm.Stray{Scope: scope, Tunnel: t.Name, From: h.from, Packet: pkt})
+	}
+	return ok
+}
+
 // removed says that an SA is silent for another reason than its scope.
 func (s *sa) removed() bool {
 	_, active := s.scope.active()

@@ -159,3 +159,33 @@ func TestStrayUnknownSPI(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// An inner packet that no SA takes goes to the member that would make one, once; where that
+// is this member, or it was handed over already, it asks for an SA here.
+func TestStrayNew(t *testing.T) {
+	p, tn, s := bench(t)
+	var got []xfrm.Stray
+	asked, elsewhere := 0, true
+	p.o.Handler.Stray = func(x xfrm.Stray) { got = append(got, x) }
+	p.o.Handler.Begins = func(tunnel string) (xfrm.Scope, bool) { return 9, elsewhere && tunnel == "vpn1" }
+	p.evs.deliver = func(es []xfrm.Event) { asked += len(es) }
+	p.Remove(s.SPIIn)
+	send := func(h hop) {
+		b := newBatch()
+		fill(b, 1, template(64))
+		b.hop = h
+		p.clock = func() time.Time { return time.Unix(int64(1000*(asked+1)), 0) }
+		p.outbound(tn, b, p.clock())
+		p.evs.flush()
+	}
+	send(hop{})
+	if len(got) != 1 || got[0].Scope != 9 || got[0].Tunnel != "vpn1" || got[0].Outer || asked != 0 {
+		t.Fatalf("%+v, %d asked for", got, asked)
+	}
+	send(hop{from: 2, last: true})
+	elsewhere = false
+	send(hop{from: 2})
+	if len(got) != 1 || asked != 2 {
+		t.Fatalf("%+v, %d asked for", got, asked)
+	}
+}

@@ -260,6 +260,20 @@ func testStaleHandover(t *testing.T, make Factory) {
 	if c := p.b.counters(spiB); c.OutSeq != 201 {
 		t.Fatalf("sequence number %d, want 201", c.OutSeq)
 	}
+
+	// One that no packet has used: another has gone on since, up to the same ceiling.
+	p.b.deactivate()
+	w = windows(p.b)
+	p.b.do(func() { p.b.plane.SetWindows(w) })
+	p.b.activate()
+	p.b.deactivate()
+	ceiling := p.b.counters(spiB).Ceiling
+	p.b.activate()
+	hb.send(ha, 3, 64)
+	ha.want(3)
+	if c := p.b.counters(spiB); c.OutSeq != ceiling+1 {
+		t.Fatalf("sequence number %d, want %d", c.OutSeq, ceiling+1)
+	}
 }
 
 func testReplay(t *testing.T, make Factory) {

@@ -213,42 +213,43 @@ func (s *Server) closeSockets() {
 // reader reads one packet: its length, sender, and TTL (-1: not known).
 type reader func(b []byte) (n int, from net.Addr, ttl int, err error)
 
-func listen4() (net.PacketConn, reader, error) {
-	c, err := net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+// listen opens a socket for the packets of one version of IP.
+func listen(network string, reads func(net.PacketConn) (reader, error)) (net.PacketConn, reader, error) {
+	c, err := net.ListenPacket(network, fmt.Sprintf(":%d", port))
 	if err != nil {
 		return nil, nil, err
 	}
-	p := ipv4.NewPacketConn(c)
-	if err := p.SetControlMessage(ipv4.FlagTTL, true); err != nil {
+	r, err := reads(c)
+	if err != nil {
 		_ = c.Close()
 		return nil, nil, err
 	}
-	return c, func(b []byte) (int, net.Addr, int, error) {
-		n, cm, from, err := p.ReadFrom(b)
-		if cm == nil {
-			return n, from, -1, err
-		}
-		return n, from, cm.TTL, err
-	}, nil
+	return c, r, nil
+}
+
+func listen4() (net.PacketConn, reader, error) {
+	return listen("udp4", func(c net.PacketConn) (reader, error) {
+		p := ipv4.NewPacketConn(c)
+		return withTTL(p.ReadFrom, func(m *ipv4.ControlMessage) int { return m.TTL }), p.SetControlMessage(ipv4.FlagTTL, true)
+	})
 }
 
 func listen6() (net.PacketConn, reader, error) {
-	c, err := net.ListenPacket("udp6", fmt.Sprintf(":%d", port))
-	if err != nil {
-		return nil, nil, err
-	}
-	p := ipv6.NewPacketConn(c)
-	if err := p.SetControlMessage(ipv6.FlagHopLimit, true); err != nil {
-		_ = c.Close()
-		return nil, nil, err
-	}
-	return c, func(b []byte) (int, net.Addr, int, error) {
-		n, cm, from, err := p.ReadFrom(b)
-		if cm == nil {
+	return listen("udp6", func(c net.PacketConn) (reader, error) {
+		p := ipv6.NewPacketConn(c)
+		return withTTL(p.ReadFrom, func(m *ipv6.ControlMessage) int { return m.HopLimit }), p.SetControlMessage(ipv6.FlagHopLimit, true)
+	})
+}
+
+// withTTL takes the TTL, or the hop limit, from what the kernel says beside a packet.
+func withTTL[M any](read func([]byte) (int, *M, net.Addr, error), ttl func(*M) int) reader {
+	return func(b []byte) (int, net.Addr, int, error) {
+		n, beside, from, err := read(b)
+		if beside == nil {
 			return n, from, -1, err
 		}
-		return n, from, cm.HopLimit, err
-	}, nil
+		return n, from, ttl(beside), err
+	}
 }
 
 // read takes packets in until the socket is closed.
