@@ -65,6 +65,9 @@ func (p *Slot) considerDecided(now time.Time) {
 		p.renewTerm(now, p.epoch.Counter)
 	case p.epoch.Counter > d.Burnt:
 		// Promised by a decision that the old owner has heard of, and we not yet.
+	case p.from != Epoch{} && p.from.SameTenure(d.Epoch) && !p.peer(d.Owner).live() && p.owner() == nil:
+		// Another was promised it before we acted, and we had not heard of that. Nobody else
+		// owns: it declines, or is given the scope and gets what we did.
 	default:
 		p.yieldTo(now, p.peer(d.Owner), d.Epoch, "was decided")
 	}
@@ -84,6 +87,13 @@ func (p *Slot) usedAbove() bool {
 	d := &p.decided
 	return d.Owner != 0 && d.Epoch.Less(p.highest) && !d.Epoch.SameTenure(p.highest) && !d.Next.SameTenure(p.highest) &&
 		p.highest.Counter <= d.Burnt|(1<<fsm.LocalBits-1)
+}
+
+// burnt says that an owner acted on what it was promised in another's place, or before
+// another: it had not heard of that.
+func (p *Slot) burnt(o *member) bool {
+	d := &p.decided
+	return d.Epoch.Less(o.Epoch) && !d.Epoch.SameTenure(o.Epoch) && o.Epoch.Less(d.Next) && !p.peer(d.Owner).live()
 }
 
 // rejoinAll forgets who had to be taken out under an epoch that has passed.
