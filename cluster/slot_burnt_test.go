@@ -145,3 +145,58 @@ func TestWhoActedOnAChangedPromiseGoesOn(t *testing.T) {
 		t.Errorf("phase %v, uniting %v beside the owner, which was only silent", p.phase, p.Uniting())
 	}
 }
+
+// The plan moves the promise while its slot is handed over. Who got it goes on, and who
+// handed it over leaves it to that one instead of having it "given back" without its SAs.
+func TestAHandoverOutlivesAMovedPromise(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p := entitledSlot(t, now)
+	owned, next := p.decided.Epoch, p.decided.Next
+	p.HandleHandover(now, next)
+	p.HandleClaimed(now, next, true)
+	if p.phase != owning {
+		t.Fatalf("phase %v after the handover", p.phase)
+	}
+	old := rival(next) // follows us by now
+	old.Role = RoleStandby
+	p.HandlePeer(now, old)
+	p.HandleDecided(now, changed(p.decided, 3), true)
+	if p.phase != owning {
+		t.Error("gives way to the owner that has handed over")
+	}
+
+	// Node 1 is the one that hands over, to node 2.
+	p, d := owningSlot(t, now)
+	d.Successor, d.Next, d.Sync = 2, Epoch{Counter: 2 << fsm.LocalBits, Node: 2}, []NodeID{2, 3}
+	for _, id := range []NodeID{2, 3} {
+		m := p.peer(id)
+		m.Running, m.Process, m.stream, m.heard, m.Entitled, m.Epoch, m.join, m.synced = true, ProcessID(20+id), ProcessID(20+id), true, true, p.epoch, in, now
+	}
+	now = now.Add(time.Minute)
+	p.HandleDecided(now, d, true)
+	p.HandleWanted(now, true)
+	if p.phase != handing {
+		t.Fatalf("phase %v when the plan wants it at node 2", p.phase)
+	}
+	p.HandlePeer(now, rival(d.Next))
+	if p.phase != standing {
+		t.Fatalf("phase %v when node 2 owns", p.phase)
+	}
+	effectsOf(p)
+	d.Successor, d.Burnt = 3, d.Burnt+1<<fsm.LocalBits
+	d.Next = Epoch{Counter: d.Burnt, Node: 3}
+	p.HandleDecided(now, d, true)
+	es := effectsOf(p)
+	if x := declinesTo(es); x.GetNode() != 2 || x.GetEpoch().GetCounter() != owned.Counter {
+		t.Errorf("declines %v", x)
+	}
+	for _, x := range es {
+		if y, ok := x.(Propose); ok && y.Command.GetRenewTerm() != nil {
+			t.Error("asks for a later term for itself")
+		}
+	}
+	p.HandleTimeout(now.Add(3 * time.Second))
+	if o := owns(effectsOf(p)); o != nil {
+		t.Errorf("owns beside node 2: %+v", o)
+	}
+}

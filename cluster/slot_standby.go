@@ -26,14 +26,14 @@ func (p *Slot) considerStanding(now time.Time) {
 		if p.claim != nil && !o.Epoch.Less(p.claim.epoch) {
 			p.heardAgain(o) // or succeeded by another
 		}
-		if p.granted && p.decided.Successor == p.opt.Self && p.phase == standing && p.burnt(o) {
+		if (p.decided.Successor == p.opt.Self || p.decided.Owner == p.opt.Self) && p.granted && p.phase == standing && p.burnt(o) {
 			p.decline(now, o)
 		}
 	}
 	if p.shutdown || p.noQuorum {
 		return
 	}
-	if p.granted && p.usedAbove() && (p.decided.Owner == p.opt.Self || p.peer(p.decided.Owner).live()) {
+	if o := p.owner(); p.granted && p.usedAbove() && (p.decided.Owner == p.opt.Self || p.peer(p.decided.Owner).live()) && (o == nil || !p.burnt(o)) {
 		p.renewTerm(now, p.highest.Counter) // for the owner, whose copies we would refuse
 	}
 	p.succeed(now)
