@@ -26,8 +26,8 @@ const (
 	slotHoldDown = time.Second            // between a change of owner and a handover
 	goHome       = 2 * time.Second        // a member that is back must have stood by for so long to get its slots
 	// promiseSettles is how long who is promised the scope in another's place does not act
-	// on it while others that may have been promised it live: they hear of it later, and act
-	// on what they were promised if the owner is lost meanwhile.
+	// on it while that one lives: it may hear of it later, and act on what it was promised
+	// if the owner is lost meanwhile.
 	promiseSettles = 250 * time.Millisecond
 	// patience is how long a node to which the scope was given waits for an owner
 	// that it still hears.
@@ -52,7 +52,8 @@ type Slot struct {
 	decided  fsm.Scope
 	granted  bool // the log counts this process as a member
 	since    time.Time
-	settles  time.Time // when what another was promised before us is void for it, too
+	settles  time.Time // when those who were promised it before us have heard that they are no more
+	before   []NodeID  // who these are
 	epoch    Epoch     // owned, or of the owner known
 	from     Epoch     // owned: what we were entitled for; zero: we own by a decision
 	highest  Epoch     // ever seen
@@ -120,8 +121,12 @@ func (p *Slot) HandleDecided(now time.Time, s fsm.Scope, granted bool) {
 	if p.decided.Owner != s.Owner || p.decided.Epoch != s.Epoch || granted != p.granted {
 		p.since = now
 	}
-	if was := p.decided.Successor; s.Successor == p.opt.Self && was != 0 && was != s.Successor && p.decided.Epoch.SameTenure(s.Epoch) {
-		p.settles = now.Add(promiseSettles)
+	same := p.decided.Epoch.SameTenure(s.Epoch)
+	if !same || !now.Before(p.settles) {
+		p.before = nil
+	}
+	if was := p.decided.Successor; same && was != 0 && was != s.Successor {
+		p.before, p.settles = append(p.before, was), now.Add(promiseSettles)
 	}
 	if !sameScope(p.decided, s) { // what was proposed has been answered, or is void
 		clear(p.proposed)

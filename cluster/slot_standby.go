@@ -56,7 +56,7 @@ func (p *Slot) succeed(now time.Time) {
 	case d.Owner == p.opt.Self && c.epoch.Less(d.Epoch):
 		p.take(now, d.Epoch, c)
 	case d.Successor == p.opt.Self && d.Epoch.SameTenure(c.epoch):
-		if slices.ContainsFunc(d.Sync, func(n NodeID) bool { return n != p.opt.Self && p.peer(n).live() }) && !p.due(now, p.settles) {
+		if slices.ContainsFunc(p.before, func(n NodeID) bool { return n != p.opt.Self && p.peer(n).live() }) && !p.due(now, p.settles) {
 			return // it is heard to own meanwhile if it was promised the scope before, and acts
 		}
 		p.take(now, d.Next, c)
