@@ -32,6 +32,8 @@ const (
 	// patience is how long a node to which the scope was given waits for an owner
 	// that it still hears.
 	patience = 2 * time.Second
+	// copyPatience is how long a copy that has begun ties a node that the log does not name.
+	copyPatience = 30 * time.Second
 )
 
 // Propose wants a command decided. It is proposed again while the decision is missing.
@@ -77,6 +79,7 @@ type Slot struct {
 	renewal  *renewal             // under way
 	lapsed   bool                 // what is held here is of no use any more
 	copying  Epoch                // of the latest copy that began
+	copyAt   time.Time            // when it did
 	hold     time.Time
 	handTo   Epoch
 	handNode NodeID
@@ -377,11 +380,14 @@ func (p *Slot) Covered() bool {
 }
 
 // HandleCopying says that an owner has begun to copy to us, under an epoch.
-func (p *Slot) HandleCopying(e Epoch) { p.lapsed, p.copying = false, e }
+func (p *Slot) HandleCopying(now time.Time, e Epoch) {
+	p.lapsed, p.copying, p.copyAt = false, e, now
+	p.sharp(now, now.Add(copyPatience))
+}
 
 // Idle says that nothing ties this node to the scope: it may forget what it holds. A
-// copy that has begun ties it, also if the log, as far as it is known here, does not
-// name this node yet.
+// copy that has begun ties it for a while, also if the log, as far as it is known here,
+// does not name this node yet.
 func (p *Slot) Idle() bool {
 	return p.lapsed && (p.phase == listening || p.phase == standing) && !p.uniting && p.entitled == Epoch{} && p.asked == Epoch{} && p.claim == nil && p.held == Epoch{}
 }

@@ -21,6 +21,9 @@ func (p *Slot) owner() (best *member) {
 // considerStanding: we do not own. Follow the owner, or own if that was decided, or
 // promised for this moment.
 func (p *Slot) considerStanding(now time.Time) {
+	if p.copying != (Epoch{}) && p.entitled == (Epoch{}) && p.asked == (Epoch{}) && p.due(now, p.copyAt.Add(copyPatience)) {
+		p.copying, p.lapsed = Epoch{}, true // an owner that gives up a copy does not say so
+	}
 	if o := p.owner(); o != nil {
 		p.follow(o)
 		if p.claim != nil && !o.Epoch.Less(p.claim.epoch) {
