@@ -64,6 +64,7 @@ type Slot struct {
 	coverage Coverage
 
 	entitled, asked Epoch
+	removed         Epoch // asked for when our guardian gave something up: that, or what it held before
 	claim           *claimed
 	pending         *takeover
 	uniting         bool

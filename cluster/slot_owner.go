@@ -263,7 +263,7 @@ func (p *Slot) HandleRemoved(now time.Time, id NodeID) {
 		if p.phase == taking {
 			p.phase, p.pending = standing, nil
 		}
-		p.entitled, p.asked, p.claim, p.lapsed = Epoch{}, Epoch{}, nil, true
+		p.entitled, p.asked, p.removed, p.claim, p.lapsed = Epoch{}, Epoch{}, p.asked, nil, true
 		p.consider(now)
 		return
 	}

@@ -228,7 +228,7 @@ func (p *Slot) own(now time.Time, o Own) {
 	p.leaveBy, p.renewal = time.Time{}, nil
 	if !o.Renewal {
 		p.phase, p.uniting, p.claim, p.pending, p.held, p.from = owning, false, nil, nil, Epoch{}, p.entitled
-		p.entitled, p.asked = Epoch{}, Epoch{}
+		p.entitled, p.asked, p.removed = Epoch{}, Epoch{}, Epoch{}
 		p.hold = now.Add(slotHoldDown)
 		p.takeovers++
 		p.last, p.lastChange = o, now
@@ -288,7 +288,7 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 	if p.highest.Less(e) {
 		p.highest = e
 	}
-	p.asked = e
+	p.asked, p.removed = e, Epoch{}
 	p.emit(Entitle{Scope: p.opt.Scope, Epoch: e, On: true})
 	p.consider(now)
 }
@@ -297,10 +297,13 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 // be acknowledged.
 func (p *Slot) HandleEntitled(now time.Time, e Epoch) bool {
 	p.enter(now)
-	if p.asked != e || p.phase != standing {
+	if p.asked != e && p.removed != e || e == (Epoch{}) || p.phase != standing {
 		return false
 	}
-	p.entitled, p.asked = e, Epoch{}
+	if p.asked != e { // what was given up then was another entitlement, for an epoch before
+		p.lapsed = false
+	}
+	p.entitled, p.asked, p.removed = e, Epoch{}, Epoch{}
 	p.coverage = CoverageProven
 	p.consider(now)
 	return p.entitled == e
