@@ -25,9 +25,15 @@ const (
 	proposeAgain = 500 * time.Millisecond // a proposal of which nothing came
 	slotHoldDown = time.Second            // between a change of owner and a handover
 	goHome       = 2 * time.Second        // a member that is back must have stood by for so long to get its slots
+	// promiseSettles is how long who is promised the scope in another's place does not act
+	// on it while that one lives: it may hear of it later, and act on what it was promised
+	// if the owner is lost meanwhile.
+	promiseSettles = 250 * time.Millisecond
 	// patience is how long a node to which the scope was given waits for an owner
 	// that it still hears.
 	patience = 2 * time.Second
+	// copyPatience is how long a copy that has begun ties a node that the log does not name.
+	copyPatience = 30 * time.Second
 )
 
 // Propose wants a command decided. It is proposed again while the decision is missing.
@@ -48,13 +54,17 @@ type Slot struct {
 	decided  fsm.Scope
 	granted  bool // the log counts this process as a member
 	since    time.Time
-	epoch    Epoch // owned, or of the owner known
-	highest  Epoch // ever seen
+	settles  time.Time // when those who were promised it before us have heard that they are no more
+	before   []NodeID  // who these are
+	epoch    Epoch     // owned, or of the owner known
+	from     Epoch     // owned: what we were entitled for; zero: we own by a decision
+	highest  Epoch     // ever seen
 	peers    []*member
 	said     Epoch // announced as owned
 	coverage Coverage
 
 	entitled, asked Epoch
+	removed         Epoch // asked for when our guardian gave something up: that, or what it held before
 	claim           *claimed
 	pending         *takeover
 	uniting         bool
@@ -70,6 +80,7 @@ type Slot struct {
 	renewal  *renewal             // under way
 	lapsed   bool                 // what is held here is of no use any more
 	copying  Epoch                // of the latest copy that began
+	copyAt   time.Time            // when it did
 	hold     time.Time
 	handTo   Epoch
 	handNode NodeID
@@ -113,6 +124,13 @@ func (p *Slot) HandleDecided(now time.Time, s fsm.Scope, granted bool) {
 	p.enter(now)
 	if p.decided.Owner != s.Owner || p.decided.Epoch != s.Epoch || granted != p.granted {
 		p.since = now
+	}
+	same := p.decided.Epoch.SameTenure(s.Epoch)
+	if !same || !now.Before(p.settles) {
+		p.before = nil
+	}
+	if was := p.decided.Successor; same && was != 0 && was != s.Successor {
+		p.before, p.settles = append(p.before, was), now.Add(promiseSettles)
 	}
 	if !sameScope(p.decided, s) { // what was proposed has been answered, or is void
 		clear(p.proposed)
@@ -363,11 +381,14 @@ func (p *Slot) Covered() bool {
 }
 
 // HandleCopying says that an owner has begun to copy to us, under an epoch.
-func (p *Slot) HandleCopying(e Epoch) { p.lapsed, p.copying = false, e }
+func (p *Slot) HandleCopying(now time.Time, e Epoch) {
+	p.lapsed, p.copying, p.copyAt = false, e, now
+	p.sharp(now, now.Add(copyPatience))
+}
 
 // Idle says that nothing ties this node to the scope: it may forget what it holds. A
-// copy that has begun ties it, also if the log, as far as it is known here, does not
-// name this node yet.
+// copy that has begun ties it for a while, also if the log, as far as it is known here,
+// does not name this node yet.
 func (p *Slot) Idle() bool {
 	return p.lapsed && (p.phase == listening || p.phase == standing) && !p.uniting && p.entitled == Epoch{} && p.asked == Epoch{} && p.claim == nil && p.held == Epoch{}
 }

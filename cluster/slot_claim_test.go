@@ -150,3 +150,24 @@ func TestAPromiseIsToOneProcess(t *testing.T) {
 		t.Errorf("owns as %+v", o)
 	}
 }
+
+// The guardian gives up what was held under the owner before when it hears of the next
+// one; that word may come to the daemon when the next one's copy is whole already, and
+// what was asked for then is granted right behind it.
+func TestAnEntitlementGivenUpIsNotTheOneAskedForSince(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p := entitledSlot(t, now)
+	next := e(3, 0, 3)
+	p.HandleCopied(now, next)
+	p.HandleRemoved(now, 1)
+	if !p.HandleEntitled(now, next) || p.entitled != next || p.Idle() {
+		t.Errorf("entitled to %v: the entry is never acknowledged, though the guardian holds the entitlement", p.entitled)
+	}
+	p = entitledSlot(t, now)
+	p.HandleCopied(now, next)
+	p.HandleRemoved(now, 1)
+	p.HandlePeer(now, Peer{Node: 3, Name: "vm3", Process: 33, Running: true, Role: RoleOwner, Epoch: next.Next(3), Links: []Link{{Addr: "172.31.1.3"}}})
+	if p.HandleEntitled(now, next) || p.HandleEntitled(now, Epoch{}) || p.entitled != (Epoch{}) {
+		t.Errorf("entitled to %v, which has passed", p.entitled)
+	}
+}

@@ -65,6 +65,10 @@ func (p *Slot) considerDecided(now time.Time) {
 		p.renewTerm(now, p.epoch.Counter)
 	case p.epoch.Counter > d.Burnt:
 		// Promised by a decision that the old owner has heard of, and we not yet.
+	case p.from != Epoch{} && p.from.SameTenure(d.Epoch) && p.owner() == nil:
+		// Another was promised it before we acted, and we had not heard of that; or while it was
+		// handed over to us. Nobody else owns: the other declines, or is given the scope and gets
+		// what we did; who handed over declines, too.
 	default:
 		p.yieldTo(now, p.peer(d.Owner), d.Epoch, "was decided")
 	}
@@ -84,6 +88,23 @@ func (p *Slot) usedAbove() bool {
 	d := &p.decided
 	return d.Owner != 0 && d.Epoch.Less(p.highest) && !d.Epoch.SameTenure(p.highest) && !d.Next.SameTenure(p.highest) &&
 		p.highest.Counter <= d.Burnt|(1<<fsm.LocalBits-1)
+}
+
+// burnt says that an owner acted on what it was promised in another's place, or before
+// another: it had not heard of that.
+func (p *Slot) burnt(o *member) bool {
+	d := &p.decided
+	return d.Epoch.Less(o.Epoch) && !d.Epoch.SameTenure(o.Epoch) && !d.Next.SameTenure(o.Epoch) &&
+		o.Epoch.Counter <= d.Burnt|(1<<fsm.LocalBits-1) && !p.decidedOwns()
+}
+
+// decidedOwns says that the owner that was decided is heard to own, or is this node.
+func (p *Slot) decidedOwns() bool {
+	if p.decided.Owner == p.opt.Self {
+		return p.phase == owning
+	}
+	m := p.peer(p.decided.Owner)
+	return m.live() && m.Role == RoleOwner
 }
 
 // rejoinAll forgets who had to be taken out under an epoch that has passed.
@@ -242,7 +263,7 @@ func (p *Slot) HandleRemoved(now time.Time, id NodeID) {
 		if p.phase == taking {
 			p.phase, p.pending = standing, nil
 		}
-		p.entitled, p.asked, p.claim, p.lapsed = Epoch{}, Epoch{}, nil, true
+		p.entitled, p.asked, p.removed, p.claim, p.lapsed = Epoch{}, Epoch{}, p.asked, nil, true
 		p.consider(now)
 		return
 	}

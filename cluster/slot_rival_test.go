@@ -118,7 +118,7 @@ func TestACopyOfAnOwnerThatHasGoneIsForgotten(t *testing.T) {
 	p.Start(now)
 	begun := Epoch{Counter: 2 << fsm.LocalBits, Node: 2}
 	p.HandlePeer(now, rival(begun))
-	p.HandleCopying(begun)
+	p.HandleCopying(now, begun)
 	renewed := begun
 	renewed.Counter++
 	if p.HandlePeer(now, rival(renewed)); p.Idle() {
@@ -129,6 +129,31 @@ func TestACopyOfAnOwnerThatHasGoneIsForgotten(t *testing.T) {
 	if !p.Idle() {
 		t.Error("kept, though nobody will finish it")
 	}
+}
+
+// An owner that gives up a copy in the middle, because the member stood still or is not
+// wanted any more, goes on under the same epoch or one of the same tenure, and nobody says so.
+func TestACopyThatIsGivenUpIsForgotten(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p := NewSlot(SlotOptions{Self: 3, Name: "vm3", Scope: fsm.Slot(1, 0), Interval: 10 * time.Millisecond, Threshold: 3})
+	p.Start(now)
+	begun := Epoch{Counter: 2 << fsm.LocalBits, Node: 2}
+	p.HandlePeer(now, rival(begun))
+	p.HandleCopying(now, begun)
+	for range 10 {
+		at, ok := p.NextTimeout()
+		if !ok {
+			break
+		}
+		if now = at; p.Idle() {
+			t.Fatal("forgotten at once")
+		}
+		p.HandleTimeout(now)
+		if p.Idle() {
+			return
+		}
+	}
+	t.Error("kept, though nobody will finish it")
 }
 
 // The successor promised had taken over when the quorum was lost, and stopped as

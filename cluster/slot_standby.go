@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"tandem/proto/clusterpb"
@@ -20,16 +21,22 @@ func (p *Slot) owner() (best *member) {
 // considerStanding: we do not own. Follow the owner, or own if that was decided, or
 // promised for this moment.
 func (p *Slot) considerStanding(now time.Time) {
+	if p.copying != (Epoch{}) && p.entitled == (Epoch{}) && p.asked == (Epoch{}) && p.due(now, p.copyAt.Add(copyPatience)) {
+		p.copying, p.lapsed = Epoch{}, true // an owner that gives up a copy does not say so
+	}
 	if o := p.owner(); o != nil {
 		p.follow(o)
 		if p.claim != nil && !o.Epoch.Less(p.claim.epoch) {
 			p.heardAgain(o) // or succeeded by another
 		}
+		if (p.decided.Successor == p.opt.Self || p.decided.Owner == p.opt.Self) && p.granted && p.phase == standing && p.burnt(o) {
+			p.decline(now, o)
+		}
 	}
 	if p.shutdown || p.noQuorum {
 		return
 	}
-	if p.granted && p.usedAbove() {
+	if o := p.owner(); p.granted && p.usedAbove() && (p.decided.Owner == p.opt.Self || p.peer(p.decided.Owner).live()) && (o == nil || !p.burnt(o)) {
 		p.renewTerm(now, p.highest.Counter) // for the owner, whose copies we would refuse
 	}
 	p.succeed(now)
@@ -52,6 +59,9 @@ func (p *Slot) succeed(now time.Time) {
 	case d.Owner == p.opt.Self && c.epoch.Less(d.Epoch):
 		p.take(now, d.Epoch, c)
 	case d.Successor == p.opt.Self && d.Epoch.SameTenure(c.epoch):
+		if slices.ContainsFunc(p.before, func(n NodeID) bool { return n != p.opt.Self && p.peer(n).live() }) && !p.due(now, p.settles) {
+			return // it is heard to own meanwhile if it was promised the scope before, and acts
+		}
 		p.take(now, d.Next, c)
 	case c.epoch.Less(d.Epoch) && d.Owner != c.node && d.Owner != p.opt.Self && d.Owner != 0 && !p.peer(d.Owner).heard:
 		// It may own where we do not hear it. One that is heard is heard to own: until then, and
@@ -93,8 +103,7 @@ func (p *Slot) given(now time.Time) {
 		return
 	}
 	if m := p.holder(); m != nil && !p.due(now, p.since.Add(patience)) {
-		p.propose(now, &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
-			Scope: uint32(p.opt.Scope), Epoch: d.Epoch.Proto(), Node: uint32(m.Node)}}})
+		p.decline(now, m)
 		return
 	}
 	if p.uniting {
@@ -105,6 +114,12 @@ func (p *Slot) given(now time.Time) {
 	}
 	// Nobody holds what was acknowledged: peers begin anew.
 	p.own(now, Own{Epoch: d.Epoch, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)})
+}
+
+// decline leaves the scope, which this node was given or promised, to another member.
+func (p *Slot) decline(now time.Time, m *member) {
+	p.propose(now, &clusterpb.Command{What: &clusterpb.Command_Decline{Decline: &clusterpb.Decline{
+		Scope: uint32(p.opt.Scope), Epoch: p.decided.Epoch.Proto(), Node: uint32(m.Node)}}})
 }
 
 // holder is a member that says it may succeed an owner before the epoch that this node was
@@ -212,8 +227,8 @@ func (p *Slot) own(now time.Time, o Own) {
 	}
 	p.leaveBy, p.renewal = time.Time{}, nil
 	if !o.Renewal {
-		p.phase, p.uniting, p.claim, p.pending, p.held = owning, false, nil, nil, Epoch{}
-		p.entitled, p.asked = Epoch{}, Epoch{}
+		p.phase, p.uniting, p.claim, p.pending, p.held, p.from = owning, false, nil, nil, Epoch{}, p.entitled
+		p.entitled, p.asked, p.removed = Epoch{}, Epoch{}, Epoch{}
 		p.hold = now.Add(slotHoldDown)
 		p.takeovers++
 		p.last, p.lastChange = o, now
@@ -273,7 +288,7 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 	if p.highest.Less(e) {
 		p.highest = e
 	}
-	p.asked = e
+	p.asked, p.removed = e, Epoch{}
 	p.emit(Entitle{Scope: p.opt.Scope, Epoch: e, On: true})
 	p.consider(now)
 }
@@ -282,10 +297,13 @@ func (p *Slot) HandleCopied(now time.Time, e Epoch) {
 // be acknowledged.
 func (p *Slot) HandleEntitled(now time.Time, e Epoch) bool {
 	p.enter(now)
-	if p.asked != e || p.phase != standing {
+	if p.asked != e && p.removed != e || e == (Epoch{}) || p.phase != standing {
 		return false
 	}
-	p.entitled, p.asked = e, Epoch{}
+	if p.asked != e { // what was given up then was another entitlement, for an epoch before
+		p.lapsed = false
+	}
+	p.entitled, p.asked, p.removed = e, Epoch{}, Epoch{}
 	p.coverage = CoverageProven
 	p.consider(now)
 	return p.entitled == e

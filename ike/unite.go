@@ -35,17 +35,85 @@ func (e *Engine) Unite(now time.Time, entries []Entry) {
 		case theirs.movedTo != 0:
 			e.takeMoved(theirs)
 		case ours == nil:
+			e.leaveInherited(nil, theirs)
 			e.take(theirs, nil)
 		case ours.spis == theirs.spis:
+			e.leaveInherited(ours, theirs)
 			e.merge(ours, theirs)
 		case ours.spis.R == 0:
 			// Ours is still half open; theirs went on.
 			e.take(theirs, ours)
 		}
 	}
+	for _, sa := range e.sorted() {
+		if n := e.heir(sa); n != nil {
+			e.bequeath(sa, n)
+			sa.owed = nil
+		}
+	}
 	for _, t := range e.sortedTunnels() {
 		e.scheduleNegotiation(t)
 	}
+}
+
+// leaveInherited leaves with its heir what an IKE SA has passed on here when it was
+// rekeyed, and what has ended there since: the other side does not know of the rekey. What
+// only the other side knows, or has ended, the peer has passed on as well. An IKE SA that is
+// unknown here without the peer's word has waited for its DELETE before it went.
+func (e *Engine) leaveInherited(ours, theirs *ikeSA) {
+	rekeyed := ours != nil && ours.state == stateRekeyed
+	theirs.children = slices.DeleteFunc(theirs.children, func(c *childSA) bool {
+		k := e.children[c.SPIIn]
+		return k != nil && k.ike != ours && (rekeyed || ours == nil && k.ike.established.Sub(theirs.established) >= deleteWait/2)
+	})
+	if !rekeyed || theirs.state == stateRekeyed {
+		return
+	}
+	if n := e.heir(ours); n != nil {
+		e.bequeath(theirs, n)
+	}
+	theirs.children, theirs.owed = nil, nil
+}
+
+// heir is the IKE SA that has what one had that was rekeyed; nil: it was not, or that has ended.
+func (e *Engine) heir(sa *ikeSA) *ikeSA {
+	for range maxHeirs {
+		if sa == nil || sa.state != stateRekeyed {
+			break
+		}
+		if sa = e.bySPIs(sa.successor); sa != nil && sa.lives() {
+			return sa
+		}
+	}
+	return nil
+}
+
+// maxHeirs bounds the rekeys of an IKE SA one after another that the peer has not deleted.
+const maxHeirs = 8
+
+// bequeath gives what an IKE SA has, and has ended, to the one that has inherited the rest.
+func (e *Engine) bequeath(sa, n *ikeSA) {
+	ended := func(c *childSA) bool { return sa.ended(c.SPIIn) || n.ended(c.SPIIn) }
+	children := slices.DeleteFunc(slices.Clone(sa.children), ended)
+	if len(children) == 0 && len(sa.owed) == 0 && !slices.ContainsFunc(n.children, ended) {
+		return
+	}
+	merged := e.clone(n)
+	merged.children = slices.DeleteFunc(merged.children, ended)
+	for _, c := range children {
+		k := *c
+		merged.childrenSeq++
+		k.seq, k.ike = merged.childrenSeq, merged
+		merged.children = append(merged.children, &k)
+	}
+	merged.owed = append(merged.owed, sa.owed...)
+	merged.deletedChildren = lastDeleted(slices.Concat(sa.deletedChildren, n.deletedChildren))
+	e.take(merged, n)
+}
+
+// lastDeleted bounds the Child SAs that are remembered as ended.
+func lastDeleted(in []ipsec.ESPSPI) []ipsec.ESPSPI {
+	return in[max(len(in)-maxDeletedChildren, 0):]
 }
 
 // bury ends what the peer ended on the other side.
@@ -81,6 +149,9 @@ func (e *Engine) take(sa, old *ikeSA) {
 	e.tx.free = e.tx.free[:before]
 	sa.quiet, sa.rival = true, old == nil
 	sa.lastIn, sa.dpdAt = e.now, time.Time{}
+	if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
+		sa.deleteBy = e.now.Add(deleteWait)
+	}
 	if sa.req != nil {
 		sa.req.ticket, sa.req.sent, sa.req.attempts = 0, false, 0
 		sa.req.wait = e.firstWait(sa, sa.req)
@@ -120,7 +191,8 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !finished(keep, other)
 	done := finished(other, keep)
 	doubtful := contested(ours, theirs) || contested(theirs, ours)
-	if !newer && same && !open && !done && !doubtful {
+	rekeyed := other.state == stateRekeyed && keep.state != stateRekeyed
+	if !newer && same && !open && !done && !doubtful && !rekeyed {
 		return
 	}
 	merged := theirs
@@ -134,16 +206,16 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	}
 	merged.owed = owed
 	merged.children = slices.DeleteFunc(merged.children, func(c *childSA) bool { return ended(c.SPIIn) })
-	merged.deletedChildren = slices.Concat(ours.deletedChildren, theirs.deletedChildren)
-	if n := len(merged.deletedChildren); n > maxDeletedChildren {
-		merged.deletedChildren = merged.deletedChildren[n-maxDeletedChildren:]
-	}
+	merged.deletedChildren = lastDeleted(slices.Concat(ours.deletedChildren, theirs.deletedChildren))
 	// No message ID is used twice: the higher one counts in both directions.
 	if open {
 		merged.nextSend, merged.lastRequest, merged.req = other.nextSend, other.lastRequest, other.req
 	}
 	if done {
 		merged.req = nil
+	}
+	if rekeyed { // what it passed on on one side it has passed on
+		merged.state, merged.successor, merged.awaitsDelete, merged.closing = other.state, other.successor, other.awaitsDelete, other.closing
 	}
 	for _, x := range []*ikeSA{ours, theirs} { // what one side wants rekeyed early is
 		merged.rekeyNow = merged.rekeyNow || x.rekeyNow

@@ -3,6 +3,8 @@ package ike
 import (
 	"testing"
 	"time"
+
+	"tandem/ike/message"
 )
 
 // split makes a standby of a follow it and then go on beside it, unheard by the
@@ -235,5 +237,95 @@ func TestUniteDoesNotFinishAnExchangeTwice(t *testing.T) {
 	agree(t, a, b, 1, 1)
 	if _, again := a.installed[first]; again {
 		t.Error("an SA that had ended is installed anew")
+	}
+}
+
+// The peer has rekeyed the IKE SA here, and its DELETE of the old one is still missing when
+// the other side of a split brings that back with the Child SA: it has passed on, and stays
+// when the old one ends.
+func TestUniteLeavesWhatWasInheritedWithTheHeir(t *testing.T) {
+	for name, there := range map[string]bool{"rekeyed here": false, "rekeyed there": true} {
+		t.Run(name, func(t *testing.T) {
+			w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+			if there {
+				a.dead = true
+				a2.onRecord = nil
+				a2.resume()
+				w.settle()
+			} else {
+				mute(w, a2)
+			}
+			sent := 0
+			w.drop = func(d Datagram) bool { // the DELETE
+				if d.Local.Addr() != b.addr || message.ExchangeType(d.Data[18]) != message.Informational {
+					return false
+				}
+				sent++
+				return true
+			}
+			b.rekeyIKE()
+			w.run(100 * time.Millisecond)
+			w.drop = nil
+			if sent == 0 {
+				t.Fatal("setup: the peer did not delete the old IKE SA")
+			}
+			theirs := a2.e.Snapshot(w.now)
+			a2.dead, a.dead = true, false
+			a.e.Unite(w.now, theirs)
+			a.drain()
+			w.run(10 * time.Second)
+			agree(t, a, b, 1, 1)
+			if !b.esp(a) || !a.esp(b) {
+				t.Error("traffic does not pass")
+			}
+		})
+	}
+}
+
+// A Child SA that one side made while the other rekeyed the IKE SA belongs to the new one:
+// the peer has passed it on.
+func TestUniteInheritsWhatOneSideMade(t *testing.T) {
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	mute(w, a2)
+	if !b.esp(a2) {
+		t.Fatal("setup: no traffic")
+	}
+	a.dead = true
+	a2.rekeyChild()
+	w.run(time.Second)
+	if len(a2.installed) != 1 {
+		t.Fatal("setup: not rekeyed")
+	}
+	theirs := a2.e.Snapshot(w.now)
+	a2.dead, a.dead = true, false
+	w.drop = func(d Datagram) bool {
+		return d.Local.Addr() == b.addr && message.ExchangeType(d.Data[18]) == message.Informational
+	}
+	b.rekeyIKE()
+	w.run(100 * time.Millisecond)
+	w.drop = nil
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	w.run(10 * time.Second)
+	if !b.esp(a) || !a.esp(b) {
+		t.Error("traffic does not pass")
+	}
+	agree(t, a, b, 1, 1)
+}
+
+// The same when the old one has gone here meanwhile, which the other side does not know.
+func TestUniteLeavesWhatTheHeirOfOneThatHasGoneHas(t *testing.T) {
+	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	w.run(40 * time.Second)
+	b.rekeyIKE()
+	w.settle()
+	agree(t, a, b, 1, 1)
+	a.e.Unite(w.now, a2.e.Snapshot(w.now))
+	a.drain()
+	b.rekeyChild()
+	w.run(10 * time.Second)
+	agree(t, a, b, 1, 1)
+	if !b.esp(a) || !a.esp(b) {
+		t.Error("traffic does not pass")
 	}
 }

@@ -109,6 +109,14 @@ func (r *Replica) ConfirmEntryAt(e cluster.Epoch) {
 	}
 }
 
+// Abandon refuses the rest of a copy that has begun, and what follows one: what came of it
+// is kept nowhere any more. Another copy may begin.
+func (r *Replica) Abandon() {
+	if s := r.copying; s != nil {
+		r.copying, s.windows = nil, nil
+	}
+}
+
 // Stats counts what was not taken over.
 func (r *Replica) Stats() ReplicaStats { return r.stats }
 

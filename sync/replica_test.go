@@ -173,6 +173,19 @@ func TestReplicaEntryIsOfItsCopy(t *testing.T) {
 	s.want("the second", CopyComplete{epoch1}, ack(4))
 }
 
+func TestReplicaAbandons(t *testing.T) {
+	s := newStandby(t)
+	s.takes("copy", frame(1, epoch1, begin()))
+	s.want("copy", CopyBegins{epoch1}, ack(1))
+	s.Abandon()
+	s.refuses("its records have nothing to follow", frame(2, epoch1, record()), ErrNoCopy)
+	s.refuses("nor is it complete", frame(2, epoch1, entry()), ErrNoCopy)
+	s.want("nothing")
+	s.takes("begun again", frame(3, epoch1, begin(), entry()))
+	s.ConfirmEntry()
+	s.want("begun again", CopyBegins{epoch1}, CopyComplete{epoch1}, ack(3))
+}
+
 func TestReplicaAddresses(t *testing.T) {
 	s := newStandby(t)
 	f := &syncpb.Frame{Seq: 1, OriginProcess: uint64(memberProcess), ToProcess: uint64(memberProcess), Events: []*syncpb.Frame_Event{begin()}}

@@ -15,7 +15,9 @@
 //     a term (upper 48 bits), which only an entry can give, and 16 bits that belong
 //     to the term's owner: it renews its epoch without asking anybody, and its
 //     successor's promised term outranks all of these. To change a successor burns
-//     its term: who was promised it can never again succeed with it.
+//     its term: who was promised it can never again succeed with it. Who had not heard
+//     of that, and acted, goes on if the one promised after leaves the scope to it
+//     (Decline), under a term above both.
 //  2. Only a member of the sync set succeeds: one that is there, not drained, no
 //     witness. What a process knew ends with it: a member's new process is in no
 //     sync set and owns nothing.

@@ -162,6 +162,17 @@ func TestASlotPassesToItsSuccessor(t *testing.T) {
 		f.want(Done, 3, takes(slot, now.Next, s.Epoch))
 		f.want(OldEpoch, 1, syncs(slot, s.Epoch, 2))
 	})
+	t.Run("the successor leaves it to whom it was promised before, who has acted", func(t *testing.T) {
+		f, s := start(t)
+		f.want(Done, 1, succeeds(slot, s.Epoch, 3))
+		f.want(OldEpoch, 2, takes(slot, s.Next, s.Epoch))
+		f.want(NotYours, 2, declines(slot, s.Epoch, 2))
+		f.want(Refused, 3, declines(slot, s.Epoch, 1)) // it is the owner
+		f.want(Done, 3, declines(slot, s.Epoch, 2))
+		if now := f.wantScope(slot, 2, 3, 4); !s.Next.Less(now.Epoch) || now.Reason != ReasonDeclined {
+			t.Errorf("%+v", now)
+		}
+	})
 	t.Run("the owner renews its epoch by itself", func(t *testing.T) {
 		f, s := start(t)
 		renewed := Epoch{s.Epoch.Counter + 5, 1}

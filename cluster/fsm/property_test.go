@@ -268,7 +268,7 @@ func (w *world) commit(e []byte) {
 			w.t.Fatalf("an epoch fell: %+v after %+v", s, old)
 		}
 		if s.Owner != 0 && s.Owner != old.Owner {
-			declined := c.GetDecline() != nil && r.Code == Done && NodeID(c.GetId().GetNode()) == old.Owner && s.Reason == ReasonDeclined
+			declined := c.GetDecline() != nil && r.Code == Done && slices.Contains([]NodeID{old.Owner, old.Successor}, NodeID(c.GetId().GetNode())) && s.Reason == ReasonDeclined
 			if old.Owner != 0 && !slices.Contains(old.Sync, s.Owner) && !declined {
 				w.t.Fatalf("node %d was not in the sync set: %+v after %+v", s.Owner, s, old)
 			}

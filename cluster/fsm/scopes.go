@@ -257,7 +257,8 @@ func (m *Machine) takeOver(by NodeID, w *clusterpb.TakeOver) Result {
 	return Result{Code: Done, Scopes: []ScopeID{s.ID}}
 }
 
-// decline gives the scope to the member that its owner names, who has not acted.
+// decline gives the scope to the member that its owner names, who has not acted, or the
+// successor of an owner that was lost.
 func (m *Machine) decline(by NodeID, w *clusterpb.Decline) Result {
 	s, r := m.tenure(w.GetScope(), epochOf(w.GetEpoch()))
 	if s == nil {
@@ -265,11 +266,11 @@ func (m *Machine) decline(by NodeID, w *clusterpb.Decline) Result {
 	}
 	p := m.member(NodeID(w.GetNode()))
 	switch {
-	case by != s.Owner:
-		return refuse(NotYours, "only node %d can decline %v", s.Owner, s.ID)
+	case by != s.Owner && by != s.Successor:
+		return refuse(NotYours, "only node %d can decline %v, or node %d", s.Owner, s.ID, s.Successor)
 	case p == nil || p.State == Left:
 		return refuse(Unknown, "node %d is no member", w.GetNode())
-	case p.Lost || p.Witness || p.Node == by:
+	case p.Lost || p.Witness || p.Node == by || p.Node == s.Owner:
 		return refuse(Refused, "node %d cannot own %v in the place of node %d", p.Node, s.ID, by)
 	}
 	s.Owner, s.Reason = p.Node, ReasonDeclined

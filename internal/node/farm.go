@@ -173,9 +173,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 			n.pump(now)
 		})
 		if n := f.scopes[s.ID]; n != nil {
-			if was := n.spare; f.spare(n, s) && !was {
-				n.dropAt = now.Add(spareTime)
-			}
+			f.considerSpare(now, n, s)
 		}
 	}
 	f.siteAddresses()
@@ -224,10 +222,22 @@ func (f *Farm) spare(n *Node, s fsm.Scope) bool {
 	return n.spare
 }
 
+// considerSpare has what a scope holds dropped in a while, if it has become spare.
+func (f *Farm) considerSpare(now time.Time, n *Node, s fsm.Scope) {
+	if was := n.spare; f.spare(n, s) && !was {
+		n.dropAt = now.Add(spareTime)
+	}
+}
+
 // dropSpare drops what has been spare for long enough.
 func (f *Farm) dropSpare(now time.Time) {
 	for _, id := range f.order {
 		n := f.scopes[id]
+		if !n.spare && n.slot.Idle() { // since the log was looked at
+			if s, ok := f.decided.Scope(id); ok {
+				f.considerSpare(now, n, s)
+			}
+		}
 		if n.dropAt.IsZero() || now.Before(n.dropAt) {
 			continue
 		}
@@ -242,6 +252,7 @@ func (f *Farm) dropSpare(now time.Time) {
 // rest stays: the numbers of its frames go on if it is needed again.
 func (f *Farm) drop(now time.Time, id cluster.ScopeID) {
 	n := f.scopes[id]
+	n.replica.Abandon()
 	n.ike.BeginCopy()
 	n.ike.EndCopy()
 	n.pump(now)

@@ -278,7 +278,7 @@ func TestFarmKeepsACopyUnderWay(t *testing.T) {
 		}
 	}
 	without := fsm.New() // as replayed from the beginning
-	if n.slot.HandleCopying(cluster.Epoch{Counter: 1, Node: 1}); n.slot.Idle() {
+	if n.slot.HandleCopying(w.now, cluster.Epoch{Counter: 1, Node: 1}); n.slot.Idle() {
 		t.Fatal("forgotten while it is copied to")
 	}
 	m.do(func(f *Farm) { f.HandleDecided(w.now, without) })

@@ -113,3 +113,39 @@ func TestStaticTunnelsFollowTheSlots(t *testing.T) {
 		t.Error("the slots are back, and the configuration is as it was")
 	}
 }
+
+// An owner has begun to copy to a member, and gives that up: the member has nothing to do
+// with the slot any more, nobody tells it, and what has come does not stay in its data plane.
+func TestACopyThatIsGivenUpIsDropped(t *testing.T) {
+	w := upFarm(t, 1, 5, 1)
+	var owner, other *farmer
+	var sa xfrm.SA
+	for _, m := range w.members[1:] {
+		for _, x := range m.sas {
+			if m.active[x.Scope] {
+				owner, sa = m, x
+			}
+		}
+	}
+	id := cluster.ScopeID(sa.Scope)
+	s, _ := owner.state.Scope(id)
+	for _, m := range w.members[1:] {
+		if !m.farm.concerns(s) {
+			other = m
+		}
+	}
+	w.pass(5 * time.Second) // what it was copied in the beginning is dropped
+	owner.do(func(f *Farm) {
+		f.with(id, func(n *Node) {
+			n.journal.Join(w.now, other.id, other.process, toSync(n.ike.Snapshot(w.now)), n.bounds())
+			n.pump(w.now)
+			n.journal.Leave(w.now, other.id)
+		})
+	})
+	holds := func() bool { _, ok := other.sas[sa.SPIIn]; return ok }
+	w.run(time.Second, "begun", holds)
+	w.run(time.Minute, "dropped", func() bool { return !holds() })
+	if s, _ := owner.state.Scope(id); other.farm.concerns(s) {
+		t.Fatal("setup: the slot was given to the member")
+	}
+}

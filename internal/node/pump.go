@@ -115,7 +115,8 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.CopyBegins:
 		n.ike.BeginCopy()
 		if n.slot != nil {
-			n.slot.HandleCopying(e.Epoch)
+			n.spare, n.dropAt = false, time.Time{}
+			n.slot.HandleCopying(now, e.Epoch)
 		}
 	case statesync.ApplyRecord:
 		n.journal.Bury(now, ended(e.Entries))

@@ -1018,8 +1018,9 @@ func (x *Batch) GetCommands() []*Command {
 	return nil
 }
 
-// Decline is the word of a node to which a scope was given that it has not acted, and
-// that another member holds what the owner before acknowledged: that one owns.
+// Decline is the word of a node to which a scope was given, or promised, that it has not
+// acted, and that another member holds what the owner before acknowledged, or has acted on
+// what it was promised before: that one owns.
 type Decline struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
