@@ -178,6 +178,7 @@ func (KeyLog) effect()        {}
 //	Resume(now)                                   // ownership begins: arm timers, retransmit outstanding requests,
 //	                                              // nothing new on an IKE SA before the peer's authenticated traffic; its last
 //	                                              // request once more (or an empty one, if there was none) invites that
+//	Behind()                                      // before Resume: message IDs may be behind; synchronise where the peer can
 //	Suspend(now)                                  // ownership ends: held effects are dropped, nothing leaves any more
 //	Unite(now, []Entry)                           // healing: the other side's entries, by SPI (see architecture, Healing)
 //	RekeyAll(now, reason string)                  // early rekey of everything, paced

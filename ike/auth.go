@@ -32,6 +32,7 @@ func (e *Engine) authStart(sa *ikeSA, phase2 string) {
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
 	}
+	ps = append(ps, capabilityPayloads(capMessageIDSync)...)
 	if !e.start(sa, x, ps) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
 	}
@@ -72,7 +73,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	sa.tunnel.ikeCreated++
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
-	e.noteSyncSupport(sa, ev.m)
+	e.noteCapabilities(sa, ev.m)
 
 	e.debug(sa, "responder preparing AUTH msg")
 	sa.ownID = ownIdentity(p1, sa.local.Addr())
@@ -95,6 +96,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		}
 		ps = append(ps, reply...)
 	}
+	ps = append(ps, capabilityPayloads(sa.caps)...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
 	return ps, nil
 }
@@ -175,7 +177,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	e.identify(sa, peer)
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
-	e.noteSyncSupport(sa, ev.m)
+	e.noteCapabilities(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if _, ok := ev.m.Notify(message.InitialContact); ok {
@@ -209,14 +211,6 @@ func (e *Engine) authGaveUp(sa *ikeSA, x *exchange, reason string, tell bool) {
 	}
 	e.drop(x)
 	e.remove(sa, false, reason)
-}
-
-func (e *Engine) noteSyncSupport(sa *ikeSA, m *message.Message) {
-	for _, t := range []message.NotifyType{message.MessageIDSyncSupported, message.ReplayCounterSyncSupported} {
-		if _, ok := m.Notify(t); ok {
-			e.debug(sa, "processing notify type "+t.String())
-		}
-	}
 }
 
 // establish makes an authenticated IKE SA live.

@@ -56,8 +56,10 @@ func (e *Engine) HandleDatagram(now time.Time, d Datagram) {
 		e.initResponse(sa, d)
 	case sa.state == stateInitSent:
 		e.counters.Malformed++
+	case h.Response && e.syncMessage(sa, d, h):
 	case h.Response:
 		e.response(sa, d, h)
+	case e.syncMessage(sa, d, h):
 	default:
 		e.request(sa, d, h)
 	}
@@ -187,6 +189,7 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 		e.counters.OutsideWindow++
 		e.debug(sa, "request outside the window", slog.Uint64("message_id", uint64(h.MessageID)),
 			slog.Uint64("expected", uint64(sa.nextRecv)))
+		e.missed(sa, d, h)
 		return
 	}
 	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth {

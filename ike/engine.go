@@ -20,6 +20,7 @@ type Engine struct {
 	now time.Time // of the event at hand
 
 	active bool // owner of its IKE SAs; else it only applies records
+	behind bool // see Behind
 	tx     tx
 	out    []Effect // ready for Poll
 	outAt  int

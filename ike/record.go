@@ -80,6 +80,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		LowestNonce: sa.lowestNonce, DeletedChildren: encodeSPIs(sa.deletedChildren), ChildrenSeq: sa.childrenSeq,
 		DpdSent: sa.dpdSent, DpdRecv: sa.dpdRecv,
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow,
+		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -117,6 +118,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		deletedChildren: decodeSPIs(p.DeletedChildren), childrenSeq: p.ChildrenSeq,
 		dpdSent: p.DpdSent, dpdRecv: p.DpdRecv, lastIn: now, ticket: 0,
 		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted, rekeyNow: p.Rekey,
+		caps: p.Capabilities, copied: true, sync: midSync{wanted: p.SyncWanted, proposed: p.SyncProposed, seen: p.SyncSeen},
 	}
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),

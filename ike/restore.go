@@ -268,7 +268,10 @@ func (e *Engine) Resume(now time.Time) {
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 			sa.deleteBy = now.Add(deleteWait)
 		}
-		if x := sa.req; x != nil {
+		if e.behind {
+			e.wantSync(sa)
+		}
+		if x := sa.req; x != nil && !sa.sync.wanted {
 			x.ticket, x.attempts, x.wait = 0, 0, e.firstWait(sa, x)
 			x.started(now)
 			e.counters.Retransmitted++
@@ -279,6 +282,7 @@ func (e *Engine) Resume(now time.Time) {
 		e.proceed(sa)
 		e.arm(sa)
 	}
+	e.behind = false
 	for i := range e.cfg.Phase1 {
 		if p1 := &e.cfg.Phase1[i]; !p1.Dialup() {
 			e.staticTunnel(p1)
@@ -319,6 +323,7 @@ func (e *Engine) Suspend(now time.Time) {
 			sa.req.sent = false
 		}
 		sa.quiet, sa.probe = false, probe{}
+		sa.sync.attempts, sa.sync.next = 0, time.Time{}
 		e.arm(sa)
 	}
 	for _, t := range e.sortedTunnels() {

@@ -13,7 +13,9 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 	if sa.state == stateGone || sa.movedTo != 0 {
 		return time.Time{}, false
 	}
-	if sa.req != nil && sa.req.sent {
+	if sa.sync.wanted {
+		x.add(sa.sync.next)
+	} else if sa.req != nil && sa.req.sent {
 		x.add(sa.req.next)
 	}
 	x.add(sa.probe.next)
@@ -39,7 +41,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			x.add(c.installed.Add(c.hard))
 		}
 	}
-	if sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
+	if sa.sync.wanted || sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
 		return x.t, x.ok // nothing new can begin
 	}
 	var begin earliest
@@ -112,14 +114,15 @@ func (sa *ikeSA) fire(e *Engine) {
 // proceed begins the next exchange of an IKE SA whose window is free. What is to
 // be done follows from its state, so a successor does the same.
 func (e *Engine) proceed(sa *ikeSA) {
-	if !e.active || sa.state == stateGone || sa.req != nil {
-		return
-	}
-	if sa.state != stateEstablished && sa.state != stateRekeyed {
+	if !e.active || sa.state != stateEstablished && sa.state != stateRekeyed || sa.req != nil && !sa.sync.wanted {
 		return
 	}
 	e.arm(sa)
 	defer e.arm(sa)
+	if sa.sync.wanted {
+		e.driveSync(sa)
+		return
+	}
 	work := e.nextWork(sa)
 	if sa.keepaliveAt.IsZero() {
 		e.keepalive(sa)
@@ -208,7 +211,7 @@ func (e *Engine) exhausted(sa *ikeSA, x *exchange) bool {
 func (e *Engine) retransmit(sa *ikeSA) {
 	e.probeAgain(sa)
 	x := sa.req
-	if x == nil || !x.sent || x.next.After(e.now) {
+	if x == nil || !x.sent || x.next.After(e.now) || sa.sync.wanted {
 		return
 	}
 	if e.exhausted(sa, x) {

@@ -107,6 +107,8 @@ type ikeSA struct {
 	deletedChildren []ipsec.ESPSPI
 	childrenSeq     uint32
 	moves, movedTo  uint32 // see moved.go
+	caps            uint32 // of the peer; see midsync.go
+	sync            midSync
 	adopted         bool
 	rekeyNow        bool // regardless of the soft lifetime
 
@@ -125,6 +127,7 @@ type ikeSA struct {
 	quiet             bool // after a takeover, until the peer's authenticated traffic arrives
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
+	copied            bool      // it came from a record: another process may have gone on with it
 	lastIn            time.Time // latest authenticated message of the peer
 	rekeyAt           time.Time // earliest next attempt
 	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet

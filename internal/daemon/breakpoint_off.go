@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"tandem/internal/node"
+	statesync "tandem/sync"
 )
 
 // breakpoint is for test builds only (-tags breakpoints); here it does nothing.
@@ -19,3 +20,5 @@ func (breakpoint) arm(spec string) error {
 }
 func (breakpoint) before(node.Effect) {}
 func (breakpoint) after(node.Effect)  {}
+
+func (breakpoint) withholds(*loop, statesync.SendFrame) bool { return false }

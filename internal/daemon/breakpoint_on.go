@@ -13,6 +13,7 @@ import (
 
 	"tandem/ike"
 	"tandem/internal/node"
+	statesync "tandem/sync"
 )
 
 // breakpoint ends the daemon by SIGKILL around one effect: a test build's way to
@@ -39,6 +40,7 @@ type breakpoint struct {
 	n                int
 	isBefore         bool
 
+	withhold  bool         // frames are acknowledged here, and never leave
 	activated []activation // since they were last asked for
 }
 
@@ -65,8 +67,18 @@ func (b *breakpoint) arm(spec string) error {
 	if m[4] != "" {
 		next.n, _ = strconv.Atoi(m[4])
 	}
+	next.withhold = b.withhold
 	*b = next
 	return nil
+}
+
+// withholds makes a lie of what a takeover rests on: the standby misses what it is
+// believed to hold.
+func (b *breakpoint) withholds(l *loop, e statesync.SendFrame) bool {
+	if b.withhold {
+		l.offerRemote(func(now time.Time) { l.node.HandleAck(now, e.Node, e.Process, e.Scope, e.Seq) })
+	}
+	return b.withhold
 }
 
 func (b *breakpoint) matches(e node.Effect) bool {
@@ -110,5 +122,12 @@ func init() {
 				return cerr
 			}
 			return err
+		}}, command{"diagnose debug withhold", "", "test build: nothing is replicated any more, and nobody is told",
+		func(s *session, args []string) error {
+			d, ok := s.d.(*Daemon)
+			if !ok || len(args) != 0 {
+				return usagef("expected no argument")
+			}
+			return d.loop.call(s.ctx, func(time.Time) { d.breaks.withhold = true })
 		}})
 }

@@ -74,7 +74,9 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.Log:
 		d.nodeLog(now, e)
 	case statesync.SendFrame:
-		d.cluster.sendFrame(e)
+		if !d.breaks.withholds(d.loop, e) {
+			d.cluster.sendFrame(e)
+		}
 	case statesync.SendAck:
 		d.cluster.sendAck(e)
 	case cluster.Announce:

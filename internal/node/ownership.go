@@ -84,6 +84,9 @@ func (n *Node) resume(now time.Time) {
 		return
 	}
 	n.resuming = nil
+	if !o.Covered && o.Trusted {
+		n.ike.Behind()
+	}
 	n.ike.Resume(now)
 	for _, s := range n.ike.Shelf() {
 		if !s.Adopted {

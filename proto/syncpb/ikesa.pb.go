@@ -60,7 +60,7 @@ type IKESA struct {
 	NatThere        bool                   `protobuf:"varint,27,opt,name=nat_there,json=natThere,proto3" json:"nat_there,omitempty"`
 	UdpEncap        bool                   `protobuf:"varint,28,opt,name=udp_encap,json=udpEncap,proto3" json:"udp_encap,omitempty"`
 	VendorIds       [][]byte               `protobuf:"bytes,29,rep,name=vendor_ids,json=vendorIds,proto3" json:"vendor_ids,omitempty"`
-	Capabilities    uint32                 `protobuf:"varint,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities    uint32                 `protobuf:"varint,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"` // of the peer: 1 message ID sync (RFC 6311)
 	CreatedAge      int64                  `protobuf:"varint,31,opt,name=created_age,json=createdAge,proto3" json:"created_age,omitempty"`
 	EstablishedAge  int64                  `protobuf:"varint,32,opt,name=established_age,json=establishedAge,proto3" json:"established_age,omitempty"`
 	Took            int64                  `protobuf:"varint,48,opt,name=took,proto3" json:"took,omitempty"`
@@ -79,9 +79,13 @@ type IKESA struct {
 	DpdRecv         uint32                 `protobuf:"varint,45,opt,name=dpd_recv,json=dpdRecv,proto3" json:"dpd_recv,omitempty"`
 	Rekey           bool                   `protobuf:"varint,52,opt,name=rekey,proto3" json:"rekey,omitempty"` // early: it is not certain that the peer has the same state
 	// Of an IKE SA that is moved to another scope of the cluster.
-	Moves         uint32 `protobuf:"varint,49,opt,name=moves,proto3" json:"moves,omitempty"`                    // how often it was
-	MovedTo       uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
-	Adopted       bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
+	Moves   uint32 `protobuf:"varint,49,opt,name=moves,proto3" json:"moves,omitempty"`                    // how often it was
+	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
+	Adopted bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
+	// Synchronisation of message IDs (RFC 6311).
+	SyncWanted    bool   `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
+	SyncProposed  uint32 `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
+	SyncSeen      uint32 `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,6 +482,27 @@ func (x *IKESA) GetAdopted() bool {
 		return x.Adopted
 	}
 	return false
+}
+
+func (x *IKESA) GetSyncWanted() bool {
+	if x != nil {
+		return x.SyncWanted
+	}
+	return false
+}
+
+func (x *IKESA) GetSyncProposed() uint32 {
+	if x != nil {
+		return x.SyncProposed
+	}
+	return 0
+}
+
+func (x *IKESA) GetSyncSeen() uint32 {
+	if x != nil {
+		return x.SyncSeen
+	}
+	return 0
 }
 
 type Suite struct {
@@ -1320,7 +1345,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xc6\f\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xa9\r\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1379,7 +1404,11 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x05rekey\x184 \x01(\bR\x05rekey\x12\x14\n" +
 	"\x05moves\x181 \x01(\rR\x05moves\x12\x19\n" +
 	"\bmoved_to\x182 \x01(\rR\amovedTo\x12\x18\n" +
-	"\aadopted\x183 \x01(\bR\aadopted\"\x80\x01\n" +
+	"\aadopted\x183 \x01(\bR\aadopted\x12\x1f\n" +
+	"\vsync_wanted\x185 \x01(\bR\n" +
+	"syncWanted\x12#\n" +
+	"\rsync_proposed\x186 \x01(\rR\fsyncProposed\x12\x1b\n" +
+	"\tsync_seen\x187 \x01(\rR\bsyncSeen\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
