@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tandem/internal/needs"
 )
 
 func TestWidenReachesEveryThread(t *testing.T) {
@@ -23,7 +25,7 @@ func TestWidenReachesEveryThread(t *testing.T) {
 	}
 	const wide = 123 * time.Microsecond
 	if err := Widen(wide); errors.Is(err, fs.ErrPermission) {
-		t.Skip("SKIP: setting another thread's timer slack needs CAP_SYS_NICE")
+		needs.Missing(t, "setting another thread's timer slack needs CAP_SYS_NICE")
 	} else if err != nil {
 		t.Fatal(err)
 	}
