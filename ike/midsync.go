@@ -73,7 +73,8 @@ func midValuesOf(m *message.Message) (v midValues, ok bool) {
 	return v, v.send < midBound && v.recv < midBound
 }
 
-// capabilities are what we offer in IKE_AUTH, or of it what the peer offered.
+// capabilityPayloads say what we can in IKE_AUTH: as its responder, of that only what the
+// peer offered (§4).
 func capabilityPayloads(caps uint32) (ps []message.Payload) {
 	if caps&capMessageIDSync != 0 {
 		ps = append(ps, notify(message.MessageIDSyncSupported, nil))

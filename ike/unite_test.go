@@ -21,6 +21,22 @@ func split(t *testing.T, phase2 func(*testing.T) (*world, *side, *side)) (w *wor
 	return w, a, a2, b
 }
 
+// standing is a pair whose tunnel stands.
+func standing(t *testing.T) (*world, *side, *side) { return up(t, nil) }
+
+// wantUnited gives a side what the other one held: one IKE SA with one Child SA carries
+// the peer's traffic.
+func wantUnited(w *world, a, peer *side, theirs []Entry) {
+	w.t.Helper()
+	a.e.Unite(w.now, theirs)
+	a.drain()
+	w.run(10 * time.Second)
+	agree(w.t, a, peer, 1, 1)
+	if !peer.esp(a) || !a.esp(peer) {
+		w.t.Error("traffic does not pass")
+	}
+}
+
 // mute takes over on a2 without anything of it reaching the peer.
 func mute(w *world, a2 *side) {
 	a2.onRecord = nil
@@ -48,7 +64,7 @@ func TestUniteLeavesAcknowledgedDeletesAlone(t *testing.T) {
 }
 
 func TestUniteFinishesARequestWhoseAnswerWentAstray(t *testing.T) {
-	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	w, a, a2, b := split(t, standing)
 	// The other side hears the peer and rekeys; its request arrives, the answer comes
 	// to this side.
 	mute(w, a2)
@@ -130,7 +146,7 @@ func TestUniteRivalOfAnIKESAThatIsInUse(t *testing.T) {
 func TestUniteTwoAnswersToOneRequest(t *testing.T) {
 	// In a split the same request of the peer reaches both sides, and each makes a
 	// Child SA; the peer takes the first answer.
-	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	w, a, a2, b := split(t, standing)
 	b.rekeyChild()
 	request := w.wire[0]
 	w.settle() // this side answers, and the peer takes it
@@ -158,7 +174,7 @@ func TestUniteTwoAnswersToOneRequest(t *testing.T) {
 func TestUniteOfTwoRequestsWithOneMessageID(t *testing.T) {
 	// Both sides rekey the Child SA at once, with the same message ID. The peer answers the
 	// other side's request, and the answer comes to this one, which takes it for its own.
-	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	w, a, a2, b := split(t, standing)
 	mute(w, a2)
 	if !b.esp(a2) {
 		t.Fatal("setup: no traffic")
@@ -246,7 +262,7 @@ func TestUniteDoesNotFinishAnExchangeTwice(t *testing.T) {
 func TestUniteLeavesWhatWasInheritedWithTheHeir(t *testing.T) {
 	for name, there := range map[string]bool{"rekeyed here": false, "rekeyed there": true} {
 		t.Run(name, func(t *testing.T) {
-			w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+			w, a, a2, b := split(t, standing)
 			if there {
 				a.dead = true
 				a2.onRecord = nil
@@ -271,13 +287,7 @@ func TestUniteLeavesWhatWasInheritedWithTheHeir(t *testing.T) {
 			}
 			theirs := a2.e.Snapshot(w.now)
 			a2.dead, a.dead = true, false
-			a.e.Unite(w.now, theirs)
-			a.drain()
-			w.run(10 * time.Second)
-			agree(t, a, b, 1, 1)
-			if !b.esp(a) || !a.esp(b) {
-				t.Error("traffic does not pass")
-			}
+			wantUnited(w, a, b, theirs)
 		})
 	}
 }
@@ -285,7 +295,7 @@ func TestUniteLeavesWhatWasInheritedWithTheHeir(t *testing.T) {
 // A Child SA that one side made while the other rekeyed the IKE SA belongs to the new one:
 // the peer has passed it on.
 func TestUniteInheritsWhatOneSideMade(t *testing.T) {
-	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	w, a, a2, b := split(t, standing)
 	mute(w, a2)
 	if !b.esp(a2) {
 		t.Fatal("setup: no traffic")
@@ -304,18 +314,12 @@ func TestUniteInheritsWhatOneSideMade(t *testing.T) {
 	b.rekeyIKE()
 	w.run(100 * time.Millisecond)
 	w.drop = nil
-	a.e.Unite(w.now, theirs)
-	a.drain()
-	w.run(10 * time.Second)
-	if !b.esp(a) || !a.esp(b) {
-		t.Error("traffic does not pass")
-	}
-	agree(t, a, b, 1, 1)
+	wantUnited(w, a, b, theirs)
 }
 
 // The same when the old one has gone here meanwhile, which the other side does not know.
 func TestUniteLeavesWhatTheHeirOfOneThatHasGoneHas(t *testing.T) {
-	w, a, a2, b := split(t, func(t *testing.T) (*world, *side, *side) { return up(t, nil) })
+	w, a, a2, b := split(t, standing)
 	w.run(40 * time.Second)
 	b.rekeyIKE()
 	w.settle()

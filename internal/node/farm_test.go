@@ -184,10 +184,8 @@ func TestFarmWrongMember(t *testing.T) {
 	}
 }
 
-// A tunnel that the cluster initiates has one initiator at any time: the owner of the
-// scope that it falls to.
-func TestFarmInitiates(t *testing.T) {
-	w := newFarmWorld(t, 5, 4, 3)
+// initiates gives every client a static tunnel that the farm begins, and starts everybody.
+func (w *farmWorld) initiates() {
 	for i := range w.clients {
 		w.gateway += farmSite(i)
 	}
@@ -196,6 +194,13 @@ func TestFarmInitiates(t *testing.T) {
 	}
 	w.passive = true
 	w.dial()
+}
+
+// A tunnel that the cluster initiates has one initiator at any time: the owner of the
+// scope that it falls to.
+func TestFarmInitiates(t *testing.T) {
+	w := newFarmWorld(t, 5, 4, 3)
+	w.initiates()
 	w.run(20*time.Second, "settled", w.settled)
 	w.run(20*time.Second, "all tunnels up", w.carried)
 	w.pass(5 * time.Second)
@@ -249,14 +254,7 @@ func TestFarmInitiatesOnceWhole(t *testing.T) {
 	// One that never comes is waited for in vain, and not for long.
 	w = newFarmWorld(t, 7, 3, 3)
 	w.gateway = peers + "end\nend\n"
-	for i := range w.clients {
-		w.gateway += farmSite(i)
-	}
-	for _, m := range w.members[1:] {
-		m.boot()
-	}
-	w.passive = true
-	w.dial()
+	w.initiates()
 	w.run(20*time.Second, "all tunnels up without the fourth", w.carried)
 	if w.fromFarm != len(w.clients) {
 		t.Errorf("%d IKE_SA_INITs for %d tunnels", w.fromFarm, len(w.clients))
