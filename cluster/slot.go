@@ -239,7 +239,9 @@ func (p *Slot) HandlePeer(now time.Time, x Peer) {
 	if passed {
 		x.Entitled = false
 	}
-	wasEntitled := m.Entitled && m.Process == x.Process && !passed
+	// What it held of the owner before us has ended with that one's epoch, and its word on
+	// that may come after its entry into our sync set.
+	wasEntitled := m.Entitled && m.Process == x.Process && !passed && m.Epoch.SameTenure(p.epoch)
 	m.Peer, m.heard, m.seen = x, true, now
 	if p.highest.Less(x.Epoch) {
 		p.highest = x.Epoch

@@ -171,3 +171,46 @@ func TestAnEntitlementGivenUpIsNotTheOneAskedForSince(t *testing.T) {
 		t.Errorf("entitled to %v, which has passed", p.entitled)
 	}
 }
+
+// A standby that was entitled to succeed the owner before us is taken in by us; then its
+// heartbeat comes that says that it is entitled to nothing, sent in between.
+func TestAnEntitlementBeforeUsDoesNotEndTheOneAfter(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p := entitledSlot(t, now)
+	third := Peer{Node: 3, Name: "vm3", Process: 33, Running: true, Entitled: true, Epoch: p.decided.Epoch, Links: []Link{{Addr: "172.31.1.3"}}}
+	p.HandlePeer(now, third)
+	p.HandleLoss(now, 2, LossDeath, true, 30*time.Millisecond)
+	p.HandleClaimed(now, p.decided.Next, true)
+	if p.phase != owning {
+		t.Fatalf("phase %v after the owner's death", p.phase)
+	}
+	d := p.decided
+	d.Owner, d.Epoch, d.Successor, d.Next, d.Standbys, d.Sync = 1, p.epoch, 0, Epoch{}, []NodeID{3}, nil
+	p.HandleDecided(now, d, true)
+	p.HandleStream(now, 3, 33, true)
+	p.HandleEntered(now, 3)
+	if len(p.SyncSet()) != 1 {
+		t.Fatal("setup: not taken in")
+	}
+	effectsOf(p)
+	third.Entitled, third.Epoch = false, Epoch{}
+	p.HandlePeer(now, third)
+	for _, e := range effectsOf(p) {
+		if _, ok := e.(AskRemoval); ok {
+			t.Error("it was asked to give up what it was just taken in for")
+		}
+	}
+	// What it says once it has said that it follows us counts.
+	third.Entitled, third.Epoch = true, p.epoch
+	p.HandlePeer(now, third)
+	third.Entitled = false
+	p.HandlePeer(now, third)
+	asked := false
+	for _, e := range effectsOf(p) {
+		_, ok := e.(AskRemoval)
+		asked = asked || ok
+	}
+	if !asked {
+		t.Error("a standby that is entitled no longer stays in the sync set")
+	}
+}

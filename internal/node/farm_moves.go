@@ -72,24 +72,44 @@ func (f *Farm) drifting(now time.Time, e xfrm.ForwardedTraffic) {
 	if now.Sub(d.since) < driftTime || d.packets < driftPackets || now.Sub(f.arrived[e.SPIIn]) < settleTime || now.Sub(owned) < settleTime || len(f.offers) >= movesAtOnce {
 		return
 	}
-	if to, ok := f.slotOf(from, e.SPIIn); ok {
+	if to, ok := f.slotOf(from, p.scope, e.SPIIn, now.Sub(d.since) >= driftTime+settleTime); ok {
 		f.with(p.scope, func(n *Node) { n.move(now, e.SPIIn, to) })
 	}
 }
 
-// slotOf chooses one of the slots that a member owns and keeps: not one that goes home to
-// another member soon, if there is a choice.
-func (f *Farm) slotOf(id cluster.NodeID, spi ipsec.ESPSPI) (cluster.ScopeID, bool) {
+// slotOf chooses one of the slots that a member owns, for a tunnel of ours: one whose records
+// everybody has who has the tunnel's now (the LAN's packets may arrive with any of them, and
+// without a copy they find no way), or at least this member, unless the tunnel has waited
+// for such a one; and not one that goes home to another member soon, if there is a choice.
+func (f *Farm) slotOf(id cluster.NodeID, from cluster.ScopeID, spi ipsec.ESPSPI, waited bool) (cluster.ScopeID, bool) {
 	m, known := f.decided.Member(id)
 	p := f.peers[id]
 	if !known || !m.Able() || !p.Running || len(p.Owned) == 0 {
 		return 0, false
 	}
-	keeps := slices.DeleteFunc(slices.Clone(p.Owned), func(t cluster.Tenure) bool { return f.decided.Home(t.Scope) != id })
-	if len(keeps) == 0 {
-		keeps = p.Owned
+	old, _ := f.decided.Scope(from)
+	holds := func(s cluster.ScopeID, nodes ...cluster.NodeID) bool {
+		x, _ := f.decided.Scope(s)
+		return !slices.ContainsFunc(nodes, func(n cluster.NodeID) bool { return n != id && !slices.Contains(x.Sync, n) })
 	}
-	return keeps[int(uint32(spi)/uint32(shares))%len(keeps)].Scope, true
+	wishes := []func(cluster.ScopeID) bool{
+		func(s cluster.ScopeID) bool { return holds(s, append(old.Sync, f.opt.Self)...) },
+		func(s cluster.ScopeID) bool { return holds(s, f.opt.Self) },
+	}
+	if waited {
+		wishes = append(wishes, func(cluster.ScopeID) bool { return true })
+	}
+	for _, wish := range wishes {
+		good := slices.DeleteFunc(slices.Clone(p.Owned), func(t cluster.Tenure) bool { return !wish(t.Scope) })
+		keeps := slices.DeleteFunc(slices.Clone(good), func(t cluster.Tenure) bool { return f.decided.Home(t.Scope) != id })
+		if len(keeps) == 0 {
+			keeps = good
+		}
+		if len(keeps) > 0 {
+			return keeps[int(uint32(spi)/uint32(shares))%len(keeps)].Scope, true
+		}
+	}
+	return 0, false
 }
 
 // HandleDetached answers the oldest open Detach of a scope.

@@ -115,7 +115,9 @@ func TestFarmTunnelFollowsTraffic(t *testing.T) {
 	}
 	before := tunnels()
 	for round := range 3 {
+		from := map[*caller]cluster.NodeID{}
 		for _, c := range w.clients {
+			from[c] = w.route[c.i]
 			w.drift(c, 1+w.route[c.i]%4)
 		}
 		w.run(time.Second, "all tunnels where their traffic is", func() bool {
@@ -129,6 +131,14 @@ func TestFarmTunnelFollowsTraffic(t *testing.T) {
 		w.run(time.Second, "carried and taken", func() bool { _, open := w.shelves(); return w.carried() && open == 0 })
 		if got := tunnels(); !slices.Equal(got, before) {
 			t.Fatalf("round %d: %v, was %v", round, got, before)
+		}
+		// The LAN's packets still arrive where the tunnel was, and find their way there.
+		for c, id := range from {
+			for _, sa := range c.sas {
+				if _, ok := w.members[id].sas[sa.SPIOut]; !ok {
+					t.Errorf("round %d: member %d keeps no copy of the tunnel that left it", round, id)
+				}
+			}
 		}
 		w.pass(settleTime)
 	}
