@@ -28,6 +28,7 @@ type FarmFigures struct {
 	RehashAstray        int          `json:"rehash_astray"`         // tunnels whose owner was not, in the end, the member that its client's packets reached
 	Faults              []FarmFault  `json:"faults"`
 	Changes             []FarmChange `json:"changes"`
+	LostProbes          []string     `json:"lost_probes"` // that no kill excuses, in words: the first of each tunnel and direction, not more than 20
 }
 
 // FarmFault is one fault and what came of it.
@@ -68,6 +69,9 @@ func (f *FarmFigures) report(w io.Writer, r *Result) {
 	for _, x := range f.Changes {
 		fmt.Fprintf(w, "  %s (%s): %.2f %% lost, %d tunnels moved, at most %d times, within %.0f ms; %d astray\n",
 			x.Why, x.Member, x.LostPercent, x.Moved, x.Moves, x.SettledMS, x.Astray)
+	}
+	for _, x := range f.LostProbes {
+		fmt.Fprintf(w, "  lost: %s\n", x)
 	}
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "  %-22s "+format+"\n", append([]any{name}, args...)...)

@@ -299,9 +299,37 @@ func (r *farmRun) judgeFlows(flows []Flow, w *farmWire) {
 	r.res.OutageMS, r.res.OutageFromKillMS = spread3(fromMove), spread3(fromKill)
 	r.res.MovedAfterMS = Middle{quantile(moved, 0.5), quantile(moved, 1)}
 	r.res.DetectMS = Middle{quantile(detects, 0.5), quantile(detects, 1)}
+	r.tellLost(lost, w)
 	r.judgeChanges(flows, lost, w)
 	r.judgeCarries(flows)
 	r.res.OtherGapMS = otherGap(flows, around, r.flows)
+}
+
+// lostTold bounds how many losses are told one by one.
+const lostTold = 20
+
+// tellLost puts into words which probes were lost that no kill excuses, with the time of
+// day for whoever reads logs and captures.
+func (r *farmRun) tellLost(lost [][2][]time.Time, w *farmWire) {
+	excused := func(t time.Time) bool {
+		for k, f := range r.faults {
+			if f.kind.kill && !t.Before(f.at) && t.Before(r.until(k)) {
+				return true
+			}
+		}
+		return false
+	}
+	for i := range lost {
+		for k, way := range []string{"from the client", "to the client"} {
+			l := slices.DeleteFunc(slices.Clone(lost[i][k]), excused)
+			if len(l) == 0 || len(r.res.LostProbes) == lostTold {
+				continue
+			}
+			x, t := &r.tunnels[i], &w.tunnels[i]
+			r.res.LostProbes = append(r.res.LostProbes, fmt.Sprintf("%s (%v) %d %s, due from %s on; sent by %s, then %s; its client's packets reached %s", x.Name, x.Outer,
+				len(l), way, l[0].UTC().Format("15:04:05.000"), t.sent.at(l[0]), t.sent.at(l[0].Add(time.Second)), t.reached.at(l[0])))
+		}
+	}
 }
 
 // story says of one tunnel at a fault what a reader needs to look further.
