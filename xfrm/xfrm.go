@@ -209,9 +209,9 @@ type DataPlane interface {
 	// in either direction, and none follows.
 	Deactivate(Scope)
 	// Detach takes pairs out and returns their exact state. When it returns no packet of
-	// theirs is under way in either direction. What waited for a bound is dropped, and its
-	// reception taken back.
-	Detach([]ipsec.ESPSPI) []Window
+	// theirs is under way in either direction. ok is false, and nothing has changed, while
+	// packets of theirs wait for a bound.
+	Detach([]ipsec.ESPSPI) (ws []Window, ok bool)
 	// Windows exports the exact state of a scope's SAs, meaningful after Deactivate.
 	Windows(Scope) []Window
 	// SetWindows imports it, before Activate.

@@ -42,7 +42,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.Remove:
 		d.plane.Remove(e.SPIIn)
 	case node.Detach:
-		d.cluster.farm.node.HandleDetached(now, e.Scope, d.plane.Detach(e.SPIs))
+		ws, ok := d.plane.Detach(e.SPIs)
+		d.cluster.farm.node.HandleDetached(now, e.Scope, ws, ok)
 	case node.Pointer:
 		d.cluster.farm.point(e)
 	case node.SetBounds:

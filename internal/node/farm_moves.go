@@ -112,9 +112,10 @@ func (f *Farm) slotOf(id cluster.NodeID, from cluster.ScopeID, spi ipsec.ESPSPI,
 	return 0, false
 }
 
-// HandleDetached answers the oldest open Detach of a scope.
-func (f *Farm) HandleDetached(now time.Time, s xfrm.Scope, ws []xfrm.Window) {
-	f.with(cluster.ScopeID(s), func(n *Node) { n.HandleDetached(now, ws) })
+// HandleDetached answers the oldest open Detach of a scope; ok is false when packets
+// waited for a bound, and nothing was taken out.
+func (f *Farm) HandleDetached(now time.Time, s xfrm.Scope, ws []xfrm.Window, ok bool) {
+	f.with(cluster.ScopeID(s), func(n *Node) { n.HandleDetached(now, ws, ok) })
 }
 
 // movedAway: the record stands, so the tunnel may be taken.

@@ -12,7 +12,11 @@ import (
 )
 
 // detach is the data plane's part: every SA that leaves has sent and received a little more.
-func (m *farmer) detach(e Detach) (ws []xfrm.Window) {
+// Every third time a packet has just begun to wait.
+func (m *farmer) detach(e Detach) (ws []xfrm.Window, ok bool) {
+	if m.w.detached++; m.w.detached%3 == 0 {
+		return nil, false
+	}
 	for _, spi := range e.SPIs {
 		x, ok := m.sas[spi]
 		if !ok || x.Scope != e.Scope || !m.active[e.Scope] {
@@ -24,7 +28,7 @@ func (m *farmer) detach(e Detach) (ws []xfrm.Window) {
 		m.w.sent += 1000
 		ws = append(ws, xfrm.Window{SPIIn: spi, OutSeq: m.w.sent, InSeq: m.w.sent + 1, InAccepted: []uint64{m.w.sent}})
 	}
-	return ws
+	return ws, true
 }
 
 // imported: exact windows come for what is installed already.

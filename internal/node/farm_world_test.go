@@ -41,6 +41,7 @@ type farmWorld struct {
 	hears    map[cluster.NodeID]time.Duration // how long after its log a member hears what was decided
 	fromFarm int                              // IKE_SA_INIT requests
 	sent     uint64                           // sequence numbers of moved SAs
+	detached int                              // questions for windows
 	made     map[string]cluster.NodeID        // epochs by who used them
 	views    map[uint64]*fsm.Machine          // the state after an entry
 }
@@ -375,7 +376,8 @@ func (m *farmer) carryOut(e Effect) {
 	case SetOutbound:
 		m.outbound[e.SPIIn] = e.Use
 	case Detach:
-		m.farm.HandleDetached(w.now, e.Scope, m.detach(e))
+		ws, ok := m.detach(e)
+		m.farm.HandleDetached(w.now, e.Scope, ws, ok)
 	case SetWindows:
 		m.imported(e.Windows)
 	case Remove:

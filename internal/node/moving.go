@@ -124,13 +124,23 @@ func (n *Node) answered(now time.Time, bs []xfrm.Bound) {
 	}
 }
 
-// HandleDetached answers the oldest open Detach.
-func (n *Node) HandleDetached(now time.Time, ws []xfrm.Window) {
+// HandleDetached answers the oldest open Detach; see Farm.HandleDetached.
+func (n *Node) HandleDetached(now time.Time, ws []xfrm.Window, ok bool) {
 	if len(n.moving) == 0 {
 		return
 	}
 	m := n.moving[0]
 	n.moving = n.moving[1:]
+	if !ok { // the question of what waits is on its way here
+		for _, spi := range m.children {
+			if c := n.sas[spi]; c != nil {
+				c.quietFrom = now.Add(finishLeast)
+				n.departing[spi] = m.to
+				break
+			}
+		}
+		return
+	}
 	got := map[ipsec.ESPSPI]bool{}
 	for _, w := range ws {
 		got[w.SPIIn] = true

@@ -143,7 +143,8 @@ func (d *farmDaemon) carry(e node.Effect) {
 		d.p.carry(e)
 	case node.Detach:
 		w.note(m.name, "plane", "detach %v of %v", e.SPIs, cluster.ScopeID(e.Scope))
-		d.f.HandleDetached(w.at(), e.Scope, d.p.detach(e.SPIs))
+		ws, ok := d.p.detach(e.SPIs)
+		d.f.HandleDetached(w.at(), e.Scope, ws, ok)
 	case node.Pointer:
 		if d.pointers[e.SPIIn] = e.To; e.To == 0 {
 			delete(d.pointers, e.SPIIn)

@@ -231,13 +231,19 @@ func (p *lanes[P]) remove(spi ipsec.ESPSPI) {
 }
 
 // detach takes SAs out, and returns their exact state.
-func (p *lanes[P]) detach(spis []ipsec.ESPSPI) (ws []xfrm.Window) {
+func (p *lanes[P]) detach(spis []ipsec.ESPSPI) (ws []xfrm.Window, ok bool) {
+	for _, spi := range spis {
+		s := p.sas[spi]
+		if s != nil && s.scope.active && (s.in.Generation() == s.scope.gen && len(s.undone) > 0 || s.out.Generation() == s.scope.gen && len(s.unsent) > 0) {
+			return nil, false
+		}
+	}
 	for _, spi := range spis {
 		if s := p.takeOut(spi); s != nil {
 			ws = append(ws, s.window())
 		}
 	}
-	return ws
+	return ws, true
 }
 
 func (p *lanes[P]) setBounds(bs []xfrm.Bound) {

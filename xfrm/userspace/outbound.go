@@ -120,7 +120,11 @@ func outerLen(pr *peer) int {
 // first sends what it has sealed before anything waits, and the second sends before
 // it lets go of the lane.
 func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
-	if !p.sealIfActive(s, buf, off, n, in, o, now) {
+	switch {
+	case p.sealIfActive(s, buf, off, n, in, o, now):
+	case s.detached.Load():
+		p.noRoute(s.tun, in, buf[off:off+n], o.hop, now)
+	default:
 		p.strayInner(s, buf[off:off+n], in, o.hop)
 	}
 }

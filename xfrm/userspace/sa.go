@@ -24,7 +24,8 @@ type sa struct {
 	peer       atomic.Pointer[peer]
 	sendErrors atomic.Uint64
 
-	order uint64 // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
+	order    uint64      // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
+	detached atomic.Bool // both lanes are gone, to another member
 
 	out outLane
 	in  inLane

@@ -127,36 +127,54 @@ func (p *Plane) Windows(id xfrm.Scope) []xfrm.Window {
 	return ws
 }
 
-// Detach takes pairs out and exports them.
-func (p *Plane) Detach(spis []ipsec.ESPSPI) []xfrm.Window {
+// Detach takes pairs out and exports them, unless packets of theirs wait for a bound.
+func (p *Plane) Detach(spis []ipsec.ESPSPI) (ws []xfrm.Window, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var gone []*sa
 	for _, spi := range spis {
-		s := p.sas.get(spi)
-		if s == nil {
-			continue
+		if s := p.sas.get(spi); s != nil {
+			gone = append(gone, s)
 		}
-		p.sas.remove(spi)
+	}
+	if !leave(gone) {
+		return nil, false
+	}
+	for _, s := range gone {
+		p.sas.remove(s.SPIIn)
 		if s.order != 0 {
 			s.tun.routes.remove(s)
 			s.order = 0
 		}
-		gone = append(gone, s)
 	}
 	p.quiesce()
-	ws := make([]xfrm.Window, len(gone))
-	for i, s := range gone {
-		ws[i] = s.export()
-		s.out.mu.Lock()
-		freeWaiting(s.out.queue)
-		s.out.gone, s.out.queue, s.out.seal = true, nil, nil
-		s.out.mu.Unlock()
-		s.in.mu.Lock()
-		s.in.gone, s.in.open = true, nil
-		s.in.mu.Unlock()
+	for _, s := range gone {
+		ws = append(ws, s.export())
+		s.in.open, s.out.seal = nil, nil
 	}
-	return ws
+	return ws, true
+}
+
+// leave closes all lanes of the pairs, or none if a packet waits in one of them. Nobody
+// else holds two lanes at a time.
+func leave(pairs []*sa) (ok bool) {
+	for _, s := range pairs {
+		s.in.mu.Lock()
+		s.out.mu.Lock()
+		defer s.in.mu.Unlock()
+		defer s.out.mu.Unlock()
+	}
+	for _, s := range pairs {
+		gen, works := s.scope.works()
+		if works && (gen == s.in.recv.Generation() && len(s.in.queue) > 0 || gen == s.out.send.Generation() && len(s.out.queue) > 0) {
+			return false
+		}
+	}
+	for _, s := range pairs {
+		s.in.gone, s.out.gone = true, true
+		s.detached.Store(true)
+	}
+	return true
 }
 
 // SetWindows imports exact windows. One holds for the next activation, unless a

@@ -17,6 +17,10 @@ type hop struct {
 
 // strayOuter hands an ESP packet of a silent SA to whoever knows its owner.
 func (p *Plane) strayOuter(s *sa, pkt []byte, a *arrival) {
+	if s.detached.Load() {
+		p.strayUnknown(s.SPIIn, pkt, a)
+		return
+	}
 	if p.o.Handler.Stray == nil || a.last || s.removed() {
 		s.tun.inactive.Add(1)
 		return

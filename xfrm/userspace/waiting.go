@@ -11,7 +11,7 @@ import (
 
 const (
 	maxWaiting  = 256             // packets of one direction of an SA that wait for a bound
-	acquireMax  = 16              // packets of one tunnel that wait for an SA
+	acquireMax  = 256             // packets of one interface, all clients of a dialup together, that wait for an SA
 	acquireLife = 2 * time.Second // and how long they do
 	acquireKeys = 64              // flows of one tunnel whose Acquire is remembered
 	acquireGap  = time.Second     // between two Acquires for one flow

@@ -64,8 +64,9 @@ func testDetach(t *testing.T, make Factory) {
 	hb.send(ha, 9, 64)
 	ha.want(9)
 	var ws []xfrm.Window
-	p.b.do(func() { ws = p.b.plane.Detach([]ipsec.ESPSPI{spiB, spiB + 77}) })
-	if len(ws) != 1 || ws[0].SPIIn != spiB || ws[0].InSeq != 3 || ws[0].OutSeq != 1 {
+	ok := false
+	p.b.do(func() { ws, ok = p.b.plane.Detach([]ipsec.ESPSPI{spiB, spiB + 77}) })
+	if !ok || len(ws) != 1 || ws[0].SPIIn != spiB || ws[0].InSeq != 3 || ws[0].OutSeq != 1 {
 		t.Fatalf("%+v", ws)
 	}
 	there := true
@@ -86,5 +87,38 @@ func testDetach(t *testing.T, make Factory) {
 	hb.want(11)
 	if c := p.b.counters(spiB); c.InReplayed != 0 || c.InPackets != 1 || c.OutSeq != 2 {
 		t.Fatalf("%+v", c)
+	}
+}
+
+// A pair of which a packet waits for a bound is not taken out: the packet goes its way first.
+func testDetachWaits(t *testing.T, make Factory) {
+	p := newPairOf(t, make, true)
+	p.tunnel(xfrm.Tunnel{Scope: always})
+	p.a.activate()
+	p.b.activate()
+	p.install(p.a)
+	p.install(p.b, bounds(0, 0))
+	ha, hb := p.a.host(false, 7000), p.b.host(false, 7000)
+	detach := func() (ws []xfrm.Window, ok bool) {
+		p.b.do(func() { ws, ok = p.b.plane.Detach([]ipsec.ESPSPI{spiB}) })
+		return ws, ok
+	}
+	ha.send(hb, 1, 64)
+	waitEvent(p.b, "question for a fence", wanted(xfrm.Inbound, 1))
+	if ws, ok := detach(); ok || ws != nil {
+		t.Fatal("taken out while a packet waits to be delivered")
+	}
+	p.b.do(func() { p.b.plane.SetBounds([]xfrm.Bound{{SPIIn: spiB, Dir: xfrm.Inbound, N: 1}}) })
+	hb.want(1)
+	hb.send(ha, 2, 64)
+	var up uint64
+	waitEvent(p.b, "question for a ceiling", func(e xfrm.BoundWanted) bool { up = e.N; return e.Dir == xfrm.Outbound })
+	if _, ok := detach(); ok {
+		t.Fatal("taken out while a packet waits to be sent")
+	}
+	p.b.do(func() { p.b.plane.SetBounds([]xfrm.Bound{{SPIIn: spiB, Dir: xfrm.Outbound, N: up}}) })
+	ha.want(2)
+	if ws, ok := detach(); !ok || len(ws) != 1 || ws[0].InSeq != 1 || ws[0].OutSeq != 1 {
+		t.Fatalf("%+v, %v once nothing waits", ws, ok)
 	}
 }

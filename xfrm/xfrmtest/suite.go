@@ -56,6 +56,7 @@ func Run(t *testing.T, make Factory) {
 		{"StrayWaits", testStrayWaits},
 		{"Retire", testRetire},
 		{"Detach", testDetach},
+		{"DetachWaits", testDetachWaits},
 		{"NoStray", testNoStray},
 		{"ForwardedTraffic", testForwardedTraffic},
 	} {
