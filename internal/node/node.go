@@ -120,7 +120,7 @@ func New(o Options) *Node {
 	}
 	n.ike = ike.New(ike.Options{
 		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
-		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share,
+		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share, Logs: o.Logs,
 	})
 	switch {
 	case o.Pair != nil:
