@@ -268,7 +268,12 @@ func (p *pair) wantSame() string {
 
 // breakpointProgram is the binary of the test build that can be told to die at an
 // effect (internal/daemon/breakpoint_on.go).
-func breakpointProgram(t testing.TB) string { return programWith(t, "breakpoints") }
+func breakpointProgram(t testing.TB) string {
+	if p := os.Getenv("TANDEM_BREAKPOINT_BINARY"); p != "" {
+		return p
+	}
+	return programWith(t, "breakpoints")
+}
 
 // contains says whether a line of a file holds all the words.
 func contains(path string, words ...string) bool {
