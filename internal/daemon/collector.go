@@ -2,11 +2,11 @@ package daemon
 
 import (
 	"os"
-	"runtime"
 	"runtime/debug"
-	runmetrics "runtime/metrics"
+	heap "runtime/metrics"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,31 +16,38 @@ import (
 // a quarter of what a member computes that takes them in.
 const gcPercent = 200
 
-// room is what may be allocated between two collections at least: with a small heap there
-// would be one every few seconds while tunnels are set up, each of which holds up those
-// under way for ten milliseconds.
-const room = 96 << 20
+// While much is allocated, as when many tunnels are set up, at least room comes together
+// between two collections: with a small heap there would be one every few seconds, each of
+// which holds up the set-ups under way for ten milliseconds or more.
+const (
+	room      = 192 << 20
+	roomShare = 64              // room is at most this part of the memory here
+	busy      = 1 << 20         // bytes a second from which on it is much
+	calm      = 5 * time.Second // with less than that, before the room is given back
+)
 
-// keepRoom raises the percentage after each collection for as long as the heap is small.
+// keepRoom raises the percentage for as long as much is allocated and the heap is small.
 func keepRoom(least int64) {
-	live := []runmetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	figures := []heap.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	var allocated uint64
+	var last time.Time // that it was much
 	at := gcPercent
-	type sentinel struct{ self *sentinel } // each collection finds one that nobody knows
-	var again func(*sentinel)
-	watch := func() { runtime.SetFinalizer(new(sentinel), again) }
-	again = func(*sentinel) {
-		runmetrics.Read(live)
-		want := gcPercent
-		if n := int64(live[0].Value.Uint64()); n > 0 {
-			want = max(want, int(min(100*least/n, 10*gcPercent)))
+	for now := range time.Tick(time.Second) {
+		heap.Read(figures)
+		n := figures[0].Value.Uint64()
+		if n-allocated >= busy {
+			last = now
 		}
-		if want*10 < at*9 || want*9 > at*10 {
+		allocated = n
+		want := gcPercent
+		if live := int64(figures[1].Value.Uint64()); live > 0 && now.Sub(last) < calm {
+			want = max(want, int(100*least/live))
+		}
+		if want*10 < at*9 || want*9 > at*10 { // a change stops everything for a moment
 			debug.SetGCPercent(want)
 			at = want
 		}
-		watch()
 	}
-	watch()
 }
 
 // paceCollector has the heap collected less often as long as there is memory enough.
@@ -48,7 +55,7 @@ func keepRoom(least int64) {
 func paceCollector() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
-		keepRoom(min(room, memoryHere()/64))
+		go keepRoom(min(room, memoryHere()/roomShare))
 	}
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
