@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"os"
+	"runtime"
 	"runtime/debug"
 	heap "runtime/metrics"
 	"strconv"
@@ -45,6 +46,9 @@ func keepRoom(least int64) {
 		}
 		if want*10 < at*9 || want*9 > at*10 { // a change stops everything for a moment
 			debug.SetGCPercent(want)
+			if want == gcPercent {
+				runtime.GC() // now that nothing waits for it
+			}
 			at = want
 		}
 	}
