@@ -65,6 +65,9 @@ type Options struct {
 	// Share is this engine's part of the numbers that all engines of a farm choose
 	// from without asking each other: SPIs of both kinds and indexes of dialup instances.
 	Share Share
+	// Logs says whether lines of a level are wanted. A set-up has some twenty of debug
+	// level, which cost a tenth of its memory where nobody reads them. nil: all are.
+	Logs func(slog.Level) bool
 }
 
 // Share is the Part-th of Of equal parts: those numbers n with n mod Of = Part. The

@@ -291,8 +291,12 @@ func (e *Engine) randomSpan(max time.Duration) time.Duration {
 }
 
 func (e *Engine) log(level slog.Level, message string, attrs ...slog.Attr) {
-	e.free(Log{Level: level, Message: message, Attrs: attrs})
+	if e.logs(level) {
+		e.free(Log{Level: level, Message: message, Attrs: attrs})
+	}
 }
+
+func (e *Engine) logs(level slog.Level) bool { return e.o.Logs == nil || e.o.Logs(level) }
 
 // sorted lists the IKE SAs in the order of their making.
 func (e *Engine) sorted() []*ikeSA { return inOrder(e.sas) }

@@ -174,6 +174,9 @@ func (sa *ikeSA) attrs(more ...slog.Attr) []slog.Attr {
 }
 
 func (e *Engine) logSA(sa *ikeSA, level slog.Level, msg string, more ...slog.Attr) {
+	if !e.logs(level) {
+		return
+	}
 	e.log(level, msg, sa.attrs(more...)...)
 }
 

@@ -213,7 +213,9 @@ func (e *Engine) infoChild(c *childSA, msg string, more ...slog.Attr) {
 }
 
 func (e *Engine) debugChild(c *childSA, msg string, more ...slog.Attr) {
-	e.debug(c.ike, msg, c.attrs(more...)...)
+	if e.logs(slog.LevelDebug) {
+		e.debug(c.ike, msg, c.attrs(more...)...)
+	}
 }
 
 // childOut finds a Child SA of an IKE SA by the SPI that the peer chose.

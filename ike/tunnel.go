@@ -151,7 +151,9 @@ func (t *tunnel) attrs(more ...slog.Attr) []slog.Attr {
 }
 
 func (e *Engine) logTunnel(t *tunnel, level slog.Level, msg string, more ...slog.Attr) {
-	e.log(level, msg, t.attrs(more...)...)
+	if e.logs(level) {
+		e.log(level, msg, t.attrs(more...)...)
+	}
 }
 
 // tunnelChanged follows an IKE SA's end or beginning: oper state, instances, the

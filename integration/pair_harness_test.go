@@ -268,7 +268,14 @@ func (p *pair) wantSame() string {
 
 // breakpointProgram is the binary of the test build that can be told to die at an
 // effect (internal/daemon/breakpoint_on.go).
-func breakpointProgram(t testing.TB) string { return programWith(t, "breakpoints") }
+//
+// TANDEM_BREAKPOINT_BINARY names one that was built before, as when two are compared.
+func breakpointProgram(t testing.TB) string {
+	if p := os.Getenv("TANDEM_BREAKPOINT_BINARY"); p != "" {
+		return p
+	}
+	return programWith(t, "breakpoints")
+}
 
 // contains says whether a line of a file holds all the words.
 func contains(path string, words ...string) bool {

@@ -351,11 +351,21 @@ func (s *sender) ackable() uint64 {
 }
 
 // Poll returns the next effect. An acknowledgement comes after everything that it
-// acknowledges.
+// acknowledges, unless PollAck was asked for it before.
 func (r *Replica) Poll() (Effect, bool) {
 	if r.effects.len() > 0 {
 		return r.effects.pop(), true
 	}
+	if a, ok := r.PollAck(); ok {
+		return a, true
+	}
+	return nil, false
+}
+
+// PollAck returns an acknowledgement before the effects of the frames that it
+// acknowledges: they are in memory, and their sender waits. Who sends it carries out
+// those effects before anything else happens to this process.
+func (r *Replica) PollAck() (a SendAck, ok bool) {
 	for r.acks.len() > 0 {
 		s := r.acks.pop()
 		s.queued = false
@@ -364,7 +374,7 @@ func (r *Replica) Poll() (Effect, bool) {
 			return SendAck{Scope: r.scope, Node: s.node, Process: s.process, Seq: seq}, true
 		}
 	}
-	return nil, false
+	return a, false
 }
 
 // peekSeq reads the number of a frame that begins with it, as ours do.

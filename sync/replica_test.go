@@ -316,3 +316,20 @@ func FuzzHandleFrame(f *testing.F) {
 		s.drain()
 	})
 }
+
+// The sender waits for the acknowledgement, and may have it first: once, of all that was
+// taken over, and never of an entry that is not confirmed.
+func TestReplicaAcknowledgesFirstIfAsked(t *testing.T) {
+	s := newStandby(t)
+	s.takes("copy", frame(1, epoch1, begin()))
+	s.takes("entry", frame(2, epoch1, entry()))
+	if a, ok := s.PollAck(); !ok || Effect(a) != ack(1) {
+		t.Fatalf("%v, %v", a, ok)
+	}
+	if a, ok := s.PollAck(); ok {
+		t.Fatalf("then %v", a)
+	}
+	s.want("what was acknowledged, without another acknowledgement", CopyBegins{epoch1}, CopyComplete{epoch1})
+	s.ConfirmEntry()
+	s.want("entitled", ack(2))
+}

@@ -206,7 +206,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 
 	options := node.Options{
 		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr,
-		CookieSecret: randomKey(32),
+		CookieSecret: randomKey(32), Logs: func(l slog.Level) bool { return d.log.Enabled(ctx, l) },
 	}
 	if d.cfg.HA.Mode == "a-p" || d.cfg.Standalone.Farm() {
 		if d.cluster, d.loop.node, err = d.openCluster(options); err != nil {

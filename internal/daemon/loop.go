@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/node"
+	statesync "tandem/sync"
 	"tandem/xfrm"
 )
 
@@ -255,7 +257,11 @@ func (l *loop) run() {
 	defer close(l.done)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for !l.over {
+	for first := true; !l.over; first = !first {
+		if first && l.others() {
+			l.tick()
+			continue
+		}
 		l.arm(timer)
 		select {
 		case f := <-l.calls:
@@ -272,6 +278,19 @@ func (l *loop) run() {
 			l.due(now)
 		}
 		l.tick()
+	}
+}
+
+// others serves what other members sent, if anything has come: they wait for frames and
+// acknowledgements, each of which takes a tenth of what an IKE message takes. Every
+// second turn is for all queues alike.
+func (l *loop) others() bool {
+	select {
+	case <-l.wake:
+		l.woken()
+		return true
+	default:
+		return false
 	}
 }
 
@@ -295,18 +314,34 @@ func (l *loop) due(now time.Time) {
 
 // drain carries out what the node wants, in order.
 func (l *loop) drain(now time.Time) {
-	any := false
+	any, framed := false, false
 	for {
 		e, ok := l.node.Poll()
-		if !ok {
+		_, frame := e.(statesync.SendFrame)
+		if framed && !frame {
+			letOut()
+		}
+		if framed = frame; !ok {
 			break
 		}
 		any = true
 		l.stats.Effects++
 		l.carry(now, e)
+		if _, ack := e.(statesync.SendAck); ack {
+			letOut() // before Poll, which does what the frame asks for
+		}
 	}
 	if any {
 		l.after(now)
+	}
+}
+
+// letOut lets the goroutines of streams write what was handed to them: frames and
+// acknowledgements, for which others wait, go before what this goroutine does next. A
+// message passes through two of them, the second of which steps aside once itself.
+func letOut() {
+	for range 3 {
+		runtime.Gosched()
 	}
 }
 

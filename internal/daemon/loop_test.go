@@ -185,6 +185,29 @@ func TestFloodOfDatagramsIsDroppedAndCounted(t *testing.T) {
 	})
 }
 
+// What other members sent comes before IKE messages that wait, but not before each of them.
+func TestOthersAreServedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &scriptedNode{}
+		var carried []string
+		l := newTestLoop(n, &carried)
+		for i := range 4 {
+			l.offerIKE(xfrm.IKEDatagram{Data: []byte(fmt.Sprint(i))})
+		}
+		for i := range 3 * remoteTurn {
+			l.offerRemote(func(now time.Time) { l.node.HandleAck(now, 1, 1, 0, uint64(i)) })
+		}
+		go l.run()
+		synctest.Wait()
+		_ = l.post(n.Shutdown)
+		<-l.done
+		first := slices.Index(n.inputs, "ike 0")
+		if first < remoteTurn || len(n.inputs) != 4+3*remoteTurn+1 {
+			t.Errorf("the first IKE message was input %d of %d", first, len(n.inputs))
+		}
+	})
+}
+
 // Events are merged, never lost: the last wish about each bound arrives.
 func TestEventsAreMerged(t *testing.T) {
 	bound := func(spi ipsec.ESPSPI, n uint64) xfrm.Event {

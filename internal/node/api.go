@@ -2,6 +2,7 @@ package node
 
 import (
 	"io"
+	"log/slog"
 	"net/netip"
 
 	"tandem/cluster"
@@ -24,6 +25,8 @@ type Options struct {
 	LocalAddr     func(iface string, v6 bool) (netip.Addr, bool)
 	CookieSecret  ipsec.Key
 	HalfOpenLimit int // 0: 1000
+	// Logs says whether the engine's log lines of a level are wanted; nil: all are.
+	Logs func(slog.Level) bool
 
 	// What the scopes of a Farm share.
 	routes map[AddRoute]int

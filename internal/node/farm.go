@@ -2,7 +2,6 @@ package node
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -74,6 +73,7 @@ type Farm struct {
 	quorum                   Quorum
 	counters                 FarmCounters
 	out                      outbox.Box[Effect]
+	framed                   []cluster.ScopeID // whose frames were acknowledged and are still to be dealt with
 }
 
 // Quorum is whether the log has a leader, and whether to stop without one.
@@ -113,9 +113,6 @@ func (f *Farm) Start(time.Time) {
 	f.started = true
 	f.announce()
 }
-
-// Poll returns the next effect; drain it before the next input.
-func (f *Farm) Poll() (Effect, bool) { return f.out.Poll() }
 
 func (f *Farm) emit(e Effect) { f.out.Emit(e) }
 
@@ -347,19 +344,6 @@ func (f *Farm) HandleStream(now time.Time, id cluster.NodeID, process cluster.Pr
 		delete(f.streams, id)
 	}
 	f.each(func(n *Node) { n.HandleStream(now, id, process, up) })
-}
-
-// HandleFrame takes a frame of another member's journal for a scope.
-func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) (err error) {
-	if f.scopes[s] == nil {
-		// The owner has heard sooner what was decided.
-		if s.Home() == 0 || len(f.scopes) >= shares {
-			return fmt.Errorf("%v: %w", s, errNoScope)
-		}
-		f.add(now, s)
-	}
-	f.with(s, func(n *Node) { err = n.HandleFrame(now, from, process, frame) })
-	return err
 }
 
 // HandleAck takes a member's acknowledgement for a scope.

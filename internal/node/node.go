@@ -69,6 +69,9 @@ type Node struct {
 	wanted    []xfrm.Bound
 	routes    map[AddRoute]int
 	out       outbox.Box[Effect]
+	lines     outbox.Box[Log] // that follow what is in out
+	framed    bool            // what a frame asks for has still to be done
+	framedAt  time.Time
 
 	testBuild
 }
@@ -117,7 +120,7 @@ func New(o Options) *Node {
 	}
 	n.ike = ike.New(ike.Options{
 		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
-		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share,
+		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share, Logs: o.Logs,
 	})
 	switch {
 	case o.Pair != nil:
@@ -190,13 +193,17 @@ func (n *Node) HandleWindows(now time.Time, ws []xfrm.Window) {
 }
 
 // HandleFrame takes a frame of another node's journal. An error means that the
-// stream must be begun again.
+// stream must be begun again. Its acknowledgement is the first effect, because the owner
+// waits for it; Poll does what the frame asks for when that one was taken.
 func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, frame []byte) error {
 	if n.authority != nil && n.authority.Uniting() {
 		return errUniting
 	}
 	err := n.replica.HandleFrame(now, from, process, frame)
-	n.pump(now)
+	for a, ok := n.replica.PollAck(); ok; a, ok = n.replica.PollAck() {
+		n.emit(a)
+	}
+	n.framed, n.framedAt = true, now
 	return err
 }
 
@@ -432,13 +439,25 @@ func statusOf(now time.Time, g interface {
 	return s
 }
 
-// Poll returns the next effect; drain it before the next input.
-func (n *Node) Poll() (Effect, bool) { return n.out.Poll() }
+// Poll returns the next effect; drain it before the next input. Log lines come last:
+// writing them takes as long as a frame takes to a member.
+func (n *Node) Poll() (Effect, bool) {
+	if n.out.Empty() && n.framed {
+		n.pump(n.framedAt)
+	}
+	if !n.out.Empty() {
+		return n.out.Poll()
+	}
+	if e, ok := n.lines.Poll(); ok {
+		return e, true
+	}
+	return nil, false
+}
 
 func (n *Node) emit(e Effect) { n.out.Emit(e) }
 
 func (n *Node) log(l slog.Level, msg string, attrs ...slog.Attr) {
-	n.emit(Log{Level: l, Message: msg, Attrs: attrs})
+	n.lines.Emit(Log{Level: l, Message: msg, Attrs: attrs})
 }
 
 // coverage is what this node knew about its last life when it started.

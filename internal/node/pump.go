@@ -21,6 +21,7 @@ var errStandalone = errors.New("this gateway is standalone: no cluster is config
 
 // pump lets the cores talk to each other until none has anything left to say.
 func (n *Node) pump(now time.Time) {
+	n.framed = false
 	for {
 		if n.authority != nil {
 			if e, ok := n.authority.Poll(); ok {
@@ -75,7 +76,7 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 	case ike.Adopted:
 		n.emit(movedHere{e.SPIs, cluster.ScopeID(e.From), e.Children, now})
 	case ike.Log:
-		n.emit(Log{e.Level, e.Message, e.Attrs})
+		n.lines.Emit(Log{e.Level, e.Message, e.Attrs})
 	default: // Send, SendKeepalive, KeyLog
 		n.emit(e)
 	}

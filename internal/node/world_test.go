@@ -36,6 +36,7 @@ type world struct {
 	crashed  bool
 	effects  []string // carried out by the owner since count was armed
 	counting bool
+	look     func(m *member, carried []string) // after each input
 
 	childBase map[ipsec.ESPSPI]bool
 	ikeBase   map[ipsec.IKESPIs]bool
@@ -196,11 +197,16 @@ func (m *member) do(f func(*Node)) {
 		return
 	}
 	f(m.node)
+	var carried []string
+	if m.w.look != nil {
+		defer func() { m.w.look(m, carried) }()
+	}
 	for m.alive {
 		e, ok := m.node.Poll()
 		if !ok {
 			return
 		}
+		carried = append(carried, fmt.Sprintf("%T", e))
 		if m.id != 0 && m.w.counting && m.node.owner {
 			if m.w.crash == 0 && !m.w.crashed {
 				m.w.crashed = true
