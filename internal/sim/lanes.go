@@ -150,6 +150,8 @@ func (p *lanes[P]) carry(e node.Effect) bool {
 		p.setPeer(e)
 	case node.SetBounds:
 		p.setBounds(e.Bounds)
+	case node.Skip:
+		p.skip(e.Bounds)
 	case node.Remove:
 		p.remove(e.SPIIn)
 	case node.Activate:
@@ -290,6 +292,30 @@ func (p *lanes[P]) setBounds(bs []xfrm.Bound) {
 	}
 	p.event(es)
 	p.ticks()
+}
+
+// skip uses sequence numbers up.
+func (p *lanes[P]) skip(bs []xfrm.Bound) {
+	for _, b := range bs {
+		s := p.sas[b.SPIIn]
+		switch {
+		case s == nil:
+		case !s.scope.active && b.Dir == xfrm.Outbound:
+			if b.N > s.out.Bound() {
+				s.out.Record(b.N)
+			}
+		case !s.scope.active:
+			if b.N > s.in.Bound() {
+				s.in.Record(b.N)
+			}
+		case b.Dir == xfrm.Outbound:
+			s.activateOut()
+			s.out.Skip(b.N)
+		default:
+			s.activateIn()
+			s.in.Skip(b.N)
+		}
+	}
 }
 
 func (s *lane[P]) asks(es []xfrm.Event, dir xfrm.Direction, n uint64, ask bool) []xfrm.Event {
