@@ -71,6 +71,7 @@ type lane[P inner] struct {
 	undone          []held[P]
 	sealer          *esp.Outbound // real cryptography, of runs that have it
 	opener          *esp.Inbound
+	skipped         uint64 // inbound
 	seen            bool
 	moved           time.Duration
 	lastIn, lastOut time.Time
@@ -292,30 +293,6 @@ func (p *lanes[P]) setBounds(bs []xfrm.Bound) {
 	}
 	p.event(es)
 	p.ticks()
-}
-
-// skip uses sequence numbers up.
-func (p *lanes[P]) skip(bs []xfrm.Bound) {
-	for _, b := range bs {
-		s := p.sas[b.SPIIn]
-		switch {
-		case s == nil:
-		case !s.scope.active && b.Dir == xfrm.Outbound:
-			if b.N > s.out.Bound() {
-				s.out.Record(b.N)
-			}
-		case !s.scope.active:
-			if b.N > s.in.Bound() {
-				s.in.Record(b.N)
-			}
-		case b.Dir == xfrm.Outbound:
-			s.activateOut()
-			s.out.Skip(b.N)
-		default:
-			s.activateIn()
-			s.in.Skip(b.N)
-		}
-	}
 }
 
 func (s *lane[P]) asks(es []xfrm.Event, dir xfrm.Direction, n uint64, ask bool) []xfrm.Event {
