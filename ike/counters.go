@@ -211,7 +211,7 @@ func (e *Engine) raiseCounters(sa *ikeSA, data []byte) *NotifyError {
 		return refuse(message.TemporaryFailure, "sequence numbers do not reach for a delta of %d", delta)
 	}
 	for _, r := range all {
-		e.infoChild(r.c, fmt.Sprintf("ESP seqno %x, updating to %x", r.from, r.to))
+		e.infoChild(r.c, fmt.Sprintf("IPSEC_REPLAY_COUNTER_SYNC: ESP seqno %x, updating to %x", r.from, r.to))
 		e.skip(r.c, r.to, 0)
 	}
 	return nil
