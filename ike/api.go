@@ -46,12 +46,17 @@ type Nonces interface {
 // packets here; zero times when never.
 type Traffic func(spiIn ipsec.ESPSPI) (lastIn, lastOut time.Time)
 
+// Numbers are up to where the sequence numbers of a Child SA may be used: those that this
+// cluster may have sent, and those that it may have delivered. 0, 0: it is not installed.
+type Numbers func(spiIn ipsec.ESPSPI) (out, in uint64)
+
 // Options are what an Engine needs from outside.
 type Options struct {
 	Config       *config.Config
 	Rand         io.Reader
 	Nonces       Nonces
 	Traffic      Traffic
+	Numbers      Numbers
 	LocalAddr    func(iface string, v6 bool) (netip.Addr, bool) // address of a phase 1's interface
 	CookieSecret ipsec.Key                                      // shared by the cluster; 32 bytes
 	// HalfOpenLimit is the number of half-open IKE SAs from which on cookies are
@@ -110,8 +115,8 @@ type Install struct {
 	SA                   ipsec.ChildSA
 	SoftBytes, HardBytes uint64
 	Known                bool
-	// Of a tunnel that was moved: OutSeq and InSeq are what was used up to then, Moves is
-	// how often. Window is set where it goes on right there.
+	// OutSeq and InSeq are what was used or skipped (Skip) at least. Of a tunnel that was
+	// moved: Moves is how often. Window is set where it goes on right there.
 	OutSeq, InSeq uint64
 	Moves         uint32
 	Window        *ipsec.Window
@@ -182,6 +187,7 @@ func (KeyLog) effect()        {}
 //	                                              // nothing new on an IKE SA before the peer's authenticated traffic; its last
 //	                                              // request once more (or an empty one, if there was none) invites that
 //	Behind()                                      // before Resume: message IDs may be behind; synchronise where the peer can
+//	OwnerDied()                                   // before Resume: have peers raise their sequence numbers where they can
 //	Suspend(now)                                  // ownership ends: held effects are dropped, nothing leaves any more
 //	Unite(now, []Entry)                           // healing: the other side's entries, by SPI (see architecture, Healing)
 //	RekeyAll(now, reason string)                  // early rekey of everything, paced

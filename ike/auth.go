@@ -32,7 +32,7 @@ func (e *Engine) authStart(sa *ikeSA, phase2 string) {
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
 	}
-	ps = append(ps, capabilityPayloads(capMessageIDSync)...)
+	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync)...)
 	if !e.start(sa, x, ps) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
 	}

@@ -143,6 +143,7 @@ var responseRows = map[kind]func(*Engine, *ikeSA, *event){
 	kindDeleteChild: (*Engine).deleteChildResponse,
 	kindDeleteIKE:   (*Engine).deleteIKEResponse,
 	kindDPD:         (*Engine).dpdResponse,
+	kindCounters:    (*Engine).countersResponse,
 }
 
 // open decrypts a message; ok is false when nobody authenticated it. A broken

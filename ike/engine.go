@@ -21,6 +21,7 @@ type Engine struct {
 
 	active bool // owner of its IKE SAs; else it only applies records
 	behind bool // see Behind
+	died   bool // see OwnerDied
 	tx     tx
 	out    []Effect // ready for Poll
 	outAt  int

@@ -22,6 +22,7 @@ const (
 	kindDeleteChild kind = 6
 	kindDeleteIKE   kind = 7
 	kindDPD         kind = 8
+	kindCounters    kind = 9 // see counters.go
 )
 
 func (k kind) String() string {
@@ -69,6 +70,7 @@ type exchange struct {
 	tsL     []ipsec.TrafficSelector
 	tsR     []ipsec.TrafficSelector
 	deletes []ipsec.ESPSPI
+	floors  []floor
 	retries int // after INVALID_KE_PAYLOAD
 	cookies int
 	cookie  []byte

@@ -83,6 +83,8 @@ type side struct {
 	onRecord  func(Record)
 	sent      []Datagram
 	quietSend bool // sent datagrams stay in sent
+	numbers   map[ipsec.ESPSPI][2]uint64
+	skips     []Skip
 }
 
 type espSA struct {
@@ -106,12 +108,13 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) side(name string, addr string, seed uint64, cfg *config.Config, opt func(*Options)) *side {
-	s := &side{t: w.t, name: name, w: w, addr: netip.MustParseAddr(addr), installed: map[ipsec.ESPSPI]*espSA{},
+	s := &side{t: w.t, name: name, w: w, addr: netip.MustParseAddr(addr), installed: map[ipsec.ESPSPI]*espSA{}, numbers: map[ipsec.ESPSPI][2]uint64{},
 		lastIn: map[ipsec.ESPSPI]time.Time{}, lastOut: map[ipsec.ESPSPI]time.Time{}}
 	r := testRand(seed)
 	s.ledger = newLedger(r, uint32(seed))
 	o := Options{Config: cfg, Rand: r, Nonces: s.ledger, CookieSecret: ipsec.NewKey([]byte("the cluster's own cookie secret.")),
 		Traffic:   func(spi ipsec.ESPSPI) (time.Time, time.Time) { return s.lastIn[spi], s.lastOut[spi] },
+		Numbers:   func(spi ipsec.ESPSPI) (out, in uint64) { return s.numbers[spi][0], s.numbers[spi][1] },
 		LocalAddr: func(string, bool) (netip.Addr, bool) { return s.addr, true }}
 	if opt != nil {
 		opt(&o)
@@ -174,6 +177,10 @@ func (s *side) drain() {
 		case Remove:
 			delete(s.installed, x.SPIIn)
 			s.order = slices.DeleteFunc(s.order, func(o ipsec.ESPSPI) bool { return o == x.SPIIn })
+		case Skip:
+			s.skips = append(s.skips, x)
+			n := s.numbers[x.SPIIn]
+			s.numbers[x.SPIIn] = [2]uint64{max(n[0], x.Out), max(n[1], x.In)}
 		case SendKeepalive:
 			s.keepalive++
 		case Log:

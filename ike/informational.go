@@ -39,7 +39,7 @@ func (e *Engine) informationalRequest(sa *ikeSA, ev *event) ([]message.Payload, 
 			e.debug(sa, "processing notify type "+p.NotifyType.String())
 		}
 	}
-	return ps, nil
+	return append(ps, e.counterSync(sa, ev.m)...), nil
 }
 
 // childrenDeleted ends the Child SAs that the peer names and returns our SPIs of

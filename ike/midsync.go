@@ -79,6 +79,9 @@ func capabilityPayloads(caps uint32) (ps []message.Payload) {
 	if caps&capMessageIDSync != 0 {
 		ps = append(ps, notify(message.MessageIDSyncSupported, nil))
 	}
+	if caps&capCounterSync != 0 {
+		ps = append(ps, notify(message.ReplayCounterSyncSupported, nil))
+	}
 	return ps
 }
 
@@ -87,6 +90,10 @@ func (e *Engine) noteCapabilities(sa *ikeSA, m *message.Message) {
 	if _, ok := m.Notify(message.MessageIDSyncSupported); ok {
 		e.debug(sa, "processing notify type "+message.MessageIDSyncSupported.String())
 		sa.caps |= capMessageIDSync
+	}
+	if _, ok := m.Notify(message.ReplayCounterSyncSupported); ok {
+		e.debug(sa, "processing notify type "+message.ReplayCounterSyncSupported.String())
+		sa.caps |= capCounterSync
 	}
 }
 
@@ -164,14 +171,14 @@ func (e *Engine) syncMessage(sa *ikeSA, d Datagram, h message.Header) bool {
 	case h.Response:
 		e.synced(sa, d, v)
 	default:
-		e.answerSync(sa, d, v)
+		e.answerSync(sa, d, v, m)
 	}
 	return true
 }
 
 // answerSync is the peer's part (§5.1): what is not above everything seen before is a
 // replay, or of a member that has given up, and nobody is told.
-func (e *Engine) answerSync(sa *ikeSA, d Datagram, v midValues) {
+func (e *Engine) answerSync(sa *ikeSA, d Datagram, v midValues, m *message.Message) {
 	s := &sa.sync
 	if v.send < sa.nextRecv || v.send <= s.seen {
 		e.counters.OutsideWindow++
@@ -189,7 +196,8 @@ func (e *Engine) answerSync(sa *ikeSA, d Datagram, v midValues) {
 	e.touch(sa)
 	s.seen = v.send
 	answer := midValues{nonce: v.nonce, send: send, recv: recv}
-	b, err := e.seal(sa, message.Informational, true, 0, []message.Payload{answer.payload()})
+	ps := append([]message.Payload{answer.payload()}, e.counterSync(sa, m)...)
+	b, err := e.seal(sa, message.Informational, true, 0, ps)
 	if err != nil {
 		e.warn(sa, "cannot protect IKE message", slog.String("error", err.Error()))
 		return

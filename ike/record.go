@@ -165,6 +165,12 @@ func encodeExchange(x *exchange, now time.Time) *syncpb.Exchange {
 		CollidedI: uint64(x.collidedIKE.I), CollidedR: uint64(x.collidedIKE.R), DeletedOut: encodeSPIs(x.deletedOutward),
 		Contested: x.contested,
 	}
+	if x.kind == kindCounters {
+		p.Kind = uint32(kindDPD) // which it is to whoever does not know floors
+	}
+	for _, f := range x.floors {
+		p.FloorSpis, p.Floors = append(p.FloorSpis, uint32(f.spiIn)), append(p.Floors, f.n)
+	}
 	if x.ke != nil {
 		p.Group, p.KePrivate = uint32(x.ke.Group()), x.ke.Private().Bytes()
 	}
@@ -190,6 +196,13 @@ func decodeExchange(p *syncpb.Exchange, now time.Time) (*exchange, error) {
 	}
 	if x.kind < kindInit || x.kind > kindDPD {
 		return nil, fmt.Errorf("exchange of kind %d", p.Kind)
+	}
+	if len(p.FloorSpis) != len(p.Floors) {
+		return nil, fmt.Errorf("exchange with %d floors of %d SAs", len(p.Floors), len(p.FloorSpis))
+	}
+	for i, spi := range p.FloorSpis {
+		x.kind = kindCounters
+		x.floors = append(x.floors, floor{ipsec.ESPSPI(spi), p.Floors[i]})
 	}
 	if len(p.KePrivate) > 0 {
 		kx, err := keymat.RestoreKeyExchange(ipsec.TransformID(p.Group), ipsec.NewKey(p.KePrivate))

@@ -140,6 +140,9 @@ func (e *Engine) inherit(old, n *ikeSA) {
 	e.adopt(old, n)
 	old.state, old.successor = stateRekeyed, n.spis
 	old.rekeyNow = false
+	if !old.countersAt.IsZero() {
+		n.countersAt, old.countersAt = old.countersAt, time.Time{}
+	}
 	if !n.initiator {
 		old.awaitsDelete, old.deleteBy = true, e.now.Add(deleteWait)
 	}

@@ -76,6 +76,9 @@ func (d *childDiff) emit(e *Engine) {
 		} else if old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
 			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
 		}
+		if old != nil && (c.outSeq > old.outSeq || c.inSeq > old.inSeq) {
+			e.free(Skip{SPIIn: c.SPIIn, Out: c.outSeq, In: c.inSeq})
+		}
 		if was := old != nil && old.outbound; was != c.outbound {
 			e.free(SetOutbound{SPIIn: c.SPIIn, Use: c.outbound})
 		}
@@ -260,9 +263,10 @@ func (e *Engine) Resume(now time.Time) {
 		return
 	}
 	e.active, e.copying = true, nil
-	early := 0
+	early, counters := 0, 0
 	for _, sa := range e.sorted() {
 		early = sa.paceRekeys(now, early)
+		counters = e.paceCounters(sa, counters)
 		sa.lastIn, sa.dpdAt, sa.keepaliveAt = now, time.Time{}, time.Time{}
 		sa.quiet, sa.probe = true, probe{}
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
@@ -282,7 +286,7 @@ func (e *Engine) Resume(now time.Time) {
 		e.proceed(sa)
 		e.arm(sa)
 	}
-	e.behind = false
+	e.behind, e.died = false, false
 	for i := range e.cfg.Phase1 {
 		if p1 := &e.cfg.Phase1[i]; !p1.Dialup() {
 			e.staticTunnel(p1)

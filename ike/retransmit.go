@@ -47,6 +47,9 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 	var begin earliest
 	if sa.lives() && !sa.awaitsDelete {
 		begin.add(sa.dpdAt)
+		if !sa.quiet {
+			begin.add(sa.countersAt)
+		}
 		begin.add(later(sa.rekeyDue(), sa.rekeyAt))
 		for _, c := range sa.children {
 			if c.state == childInstalled && c.p2 != nil {
@@ -157,6 +160,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	}
 	if !sa.lives() || sa.awaitsDelete {
 		return nil
+	}
+	if e.countersDue(sa) {
+		return func() { e.askCounters(sa) }
 	}
 	for _, c := range sa.children {
 		if e.wantsRekey(c) {

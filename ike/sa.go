@@ -138,6 +138,7 @@ type ikeSA struct {
 	wantsAt           time.Time
 	temporaryFailures int
 	stalled           time.Time // nothing begins before
+	countersAt        time.Time // when to ask for higher sequence numbers; zero: not at all
 	dpdSent, dpdRecv  uint32
 	t                 timer
 	nextOfPeer        *ikeSA // see peers.go

@@ -17,6 +17,8 @@
 //     numbers begin at 1. One installed into an inactive scope is known from elsewhere.
 //   - An exact window (SetWindows) holds for the next activation only, and not if a
 //     higher bound is recorded before it: then the exporter has gone on.
+//   - Skip leaves numbers out, in an active scope too: nothing up to N is sent, or accepted,
+//     from then on. A bound granted below changes nothing about that.
 //   - With Unbounded nobody is asked. With replay detection off (ReplayWindow 0)
 //     sequence numbers prove nothing, and the fence does not apply.
 //   - A tunnel may hold SAs of many scopes: each SA's own scope decides. The tunnel's

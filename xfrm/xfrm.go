@@ -200,6 +200,10 @@ type DataPlane interface {
 	Remove(spiIn ipsec.ESPSPI)
 
 	SetBounds([]Bound)
+	// Skip uses numbers up, at once and without a question: outbound, what leaves after it
+	// returns lies above N, inbound everything up to N is a replay; what has been opened
+	// already is delivered all the same. In an inactive scope it is a higher bound.
+	Skip([]Bound)
 	Activate(Scope)
 	// Retire has a scope take no more packets, in either direction: they are strays. What
 	// waits for a bound still goes its way when SetBounds answers. Deactivate, or Activate

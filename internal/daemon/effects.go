@@ -48,6 +48,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.cluster.farm.point(e)
 	case node.SetBounds:
 		d.plane.SetBounds(e.Bounds)
+	case node.Skip:
+		d.plane.Skip(e.Bounds)
 	case node.Activate:
 		d.plane.Activate(e.Scope)
 	case node.Retire:

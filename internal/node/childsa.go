@@ -30,7 +30,7 @@ func (n *Node) install(e ike.Install) {
 	if n.sas[e.SA.SPIIn] != nil {
 		return
 	}
-	c := &childSA{sa: e.SA, ceiling: max(initialCeiling, e.OutSeq), fence: e.InSeq}
+	c := &childSA{sa: e.SA, ceiling: max(initialCeiling, e.OutSeq), fence: e.InSeq, skipped: [2]uint64{e.OutSeq, e.InSeq}}
 	n.sas[e.SA.SPIIn] = c
 	if b, ok := n.buried[e.SA.SPIIn]; ok {
 		// It was used on one side of a split or on both: it goes on above that.
@@ -122,11 +122,42 @@ func (n *Node) routesOf(sa ipsec.ChildSA) []AddRoute {
 // want notes a bound that the data plane asked for; pump hands all to the journal at once.
 func (n *Node) want(b xfrm.Bound) {
 	if c := n.sas[b.SPIIn]; c != nil {
+		b.N = max(b.N, c.skipped[b.Dir]) // it was asked for before the data plane skipped
 		*c.bound(b.Dir) = b.N
 		c.asked++
 		n.asked++
 		n.wanted = append(n.wanted, b)
 	}
+}
+
+// skip leaves out sequence numbers. A successor knows it from the IKE SA's record; no bound
+// that follows lies below.
+func (n *Node) skip(e ike.Skip) {
+	c := n.sas[e.SPIIn]
+	if c == nil {
+		return
+	}
+	var bs []xfrm.Bound
+	for _, b := range []xfrm.Bound{{SPIIn: e.SPIIn, Dir: xfrm.Outbound, N: e.Out}, {SPIIn: e.SPIIn, Dir: xfrm.Inbound, N: e.In}} {
+		if b.N <= c.skipped[b.Dir] {
+			continue
+		}
+		c.skipped[b.Dir] = b.N
+		p := c.bound(b.Dir)
+		*p = max(*p, b.N)
+		bs = append(bs, b)
+	}
+	if len(bs) > 0 {
+		n.emit(Skip{bs})
+	}
+}
+
+// numbers are up to where an SA was used, for the engine.
+func (n *Node) numbers(spi ipsec.ESPSPI) (out, in uint64) {
+	if c := n.sas[spi]; c != nil {
+		return c.ceiling, c.fence
+	}
+	return 0, 0
 }
 
 // applyBounds takes over an owner's bounds on a standby.

@@ -19,7 +19,7 @@ type Install struct {
 	moves uint32 // of its tunnel, from scope to scope
 }
 
-// SetOutbound, SetPeer, Remove, SetBounds, Activate, Deactivate, Retire and SetWindows
+// SetOutbound, SetPeer, Remove, SetBounds, Skip, Activate, Deactivate, Retire and SetWindows
 // are the data plane's methods of the same names.
 type SetOutbound struct {
 	SPIIn ipsec.ESPSPI
@@ -32,6 +32,7 @@ type SetPeer struct {
 }
 type Remove struct{ SPIIn ipsec.ESPSPI }
 type SetBounds struct{ Bounds []xfrm.Bound }
+type Skip struct{ Bounds []xfrm.Bound }
 type Activate struct{ Scope xfrm.Scope }
 type Deactivate struct{ Scope xfrm.Scope }
 type Retire struct{ Scope xfrm.Scope }

@@ -81,6 +81,7 @@ type Node struct {
 type childSA struct {
 	sa             ipsec.ChildSA
 	ceiling, fence uint64
+	skipped        [2]uint64 // by direction: what the IKE SA's record leaves out
 	asked          int       // bounds that are not effective yet: packets may wait for them
 	quietFrom      time.Time // when what waited behind the last answer would have asked, too
 }
@@ -119,7 +120,7 @@ func New(o Options) *Node {
 		n.opt.nonces = n.ledger
 	}
 	n.ike = ike.New(ike.Options{
-		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, LocalAddr: o.LocalAddr,
+		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, Numbers: n.numbers, LocalAddr: o.LocalAddr,
 		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share, Logs: o.Logs,
 	})
 	switch {

@@ -87,6 +87,9 @@ func (n *Node) resume(now time.Time) {
 	if !o.Covered && o.Trusted {
 		n.ike.Behind()
 	}
+	if !o.Handover {
+		n.ike.OwnerDied()
+	}
 	n.ike.Resume(now)
 	for _, s := range n.ike.Shelf() {
 		if !s.Adopted {

@@ -63,6 +63,8 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 		n.emit(SetPeer{e.SPIIn, e.Local, e.Remote, e.UDPEncap})
 	case ike.Remove:
 		n.remove(e.SPIIn)
+	case ike.Skip:
+		n.skip(e)
 	case ike.Detach:
 		if e.Done {
 			n.unroute(e.SPIIn)

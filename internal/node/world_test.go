@@ -74,6 +74,7 @@ type member struct {
 	said     cluster.Announce
 	sas      map[ipsec.ESPSPI]xfrm.SA
 	outbound map[ipsec.ESPSPI]bool
+	skipped  []xfrm.Bound
 	lastIn   map[ipsec.ESPSPI]time.Time
 	lastOut  map[ipsec.ESPSPI]time.Time
 	logs     []string
@@ -135,7 +136,7 @@ func (m *member) boot(c *config.Config) {
 	w := m.w
 	m.process = cluster.ProcessID(w.rand.Uint64())
 	m.alive, m.claimed, m.active, m.entitled = true, false, m.id == 0, false
-	m.said = cluster.Announce{}
+	m.said, m.skipped = cluster.Announce{}, nil
 	m.sas, m.outbound = map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
 	m.lastIn, m.lastOut = map[ipsec.ESPSPI]time.Time{}, map[ipsec.ESPSPI]time.Time{}
 	o := Options{
@@ -252,6 +253,8 @@ func (m *member) carryOut(e Effect) {
 		m.sas[e.SA.SPIIn] = e.SA
 	case SetOutbound:
 		m.outbound[e.SPIIn] = e.Use
+	case Skip:
+		m.skipped = append(m.skipped, e.Bounds...)
 	case Remove:
 		delete(m.sas, e.SPIIn)
 		delete(m.outbound, e.SPIIn)

@@ -143,5 +143,7 @@ func (l *farmLedger) refused(w *farm, p *farmPlane, s *farmSA, x *farmESP) {
 		return
 	}
 	w.Result.Rejected++
-	w.rule.pays(p, s, x)
+	if !p.left(s, x.seq) {
+		w.rule.pays(p, s, x)
+	}
 }

@@ -71,6 +71,7 @@ type lane[P inner] struct {
 	undone          []held[P]
 	sealer          *esp.Outbound // real cryptography, of runs that have it
 	opener          *esp.Inbound
+	skipped         uint64 // inbound
 	seen            bool
 	moved           time.Duration
 	lastIn, lastOut time.Time
@@ -150,6 +151,8 @@ func (p *lanes[P]) carry(e node.Effect) bool {
 		p.setPeer(e)
 	case node.SetBounds:
 		p.setBounds(e.Bounds)
+	case node.Skip:
+		p.skip(e.Bounds)
 	case node.Remove:
 		p.remove(e.SPIIn)
 	case node.Activate:

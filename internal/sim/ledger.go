@@ -154,6 +154,8 @@ func (l *ledger) refused(w *world, d *daemon, s *sa, x *sealed) {
 	r := l.record(s.SPIIn, s.keyIn)
 	if _, ok := r.got[x.seq]; !ok && x.key == s.keyIn {
 		w.Result.Rejected++
-		w.rule.pays(d, s, r, x)
+		if !d.p.left(s, x.seq) {
+			w.rule.pays(d, s, r, x)
+		}
 	}
 }

@@ -27,10 +27,11 @@ type scene struct {
 	digest  uint64
 	tracing *trace.Log // nil: nobody looks
 	serial  uint64
+	skips   map[saID]uint64 // up to where senders left numbers out at their peers' request
 }
 
 func newScene(s *Schedule, log *trace.Log, name string) scene {
-	return scene{s: s, tracing: log, chance: stream(s.Seed, name), Result: newResult()}
+	return scene{s: s, tracing: log, chance: stream(s.Seed, name), Result: newResult(), skips: map[saID]uint64{}}
 }
 
 // after plans something.

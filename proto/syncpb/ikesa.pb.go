@@ -60,7 +60,7 @@ type IKESA struct {
 	NatThere        bool                   `protobuf:"varint,27,opt,name=nat_there,json=natThere,proto3" json:"nat_there,omitempty"`
 	UdpEncap        bool                   `protobuf:"varint,28,opt,name=udp_encap,json=udpEncap,proto3" json:"udp_encap,omitempty"`
 	VendorIds       [][]byte               `protobuf:"bytes,29,rep,name=vendor_ids,json=vendorIds,proto3" json:"vendor_ids,omitempty"`
-	Capabilities    uint32                 `protobuf:"varint,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"` // of the peer: 1 message ID sync (RFC 6311)
+	Capabilities    uint32                 `protobuf:"varint,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"` // of the peer: 1 message ID sync, 2 replay counter sync (RFC 6311)
 	CreatedAge      int64                  `protobuf:"varint,31,opt,name=created_age,json=createdAge,proto3" json:"created_age,omitempty"`
 	EstablishedAge  int64                  `protobuf:"varint,32,opt,name=established_age,json=establishedAge,proto3" json:"established_age,omitempty"`
 	Took            int64                  `protobuf:"varint,48,opt,name=took,proto3" json:"took,omitempty"`
@@ -841,6 +841,10 @@ type Exchange struct {
 	CollidedR     uint64   `protobuf:"fixed64,26,opt,name=collided_r,json=collidedR,proto3" json:"collided_r,omitempty"`
 	DeletedOut    []uint32 `protobuf:"fixed32,27,rep,packed,name=deleted_out,json=deletedOut,proto3" json:"deleted_out,omitempty"` // outbound SPIs that the peer deleted before its response arrived
 	Contested     bool     `protobuf:"varint,28,opt,name=contested,proto3" json:"contested,omitempty"`                             // the other side of a split sent another request with the same ID
+	// A synchronisation of replay counters (RFC 6311), of kind 8 (INFORMATIONAL) then: the
+	// inbound SPIs, and up to where each rejects when the answer is here.
+	FloorSpis     []uint32 `protobuf:"fixed32,29,rep,packed,name=floor_spis,json=floorSpis,proto3" json:"floor_spis,omitempty"`
+	Floors        []uint64 `protobuf:"varint,30,rep,packed,name=floors,proto3" json:"floors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1071,6 +1075,20 @@ func (x *Exchange) GetContested() bool {
 	return false
 }
 
+func (x *Exchange) GetFloorSpis() []uint32 {
+	if x != nil {
+		return x.FloorSpis
+	}
+	return nil
+}
+
+func (x *Exchange) GetFloors() []uint64 {
+	if x != nil {
+		return x.Floors
+	}
+	return nil
+}
+
 type ChildSA struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Phase2       string                 `protobuf:"bytes,1,opt,name=phase2,proto3" json:"phase2,omitempty"`
@@ -1098,8 +1116,9 @@ type ChildSA struct {
 	SoftBytes    uint64                 `protobuf:"varint,22,opt,name=soft_bytes,json=softBytes,proto3" json:"soft_bytes,omitempty"`
 	HardBytes    uint64                 `protobuf:"varint,23,opt,name=hard_bytes,json=hardBytes,proto3" json:"hard_bytes,omitempty"`
 	Seq          uint32                 `protobuf:"varint,24,opt,name=seq,proto3" json:"seq,omitempty"` // order of creation within the IKE SA
-	// The exact state when it was last moved to another scope: what a successor must stay
-	// above. in_accepted (bit i of word j: in_seq-(64*j+i)) only while it is on its way.
+	// What a successor must stay above: the exact state when it was last moved to another
+	// scope, or what was skipped since. in_accepted (bit i of word j: in_seq-(64*j+i)) only
+	// while it is on its way.
 	OutSeq        uint64   `protobuf:"varint,26,opt,name=out_seq,json=outSeq,proto3" json:"out_seq,omitempty"`
 	InSeq         uint64   `protobuf:"varint,27,opt,name=in_seq,json=inSeq,proto3" json:"in_seq,omitempty"`
 	InAccepted    []uint64 `protobuf:"fixed64,28,rep,packed,name=in_accepted,json=inAccepted,proto3" json:"in_accepted,omitempty"`
@@ -1433,7 +1452,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"start_port\x18\x02 \x01(\rR\tstartPort\x12\x19\n" +
 	"\bend_port\x18\x03 \x01(\rR\aendPort\x12\x14\n" +
 	"\x05start\x18\x04 \x01(\fR\x05start\x12\x10\n" +
-	"\x03end\x18\x05 \x01(\fR\x03end\"\xad\x06\n" +
+	"\x03end\x18\x05 \x01(\fR\x03end\"\xe4\x06\n" +
 	"\bExchange\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -1467,7 +1486,10 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"collided_r\x18\x1a \x01(\x06R\tcollidedR\x12\x1f\n" +
 	"\vdeleted_out\x18\x1b \x03(\aR\n" +
 	"deletedOut\x12\x1c\n" +
-	"\tcontested\x18\x1c \x01(\bR\tcontested\"\xd0\x06\n" +
+	"\tcontested\x18\x1c \x01(\bR\tcontested\x12\x1d\n" +
+	"\n" +
+	"floor_spis\x18\x1d \x03(\aR\tfloorSpis\x12\x16\n" +
+	"\x06floors\x18\x1e \x03(\x04R\x06floors\"\xd0\x06\n" +
 	"\aChildSA\x12\x16\n" +
 	"\x06phase2\x18\x01 \x01(\tR\x06phase2\x12\x15\n" +
 	"\x06spi_in\x18\x02 \x01(\aR\x05spiIn\x12\x17\n" +

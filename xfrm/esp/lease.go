@@ -164,6 +164,9 @@ func (l *Lease) Grant(bound uint64) {
 	}
 }
 
+// Skip counts everything up to n as passed.
+func (l *Lease) Skip(n uint64) { l.used = max(l.used, n) }
+
 // Tick withdraws a lead that the rate no longer justifies, and repeats a question
 // that was never answered. When it returns a question below the former bound,
 // nothing above it passes from that moment.

@@ -84,6 +84,13 @@ func (r *Receiver) Record(fence uint64) {
 	r.lease = NewFence(fence, r.win.Top(), r.last)
 }
 
+// Skip rejects everything up to n from now on, in the activation that is under way. What
+// waits was accepted before.
+func (r *Receiver) Skip(n uint64) {
+	r.win.Reject(n)
+	r.lease.Skip(n)
+}
+
 // Grant is the answer to a question, in the activation that it was asked in.
 // Afterwards packets that wait may be retried.
 func (r *Receiver) Grant(fence uint64) { r.lease.Grant(fence) }

@@ -91,6 +91,13 @@ func (s *Sender) Record(ceiling uint64) {
 	s.lease = NewCeiling(ceiling, s.seq, s.last)
 }
 
+// Skip uses up the numbers to n, in the activation that is under way: the next packet lies
+// above them, and above whatever bound was asked for up to then.
+func (s *Sender) Skip(n uint64) {
+	s.seq = max(s.seq, min(n, s.last))
+	s.lease.Skip(s.seq)
+}
+
 // Grant is the answer to a question, in the activation that it was asked in.
 // Afterwards packets that wait may be retried.
 func (s *Sender) Grant(ceiling uint64) { s.lease.Grant(ceiling) }

@@ -38,6 +38,7 @@ func Run(t *testing.T, make Factory) {
 		{"Takeover", testTakeover},
 		{"Handover", testHandover},
 		{"StaleHandover", testStaleHandover},
+		{"Skip", testSkip},
 		{"Replay", testReplay},
 		{"Selectors", testSelectors},
 		{"SwitchOutbound", testSwitchOutbound},
