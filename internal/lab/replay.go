@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +66,64 @@ func (t *Topology) hardwareAddress(node, dev string) (net.HardwareAddr, error) {
 	return link.Attrs().HardwareAddr, nil
 }
 
+// withoutChecksum takes the UDP checksum out of a frame, if it is one of UDP: in a capture
+// at the sender it is still to be made, and the receiver's kernel would drop the packet.
+// RFC 768 and 3948 let IPv4 do without.
+func withoutChecksum(f []byte) (ok bool) {
+	const ethernet, udp = 14, 17
+	switch {
+	case len(f) < ethernet+20:
+		return true
+	case f[12] == 0x86 && f[13] == 0xdd:
+		return f[ethernet+6] != udp
+	}
+	if at := ethernet + int(f[ethernet]&15)*4; f[ethernet+9] == udp && len(f) >= at+8 {
+		f[at+6], f[at+7] = 0, 0
+	}
+	return true
+}
+
+// checksumErrors counts the UDP packets that a node's kernel has dropped as damaged.
+func (t *Topology) checksumErrors(node string) (n int, err error) {
+	err = t.In(node, func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		var names []string
+		for line := range strings.Lines(string(b)) {
+			fields := strings.Fields(line)
+			if len(fields) == 0 || fields[0] != "Udp:" {
+				continue
+			}
+			if i := slices.Index(names, "InCsumErrors"); i > 0 && i < len(fields) {
+				n, err = strconv.Atoi(fields[i])
+				return err
+			}
+			names = fields
+		}
+		return errors.New("the kernel does not count damaged UDP packets")
+	})
+	return n, err
+}
+
+// arrive runs send, which sends captured packets to a node, and fails if the node's
+// kernel has dropped any of them as damaged: whether they are refused is not seen then.
+func (t *Topology) arrive(node string, send func() (int, error)) (sent int, err error) {
+	before, err := t.checksumErrors(node)
+	if err != nil {
+		return 0, err
+	}
+	if sent, err = send(); err != nil {
+		return sent, err
+	}
+	after, err := t.checksumErrors(node)
+	if err == nil && after != before {
+		err = fmt.Errorf("replay: %d of %d packets did not get past the kernel of %s", after-before, sent, node)
+	}
+	return sent, err
+}
+
 // injectAt sends frames out of a device of a node, addressed to mac.
 func (t *Topology) injectAt(node, dev string, mac net.HardwareAddr, frames [][]byte) (sent int, err error) {
 	fd, index := -1, 0
@@ -85,6 +147,9 @@ func (t *Topology) injectAt(node, dev string, mac net.HardwareAddr, frames [][]b
 		}
 		f = append([]byte(nil), f...)
 		copy(f, mac)
+		if !withoutChecksum(f) {
+			return sent, errors.New("replay: UDP over IPv6 cannot do without a checksum")
+		}
 		if err := unix.Sendto(fd, f, 0, to); err != nil {
 			return sent, fmt.Errorf("replay: %w", err)
 		}

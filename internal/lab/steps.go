@@ -489,7 +489,7 @@ func (r *run) doReplay(ctx context.Context, s Step) error {
 		return err
 	}
 	r.replays = append(r.replays, timeNow())
-	n, err := r.topo.Inject(f.survivor, mac, frames)
+	n, err := r.topo.arrive(f.survivor, func() (int, error) { return r.topo.Inject(f.survivor, mac, frames) })
 	r.res.Replayed += n
 	r.say("%d captured packets of the client sent again to %s", n, f.survivor)
 	return errors.Join(err, pass(ctx, settleTime))
