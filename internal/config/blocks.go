@@ -128,6 +128,7 @@ func (ld *loader) build() *Config {
 	ld.checkSite(c)
 	ld.checkWitness(c)
 	c.Interfaces = ld.buildInterfaces()
+	ld.checkVClusters(c)
 	c.HasPolicy = ld.policy.opened
 	c.Policies = ld.buildPolicies(c)
 	c.Routes = ld.buildRoutes()
