@@ -40,7 +40,7 @@ type gateway interface {
 	Down(time.Time, string, string) error
 	Clear(time.Time, string) int
 	Rekey(time.Time, string, bool) int
-	Failover(time.Time, bool) error
+	Failover(time.Time, cluster.ScopeID, bool) error
 	Shutdown(time.Time)
 	Status(time.Time) node.Status
 	Summary(time.Time) node.Status

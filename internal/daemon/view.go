@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +76,15 @@ func (v *view) owner(g *ike.GatewayStatus) bool {
 	if f := v.Node.Farm; f != nil && !v.template(g) {
 		return f.Owned[g.Name]
 	}
+	if p := v.phase1(phase1Of(g)); len(v.Node.VClusters) > 0 && p != nil {
+		return v.ownsVCluster(v.Config.VClusterOf(p))
+	}
 	return v.owning()
+}
+
+// ownsVCluster says that a virtual cluster is active here.
+func (v *view) ownsVCluster(id int) bool {
+	return slices.ContainsFunc(v.Node.VClusters, func(x node.VClusterStatus) bool { return x.ID == id && x.HA.Role == cluster.RoleOwner })
 }
 
 // owning says that this node owns: in a farm, at least one scope.
