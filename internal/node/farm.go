@@ -52,9 +52,9 @@ type Farm struct {
 	spis      map[ipsec.ESPSPI]place
 	owned     map[cluster.ScopeID]cluster.Epoch // as announced
 	routes    map[AddRoute]int
-	lookAgain time.Time         // when to compare with what was decided again; zero: when it changes
-	claimed   bool              // this member has its site's addresses
-	noted     bool              // the disk says that we went on alone, or cannot say that we did not
+	lookAgain time.Time // when to compare with what was decided again; zero: when it changes
+	claimed   bool      // this member has its site's addresses
+	noted     bool      // the disk says that we went on alone, or cannot say that we did not
 
 	// Tunnels that move from scope to scope; see farm_moves.go.
 	drifts     map[ipsec.ESPSPI]*drift
