@@ -91,7 +91,7 @@ func init() {
 		"run":    {"TIME", wantDuration, (*vrun).doRun},
 		"wait":   {"synchronised [TIME at most]", checkVWait, (*vrun).doWait},
 		"move":   {"1|2: by priority, to the other gateway", wantOneOf("1", "2"), (*vrun).doMove},
-		"kill":   {"gw1|gw2", wantOneOf(Gateways...), (*vrun).doKill},
+		"kill":   {"1|2: the gateway that owns the virtual cluster", wantOneOf("1", "2"), (*vrun).doKill},
 	}
 }
 
@@ -261,7 +261,17 @@ func (r *vrun) execute(ctx context.Context) error {
 	err := runSteps(r, ctx, vverbs, r.s.Steps)
 	stop()
 	r.ended = timeNow()
-	return err
+	if err != nil {
+		return err
+	}
+	// What rekeys have made speaks once more: an IKE SA that was never used is in no capture.
+	if err := r.waitSynchronised(ctx, 30*time.Second); err != nil {
+		return err
+	}
+	for _, f := range vflows {
+		r.gatewayRekey(ctx, f, "child")
+	}
+	return nil
 }
 
 // traffic begins the probes of every tunnel, and waits until they arrive.
@@ -472,7 +482,6 @@ func setPriority(text string, id, priority int) (string, bool) {
 }
 
 func (r *vrun) doKill(ctx context.Context, s Step) error {
-	g := r.gws[s.Args[0]]
 	if err := r.waitSynchronised(ctx, 30*time.Second); err != nil {
 		return err
 	}
@@ -480,6 +489,8 @@ func (r *vrun) doKill(ctx context.Context, s Step) error {
 	if err != nil {
 		return err
 	}
+	id, _ := strconv.Atoi(s.Args[0])
+	g := r.gws[owners[id]]
 	_, daemon, err := g.pids(r.d)
 	if err != nil {
 		return err

@@ -1,0 +1,244 @@
+package node
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"tandem/cluster"
+	"tandem/ike/message"
+)
+
+// TestVirtualClustersRekeyWhileTheyMove: both sides of every tunnel rekey by their key
+// lives, each virtual cluster moves by priority again and again, and now and then a gateway
+// is killed. 24 virtual hours at full length.
+func TestVirtualClustersRekeyWhileTheyMove(t *testing.T) {
+	hours := 24
+	if testing.Short() {
+		hours = 2
+	}
+	w := newVWorld(t, 1)
+	priority := [2]int{100, 200} // gw2's; gw1 has 200 and 100
+	before := map[*vpeer]struct{ child, ike int }{}
+	for _, p := range w.peers {
+		before[p] = p.rekeyed
+	}
+	moves, kills := 0, 0
+	for minute := range hours * 60 {
+		w.pass(time.Minute)
+		switch {
+		case minute%60 == 59:
+			o := w.gw[minute/60%2]
+			o.kill()
+			kills++
+			w.pass(time.Second)
+			o.boot()
+			w.run(20*time.Second, "synchronised again", w.synchronised)
+		case minute%5 == 0:
+			id := 1 + minute/5%2
+			from := w.owner(id)
+			other := w.owner(3 - id)
+			if from == nil || other == nil {
+				t.Fatalf("minute %d: no owner", minute)
+			}
+			epoch := other.node.scopes[cluster.ScopeID(3-id)].epoch
+			if priority[id-1] = 300 - priority[id-1]; from == w.gw[1] {
+				priority[id-1] = 50
+			} else {
+				priority[id-1] = 250
+			}
+			w.gw[1].reload(priority[0], priority[1])
+			w.run(20*time.Second, "moved", func() bool { o := w.owner(id); return o != nil && o != from && w.synchronised() })
+			moves++
+			if now := w.owner(3 - id); now != other || now.node.scopes[cluster.ScopeID(3-id)].epoch != epoch {
+				t.Errorf("minute %d: the move of virtual cluster %d disturbed the other one", minute, id)
+			}
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	w.run(10*time.Second, "of one mind", w.agree)
+	for _, p := range w.peers { // so that each IKE SA has been used
+		p.do(func(n *Node) { n.Rekey(w.now, "gw", false) })
+	}
+	w.pass(10 * time.Second)
+	if w.inits > 0 {
+		t.Errorf("%d IKE_SA_INIT after up", w.inits)
+	}
+	if w.syncs > 0 {
+		t.Errorf("%d message ID syncs, though every takeover was covered", w.syncs)
+	}
+	for k, r := range w.requests {
+		if r.answers == 0 {
+			t.Errorf("%v %d of %s was never answered", r.kind, k.id, k.spis)
+		}
+		if r.differing {
+			t.Errorf("%v %d of %s was answered in different ways", r.kind, k.id, k.spis)
+		}
+	}
+	ike := 0
+	least := hours * 3600 / 600 * 3 / 4
+	for _, p := range w.peers {
+		c, i := p.rekeyed.child-before[p].child, p.rekeyed.ike-before[p].ike
+		t.Logf("%s: %d Child SA rekeys, %d IKE SA rekeys", p.tunnel, c, i)
+		if ike += i; i < least || c < 2*least {
+			t.Errorf("%s: too few rekeys", p.tunnel)
+		}
+	}
+	if n := len(w.ikeSAs); n != len(w.peers)+ike {
+		t.Errorf("%d IKE SAs for %d tunnels and %d rekeys", n, len(w.peers), ike)
+	}
+	t.Logf("%d moves, %d kills", moves, kills)
+}
+
+// onTheSecondNode is a world whose second virtual cluster was moved to gw2 by a change of
+// its priority there, as where rekeys began to fail.
+func onTheSecondNode(t *testing.T) *vworld {
+	w := newVWorld(t, 7)
+	w.gw[1].reload(100, 50) // both on gw1 first
+	w.run(20*time.Second, "both on gw1", func() bool { return w.owner(1) == w.gw[0] && w.owner(2) == w.gw[0] && w.synchronised() })
+	w.gw[1].reload(100, 250)
+	w.run(20*time.Second, "the second on gw2", func() bool { return w.owner(1) == w.gw[0] && w.owner(2) == w.gw[1] && w.synchronised() })
+	w.pass(5 * time.Second)
+	w.inits, w.syncs, w.requests = 0, 0, map[vexchange]*vrequest{}
+	return w
+}
+
+func (w *vworld) peer(tunnel string) *vpeer {
+	for _, p := range w.peers {
+		if p.tunnel == tunnel {
+			return p
+		}
+	}
+	w.t.Fatalf("no peer has %s", tunnel)
+	return nil
+}
+
+// creates are the CREATE_CHILD_SA exchanges seen.
+func (w *vworld) creates() (all []*vrequest) {
+	for _, r := range w.requests {
+		if r.kind == message.CreateChildSA {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// TestRekeysOfAVirtualClusterOnTheSecondNode replays how a cluster of another make lost its
+// tunnels when one virtual cluster's primary was the second node.
+func TestRekeysOfAVirtualClusterOnTheSecondNode(t *testing.T) {
+	// There the owner took its own IKE SA for one that the other node had sent it, and
+	// ignored the peer's request until that gave up.
+	t.Run("the peer's rekey is answered at once", func(t *testing.T) {
+		w := onTheSecondNode(t)
+		p := w.peer("b-answers")
+		was, sas := p.rekeyed, len(w.ikeSAs)
+		p.do(func(n *Node) { n.Rekey(w.now, "gw", false) })
+		w.run(time.Second, "rekeyed", func() bool { return p.rekeyed.child == was.child+1 && w.agree() })
+		if c := w.creates(); len(c) != 1 || c[0].times != 1 || c[0].answers != 1 || w.inits > 0 || len(w.ikeSAs) != sas {
+			t.Errorf("%d exchanges, %+v; %d IKE_SA_INIT, %d IKE SAs more", len(c), c, w.inits, len(w.ikeSAs)-sas)
+		}
+		p.do(func(n *Node) { n.Rekey(w.now, "gw", true) })
+		w.run(time.Second, "IKE SA rekeyed", func() bool { return p.rekeyed.ike == was.ike+1 })
+		for _, r := range w.creates() {
+			if r.times != 1 || r.answers != 1 {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
+	// There the owner found no IKE SA for its own rekey, and negotiated from the beginning.
+	t.Run("the owner's rekey uses the IKE SA that stands", func(t *testing.T) {
+		w := onTheSecondNode(t)
+		p := w.peer("b-begins")
+		was, sas := p.rekeyed, len(w.ikeSAs)
+		w.gw[1].do(func(n *VClusters) {
+			if n.Rekey(w.now, "b-begins", false) != 1 {
+				t.Error("nothing to rekey")
+			}
+		})
+		w.gw[0].do(func(n *VClusters) {
+			if n.Rekey(w.now, "b-begins", false) != 0 {
+				t.Error("the standby rekeys")
+			}
+		})
+		w.run(time.Second, "rekeyed", func() bool { return p.rekeyed.child == was.child+1 && w.agree() })
+		if c := w.creates(); len(c) != 1 || c[0].times != 1 || c[0].answers != 1 || w.inits > 0 || len(w.ikeSAs) != sas {
+			t.Errorf("%d exchanges, %+v; %d IKE_SA_INIT, %d IKE SAs more", len(c), c, w.inits, len(w.ikeSAs)-sas)
+		}
+	})
+	// There each retransmission of the peer's request was answered by another message ID
+	// sync, until the SA expired.
+	t.Run("a retransmission is answered and begins no sync", func(t *testing.T) {
+		w := onTheSecondNode(t)
+		p := w.peer("b-answers")
+		was := p.rekeyed
+		lost := 0
+		w.lost = func(from netip.Addr, h message.Header) bool {
+			drop := h.Response && h.Exchange == message.CreateChildSA && from == netip.MustParseAddr("198.51.100.1") && lost < 3
+			if drop {
+				lost++
+			}
+			return drop
+		}
+		p.do(func(n *Node) { n.Rekey(w.now, "gw", false) })
+		w.run(time.Minute, "rekeyed", func() bool { return p.rekeyed.child == was.child+1 && w.agree() })
+		if c := w.creates(); len(c) != 1 || c[0].times != 4 || c[0].answers != 4 || c[0].differing {
+			t.Errorf("%+v", c[0])
+		}
+		if w.syncs > 0 || w.inits > 0 {
+			t.Errorf("%d message ID syncs, %d IKE_SA_INIT", w.syncs, w.inits)
+		}
+		for k, r := range w.requests {
+			if r.answers == 0 {
+				t.Errorf("%v %d unanswered", r.kind, k.id)
+			}
+		}
+	})
+	// There the owner's news came back from the other node and were applied.
+	t.Run("an echo changes nothing", func(t *testing.T) {
+		w := onTheSecondNode(t)
+		p := w.peer("b-answers")
+		p.do(func(n *Node) { n.Rekey(w.now, "gw", false) })
+		w.run(time.Second, "rekeyed", w.agree)
+		w.pass(time.Second)
+		owner := w.gw[1]
+		sas := len(owner.sas)
+		echoed := 0
+		for _, f := range w.gw[0].frames { // as gw2 sent them
+			if f.scope != 2 || f.from != owner.id {
+				continue
+			}
+			echoed++
+			for _, from := range []struct {
+				id      cluster.NodeID
+				process cluster.ProcessID
+			}{{owner.id, owner.process}, {w.gw[0].id, w.gw[0].process}} {
+				stats := owner.node.scopes[2].replica.Stats()
+				owner.do(func(n *VClusters) {
+					if err := n.HandleFrame(w.now, from.id, from.process, 2, f.frame); err != nil {
+						t.Errorf("an echo makes the stream begin again, or a log line each: %v", err)
+					}
+				})
+				if owner.node.scopes[2].replica.Stats().Echoes != stats.Echoes+1 {
+					t.Errorf("a frame of its own, as from node %d, was taken", from.id)
+				}
+			}
+		}
+		if echoed == 0 {
+			t.Fatal("there was nothing to echo")
+		}
+		if len(owner.sas) != sas || w.owner(2) != owner || !w.agree() {
+			t.Error("the echo changed something")
+		}
+		was := p.rekeyed
+		p.do(func(n *Node) { n.Rekey(w.now, "gw", false) })
+		w.run(time.Second, "rekeyed once more", func() bool { return p.rekeyed.child == was.child+1 && w.agree() })
+		for _, l := range w.logs {
+			if strings.Contains(l, "ignoring message") {
+				t.Error(l)
+			}
+		}
+	})
+}
