@@ -60,10 +60,15 @@ func TestVirtualClustersRekeyWhileTheyMove(t *testing.T) {
 		}
 	}
 	w.run(10*time.Second, "of one mind", w.agree)
-	for _, p := range w.peers { // so that each IKE SA has been used
-		p.do(func(n *Node) { n.Rekey(w.now, "gw", false) })
+	rekeys := func() (n int) {
+		for _, p := range w.peers {
+			n += p.rekeyed.ike - before[p].ike
+		}
+		return n
 	}
-	w.pass(10 * time.Second)
+	// One IKE SA a tunnel, one a rekey. One that is seconds old may not have been used.
+	w.run(10*time.Minute, "an IKE SA a rekey", func() bool { return len(w.ikeSAs) == len(w.peers)+rekeys() })
+	w.pass(time.Second)
 	if w.inits > 0 {
 		t.Errorf("%d IKE_SA_INIT after up", w.inits)
 	}
@@ -78,17 +83,13 @@ func TestVirtualClustersRekeyWhileTheyMove(t *testing.T) {
 			t.Errorf("%v %d of %s was answered in different ways", r.kind, k.id, k.spis)
 		}
 	}
-	ike := 0
 	least := hours * 3600 / 600 * 3 / 4
 	for _, p := range w.peers {
 		c, i := p.rekeyed.child-before[p].child, p.rekeyed.ike-before[p].ike
 		t.Logf("%s: %d Child SA rekeys, %d IKE SA rekeys", p.tunnel, c, i)
-		if ike += i; i < least || c < 2*least {
+		if i < least || c < 2*least {
 			t.Errorf("%s: too few rekeys", p.tunnel)
 		}
-	}
-	if n := len(w.ikeSAs); n != len(w.peers)+ike {
-		t.Errorf("%d IKE SAs for %d tunnels and %d rekeys", n, len(w.peers), ike)
 	}
 	t.Logf("%d moves, %d kills", moves, kills)
 }
