@@ -21,7 +21,7 @@ type NodeID = fsm.NodeID
 // and no two nodes ever make the same one. Zero: nobody has ever owned it.
 type Epoch = fsm.Epoch
 
-// ScopeID names what is owned and moves as one. A pair has one, 0.
+// ScopeID names what is owned and moves as one. A pair has one, 0, or its virtual clusters.
 type ScopeID = fsm.ScopeID
 
 // ProcessID is a random number of a daemon process: what is in memory lives as long as it.

@@ -285,9 +285,7 @@ func (v *VClusters) announce() {
 	v.emit(cluster.AnnounceTogether(all))
 }
 
-func alarmName(id cluster.ScopeID, name string) string {
-	return fmt.Sprintf("vcluster %d: %s", id, name)
-}
+func alarmName(id cluster.ScopeID, name string) string { return id.String() + ": " + name }
 
 // carry takes over what a scope wants done.
 func (v *VClusters) carry(id cluster.ScopeID) {
