@@ -133,6 +133,7 @@ func (ld *loader) build() *Config {
 	c.Policies = ld.buildPolicies(c)
 	c.Routes = ld.buildRoutes()
 	c.BGP = ld.buildBGP()
+	ld.checkVClusterRoutes(c)
 	c.BFD = *ld.settings.val
 	return c
 }

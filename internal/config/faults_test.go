@@ -306,6 +306,7 @@ func TestWarnings(t *testing.T) {
 		{"accept of nobody", policy("set action accept\nset srcaddr x"), []string{"f:8: warning: policy 1: srcaddr (x) names no address or group: it matches no packet"}},
 		{"tunnel in other letters", phase1("") + policy("set srcintf VPN1"), []string{"f:15: warning: policy 1: srcintf (VPN1) is no interface; did you mean vpn1?"}},
 		{"phase 2 outlives phase 1", phase2("set keylifeseconds 100000"), []string{"f:11: warning: p2: keylifeseconds (100000) is longer than keylife (86400) of phase 1 vpn1: the IKE SA is renewed first"}},
+		{"routes of virtual clusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nnext\nend") + bgp(""), []string{"f:4: warning: system ha: router bgp announces its networks while any virtual cluster is active here: those of another one, too"}},
 		{"vclusters switched off", ha("config vcluster\nedit 1\nnext\nend"), []string{"f:1: warning: system ha: config vcluster has no effect without `set vcluster-status enable`"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -103,3 +103,11 @@ func (ld *loader) checkVClusters(c *Config) {
 		}
 	}
 }
+
+// checkVClusterRoutes: a gateway announces its routes as a whole.
+func (ld *loader) checkVClusterRoutes(c *Config) {
+	if c.Virtual() && c.BGP.AS != 0 {
+		ld.warn(ld.ha.src.at("vcluster-status", "vcluster2"), "system ha", "vcluster-status",
+			"router bgp announces its networks while any virtual cluster is active here: those of another one, too")
+	}
+}

@@ -17,7 +17,7 @@ import (
 	"tandem/xfrm"
 )
 
-// gateway is the node as the loop sees it: a single one, or a *node.Farm.
+// gateway is the node as the loop sees it: a single one, a *node.VClusters or a *node.Farm.
 type gateway interface {
 	Start(time.Time)
 	HandleIKE(time.Time, ike.Datagram)

@@ -77,6 +77,8 @@ type vrun struct {
 	before    CharonEvents
 	initial   map[string]bool // charon's SPIs when the tunnels stood
 	branchLog int64           // where the branch's log stood then
+	// Of each flow, when the last packet of an SPI came to the peer's port.
+	lastAt [4]map[uint32]time.Time
 
 	rekeys struct{ gwChild, gwIKE, peerChild, peerIKE atomic.Int64 } // asked for, and begun
 

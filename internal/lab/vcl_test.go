@@ -85,7 +85,7 @@ func TestVClusterExampleConfigurations(t *testing.T) {
 // TestVClusterLosses: what a ping's loss counts as.
 func TestVClusterLosses(t *testing.T) {
 	at := time.Unix(1000, 0)
-	r := &vrun{s: &Scenario{Probe: 20 * time.Millisecond}, faults: []*vfault{{at: at.Add(20 * time.Second), victim: NodeGW1, owned: []int{1}}},
+	r := &vrun{ended: at.Add(30 * time.Second), s: &Scenario{Probe: 20 * time.Millisecond}, faults: []*vfault{{at: at.Add(20 * time.Second), victim: NodeGW1, owned: []int{1}}},
 		res: Result{VClusterFigures: &VClusterFigures{}}}
 	// stream sends for thirty seconds; lost are the moments, in milliseconds.
 	stream := func(lost ...int) Stream {
@@ -110,11 +110,12 @@ func TestVClusterLosses(t *testing.T) {
 		{stream(10_020), stream(20_020, 20_040, 20_060)}, // of virtual cluster 1
 		{stream(10_040), stream(25_000, 25_020)},         // of 2: once while 1 moved
 		{stream(5_000), stream()},
-		{stream(), stream()},
+		{stream(), stream(7_000)}, // the last packet of an SA
 	}
+	r.lastAt[3] = map[uint32]time.Time{1: at.Add(7*time.Second + 3*time.Millisecond), 2: at.Add(30 * time.Second)}
 	r.judgeStreams(streams, changes)
 	f := r.res.VClusterFigures
-	if f.PlannedMoves != 2 || f.LostPerMove != 2 || f.LostElsewhere != 2 || f.Disturbed != 1 || f.MovesUncovered != 1 || f.KillOutageMS < 40 || f.KillOutageMS > 90 {
+	if f.PlannedMoves != 2 || f.LostPerMove != 2 || f.LostElsewhere != 2 || f.Disturbed != 1 || f.LostByPeers != 1 || f.MovesUncovered != 1 || f.KillOutageMS < 40 || f.KillOutageMS > 90 {
 		t.Errorf("%+v", f)
 	}
 	if len(r.res.Violations) != 2 {

@@ -243,3 +243,74 @@ func TestRekeysOfAVirtualClusterOnTheSecondNode(t *testing.T) {
 		}
 	})
 }
+
+// TestAVirtualClusterNodeShutsDown hands over what it owns, says nothing wrong of the rest,
+// and ends; the other node's virtual cluster goes on under its epoch.
+func TestAVirtualClusterNodeShutsDown(t *testing.T) {
+	w := newVWorld(t, 3)
+	other := w.gw[1].node.scopes[2].epoch
+	w.gw[0].do(func(n *VClusters) { n.Shutdown(w.now) })
+	w.run(3*time.Second, "ended", func() bool { return !w.gw[0].alive })
+	w.run(time.Second, "both on gw2", func() bool { return w.owner(1) == w.gw[1] && w.owner(2) == w.gw[1] })
+	if s := w.gw[1].node.scopes[1].pair.Status(w.now); !s.LastCovered || !strings.Contains(s.LastReason, "handed over") {
+		t.Errorf("virtual cluster 1: %+v", s)
+	}
+	w.pass(time.Minute)
+	if e := w.gw[1].node.scopes[2].epoch; e != other {
+		t.Errorf("virtual cluster 2 went from epoch %v to %v", other, e)
+	}
+	w.gw[0].boot()
+	w.run(20*time.Second, "back", func() bool { return w.owner(1) == w.gw[0] && w.owner(2) == w.gw[1] && w.synchronised() })
+	w.run(time.Second, "of one mind", w.agree)
+	if w.inits > 0 {
+		t.Errorf("%d IKE_SA_INIT", w.inits)
+	}
+}
+
+// TestTheNoteOfVirtualClusters: one file says that this node went on alone with any of
+// them, until each is covered again.
+func TestTheNoteOfVirtualClusters(t *testing.T) {
+	w := newVWorld(t, 4)
+	if w.gw[0].note || w.gw[1].note {
+		t.Fatal("a note, though everything is covered")
+	}
+	w.gw[0].end(cluster.LossSilence, detectDelay)
+	w.run(time.Second, "both on gw2", func() bool { return w.owner(1) == w.gw[1] && w.owner(2) == w.gw[1] })
+	w.pass(time.Second)
+	if !w.gw[1].note {
+		t.Fatal("no note, though the other node may have gone on")
+	}
+	w.gw[0].boot()
+	covered := func(id cluster.ScopeID) bool { return w.gw[0].entitled[id] != (cluster.Epoch{}) || w.owner(int(id)) == w.gw[0] }
+	w.run(20*time.Second, "covered again", func() bool {
+		if !w.gw[1].note && !(covered(1) && covered(2)) {
+			t.Fatal("the note has gone, and not everything is covered")
+		}
+		return w.synchronised()
+	})
+	w.pass(time.Second)
+	if w.gw[0].note || w.gw[1].note {
+		t.Error("the note stays")
+	}
+	if w.inits > 0 {
+		t.Errorf("%d IKE_SA_INIT", w.inits)
+	}
+}
+
+// TestAVirtualClusterThatTheOtherNodeLacks is an alarm, and is owned here.
+func TestAVirtualClusterThatTheOtherNodeLacks(t *testing.T) {
+	w := newVWorld(t, 5)
+	g := w.gw[0]
+	g.do(func(n *VClusters) {
+		p := n.peers[2]
+		p.Owned, p.EntitledTo, p.VClusters = nil, nil, p.VClusters[:1]
+		n.HandlePeer(w.now, p)
+	})
+	found := false
+	for _, l := range w.alarms {
+		found = found || strings.Contains(l, "vcluster 2: configuration") && strings.Contains(l, "gw2 does not have virtual cluster 2")
+	}
+	if !found {
+		t.Errorf("no alarm: %v", w.alarms)
+	}
+}

@@ -35,6 +35,7 @@ type vworld struct {
 	inits    int // IKE_SA_INIT requests
 	syncs    int // message ID syncs begun
 	logs     []string
+	alarms   []string // that were raised
 }
 
 // vexchange names an exchange: message IDs count for each IKE SA and requester.
@@ -275,14 +276,17 @@ func (m *vmember) do(f func(*VClusters)) {
 
 // kill is SIGKILL: the guardian announces the death, and what this node owned and the
 // other one was entitled to turns into claims.
-func (m *vmember) kill() {
+func (m *vmember) kill() { m.end(cluster.LossDeath, streamDelay) }
+
+// end ends the process; the other node hears of it, or of nothing, after a while.
+func (m *vmember) end(kind cluster.Loss, after time.Duration) {
 	m.alive, m.claimed = false, map[xfrm.Scope]bool{}
 	w, o, p := m.w, m.other(), m.process
-	w.after(streamDelay, func() {
+	w.after(after, func() {
 		if !o.alive {
 			return
 		}
-		l := cluster.TellLoss{Node: m.id, Kind: cluster.LossDeath, Detected: time.Millisecond}
+		l := cluster.TellLoss{Node: m.id, Kind: kind, Detected: after}
 		for s := cluster.ScopeID(1); s < 31; s++ {
 			if e, ok := o.entitled[s]; ok && e.Node == m.id {
 				l.Claimed = append(l.Claimed, cluster.Tenure{Scope: s, Epoch: e})
@@ -366,6 +370,8 @@ func (m *vmember) carryOut(e Effect) {
 			delete(o.entitled, e.Scope)
 			later(2*streamDelay, func(n *VClusters) { n.HandleRemoved(w.now, e.Scope, o.id) })
 		}
+	case cluster.Stopped:
+		m.kill()
 	case cluster.WriteNote:
 		m.note = e.On
 		if m.epoch.Less(e.Epoch) {
@@ -391,6 +397,10 @@ func (m *vmember) carryOut(e Effect) {
 				o.do(func(n *VClusters) { n.HandleAck(w.now, m.id, process, e.Scope, e.Seq) })
 			}
 		})
+	case cluster.Alarm:
+		if e.On {
+			w.alarms = append(w.alarms, e.Name+": "+e.Text)
+		}
 	case Log:
 		w.log(m.name(), e)
 		if strings.HasSuffix(e.Message, "attempting message ID sync") {
