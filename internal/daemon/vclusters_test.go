@@ -64,6 +64,8 @@ func TestVClusterLayouts(t *testing.T) {
 	for _, c := range []struct{ name, line string }{
 		{"vclusters_status", "get system ha status"},
 		{"vclusters_status_json", "diagnose sys ha status --json"},
+		{"vclusters_gateways", "diagnose vpn ike gateway list"},
+		{"vclusters_summary_json", "get vpn ipsec tunnel summary --json"},
 	} {
 		out, err := run(&fakeBackend{v: vclusterView(t)}, c.line)
 		if err != nil {
