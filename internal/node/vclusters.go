@@ -224,23 +224,15 @@ func (v *VClusters) Failover(now time.Time, s cluster.ScopeID, set bool) (err er
 	return err
 }
 
-// Shutdown hands over what is owned here, then ends with cluster.Stopped. Until that is
-// done this node stands by for the rest as before.
+// Shutdown hands over what is owned here, gives up at once what this node stands by for,
+// so that nobody waits for it, and ends with cluster.Stopped.
 func (v *VClusters) Shutdown(now time.Time) {
 	v.stopping = true
-	v.each(func(n *Node) {
-		if n.pair.Role() == cluster.RoleOwner {
-			n.Shutdown(now)
-		}
-	})
-	v.considerStopped()
+	v.each(func(n *Node) { n.Shutdown(now) })
 }
 
 func (v *VClusters) considerStopped() {
-	if v.stopping && !slices.ContainsFunc(v.order, func(id cluster.ScopeID) bool {
-		n := v.scopes[id]
-		return !n.stopped && n.pair.Role() == cluster.RoleOwner
-	}) {
+	if v.stopping && !slices.ContainsFunc(v.order, func(id cluster.ScopeID) bool { return !v.scopes[id].stopped }) {
 		v.stopping = false
 		v.emit(cluster.Stopped{})
 	}

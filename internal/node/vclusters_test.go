@@ -244,20 +244,22 @@ func TestRekeysOfAVirtualClusterOnTheSecondNode(t *testing.T) {
 	})
 }
 
-// TestAVirtualClusterNodeShutsDown hands over what it owns, says nothing wrong of the rest,
-// and ends; the other node's virtual cluster goes on under its epoch.
+// TestAVirtualClusterNodeShutsDown hands over what it owns, gives up at once what it stands
+// by for, and ends; the other node's virtual cluster stays where it is.
 func TestAVirtualClusterNodeShutsDown(t *testing.T) {
 	w := newVWorld(t, 3)
-	other := w.gw[1].node.scopes[2].epoch
 	w.gw[0].do(func(n *VClusters) { n.Shutdown(w.now) })
+	if _, held := w.gw[0].entitled[2]; held {
+		t.Error("gw2 waits for a standby that is about to end")
+	}
 	w.run(3*time.Second, "ended", func() bool { return !w.gw[0].alive })
 	w.run(time.Second, "both on gw2", func() bool { return w.owner(1) == w.gw[1] && w.owner(2) == w.gw[1] })
 	if s := w.gw[1].node.scopes[1].pair.Status(w.now); !s.LastCovered || !strings.Contains(s.LastReason, "handed over") {
 		t.Errorf("virtual cluster 1: %+v", s)
 	}
 	w.pass(time.Minute)
-	if e := w.gw[1].node.scopes[2].epoch; e != other {
-		t.Errorf("virtual cluster 2 went from epoch %v to %v", other, e)
+	if n := w.gw[1].node.scopes[2].pair.Status(w.now).Takeovers; n != 1 || w.owner(2) != w.gw[1] {
+		t.Errorf("virtual cluster 2 has changed hands: %d takeovers", n)
 	}
 	w.gw[0].boot()
 	w.run(20*time.Second, "back", func() bool { return w.owner(1) == w.gw[0] && w.owner(2) == w.gw[1] && w.synchronised() })
