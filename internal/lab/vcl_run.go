@@ -31,7 +31,7 @@ func LoadVClusterScenario(dir, name string) (*Scenario, error) {
 // ParseVClusterScenario returns all faults of the text at once.
 func ParseVClusterScenario(name, file, text string) (*Scenario, error) {
 	return (&scenarioParser{
-		file: file, s: &Scenario{Name: name, Probe: 20 * time.Millisecond, RekeyStep: 2 * time.Second},
+		file: file, s: &Scenario{Name: name, Probe: 50 * time.Millisecond, RekeyStep: 2 * time.Second},
 		words: grammarOf(vverbs), heads: "about, traffic, rekeys, steps, bound", model: &Result{VClusterFigures: &VClusterFigures{}},
 	}).parse(text)
 }

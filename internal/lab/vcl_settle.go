@@ -317,7 +317,7 @@ func (r *vrun) judgeStreams(streams [][2]Stream, changes []VChange) {
 // looked at the packet. No gateway can help that.
 func (r *vrun) lostByPeer(flow int, t time.Time) bool {
 	for _, last := range r.lastAt[flow] {
-		if last.Before(r.ended.Add(-time.Second)) && last.Sub(t).Abs() <= r.s.Probe/2 {
+		if last.Before(r.ended.Add(-time.Second)) && last.Sub(t).Abs() <= 10*time.Millisecond {
 			return true
 		}
 	}

@@ -177,12 +177,11 @@ func (v *VClusters) HandleLoss(now time.Time, l cluster.TellLoss) {
 }
 
 // HandleFrame takes a frame of the other node's journal for a virtual cluster.
-func (v *VClusters) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) (err error) {
+func (v *VClusters) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) error {
 	if v.scopes[s] == nil {
 		return fmt.Errorf("there is no virtual cluster %d here", s)
 	}
-	v.with(s, func(n *Node) { err = n.HandleFrame(now, from, process, frame) })
-	return err
+	return v.frame(now, from, process, s, frame)
 }
 
 // HandleMonitors does nothing: see HandleMonitored.

@@ -283,7 +283,9 @@ func TestTheNoteOfVirtualClusters(t *testing.T) {
 		t.Fatal("no note, though the other node may have gone on")
 	}
 	w.gw[0].boot()
-	covered := func(id cluster.ScopeID) bool { return w.gw[0].entitled[id] != (cluster.Epoch{}) || w.owner(int(id)) == w.gw[0] }
+	covered := func(id cluster.ScopeID) bool {
+		return w.gw[0].entitled[id] != (cluster.Epoch{}) || w.owner(int(id)) == w.gw[0]
+	}
 	w.run(20*time.Second, "covered again", func() bool {
 		if !w.gw[1].note && !(covered(1) && covered(2)) {
 			t.Fatal("the note has gone, and not everything is covered")
