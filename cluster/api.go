@@ -21,7 +21,7 @@ type NodeID = fsm.NodeID
 // and no two nodes ever make the same one. Zero: nobody has ever owned it.
 type Epoch = fsm.Epoch
 
-// ScopeID names what is owned and moves as one. A pair has one, 0.
+// ScopeID names what is owned and moves as one. A pair has one, 0, or its virtual clusters.
 type ScopeID = fsm.ScopeID
 
 // ProcessID is a random number of a daemon process: what is in memory lives as long as it.
@@ -74,6 +74,7 @@ type Peer struct {
 	// let it succeed, with the owners' epochs; by number.
 	Owned      []Tenure
 	EntitledTo []Tenure
+	VClusters  []VCluster // by scope; see Of
 }
 
 // Link is a heartbeat device with the peer's address on it, or the address from
@@ -98,6 +99,7 @@ type PairOptions struct {
 	Name     string
 	Serial   string
 	HA       config.HA
+	Scope    ScopeID // 0, or the virtual cluster 1 to 30 that HA is of
 	Coverage Coverage
 	Epoch    Epoch // highest that this node's disk knows; zero on a new disk
 	// Floor is a counter that surely lies above every epoch this node ever made:
@@ -157,12 +159,13 @@ type Announce struct {
 	Chosen   NodeID // see Peer
 	// Owned are the scopes that a member of a farm owns, by number. Role and Epoch
 	// are those of a pair's one scope.
-	Owned []Tenure
+	Owned     []Tenure
+	VClusters []VCluster // by scope, owned or not
 }
 
 func (a Announce) equal(b Announce) bool {
 	return a.Role == b.Role && a.Epoch == b.Epoch && a.Election == b.Election && a.Coverage == b.Coverage &&
-		a.Chosen == b.Chosen && slices.Equal(a.Owned, b.Owned)
+		a.Chosen == b.Chosen && slices.Equal(a.Owned, b.Owned) && slices.Equal(a.VClusters, b.VClusters)
 }
 
 // Tenure is the ownership of a scope under an epoch.

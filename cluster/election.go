@@ -170,7 +170,7 @@ func (p *Pair) follow(now time.Time) {
 // unentitle gives up our entitlement.
 func (p *Pair) unentitle() {
 	if p.entitled != (Epoch{}) || p.asked != (Epoch{}) {
-		p.emit(Entitle{Epoch: later2(p.entitled, p.asked)})
+		p.emit(Entitle{Scope: p.opt.Scope, Epoch: later2(p.entitled, p.asked)})
 		p.entitled, p.asked = Epoch{}, Epoch{}
 	}
 }

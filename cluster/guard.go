@@ -286,6 +286,7 @@ func (g *Guard) heartbeat() SendHeartbeat {
 	}
 	if g.announced {
 		h.Announce.Election.Age += g.dueAt.Sub(g.saidAt)
+		h.Announce.VClusters = aged(g.said.VClusters, g.dueAt.Sub(g.saidAt))
 	}
 	h.Entitled, h.EntitledTo = g.holdings()
 	var requests, answers []Removal
@@ -436,7 +437,7 @@ func samePeer(a, b *Peer) bool {
 	return a.Node == b.Node && a.Name == b.Name && a.Process == b.Process && a.Running == b.Running && a.Role == b.Role &&
 		a.Epoch == b.Epoch && a.Entitled == b.Entitled && a.Coverage == b.Coverage && a.Election == b.Election &&
 		a.StreamPort == b.StreamPort && a.Chosen == b.Chosen && a.Deaf == b.Deaf &&
-		slices.Equal(a.Owned, b.Owned) && slices.Equal(a.EntitledTo, b.EntitledTo)
+		slices.Equal(a.Owned, b.Owned) && slices.Equal(a.EntitledTo, b.EntitledTo) && sameVClusters(a.VClusters, b.VClusters)
 }
 
 func (g *Guard) view(p *guardPeer) Peer {
@@ -446,6 +447,7 @@ func (g *Guard) view(p *guardPeer) Peer {
 		Entitled: h.Entitled != Epoch{}, Coverage: h.Announce.Coverage, Election: h.Announce.Election,
 		StreamPort: h.StreamPort, Chosen: h.Announce.Chosen,
 		Deaf: !slices.Contains(h.Heard, Heard{g.opt.Self, g.opt.Incarnation}), Owned: h.Announce.Owned, EntitledTo: h.EntitledTo,
+		VClusters: h.Announce.VClusters,
 	}
 	for i := range p.links {
 		if p.links[i].misses <= g.silence() {

@@ -85,7 +85,7 @@ func (p *Pair) considerHanding(now time.Time) {
 func (p *Pair) handFailed(now time.Time) {
 	p.handAsked, p.handBy = true, now.Add(handoverGiveUp)
 	p.peer.asking = true
-	p.emit(AskRemoval{Node: p.peer.Node})
+	p.emit(AskRemoval{Scope: p.opt.Scope, Node: p.peer.Node})
 }
 
 // takeBack owns again after a handover that did not come about.

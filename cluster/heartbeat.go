@@ -100,6 +100,7 @@ func (h *Heartbeat) marshal(key ipsec.Key) ([]byte, error) {
 		Requests: removalsToProto(h.Requests), Answers: removalsToProto(h.Answers),
 		Owned: packOwned(h.Announce.Owned), EntitledTo: packEntitled(h.EntitledTo),
 		ScopeRequests: packRequests(h.Requests), ScopeAnswers: packAnswers(h.Answers),
+		Vclusters: packVClusters(h.Announce.VClusters),
 	}
 	for _, x := range h.Heard {
 		m.Heard = append(m.Heard, &clusterpb.Heard{Node: uint32(x.Node), Incarnation: x.Incarnation})
@@ -307,7 +308,7 @@ func ElectionFromProto(m *clusterpb.Election) (Election, error) {
 func AnnounceToProto(a Announce) *clusterpb.Announce {
 	return &clusterpb.Announce{
 		Role: uint32(a.Role), Epoch: EpochToProto(a.Epoch), Election: ElectionToProto(a.Election),
-		Coverage: uint32(a.Coverage), Chosen: uint32(a.Chosen), Owned: TenuresToProto(a.Owned),
+		Coverage: uint32(a.Coverage), Chosen: uint32(a.Chosen), Owned: TenuresToProto(a.Owned), Vclusters: packVClusters(a.VClusters),
 	}
 }
 
@@ -316,11 +317,12 @@ func AnnounceFromProto(m *clusterpb.Announce) (Announce, error) {
 	e, err := EpochFromProto(m.GetEpoch())
 	el, err2 := ElectionFromProto(m.GetElection())
 	owned, err3 := TenuresFromProto(m.GetOwned())
-	if err := errors.Join(err, err2, err3); err != nil {
+	vclusters, err4 := unpackVClusters(m.GetVclusters())
+	if err := errors.Join(err, err2, err3, err4); err != nil {
 		return Announce{}, err
 	}
 	if m.GetRole() > uint32(RoleOwner) || m.GetCoverage() > uint32(CoverageLost) || m.GetChosen() > maxNode {
 		return Announce{}, errors.New("role, coverage or choice out of range")
 	}
-	return Announce{Role: Role(m.GetRole()), Epoch: e, Election: el, Coverage: Coverage(m.GetCoverage()), Chosen: NodeID(m.GetChosen()), Owned: owned}, nil
+	return Announce{Role: Role(m.GetRole()), Epoch: e, Election: el, Coverage: Coverage(m.GetCoverage()), Chosen: NodeID(m.GetChosen()), Owned: owned, VClusters: vclusters}, nil
 }

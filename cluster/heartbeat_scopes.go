@@ -186,5 +186,7 @@ func (h *Heartbeat) unpackScopes(m *clusterpb.Heartbeat) error {
 	for answers.next() {
 		h.Answers = append(h.Answers, answers.removal())
 	}
-	return errors.Join(owned.err, entitled.err, requests.err, answers.err)
+	vclusters, err := unpackVClusters(m.GetVclusters())
+	h.Announce.VClusters = vclusters
+	return errors.Join(owned.err, entitled.err, requests.err, answers.err, err, checkVClusters(h.Announce.Owned, vclusters))
 }

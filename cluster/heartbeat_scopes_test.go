@@ -164,7 +164,7 @@ func TestBoundsOfScopes(t *testing.T) {
 }
 
 func scopeSeeds(t testing.TB) (out [][]byte) {
-	for _, h := range []Heartbeat{scopedHeartbeat(), survivorHeartbeat()} {
+	for _, h := range []Heartbeat{scopedHeartbeat(), survivorHeartbeat(), fullVClusters()} {
 		b, err := h.Marshal(testKey)
 		if err != nil {
 			t.Fatal(err)

@@ -73,7 +73,7 @@ func (p *Pair) considerMember(now time.Time) {
 func (p *Pair) askRemoval() {
 	if m := &p.peer; !m.asking && m.join != out {
 		m.asking = true
-		p.emit(AskRemoval{Node: m.Node})
+		p.emit(AskRemoval{Scope: p.opt.Scope, Node: m.Node})
 	}
 }
 

@@ -297,7 +297,7 @@ func (p *Pair) announce(now time.Time) {
 		return
 	}
 	p.said, p.saidAt = a, now
-	p.emit(a)
+	p.emit(a.ofScope(p.opt.Scope))
 }
 
 func (p *Pair) alarm(name, text string, on bool) { p.raise(name, name, text, on) }

@@ -6,14 +6,16 @@ import (
 )
 
 // TestRandom: faults of all kinds at random; the world checks its invariants at
-// every step, and afterwards everything must come together.
+// every step, and afterwards everything must come together. Half of the worlds are
+// a virtual cluster's.
 func TestRandom(t *testing.T) {
-	seeds := uint64(300)
+	seeds := uint64(480)
 	if testing.Short() {
-		seeds = 60
+		seeds = 96
 	}
 	for seed := range seeds {
 		w := newWorld(t, seed)
+		w.scope = ScopeID(seed / 4 % 2 * 7)
 		for _, n := range w.node[1:] {
 			switch seed % 4 {
 			case 1:

@@ -37,7 +37,7 @@ func (p *Pair) take(now time.Time, t takeover) {
 	p.pending = &t
 	if t.claim {
 		t.claimBy = now.Add(handoverWait)
-		p.emit(Claim{Epoch: t.epoch})
+		p.emit(Claim{Scope: p.opt.Scope, Epoch: t.epoch})
 	}
 	if t.note {
 		t.noteBy = now.Add(takeoverNote)
@@ -186,7 +186,7 @@ func (p *Pair) HandleCopied(now time.Time, e Epoch) {
 
 func (p *Pair) entitle(e Epoch) {
 	p.asked = e
-	p.emit(Entitle{Epoch: e, On: true})
+	p.emit(Entitle{Scope: p.opt.Scope, Epoch: e, On: true})
 }
 
 // HandleEntitled says that our guardian holds our entitlement for the epoch. Only

@@ -21,6 +21,7 @@ type world struct {
 	queue  events
 	order  int
 	node   [3]*wnode // 1 and 2
+	scope  ScopeID   // 0, or that of a virtual cluster
 	cut    [2][3]bool
 	loss   float64
 	writes int
@@ -322,7 +323,7 @@ func (n *wnode) startDaemon() {
 	n.state, n.owner, n.handing, n.gates, n.member, n.run = 0, false, false, false, 0, nil
 	n.out, n.busy, n.entry, n.fence, n.up, n.upTo = nil, false, false, Epoch{}, false, 0
 	n.pair = NewPair(PairOptions{
-		Self: n.id, Name: fmt.Sprintf("gw%d", n.id), Serial: fmt.Sprintf("TDM%d", n.id), HA: n.ha,
+		Self: n.id, Name: fmt.Sprintf("gw%d", n.id), Serial: fmt.Sprintf("TDM%d", n.id), HA: n.ha, Scope: n.w.scope,
 		Coverage: c, Epoch: n.diskEpoch, Floor: uint64(n.w.now.Unix()),
 	})
 	n.w.logf("%d: daemon %x started, coverage %d, epoch %v", n.id, n.process&0xffff, c, n.diskEpoch)
@@ -381,8 +382,12 @@ func (n *wnode) drainGuard() {
 		case SendHeartbeat:
 			n.sendHeartbeat(e)
 		case TellPeer:
+			if n.w.scope != 0 {
+				e.Peer, _ = e.Peer.Of(n.w.scope)
+			}
 			tell(func() { n.pair.HandlePeer(n.w.now, e.Peer) })
 		case TellLoss:
+			e.Entitled = e.Entitled || epochIn(e.Claimed, n.w.scope) != Epoch{}
 			n.w.logf("%d: guardian: loss %d entitled=%v", n.id, e.Kind, e.Entitled)
 			tell(func() { n.pair.HandleLoss(n.w.now, e.Node, e.Kind, e.Entitled, e.Detected) })
 		case TellRemoved:

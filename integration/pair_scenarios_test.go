@@ -109,7 +109,7 @@ func disturbed(res lab.Result, keep string) string {
 	for _, v := range res.Violations {
 		field, _, _ := strings.Cut(v, " ")
 		switch field {
-		case "outage_ms.median", "outage_ms.max", "disturbance_ms", "lost_per_takeover":
+		case "outage_ms.median", "outage_ms.max", "disturbance_ms", "lost_per_takeover", "lost_per_move", "kill_outage_ms":
 		default:
 			times = false
 		}

@@ -46,6 +46,7 @@ func encodeEvent(e cluster.GuardEffect) ([]byte, error) {
 			Coverage: uint32(e.Peer.Coverage), Election: cluster.ElectionToProto(e.Peer.Election),
 			StreamPort: uint32(e.Peer.StreamPort), Chosen: uint32(e.Peer.Chosen), Deaf: e.Peer.Deaf,
 			Owned: cluster.TenuresToProto(e.Peer.Owned), EntitledTo: cluster.TenuresToProto(e.Peer.EntitledTo),
+			Vclusters: cluster.VClustersToProto(e.Peer.VClusters),
 		}
 		for _, l := range e.Peer.Links {
 			p.Links = append(p.Links, &clusterpb.Link{Device: l.Device, Addr: l.Addr})
@@ -80,13 +81,13 @@ func decodeEvent(b []byte) (Event, error) {
 	switch w := m.GetWhat().(type) {
 	case *clusterpb.ToDaemon_Peer:
 		p := w.Peer
-		a, err := cluster.AnnounceFromProto(&clusterpb.Announce{Role: p.GetRole(), Epoch: p.GetEpoch(), Election: p.GetElection(), Coverage: p.GetCoverage(), Chosen: p.GetChosen(), Owned: p.GetOwned()})
+		a, err := cluster.AnnounceFromProto(&clusterpb.Announce{Role: p.GetRole(), Epoch: p.GetEpoch(), Election: p.GetElection(), Coverage: p.GetCoverage(), Chosen: p.GetChosen(), Owned: p.GetOwned(), Vclusters: p.GetVclusters()})
 		entitled, err2 := cluster.TenuresFromProto(p.GetEntitledTo())
 		x := cluster.Peer{
 			Node: cluster.NodeID(p.GetNode()), Name: p.GetName(), Process: cluster.ProcessID(p.GetProcess()), Running: p.GetRunning(),
 			Role: a.Role, Epoch: a.Epoch, Entitled: p.GetEntitled(), Coverage: a.Coverage, Election: a.Election,
 			StreamPort: uint16(p.GetStreamPort()), Chosen: a.Chosen, Deaf: p.GetDeaf(),
-			Owned: a.Owned, EntitledTo: entitled,
+			Owned: a.Owned, EntitledTo: entitled, VClusters: a.VClusters,
 		}
 		for _, l := range p.GetLinks() {
 			x.Links = append(x.Links, cluster.Link{Device: l.GetDevice(), Addr: l.GetAddr()})

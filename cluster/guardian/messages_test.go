@@ -23,7 +23,7 @@ func events() []Event {
 			Entitled: true, Coverage: cluster.CoverageNote, StreamPort: 6000, Chosen: 1, Deaf: true,
 			Election: cluster.Election{MonitorsUp: 2, Age: time.Minute, Priority: 200, Override: true, Serial: "TDM1", Failover: true},
 			Links:    []cluster.Link{{Device: "hb0", Addr: "fe80::1"}, {Device: "hb1", Addr: "fe80::2"}, {Addr: "192.0.2.1"}},
-			Owned:    tenures(1, 256, 383), EntitledTo: tenures(2, 30, 300),
+			Owned:    tenures(1, 256, 383), EntitledTo: tenures(2, 30, 300), VClusters: vclusters(),
 		}},
 		cluster.TellLoss{Node: 2, Kind: cluster.LossUnresponsive, Entitled: true, Detected: 31 * time.Millisecond},
 		cluster.TellLoss{Node: 3, Claimed: tenures(3, 1, 257, 258)},
@@ -36,6 +36,13 @@ func events() []Event {
 	}
 }
 
+func vclusters() []cluster.VCluster {
+	return []cluster.VCluster{
+		{Scope: 1, Role: cluster.RoleOwner, Epoch: cluster.Epoch{Counter: 12, Node: 2}, Election: cluster.Election{MonitorsUp: 3, Age: time.Hour, Priority: 9}},
+		{Scope: 30, Role: cluster.RoleStandby, Coverage: cluster.CoverageLost, Chosen: 2, Election: cluster.Election{Override: true, Failover: true}},
+	}
+}
+
 func requests() []any {
 	return []any{
 		cluster.Announce{Role: cluster.RoleOwner, Epoch: cluster.Epoch{Counter: 9, Node: 1}, Coverage: cluster.CoverageLost, Chosen: 2,
@@ -44,7 +51,7 @@ func requests() []any {
 		cluster.Entitle{},
 		cluster.Claim{Epoch: cluster.Epoch{Counter: 10, Node: 2}},
 		cluster.AskRemoval{Node: 2},
-		cluster.Announce{Owned: tenures(3, 1, 256, 300)},
+		cluster.Announce{Owned: tenures(3, 1, 256, 300), VClusters: vclusters()},
 		cluster.Entitle{Scope: 256, Epoch: cluster.Epoch{Counter: 9, Node: 1}, On: true},
 		cluster.Entitle{Scope: 256},
 		cluster.Claim{Scope: 383, Epoch: cluster.Epoch{Counter: 10, Node: 2}},

@@ -128,10 +128,12 @@ func (ld *loader) build() *Config {
 	ld.checkSite(c)
 	ld.checkWitness(c)
 	c.Interfaces = ld.buildInterfaces()
+	ld.checkVClusters(c)
 	c.HasPolicy = ld.policy.opened
 	c.Policies = ld.buildPolicies(c)
 	c.Routes = ld.buildRoutes()
 	c.BGP = ld.buildBGP()
+	ld.checkVClusterRoutes(c)
 	c.BFD = *ld.settings.val
 	return c
 }

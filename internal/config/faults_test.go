@@ -191,6 +191,8 @@ func TestFaults(t *testing.T) {
 		{"no vclusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable"), []string{"f:4: system ha: vcluster-status (enable) needs `config vcluster`"}},
 		{"domain in two vclusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nset vdom a\nnext\nedit 2\nset vdom a\nnext\nend"), []string{"f:9: system ha: vdom (a) belongs to vcluster 1 already"}},
 		{"tunnel of nobody in a vcluster", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nset phase1 x\nnext\nend"), []string{"f:6: system ha: phase1 (x) of vcluster 1 names no phase 1"}},
+		{"tunnel without its address", goodPhase1 + "config system interface\nedit wan\nset ip 192.0.2.9/24\nset vdom b\nnext\nend\n" + ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 2\nset vdom b\nnext\nedit 3\nset phase1 vpn1\nnext\nend"),
+			[]string{"f:2: vpn1: interface (wan) and its shared address belong to vcluster 2, but the tunnel to vcluster 3, which lists it: they move together"}},
 		{"older spelling without second", ha("set mode a-p\nset hbdev p 1\nset vcluster2 enable"), []string{"f:4: system ha: vcluster2 (enable) needs `config secondary-vcluster`"}},
 		{"peer without address", "config system standalone-cluster\nconfig cluster-peer\nedit 1\nnext\nend\nend\n", []string{"f:3: system standalone-cluster: cluster-peer 1: peerip is missing: a cluster peer needs its address on the synchronisation link"}},
 		{"peer twice", "config system standalone-cluster\nconfig cluster-peer\nedit 1\nset peerip 10.0.0.1\nnext\nedit 2\nset peerip 10.0.0.1\nnext\nend\nend\n", []string{"f:7: system standalone-cluster: cluster-peer 2: peerip (10.0.0.1) belongs to cluster-peer 1 already"}},
@@ -304,6 +306,7 @@ func TestWarnings(t *testing.T) {
 		{"accept of nobody", policy("set action accept\nset srcaddr x"), []string{"f:8: warning: policy 1: srcaddr (x) names no address or group: it matches no packet"}},
 		{"tunnel in other letters", phase1("") + policy("set srcintf VPN1"), []string{"f:15: warning: policy 1: srcintf (VPN1) is no interface; did you mean vpn1?"}},
 		{"phase 2 outlives phase 1", phase2("set keylifeseconds 100000"), []string{"f:11: warning: p2: keylifeseconds (100000) is longer than keylife (86400) of phase 1 vpn1: the IKE SA is renewed first"}},
+		{"routes of virtual clusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nnext\nend") + bgp(""), []string{"f:4: warning: system ha: router bgp announces its networks while any virtual cluster is active here: those of another one, too"}},
 		{"vclusters switched off", ha("config vcluster\nedit 1\nnext\nend"), []string{"f:1: warning: system ha: config vcluster has no effect without `set vcluster-status enable`"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

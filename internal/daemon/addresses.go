@@ -28,6 +28,7 @@ const reassertAfter = 100 * time.Millisecond
 // announcement run beside it.
 type addresses struct {
 	log      *slog.Logger
+	vcluster int // whose they are; 0: all
 	shared   []sharedAddr
 	arps     int
 	interval time.Duration
@@ -58,15 +59,15 @@ func packetSocket() (int, error) {
 }
 
 // sharedOf lists the addresses of the configuration that move: those of every
-// interface that is not a tunnel.
-func sharedOf(c *config.Config) []sharedAddr {
+// interface that is not a tunnel, or those of a virtual cluster.
+func sharedOf(c *config.Config, vcluster int) []sharedAddr {
 	tunnels := map[string]bool{}
 	for i := range c.Phase1 {
 		tunnels[c.Phase1[i].Name] = true
 	}
 	var out []sharedAddr
 	for i := range c.Interfaces {
-		if in := &c.Interfaces[i]; !tunnels[in.Name] {
+		if in := &c.Interfaces[i]; !tunnels[in.Name] && (vcluster == 0 || c.VClusterOfInterface(in.Name) == vcluster) {
 			for _, p := range in.IP {
 				out = append(out, sharedAddr{in.Name, p})
 			}
@@ -78,7 +79,7 @@ func sharedOf(c *config.Config) []sharedAddr {
 // configure takes the addresses of a configuration. A member of a pair removes
 // what an earlier life left behind; a standalone gateway leaves alone what it finds.
 func (a *addresses) configure(c *config.Config) {
-	next := sharedOf(c)
+	next := sharedOf(c, a.vcluster)
 	for _, old := range a.shared {
 		if !containsAddr(next, old) {
 			a.remove(old)

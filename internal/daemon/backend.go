@@ -5,6 +5,7 @@ import (
 	"os"
 	"time"
 
+	"tandem/cluster"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
 	"tandem/xfrm"
@@ -79,8 +80,8 @@ func (d *Daemon) rekey(ctx context.Context, name string, ike bool) (n int, err e
 	return n, err
 }
 
-func (d *Daemon) failover(ctx context.Context, set bool) (err error) {
-	if cerr := d.loop.call(ctx, func(now time.Time) { err = d.loop.node.Failover(now, set) }); cerr != nil {
+func (d *Daemon) failover(ctx context.Context, s cluster.ScopeID, set bool) (err error) {
+	if cerr := d.loop.call(ctx, func(now time.Time) { err = d.loop.node.Failover(now, s, set) }); cerr != nil {
 		return cerr
 	}
 	return err

@@ -55,6 +55,9 @@ func (d *Daemon) openCluster(o node.Options) (*clusterEnds, gateway, error) {
 		Self: id.Node, Name: d.hostname(), Serial: id.Serial, HA: d.cfg.HA,
 		Coverage: state.Coverage(), Epoch: state.Epoch(), Floor: uint64(max(time.Now().UnixMilli(), 0)),
 	}
+	if d.cfg.Virtual() {
+		return c, node.NewVClusters(o), nil
+	}
 	return c, newGateway(o), nil
 }
 
@@ -137,14 +140,25 @@ func (c *clusterEnds) writeNotes() {
 				c.mu.Unlock()
 				break
 			}
-			w := c.notes[0]
-			c.notes = c.notes[1:]
+			// One write serves all that wait: the last says what the disk shall say then.
+			all := c.notes
+			c.notes = nil
 			c.mu.Unlock()
+			w := all[len(all)-1]
+			for _, x := range all {
+				if w.Epoch.Less(x.Epoch) {
+					w.Epoch = x.Epoch
+				}
+			}
 			err := c.state.WriteNote(w.On, w.Epoch)
 			if err != nil {
 				c.d.log.Error("note not written", "error", err)
 			}
-			if c.d.loop.post(func(now time.Time) { c.d.loop.node.HandleNote(now, err) }) != nil {
+			if c.d.loop.post(func(now time.Time) {
+				for range all {
+					c.d.loop.node.HandleNote(now, err)
+				}
+			}) != nil {
 				return
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"sort"
 	"strings"
+
+	"tandem/cluster"
 )
 
 // Exit codes of commands, the same ones the binary has.
@@ -42,7 +44,7 @@ type backend interface {
 	down(ctx context.Context, phase1, phase2 string) error
 	clear(ctx context.Context, name string) (int, error)
 	rekey(ctx context.Context, name string, ike bool) (int, error)
-	failover(ctx context.Context, set bool) error
+	failover(ctx context.Context, s cluster.ScopeID, set bool) error
 	drain(ctx context.Context, on bool) error // returns when it was decided
 	announced() (routesView, error)           // what routers are told
 	reload(ctx context.Context) error

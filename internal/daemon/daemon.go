@@ -44,7 +44,7 @@ type Daemon struct {
 	loop      *loop
 	plane     xfrm.DataPlane
 	tunnels   *tunnels
-	addresses *addresses
+	addresses *scopedAddresses
 	routes    *routes
 	keys      *keyLog
 	noise     noise
@@ -161,7 +161,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		}
 	}()
 	d.loop = newLoop(d.carry, d.afterEffects, func() { d.turn() })
-	if d.addresses, err = newAddresses(d.log); err != nil {
+	if d.addresses, err = newScopedAddresses(d.log, d.cfg); err != nil {
 		return err
 	}
 	closers = append(closers, d.addresses.close)
@@ -199,7 +199,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 			d.log.Error("firewall not removed", "error", err)
 		}
 	})
-	closers = append(closers, d.addresses.release)
+	closers = append(closers, d.addresses.releaseAll)
 	if d.guardian != nil && (!d.cfg.Standalone.Farm() || d.cfg.Site() != 0) { // a farm without sites shares no address that moves
 		d.addresses.tell = d.tellAddresses
 	}
@@ -369,6 +369,8 @@ func needsRestart(old, next *config.Config) string {
 		return "system tandem: witness"
 	case old.Site() != 0 && (old.HA.Priority != next.HA.Priority || old.HA.Override != next.HA.Override):
 		return "system ha: priority and override of a site's node"
+	case reassigned(old, next) != "":
+		return reassigned(old, next)
 	case old.HA.GroupID != next.HA.GroupID:
 		return "system ha: group-id"
 	case fmt.Sprint(old.HA.HBDev, old.HA.HBInterval, old.HA.HBLostThreshold) != fmt.Sprint(next.HA.HBDev, next.HA.HBInterval, next.HA.HBLostThreshold):

@@ -62,14 +62,14 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.TakeWindows:
 		d.loop.node.HandleWindows(now, e.Scope, d.plane.Windows(e.Scope))
 	case node.Claim:
-		d.addresses.claim(func() {
+		d.addresses.claim(e.Scope, func() {
 			// Routes into tunnels have been there all the time.
 			d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
 		})
 	case node.Reassert:
-		d.addresses.reassert()
+		d.addresses.reassert(e.Scope)
 	case node.Release:
-		d.addresses.release()
+		d.addresses.release(e.Scope)
 	case node.AddRoute:
 		d.routes.add(e.Tunnel, e.Prefix)
 	case node.RemoveRoute:
@@ -176,7 +176,7 @@ func (d *Daemon) afterEffects(now time.Time) {
 	}
 	told := d.takeovers
 	d.takeovers = nil
-	if d.cluster.farm != nil {
+	if d.cluster.farm != nil || d.cfg.Virtual() {
 		for i := range told {
 			attrs := append([]slog.Attr{slog.String("node", d.hostname())}, told[i].Attrs...)
 			d.log.LogAttrs(d.loopContext(), told[i].Level, takeoverMessage, attrs...)

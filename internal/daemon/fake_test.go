@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -45,9 +46,12 @@ func (f *fakeBackend) clear(_ context.Context, name string) (int, error) {
 func (f *fakeBackend) rekey(_ context.Context, name string, ike bool) (int, error) {
 	return 1, f.ask("rekey", name, strconv.FormatBool(ike))
 }
-func (f *fakeBackend) failover(_ context.Context, set bool) error {
+func (f *fakeBackend) failover(_ context.Context, s cluster.ScopeID, set bool) error {
 	if f.v.Node.HA == nil {
 		return errors.New("standalone")
+	}
+	if s != 0 {
+		return f.ask("failover", fmt.Sprint(s), map[bool]string{true: "set", false: "unset"}[set])
 	}
 	return f.ask("failover", map[bool]string{true: "set", false: "unset"}[set])
 }

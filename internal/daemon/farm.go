@@ -125,7 +125,7 @@ func (f *farmEnds) start() error {
 	d.plane.Activate(sharedScope)
 	if d.cfg.Site() == 0 {
 		// What a farm's members have of addresses and routes is their own, and stays.
-		d.addresses.claim(func() {
+		d.addresses.claim(sharedScope, func() {
 			d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
 		})
 	}

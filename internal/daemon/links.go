@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"tandem/internal/config"
+	"tandem/internal/node"
 )
 
 // links remembers what the kernel says about interfaces. Owned by the event loop.
@@ -111,8 +112,8 @@ func (l *links) configure(c *config.Config, log *slog.Logger) {
 }
 
 // monitorsUp counts the monitored interfaces that work.
-func (l *links) monitorsUp(c *config.Config) (n int) {
-	for _, m := range c.HA.Monitor {
+func (l *links) monitorsUp(monitor []string) (n int) {
+	for _, m := range monitor {
 		if l.up[m] {
 			n++
 		}
@@ -122,8 +123,10 @@ func (l *links) monitorsUp(c *config.Config) (n int) {
 
 // monitors tells the node how many monitored interfaces work.
 func (d *Daemon) monitors(now time.Time) {
-	if d.cluster != nil {
-		d.loop.node.HandleMonitors(now, d.links.monitorsUp(d.cfg))
+	if v, ok := d.loop.node.(*node.VClusters); ok {
+		v.HandleMonitored(now, d.links.monitorsUp)
+	} else if d.cluster != nil {
+		d.loop.node.HandleMonitors(now, d.links.monitorsUp(d.cfg.HA.Monitor))
 	}
 }
 
@@ -179,16 +182,6 @@ func (d *Daemon) linksChanged(now time.Time) {
 	if len(cameUp) == 0 {
 		return
 	}
-	if d.addresses.held {
-		for _, s := range d.addresses.shared {
-			for _, dev := range cameUp {
-				if s.dev == dev {
-					d.addresses.claim(nil)
-					d.routes.apply(nil)
-					return
-				}
-			}
-		}
-	}
+	d.addresses.repair(cameUp)
 	d.routes.apply(nil)
 }

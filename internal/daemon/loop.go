@@ -17,7 +17,7 @@ import (
 	"tandem/xfrm"
 )
 
-// gateway is the node as the loop sees it: a single one, or a *node.Farm.
+// gateway is the node as the loop sees it: a single one, a *node.VClusters or a *node.Farm.
 type gateway interface {
 	Start(time.Time)
 	HandleIKE(time.Time, ike.Datagram)
@@ -40,7 +40,7 @@ type gateway interface {
 	Down(time.Time, string, string) error
 	Clear(time.Time, string) int
 	Rekey(time.Time, string, bool) int
-	Failover(time.Time, bool) error
+	Failover(time.Time, cluster.ScopeID, bool) error
 	Shutdown(time.Time)
 	Status(time.Time) node.Status
 	Summary(time.Time) node.Status

@@ -72,7 +72,10 @@ func (n *scriptedNode) Rekey(_ time.Time, name string, ike bool) int {
 	n.in("rekey %s %v", name, ike)
 	return 1
 }
-func (n *scriptedNode) Failover(_ time.Time, set bool) error { n.in("failover %v", set); return nil }
+func (n *scriptedNode) Failover(_ time.Time, _ cluster.ScopeID, set bool) error {
+	n.in("failover %v", set)
+	return nil
+}
 func (n *scriptedNode) Shutdown(time.Time) {
 	n.in("shutdown")
 	n.out = append(n.out, cluster.Stopped{})

@@ -27,6 +27,8 @@ type gatewayJSON struct {
 	PeerID           string     `json:"peer_id,omitempty"`
 	NAT              bool       `json:"nat"`
 	Role             string     `json:"role,omitempty"` // in a cluster
+	VCluster         int        `json:"vcluster,omitempty"`
+	VDOM             string     `json:"vdom,omitempty"`
 	Created          int64      `json:"created_s"`
 	IKECreated       int        `json:"ike_created"`
 	IKEEstablished   int        `json:"ike_established"`
@@ -101,6 +103,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 	if !v.alone() {
 		j.Role = v.role(g)
 	}
+	if j.VCluster = v.vclusterOf(g); j.VCluster != 0 {
+		j.VDOM = v.vdomOf(g)
+	}
 	j.TunID, j.TunID6 = tunIDs(g.Remote.Addr())
 	if p := v.phase1(phase1Of(g)); p != nil {
 		j.NetworkID = p.NetworkID
@@ -174,7 +179,11 @@ func listGateways(s *session, args []string) error {
 // printGateway prints the role where each tunnel has its own.
 func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) {
 	p := s.printf
-	p("\nvd: root/0\nname: %s\nversion: %d\ninterface: %s %d\n", j.Name, j.Version, j.Interface, j.InterfaceIndex)
+	vd := "root/0"
+	if j.VCluster != 0 {
+		vd = fmt.Sprintf("%s/%d", j.VDOM, j.VCluster)
+	}
+	p("\nvd: %s\nname: %s\nversion: %d\ninterface: %s %d\n", vd, j.Name, j.Version, j.Interface, j.InterfaceIndex)
 	p("addr: %s -> %s\n", j.Local, j.Remote)
 	p("tun_id: %s/%s\nremote_location: 0.0.0.0\nnetwork-id: %d\n", j.TunID, j.TunID6, j.NetworkID)
 	if j.VirtualLocal != "" {

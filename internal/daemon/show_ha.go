@@ -2,9 +2,13 @@ package daemon
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"tandem/cluster"
+	"tandem/internal/config"
+	"tandem/internal/node"
 )
 
 // haJSON is `get system ha status --json`. The lab polls it; its reader is
@@ -35,6 +39,9 @@ type haJSON struct {
 	Uptime       int64       `json:"uptime_s"`
 	Alarms       []alarmJSON `json:"alarms"`
 	Peers        []peerJSON  `json:"peers"`
+	// With virtual clusters; role, epoch, … above are then of the node as a whole:
+	// primary if it is of any of them, synchronised if all of them are.
+	VClusters []vclusterJSON `json:"vclusters,omitempty"`
 }
 
 type alarmJSON struct {
@@ -61,6 +68,79 @@ type linkJSON struct {
 	Addr   string `json:"addr"`
 }
 
+// vclusterJSON is one virtual cluster.
+type vclusterJSON struct {
+	ID           int        `json:"id"`
+	Role         string     `json:"role"`
+	Synchronised bool       `json:"synchronised"`
+	Alone        bool       `json:"alone"`
+	Epoch        uint64     `json:"epoch"`
+	EpochNode    string     `json:"epoch_node"`
+	Owner        string     `json:"owner"`
+	Reason       string     `json:"reason,omitempty"`
+	Covered      bool       `json:"covered"`
+	DetectMS     float64    `json:"detect_ms"`
+	LastChange   string     `json:"last_change,omitempty"` // RFC 3339
+	Takeovers    int        `json:"takeovers"`
+	Priority     int        `json:"priority"`
+	Override     bool       `json:"override"`
+	MonitorsUp   int        `json:"monitors_up"`
+	VDOM         []string   `json:"vdom"`
+	Phase1       []string   `json:"phase1"` // what belongs to it
+	Peers        []peerJSON `json:"peers"`
+}
+
+func (v *view) vclustersJSON() (out []vclusterJSON) {
+	for i := range v.Node.VClusters {
+		x := &v.Node.VClusters[i]
+		h := &x.HA
+		j := vclusterJSON{ID: x.ID, Role: roleName(h.Role), Synchronised: h.Synchronised, Alone: h.Alone, Epoch: h.Epoch.Counter,
+			EpochNode: v.nodeName(h.Epoch.Node), Owner: v.nodeName(h.Owner), Reason: h.LastReason, Covered: h.LastCovered,
+			DetectMS: milliseconds(h.LastDetected), LastChange: changeText(h), Takeovers: h.Takeovers, Priority: h.Election.Priority,
+			Override: h.Election.Override, MonitorsUp: h.Election.MonitorsUp, VDOM: []string{}, Phase1: []string{}, Peers: peersJSON(h)}
+		j.VDOM = append(j.VDOM, v.vcluster(x.ID).VDOM...)
+		for k := range v.Config.Phase1 {
+			if p := &v.Config.Phase1[k]; v.Config.VClusterOf(p) == x.ID {
+				j.Phase1 = append(j.Phase1, p.Name)
+			}
+		}
+		out = append(out, j)
+	}
+	return out
+}
+
+// vcluster is a virtual cluster as configured.
+func (v *view) vcluster(id int) (c config.VCluster) {
+	for _, c = range v.Config.VirtualClusters() {
+		if c.ID == id {
+			return c
+		}
+	}
+	return config.VCluster{}
+}
+
+func changeText(h *cluster.HAStatus) string {
+	if h.LastChange.IsZero() {
+		return ""
+	}
+	return h.LastChange.UTC().Format(time.RFC3339Nano)
+}
+
+func peersJSON(h *cluster.HAStatus) []peerJSON {
+	out := []peerJSON{}
+	for i := range h.Peers {
+		p := &h.Peers[i]
+		d := peerJSON{Node: uint32(p.Node), Hostname: p.Name, Serial: p.Election.Serial, Role: roleName(p.Role), Running: p.Running,
+			Epoch: p.Epoch.Counter, Entitled: p.Entitled, Priority: p.Election.Priority, Age: seconds(p.Election.Age),
+			Monitors: p.Election.MonitorsUp, Links: []linkJSON{}}
+		for _, l := range p.Links {
+			d.Links = append(d.Links, linkJSON{l.Device, l.Addr})
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
 func (v *view) haJSON() haJSON {
 	j := haJSON{Hostname: v.Hostname, Mode: v.Config.HA.Mode, Role: "primary", DaemonPID: v.DaemonPID, GuardianPID: v.GuardianPID,
 		Tunnels: v.established(), GroupID: v.Config.HA.GroupID, GroupName: v.Config.HA.GroupName,
@@ -75,22 +155,11 @@ func (v *view) haJSON() haJSON {
 	j.Epoch, j.EpochNode, j.Owner = h.Epoch.Counter, v.nodeName(h.Epoch.Node), v.nodeName(h.Owner)
 	j.Reason, j.Covered, j.DetectMS, j.Takeovers = h.LastReason, h.LastCovered, milliseconds(h.LastDetected), h.Takeovers
 	j.Serial, j.MonitorsUp = h.Serial, h.Election.MonitorsUp
-	if !h.LastChange.IsZero() {
-		j.LastChange = h.LastChange.UTC().Format(time.RFC3339Nano)
-	}
+	j.LastChange, j.VClusters = changeText(h), v.vclustersJSON()
 	for _, a := range h.Alarms {
 		j.Alarms = append(j.Alarms, alarmJSON{a.Name, a.Text})
 	}
-	for i := range h.Peers {
-		p := &h.Peers[i]
-		d := peerJSON{Node: uint32(p.Node), Hostname: p.Name, Serial: p.Election.Serial, Role: roleName(p.Role), Running: p.Running,
-			Epoch: p.Epoch.Counter, Entitled: p.Entitled, Priority: p.Election.Priority, Age: seconds(p.Election.Age),
-			Monitors: p.Election.MonitorsUp, Links: []linkJSON{}}
-		for _, l := range p.Links {
-			d.Links = append(d.Links, linkJSON{l.Device, l.Addr})
-		}
-		j.Peers = append(j.Peers, d)
-	}
+	j.Peers = peersJSON(h)
 	return j
 }
 
@@ -149,11 +218,24 @@ func (s *session) printHA(v *view, j *haJSON) {
 		p("Cluster state change time: %s\n", h.LastChange.Format("2006-01-02 15:04:05"))
 	}
 	p("Primary selected using:\n")
-	if j.Reason != "" {
-		p("    <%s> %s is selected as the primary because %s.\n", h.LastChange.Format("2006/01/02 15:04:05"), j.Owner, j.Reason)
-		p("    covered: %s, epoch: %s, detected after: %.1f ms, takeovers: %d\n", yesNo(j.Covered), h.Epoch, j.DetectMS, j.Takeovers)
+	all := v.clusters()
+	for i := range all {
+		c := &all[i]
+		if len(v.Node.VClusters) > 0 {
+			p("    vcluster-%d:\n", c.ID)
+		}
+		if h := &c.HA; h.LastReason != "" {
+			p("    <%s> %s is selected as the primary because %s.\n", h.LastChange.Format("2006/01/02 15:04:05"), v.nodeName(h.Owner), h.LastReason)
+			p("    covered: %s, epoch: %s, detected after: %.1f ms, takeovers: %d\n", yesNo(h.LastCovered), h.Epoch, milliseconds(h.LastDetected), h.Takeovers)
+		}
 	}
-	p("ses_pickup: %s\noverride: %s\n", enabled(v.Config.HA.SessionPickup), enabled(j.Override))
+	p("ses_pickup: %s\n", enabled(v.Config.HA.SessionPickup))
+	if len(v.Node.VClusters) == 0 {
+		p("override: %s\n", enabled(j.Override))
+	}
+	for i := range v.Node.VClusters {
+		p("override: vcluster-%d %s\n", all[i].ID, enabled(all[i].HA.Election.Override))
+	}
 	p("Configuration Status:\n")
 	sync := func(in bool) string {
 		if in {
@@ -184,36 +266,60 @@ func (s *session) printHA(v *view, j *haJSON) {
 			p("        %s: %s\n", d.Name, state)
 		}
 	}
-	p("MONDEV stats:\n    %s:\n        up: %d of %d\n", h.Serial, j.MonitorsUp, len(v.Config.HA.Monitor))
-	members := []struct {
-		role         cluster.Role
-		name, serial string
-		id           cluster.NodeID
-	}{{h.Role, h.Name, h.Serial, h.Self}}
+	p("MONDEV stats:\n    %s:\n", h.Serial)
+	for i := range all {
+		if monitored := v.vcluster(all[i].ID).Monitor; len(v.Node.VClusters) > 0 {
+			p("        vcluster-%d up: %d of %d\n", all[i].ID, all[i].HA.Election.MonitorsUp, len(monitored))
+		} else {
+			p("        up: %d of %d\n", j.MonitorsUp, len(v.Config.HA.Monitor))
+		}
+	}
+	for _, m := range membersOf(h) {
+		p("%-12s: %s, %s, HA cluster index = %d\n", m.title(), m.name, m.serial, m.id)
+	}
+	p("number of vcluster: %d\n", len(all))
+	for i := range all {
+		h := &all[i].HA
+		p("vcluster %d: %s\n", all[i].ID, map[bool]string{true: "work", false: "standby"}[h.Role == cluster.RoleOwner])
+		for _, m := range membersOf(h) {
+			p("%s: %s, HA operating index = %d\n", m.title(), m.serial, map[bool]int{true: 0, false: 1}[m.role == cluster.RoleOwner])
+		}
+	}
+}
+
+// clusters are the virtual clusters; without them, the one that there is.
+func (v *view) clusters() []node.VClusterStatus {
+	if len(v.Node.VClusters) > 0 {
+		return v.Node.VClusters
+	}
+	return []node.VClusterStatus{{ID: 1, HA: *v.Node.HA}}
+}
+
+// haMember is a node of a cluster.
+type haMember struct {
+	role         cluster.Role
+	name, serial string
+	id           cluster.NodeID
+}
+
+func (m haMember) title() string {
+	switch m.role {
+	case cluster.RoleOwner:
+		return "Primary"
+	case cluster.RoleStandby:
+		return "Secondary"
+	}
+	return "Starting"
+}
+
+// membersOf are this node and its peers.
+func membersOf(h *cluster.HAStatus) []haMember {
+	out := []haMember{{h.Role, h.Name, h.Serial, h.Self}}
 	for i := range h.Peers {
 		q := &h.Peers[i]
-		members = append(members, struct {
-			role         cluster.Role
-			name, serial string
-			id           cluster.NodeID
-		}{q.Role, q.Name, q.Election.Serial, q.Node})
+		out = append(out, haMember{q.Role, q.Name, q.Election.Serial, q.Node})
 	}
-	title := func(r cluster.Role) string {
-		switch r {
-		case cluster.RoleOwner:
-			return "Primary"
-		case cluster.RoleStandby:
-			return "Secondary"
-		}
-		return "Starting"
-	}
-	for _, m := range members {
-		p("%-12s: %s, %s, HA cluster index = %d\n", title(m.role), m.name, m.serial, m.id)
-	}
-	p("number of vcluster: 1\nvcluster 1: %s\n", map[bool]string{true: "work", false: "standby"}[h.Role == cluster.RoleOwner])
-	for _, m := range members {
-		p("%s: %s, HA operating index = %d\n", title(m.role), m.serial, map[bool]int{true: 0, false: 1}[m.role == cluster.RoleOwner])
-	}
+	return out
 }
 
 // failoverSet is `execute ha failover set [CLUSTER]`; failoverUnset likewise.
@@ -221,10 +327,11 @@ func failoverSet(s *session, args []string) error   { return s.failover(args, tr
 func failoverUnset(s *session, args []string) error { return s.failover(args, false) }
 
 func (s *session) failover(args []string, set bool) error {
-	if len(args) > 1 || len(args) == 1 && args[0] != "0" && args[0] != "1" {
-		return usagef("expected: [CLUSTER]; the one cluster here is number 1")
+	id, err := s.clusterArg(args)
+	if err != nil {
+		return err
 	}
-	if err := s.d.failover(s.ctx, set); err != nil {
+	if err := s.d.failover(s.ctx, id, set); err != nil {
 		return err
 	}
 	if s.json {
@@ -232,6 +339,29 @@ func (s *session) failover(args []string, set bool) error {
 	}
 	s.printf("failover %s\n", map[bool]string{true: "requested", false: "unset"}[set])
 	return nil
+}
+
+// clusterArg is the scope of a cluster's number. Without virtual clusters there is one, 1.
+func (s *session) clusterArg(args []string) (cluster.ScopeID, error) {
+	v, err := s.d.view(s.ctx, false)
+	if err != nil {
+		return 0, err
+	}
+	all := v.Node.VClusters
+	if len(all) == 0 {
+		if len(args) > 1 || len(args) == 1 && args[0] != "0" && args[0] != "1" {
+			return 0, usagef("expected: [CLUSTER]; the one cluster here is number 1")
+		}
+		return 0, nil
+	}
+	var ids []string
+	for i := range all {
+		ids = append(ids, strconv.Itoa(all[i].ID))
+		if len(args) == 1 && args[0] == ids[i] {
+			return cluster.ScopeID(all[i].ID), nil
+		}
+	}
+	return 0, usagef("expected: CLUSTER, a virtual cluster: %s", strings.Join(ids, ", "))
 }
 
 // reload is `execute reload`.

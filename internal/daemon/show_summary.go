@@ -19,6 +19,7 @@ type summaryJSON struct {
 	TxPackets      uint64 `json:"tx_packets"`
 	TxErrors       uint64 `json:"tx_errors"`
 	Role           string `json:"role,omitempty"` // in a cluster
+	VCluster       int    `json:"vcluster,omitempty"`
 }
 
 // showSummary is `get vpn ipsec tunnel summary`.
@@ -39,6 +40,7 @@ func showSummary(s *session, _ []string) error {
 		if !v.alone() {
 			j.Role = v.role(g)
 		}
+		j.VCluster = v.vclusterOf(g)
 		for k := range v.Config.Phase2 {
 			p2 := &v.Config.Phase2[k]
 			if p2.Phase1 != phase1Of(g) {

@@ -24,6 +24,7 @@ type tunnelJSON struct {
 	DstMTU         int            `json:"dst_mtu"`
 	Mode           string         `json:"mode"`
 	Role           string         `json:"role"`
+	VCluster       int            `json:"vcluster,omitempty"`
 	AcceptTraffic  bool           `json:"accept_traffic"`
 	InIdle         int64          `json:"in_idle_s"` // 0 when nothing has come yet
 	OutIdle        int64          `json:"out_idle_s"`
@@ -144,7 +145,8 @@ func (v *view) tunnelJSON(g *ike.GatewayStatus, showKeys bool) tunnelJSON {
 	t, p := v.Tunnels[name], v.phase1(name)
 	sum := v.totals(g)
 	j := tunnelJSON{
-		Name: g.Name, Parent: g.Parent, Index: g.Index, Version: 2, Serial: v.serial(g),
+		VCluster: v.vclusterOf(g),
+		Name:     g.Name, Parent: g.Parent, Index: g.Index, Version: 2, Serial: v.serial(g),
 		MTU: t.MTU, DstMTU: t.OuterMTU, Mode: "auto/1", Role: v.role(g), AcceptTraffic: true,
 		InIdle: v.since(sum.LastIn), OutIdle: v.since(sum.LastOut),
 		InPackets: sum.InPackets, InBytes: sum.InBytes, InErrors: sum.InErrors,

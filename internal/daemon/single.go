@@ -28,6 +28,11 @@ func (s single) HandleLoss(now time.Time, l cluster.TellLoss) {
 	s.Node.HandleLoss(now, l.Node, l.Kind, l.Entitled, l.Detected)
 }
 
+// Failover: the one scope has no number here.
+func (s single) Failover(now time.Time, _ cluster.ScopeID, set bool) error {
+	return s.Node.Failover(now, set)
+}
+
 func (s single) HandleRemoved(now time.Time, _ cluster.ScopeID, n cluster.NodeID) {
 	s.Node.HandleRemoved(now, n)
 }

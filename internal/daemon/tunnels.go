@@ -38,7 +38,7 @@ func newTunnels(log *slog.Logger, plane xfrm.DataPlane) *tunnels {
 func tunnelOf(c *config.Config, p *config.Phase1, outer int) xfrm.Tunnel {
 	v6 := p.RemoteGW.Is6() || p.LocalGW.Is6()
 	inner := tunnelInnerMTU(c, p, outer, v6)
-	t := xfrm.Tunnel{Name: p.Name, MTU: defaultMTU, MaxMSS: [2]int{inner - 40, inner - 60}}
+	t := xfrm.Tunnel{Name: p.Name, Scope: scopeOf(c, p), MTU: defaultMTU, MaxMSS: [2]int{inner - 40, inner - 60}}
 	if p.IPFragmentation == "pre-encapsulation" {
 		t.MTU, t.DontFragment = inner, true
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +76,33 @@ func (v *view) owner(g *ike.GatewayStatus) bool {
 	if f := v.Node.Farm; f != nil && !v.template(g) {
 		return f.Owned[g.Name]
 	}
+	if id := v.vclusterOf(g); id != 0 {
+		return v.ownsVCluster(id)
+	}
 	return v.owning()
+}
+
+// vclusterOf is the number of a gateway's virtual cluster; 0: there are none.
+func (v *view) vclusterOf(g *ike.GatewayStatus) int {
+	if p := v.phase1(phase1Of(g)); len(v.Node.VClusters) > 0 && p != nil {
+		return v.Config.VClusterOf(p)
+	}
+	return 0
+}
+
+// vdomOf is the virtual domain of a gateway's interface.
+func (v *view) vdomOf(g *ike.GatewayStatus) string {
+	if p := v.phase1(phase1Of(g)); p != nil {
+		if in := interfaceOf(v.Config, p.Interface); in != nil {
+			return in.VDOM
+		}
+	}
+	return "root"
+}
+
+// ownsVCluster says that a virtual cluster is active here.
+func (v *view) ownsVCluster(id int) bool {
+	return slices.ContainsFunc(v.Node.VClusters, func(x node.VClusterStatus) bool { return x.ID == id && x.HA.Role == cluster.RoleOwner })
 }
 
 // owning says that this node owns: in a farm, at least one scope.

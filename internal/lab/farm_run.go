@@ -425,15 +425,7 @@ func (r *farmRun) expected(format string, args ...any) {
 // keep ends the captures if a failure left them running, and copies captures, logs
 // and configurations out of the lab if asked to.
 func (r *farmRun) keep() error {
-	var errs []error
-	for _, c := range append(slices.Clone(r.outer), r.inner...) {
-		_, err := c.Stop()
-		errs = append(errs, err)
-	}
-	if r.o.Keep != "" {
-		errs = append(errs, os.CopyFS(r.o.Keep, keptFiles(r.topo.Dir)))
-	}
-	return errors.Join(errs...)
+	return keepRun(append(slices.Clone(r.outer), r.inner...), r.o.Keep, r.topo)
 }
 
 // runFarm is Run for a farm.

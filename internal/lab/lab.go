@@ -65,6 +65,18 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if isFarm(o.Example) {
 		return runFarm(ctx, o)
 	}
+	if isVCluster(o.Example) {
+		s, err := LoadVClusterScenario(o.Example, o.Scenario)
+		if err != nil {
+			return Result{}, err
+		}
+		r, err := newVRun(ctx, o, s)
+		if err != nil {
+			return Result{}, err
+		}
+		err = conclude(ctx, o, r, r.topo, &r.res)
+		return r.res, err
+	}
 	s, err := LoadScenario(o.Example, o.Scenario)
 	if err != nil {
 		return Result{}, err
@@ -147,6 +159,9 @@ func Up(ctx context.Context, o Options) (*State, error) {
 	}
 	if isFarm(o.Example) {
 		return upFarm(ctx, o)
+	}
+	if isVCluster(o.Example) {
+		return upVClusters(ctx, o)
 	}
 	r, err := newRun(ctx, o, &Scenario{Name: "up", Probe: 5 * time.Millisecond})
 	if err != nil {

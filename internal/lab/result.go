@@ -74,7 +74,8 @@ type Result struct {
 	Seconds             float64        `json:"seconds"`               // how long the steps took
 	Captures            string         `json:"captures,omitempty"`    // where they were kept
 
-	*FarmFigures // nil for a pair
+	*FarmFigures     // nil but for a farm
+	*VClusterFigures // nil but for virtual clusters
 }
 
 // Takeover is one fault and what came of it.
@@ -121,9 +122,13 @@ func (r *Result) JSON() ([]byte, error) {
 
 // Report writes the result for people: one line for each takeover.
 func (r *Result) Report(w io.Writer) {
-	if r.FarmFigures != nil {
-		r.report(w, r)
-	} else {
+	pair := r.FarmFigures == nil && r.VClusterFigures == nil
+	switch {
+	case r.FarmFigures != nil:
+		r.FarmFigures.report(w, r)
+	case r.VClusterFigures != nil:
+		r.VClusterFigures.report(w, r)
+	default:
 		fmt.Fprintf(w, "\n%s, client %s: %d faults in %.0f s\n", r.Scenario, r.Client, len(r.Takeovers), r.Seconds)
 		for i, t := range r.Takeovers {
 			fmt.Fprintf(w, "%3d. %s\n", i+1, t.line())
@@ -132,7 +137,7 @@ func (r *Result) Report(w io.Writer) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "  %-22s "+format+"\n", append([]any{name}, args...)...)
 	}
-	if r.FarmFigures == nil {
+	if pair {
 		row("outage", "median %.1f ms, p99 %.1f ms, max %.1f ms (quiet times: %.1f ms)", r.OutageMS.Median, r.OutageMS.P99, r.OutageMS.Max, r.OtherGapMS)
 	}
 	row("detection", "median %.1f ms, max %.1f ms", r.DetectMS.Median, r.DetectMS.Max)
@@ -140,12 +145,14 @@ func (r *Result) Report(w io.Writer) {
 	row("new IKE_SA_INIT, AUTH", "%d, %d", r.SAInitAfterUp, r.IKEAuthAfterUp)
 	row("rekeys", "%d Child SA, %d IKE SA, %d unanswered", r.ChildRekeys, r.IKERekeys, r.RekeysUnanswered)
 	row("IV repeats", "%d", r.IVRepeats)
-	if r.FarmFigures == nil {
+	if pair {
 		row("sequence", "%d regressions, jump median %.0f, max %.0f", r.SeqRegressions, r.SeqJump.Median, r.SeqJump.Max)
 	}
 	row("replays", "%d sent, %d accepted", r.Replayed, r.ReplaysAccepted)
 	row("SPIs", "%s", map[bool]string{true: "CHANGED without a rekey", false: "unchanged but for rekeys"}[r.SPIChanged])
-	row("TCP", "%s, %.1f MB in one connection", map[bool]string{true: "checksum right", false: "BROKEN"}[r.TCPOK], float64(r.TransferBytes)/1e6)
+	if r.VClusterFigures == nil {
+		row("TCP", "%s, %.1f MB in one connection", map[bool]string{true: "checksum right", false: "BROKEN"}[r.TCPOK], float64(r.TransferBytes)/1e6)
+	}
 	if r.Captures != "" {
 		row("captures, logs", "%s", r.Captures)
 	}

@@ -409,14 +409,16 @@ func tail(path string) string {
 
 // keep ends the captures if a failure left them running, and copies captures,
 // logs and configurations out of the lab if asked to.
-func (r *run) keep() error {
+func (r *run) keep() error { return keepRun(r.caps, r.o.Keep, r.topo) }
+
+func keepRun(caps []*Capture, to string, t *Topology) error {
 	var errs []error
-	for _, c := range r.caps {
+	for _, c := range caps {
 		_, err := c.Stop()
 		errs = append(errs, err)
 	}
-	if r.o.Keep != "" {
-		errs = append(errs, os.CopyFS(r.o.Keep, keptFiles(r.topo.Dir)))
+	if to != "" {
+		errs = append(errs, os.CopyFS(to, keptFiles(t.Dir)))
 	}
 	return errors.Join(errs...)
 }

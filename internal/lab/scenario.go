@@ -31,6 +31,9 @@ type Scenario struct {
 
 	Farm FarmSetup // of a farm's scenario
 
+	// RekeyStep of virtual clusters: how often each tunnel is rekeyed, of everything in turn.
+	RekeyStep time.Duration
+
 	Steps  []Step
 	Bounds []Bound
 }
@@ -194,10 +197,10 @@ func (p *scenarioParser) set(key, value string) error {
 	durations := map[string]*time.Duration{
 		"client child-rekey": &p.s.ClientChildRekey, "client ike-rekey": &p.s.ClientIKERekey,
 		"gateway child-rekey": &p.s.GatewayChildRekey, "gateway ike-rekey": &p.s.GatewayIKERekey,
-		"traffic probe": &p.s.Probe,
+		"traffic probe": &p.s.Probe, "rekeys every": &p.s.RekeyStep,
 	}
 	if d, ok := durations[key]; ok {
-		if value == "never" && key != "traffic probe" {
+		if value == "never" && key != "traffic probe" && key != "rekeys every" {
 			*d = 0
 			return nil
 		}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -84,15 +85,42 @@ var pairCables = []cable{
 	{a: NodeServer, aIf: "lan0", b: NodeLAN, bIf: NodeServer, addrs: []string{ServerAddr, ServerAdr6}},
 }
 
-// bridges maps a switch node to its bridges and their ports.
-var pairBridges = []struct {
+// bridge is a switch's bridge with its ports.
+type bridge struct {
 	node, name string
 	ports      []string
-}{
-	{NodeWAN, "br0", []string{"client", NodeGW1, NodeGW2}},
-	{NodePanel, "brhb0", []string{"gw1hb0", "gw2hb0"}},
-	{NodePanel, "brhb1", []string{"gw1hb1", "gw2hb1"}},
-	{NodeLAN, "br0", []string{NodeGW1, NodeGW2, NodeServer}},
+}
+
+// farEnd is an interface with its addresses.
+type farEnd struct {
+	node, dev string
+	addrs     []string
+}
+
+// layout is a network around two gateways.
+type layout struct {
+	nodes, routers, switches []string
+	cables                   []cable
+	bridges                  []bridge
+	addrs                    []farEnd    // of the far ends of cables
+	routes                   []PlanRoute // by way of an address with its prefix length
+}
+
+var pairLayout = layout{
+	nodes: pairNodes, routers: []string{NodeGW1, NodeGW2, NodeClient}, switches: []string{NodeWAN, NodeLAN, NodePanel}, cables: pairCables,
+	bridges: []bridge{
+		{NodeWAN, "br0", []string{"client", NodeGW1, NodeGW2}},
+		{NodePanel, "brhb0", []string{"gw1hb0", "gw2hb0"}},
+		{NodePanel, "brhb1", []string{"gw1hb1", "gw2hb1"}},
+		{NodeLAN, "br0", []string{NodeGW1, NodeGW2, NodeServer}},
+	},
+	addrs: []farEnd{{NodeClient, "lan0", []string{ClientLAN, ClientLAN6}}},
+	routes: []PlanRoute{
+		{NodeHost, "0.0.0.0/0", ClientLAN},
+		{NodeHost, "::/0", ClientLAN6},
+		{NodeServer, "10.1.0.0/16", SharedLAN},
+		{NodeServer, "2001:db8:a::/64", SharedLAN6},
+	},
 }
 
 // Topology is the standing network of one lab. Its methods may be called from
@@ -116,7 +144,7 @@ func NewID() string {
 // BuildPair makes the network of the pair. On failure nothing is left. It needs
 // root. An empty id asks for a new one.
 func BuildPair(id string) (*Topology, error) {
-	return newTopology(id, pairNodes, (*Topology).buildPair)
+	return newTopology(id, pairNodes, func(t *Topology) error { return t.buildLayout(pairLayout) })
 }
 
 // newTopology registers a lab and lets make build its network, or leaves nothing.
@@ -215,35 +243,30 @@ func (t *Topology) addNode(n string, forward, isSwitch bool) error {
 	return t.linkUp(n, "lo")
 }
 
-func (t *Topology) buildPair() error {
-	t.cables = pairCables
-	for _, n := range pairNodes {
-		forward := n == NodeGW1 || n == NodeGW2 || n == NodeClient
-		isSwitch := n == NodeWAN || n == NodeLAN || n == NodePanel
-		if err := t.addNode(n, forward, isSwitch); err != nil {
+func (t *Topology) buildLayout(l layout) error {
+	t.cables = l.cables
+	for _, n := range l.nodes {
+		if err := t.addNode(n, slices.Contains(l.routers, n), slices.Contains(l.switches, n)); err != nil {
 			return err
 		}
 	}
-	for _, c := range pairCables {
+	for _, c := range l.cables {
 		if err := t.lay(c); err != nil {
 			return err
 		}
 	}
-	for _, b := range pairBridges {
+	for _, b := range l.bridges {
 		if err := t.bridge(b.node, b.name, b.ports); err != nil {
 			return err
 		}
 	}
-	if err := t.address(NodeClient, "lan0", ClientLAN, ClientLAN6); err != nil {
-		return err
+	for _, a := range l.addrs {
+		if err := t.address(a.node, a.dev, a.addrs...); err != nil {
+			return err
+		}
 	}
-	for _, r := range []struct{ node, dst, via string }{
-		{NodeHost, "0.0.0.0/0", ClientLAN},
-		{NodeHost, "::/0", ClientLAN6},
-		{NodeServer, "10.1.0.0/16", SharedLAN},
-		{NodeServer, "2001:db8:a::/64", SharedLAN6},
-	} {
-		if err := t.route(r.node, r.dst, r.via); err != nil {
+	for _, r := range l.routes {
+		if err := t.route(r.Node, r.Dst, r.Via); err != nil {
 			return err
 		}
 	}

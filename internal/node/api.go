@@ -37,11 +37,13 @@ type Options struct {
 
 // Status is what diagnose shows.
 type Status struct {
-	HA       *cluster.HAStatus // nil when standalone
-	Farm     *FarmStatus       // nil but for a member of a farm
-	Owner    bool
-	Gateways []ike.GatewayStatus
-	IKE      ike.Counters // since this process began
+	HA   *cluster.HAStatus // nil when standalone
+	Farm *FarmStatus       // nil but for a member of a farm
+	// With virtual clusters, each by number; HA is then of all together.
+	VClusters []VClusterStatus
+	Owner     bool
+	Gateways  []ike.GatewayStatus
+	IKE       ike.Counters // since this process began
 }
 
 // The Node's methods; inputs take now first and are followed by draining Poll:

@@ -8,6 +8,12 @@
 // One walk, takeover: HandleLoss → Pair → Own → Activate (one flip: the SAs, their
 // bounds, routes and interfaces are there already), Claim, Engine.Resume.
 //
+// VClusters is a node of a pair with virtual clusters: a Node for each, with a Pair of its
+// scope. What guardian, heartbeats and streams say is split by scope (cluster.Peer.Of), what
+// the scopes say of themselves goes out together; SPIs are split as in a Farm, so that an
+// IKE message's tells its virtual cluster, and what begins something new falls to the one
+// whose shared address it came to. Neither knows anything of the other ones.
+//
 // A Farm is a member of a farm: a Node for each scope that it owns or stands by for.
 // An IKE message goes to the scope that knows its SPIs, or to the member that owns
 // that scope (Forward); one that begins something new falls to a scope that is owned

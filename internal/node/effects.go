@@ -43,15 +43,16 @@ type SetWindows struct{ Windows []xfrm.Window }
 type TakeWindows struct{ Scope xfrm.Scope }
 
 // Claim puts the shared addresses on this node and announces them (gratuitous
-// ARP, unsolicited NA); Release takes them away.
-type Claim struct{}
-type Release struct{}
+// ARP, unsolicited NA); Release takes them away. Those that go with the scope: a virtual
+// cluster's, or, for 0, all.
+type Claim struct{ Scope xfrm.Scope }
+type Release struct{ Scope xfrm.Scope }
 
 // Reassert announces the addresses again a moment later: a standby that fell
 // silent may have taken over behind a cut, or an owner that stood still has woken
 // beside this one, its successor. This node's sequence numbers and windows are the
 // current ones, so the traffic shall stay with it.
-type Reassert struct{}
+type Reassert struct{ Scope xfrm.Scope }
 
 // AddRoute and RemoveRoute keep the routes that add-route promises: Prefix
 // through the tunnel interface. Standbys have them too.

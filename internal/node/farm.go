@@ -12,7 +12,6 @@ import (
 	"tandem/ike"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
-	"tandem/internal/outbox"
 	statesync "tandem/sync"
 )
 
@@ -43,23 +42,19 @@ var errNoScope = errors.New("a farm has no such scope")
 // Farm is a member of a farm: a Node for each scope that it owns or stands by for,
 // and what the members have decided about them. It is not safe for concurrent use.
 type Farm struct {
+	scopeSet
 	opt       FarmOptions
 	cfg       *config.Config
 	decided   *fsm.Machine
-	scopes    map[cluster.ScopeID]*Node
 	static    map[string]cluster.ScopeID // of the static phase 1 entries that synchronise; see place
 	placeAt   time.Time                  // when they are placed anew; zero: they are in place
-	order     []cluster.ScopeID
-	peers     map[cluster.NodeID]cluster.Peer
-	streams   map[cluster.NodeID]cluster.ProcessID
 	losses    map[cluster.NodeID]loss
 	spis      map[ipsec.ESPSPI]place
 	owned     map[cluster.ScopeID]cluster.Epoch // as announced
 	routes    map[AddRoute]int
-	lookAgain time.Time         // when to compare with what was decided again; zero: when it changes
-	claimed   bool              // this member has its site's addresses
-	notes     []cluster.ScopeID // whose WriteNote is open; 0: nobody's
-	noted     bool              // the disk says that we went on alone, or cannot say that we did not
+	lookAgain time.Time // when to compare with what was decided again; zero: when it changes
+	claimed   bool      // this member has its site's addresses
+	noted     bool      // the disk says that we went on alone, or cannot say that we did not
 
 	// Tunnels that move from scope to scope; see farm_moves.go.
 	drifts     map[ipsec.ESPSPI]*drift
@@ -72,8 +67,6 @@ type Farm struct {
 	started, leads, stopping bool
 	quorum                   Quorum
 	counters                 FarmCounters
-	out                      outbox.Box[Effect]
-	framed                   []cluster.ScopeID // whose frames were acknowledged and are still to be dealt with
 }
 
 // Quorum is whether the log has a leader, and whether to stop without one.
@@ -97,11 +90,12 @@ type loss struct {
 // NewFarm makes a member that does nothing before Start.
 func NewFarm(o FarmOptions) *Farm {
 	f := &Farm{
-		opt: o, cfg: o.Config, decided: fsm.New(), scopes: map[cluster.ScopeID]*Node{}, peers: map[cluster.NodeID]cluster.Peer{},
-		streams: map[cluster.NodeID]cluster.ProcessID{}, losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
+		scopeSet: newScopeSet(), opt: o, cfg: o.Config, decided: fsm.New(),
+		losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
 		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: o.Coverage != cluster.CoverageProven,
 		quorum: Quorum{Lost: true},
 	}
+	f.collect = f.carry
 	f.opt.routes = f.routes
 	f.opt.ledger = statesync.NewLedger(o.Rand)
 	f.opt.turns = &copyTurns{}
@@ -112,24 +106,6 @@ func NewFarm(o FarmOptions) *Farm {
 func (f *Farm) Start(time.Time) {
 	f.started = true
 	f.announce()
-}
-
-func (f *Farm) emit(e Effect) { f.out.Emit(e) }
-
-// each runs f on every scope in order and takes over the effects.
-func (f *Farm) each(do func(*Node)) {
-	for _, id := range f.order {
-		do(f.scopes[id])
-		f.collect(id)
-	}
-}
-
-// with runs do on one scope, if this member has to do with it.
-func (f *Farm) with(id cluster.ScopeID, do func(*Node)) {
-	if n := f.scopes[id]; n != nil {
-		do(n)
-		f.collect(id)
-	}
 }
 
 // HandleDecided takes the state that the members' log has led to. The machine must
@@ -188,16 +164,12 @@ func (f *Farm) add(now time.Time, id cluster.ScopeID) {
 	o.Config = f.configOf(id)
 	o.nonces = sharedKeys{f.opt.ledger, f, id}
 	n := New(o)
-	f.scopes[id] = n
-	i, _ := slices.BinarySearch(f.order, id)
-	f.order = slices.Insert(f.order, i, id)
+	f.put(id, n)
 	n.Start(now)
 	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
 		n.HandlePeer(now, peerOf(f.peers[k], id))
 	}
-	for _, k := range slices.Sorted(maps.Keys(f.streams)) {
-		n.HandleStream(now, k, f.streams[k], true)
-	}
+	f.tellStreams(now, n)
 	if f.quorum.Lost {
 		n.slot.HandleQuorum(now, true, f.quorum.Stop)
 		n.pump(now)
@@ -320,46 +292,16 @@ func (f *Farm) HandleLoss(now time.Time, l cluster.TellLoss) {
 	f.reportLosses(now)
 }
 
-// HandleRemoved, HandleEntitled and HandleClaimed are the guardian's words on a scope.
-func (f *Farm) HandleRemoved(now time.Time, s cluster.ScopeID, id cluster.NodeID) {
-	f.with(s, func(n *Node) { n.HandleRemoved(now, id) })
-}
-
 // HandleEntitled says that our guardian holds our entitlement.
 func (f *Farm) HandleEntitled(now time.Time, s cluster.ScopeID, e cluster.Epoch) {
-	f.with(s, func(n *Node) { n.HandleEntitled(now, e) })
+	f.scopeSet.HandleEntitled(now, s, e)
 	f.considerNote()
-}
-
-// HandleClaimed answers cluster.Claim.
-func (f *Farm) HandleClaimed(now time.Time, s cluster.ScopeID, e cluster.Epoch, ok bool) {
-	f.with(s, func(n *Node) { n.HandleClaimed(now, e, ok) })
-}
-
-// HandleStream says that the stream towards a member came or went.
-func (f *Farm) HandleStream(now time.Time, id cluster.NodeID, process cluster.ProcessID, up bool) {
-	if up {
-		f.streams[id] = process
-	} else if f.streams[id] == process {
-		delete(f.streams, id)
-	}
-	f.each(func(n *Node) { n.HandleStream(now, id, process, up) })
 }
 
 // HandleAck takes a member's acknowledgement for a scope.
 func (f *Farm) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, seq uint64) {
-	f.with(s, func(n *Node) { n.HandleAck(now, from, process, seq) })
+	f.scopeSet.HandleAck(now, from, process, s, seq)
 	f.considerNote()
-}
-
-// HandleNote answers the oldest open WriteNote.
-func (f *Farm) HandleNote(now time.Time, err error) {
-	if len(f.notes) == 0 {
-		return
-	}
-	s := f.notes[0]
-	f.notes = f.notes[1:]
-	f.with(s, func(n *Node) { n.HandleNote(now, err) })
 }
 
 // HandleQuorum says whether the log has a leader.
@@ -384,11 +326,7 @@ func (f *Farm) HandleMonitors(time.Time, int) {}
 
 // HandleTimeout runs what is due.
 func (f *Farm) HandleTimeout(now time.Time) {
-	f.each(func(n *Node) {
-		if t, ok := n.NextTimeout(); ok && !now.Before(t) {
-			n.HandleTimeout(now)
-		}
-	})
+	f.dueScopes(now)
 	if !f.lookAgain.IsZero() && !now.Before(f.lookAgain) {
 		f.HandleDecided(now, f.decided)
 	}
@@ -519,8 +457,8 @@ func (f *Farm) announce() {
 	f.emit(a)
 }
 
-// collect takes over what a scope wants done.
-func (f *Farm) collect(id cluster.ScopeID) {
+// carry takes over what a scope wants done.
+func (f *Farm) carry(id cluster.ScopeID) {
 	n := f.scopes[id]
 	owned := false // newly: it is told when the data plane is ready for what others send here then
 	for {

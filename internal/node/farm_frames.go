@@ -8,7 +8,7 @@ import (
 )
 
 // HandleFrame takes a frame of another member's journal for a scope.
-func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) (err error) {
+func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, s cluster.ScopeID, frame []byte) error {
 	if f.scopes[s] == nil {
 		// The owner has heard sooner what was decided.
 		if s.Home() == 0 || len(f.scopes) >= shares {
@@ -16,22 +16,5 @@ func (f *Farm) HandleFrame(now time.Time, from cluster.NodeID, process cluster.P
 		}
 		f.add(now, s)
 	}
-	n := f.scopes[s]
-	err = n.HandleFrame(now, from, process, frame)
-	for !n.out.Empty() { // acknowledgements, which what the frame asks for follows; see Poll
-		e, _ := n.out.Poll()
-		f.emit(e)
-	}
-	f.framed = append(f.framed, s)
-	return err
-}
-
-// Poll returns the next effect; drain it before the next input.
-func (f *Farm) Poll() (Effect, bool) {
-	for f.out.Empty() && len(f.framed) > 0 {
-		id := f.framed[0]
-		f.framed = f.framed[1:]
-		f.collect(id)
-	}
-	return f.out.Poll()
+	return f.frame(now, from, process, s, frame)
 }

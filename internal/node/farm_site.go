@@ -17,14 +17,16 @@ func (f *Farm) address(id cluster.ScopeID, e Effect) {
 	if site := f.site(); site == 0 || f.decided.AddressScope(site) != id {
 		return
 	}
-	switch e.(type) {
+	switch e.(type) { // all of this member's shared addresses
 	case Claim:
-		f.claimed = true
+		f.claimed, e = true, Claim{}
 	case Release:
 		if !f.claimed {
 			return
 		}
-		f.claimed = false
+		f.claimed, e = false, Release{}
+	case Reassert:
+		e = Reassert{}
 	}
 	f.emit(e)
 }

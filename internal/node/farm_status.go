@@ -8,6 +8,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
+	"tandem/ike"
 	"tandem/proto/clusterpb"
 )
 
@@ -77,27 +78,13 @@ func (f *Farm) Summary(now time.Time) Status {
 // More adds some of the gateways to a Summary, scope by scope, and says whether there
 // are others.
 func (f *Farm) More(now time.Time, s *Status, at *Place) (more bool) {
-	i, same := slices.BinarySearch(f.order, at.scope)
-	if i == len(f.order) {
-		return false
-	}
-	if !same {
-		*at = Place{scope: f.order[i]}
-	}
-	n := f.scopes[at.scope]
-	part, last, more := n.ike.StatusAfter(now, at.after, statusPart)
-	at.after = last
-	for _, g := range part {
+	return f.more(now, s, at, func(n *Node, g *ike.GatewayStatus) bool {
 		if g.Parent == "" && len(g.IKE) == 0 && s.Farm.shown(g.Name) {
-			continue // the phase 1 itself, which every scope has
+			return false // the phase 1 itself, which every scope has
 		}
-		s.Gateways = append(s.Gateways, g)
 		s.Farm.Owned[g.Name] = n.owner
-	}
-	if !more {
-		*at = Place{scope: at.scope + 1}
-	}
-	return more || i+1 < len(f.order)
+		return true
+	})
 }
 
 func (s *FarmStatus) shown(name string) bool {
@@ -105,51 +92,7 @@ func (s *FarmStatus) shown(name string) bool {
 	return ok
 }
 
-var errNotHere = errors.New("no scope of this member has that tunnel")
-
-// Up negotiates a phase 2 of a tunnel whose scope is owned here.
-func (f *Farm) Up(now time.Time, phase1, phase2 string) error {
-	return f.first(func(n *Node) error { return n.Up(now, phase1, phase2) })
-}
-
-// Down deletes the Child SAs of a phase 2, with DELETE to the peer.
-func (f *Farm) Down(now time.Time, phase1, phase2 string) error {
-	return f.first(func(n *Node) error { return n.Down(now, phase1, phase2) })
-}
-
-// first tries the scopes that are owned here until one says yes.
-func (f *Farm) first(do func(*Node) error) error {
-	err := errNotHere
-	done := false
-	for _, id := range f.order {
-		if f.scopes[id].owner && !done {
-			f.with(id, func(n *Node) { err = do(n); done = err == nil })
-		}
-	}
-	return err
-}
-
-// Clear deletes the IKE SAs of a tunnel that this member owns, or of all for an empty name.
-func (f *Farm) Clear(now time.Time, name string) (sum int) {
-	f.each(func(n *Node) {
-		if n.owner {
-			sum += n.Clear(now, name)
-		}
-	})
-	return sum
-}
-
-// Rekey rekeys the Child SAs of a tunnel that this member owns, or its IKE SAs.
-func (f *Farm) Rekey(now time.Time, name string, ikeSA bool) (sum int) {
-	f.each(func(n *Node) {
-		if n.owner {
-			sum += n.Rekey(now, name, ikeSA)
-		}
-	})
-	return sum
-}
-
 // Failover is for pairs.
-func (f *Farm) Failover(time.Time, bool) error {
+func (f *Farm) Failover(time.Time, cluster.ScopeID, bool) error {
 	return errors.New("a member of a farm gives its tunnels away with `execute ha drain`")
 }

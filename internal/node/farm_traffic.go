@@ -1,7 +1,6 @@
 package node
 
 import (
-	"encoding/binary"
 	"hash/fnv"
 	"maps"
 	"slices"
@@ -116,17 +115,9 @@ func (f *Farm) anyOwner(b []byte) cluster.NodeID {
 // scopeOfIKE is the scope whose share holds our SPI in an IKE header (RFC 7296 §3.1): the
 // responder's if the sender is the original initiator.
 func (f *Farm) scopeOfIKE(b []byte) (cluster.ScopeID, bool) {
-	if len(b) < 28 {
-		return 0, false
-	}
-	spi := binary.BigEndian.Uint64(b)
-	if b[19]&flagInitiator != 0 {
-		spi = binary.BigEndian.Uint64(b[8:])
-	}
+	spi, _ := ownSPI(b)
 	return scopeOfShare(spi), spi != 0
 }
-
-const flagInitiator = 0x08
 
 // scopeOfShare is the slot of a number that an engine with its Share chose.
 func scopeOfShare(n uint64) cluster.ScopeID {
@@ -176,18 +167,7 @@ func (f *Farm) Owns(s xfrm.Scope) bool {
 
 // HandlePlane takes what the data plane reports.
 func (f *Farm) HandlePlane(now time.Time, events []xfrm.Event) {
-	by := map[cluster.ScopeID][]xfrm.Event{}
-	for _, e := range events {
-		id, ok := f.eventScope(e)
-		if ok {
-			by[id] = append(by[id], e)
-		}
-	}
-	for _, id := range f.order {
-		if es := by[id]; len(es) > 0 {
-			f.with(id, func(n *Node) { n.HandlePlane(now, es) })
-		}
-	}
+	f.planeEvents(now, events, f.eventScope)
 	// Last: the packet that was reported may wait for a bound that was asked for with it.
 	for _, e := range events {
 		if e, ok := e.(xfrm.ForwardedTraffic); ok {
@@ -213,9 +193,4 @@ func (f *Farm) eventScope(e xfrm.Event) (id cluster.ScopeID, ok bool) {
 	}
 	p, ok := f.spis[spi]
 	return p.scope, ok
-}
-
-// HandleWindows answers TakeWindows of a scope.
-func (f *Farm) HandleWindows(now time.Time, s xfrm.Scope, ws []xfrm.Window) {
-	f.with(cluster.ScopeID(s), func(n *Node) { n.HandleWindows(now, ws) })
 }

@@ -125,6 +125,7 @@ func New(o Options) *Node {
 	})
 	switch {
 	case o.Pair != nil:
+		n.scope = xfrm.Scope(o.Pair.Scope)
 		n.pair = cluster.NewPair(*o.Pair)
 		n.authority = n.pair
 	case o.Slot != nil:
@@ -189,7 +190,7 @@ func (n *Node) HandleWindows(now time.Time, ws []xfrm.Window) {
 	if h := n.handing; h != nil {
 		n.journal.HandOver(now, h.Node, h.Epoch, ws)
 		n.pump(now)
-		n.emit(Release{})
+		n.emit(Release{n.scope})
 	}
 }
 

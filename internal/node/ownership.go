@@ -25,9 +25,9 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.stopCopies()
 		n.journal.Start(now, o.Epoch)
 		if o.Covered {
-			n.emit(Reassert{})
+			n.emit(Reassert{n.scope})
 		} else {
-			n.emit(Claim{}) // healed: the neighbours may know the other owner
+			n.emit(Claim{n.scope}) // healed: the neighbours may know the other owner
 		}
 		n.log(slog.LevelInfo, "HA epoch renewed", slog.String("epoch", o.Epoch.String()), slog.String("reason", o.Reason))
 		return
@@ -48,7 +48,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	}
 	n.windows = nil
 	n.emit(Activate{n.scope})
-	n.emit(Claim{})
+	n.emit(Claim{n.scope})
 	level := slog.LevelInfo
 	if !o.Covered {
 		level = slog.LevelWarn
@@ -105,7 +105,7 @@ func (n *Node) resume(now time.Time) {
 func (n *Node) disown(now time.Time, d cluster.Disown) {
 	wasOwner := n.owner
 	n.emit(Deactivate{n.scope})
-	n.emit(Release{})
+	n.emit(Release{n.scope})
 	n.ike.Suspend(now)
 	n.drainIKE(now)
 	n.owner, n.handing, n.resuming = false, nil, nil

@@ -159,7 +159,7 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	case cluster.Disown:
 		n.disown(now, e)
 	case cluster.Reassert:
-		n.emit(Reassert{})
+		n.emit(Reassert{n.scope})
 	case cluster.Join:
 		n.join(now, e)
 	case cluster.Leave:
@@ -247,7 +247,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.wanted = nil
 	n.drain(now)
 	n.emit(Activate{n.scope})
-	n.emit(Claim{}) // once more, now that the other owner has surely released the addresses
+	n.emit(Claim{n.scope}) // once more, now that the other owner has surely released the addresses
 	if n.coverage() != cluster.CoverageProven {
 		// The other side may have succeeded the life of this node that left the note.
 		n.ike.RekeyAll(now, "an earlier life of this node may have gone on alone with these SAs")

@@ -186,6 +186,10 @@ type Heartbeat struct {
 	EntitledTo    []uint64 `protobuf:"varint,19,rep,packed,name=entitled_to,json=entitledTo,proto3" json:"entitled_to,omitempty"`          // scope+ << 4 | owner - 1, term+, count
 	ScopeRequests []uint64 `protobuf:"varint,20,rep,packed,name=scope_requests,json=scopeRequests,proto3" json:"scope_requests,omitempty"` // place+, nonce+, term+, count; place: (node - 1) << 9 | scope; epochs of the sender
 	ScopeAnswers  []uint64 `protobuf:"varint,21,rep,packed,name=scope_answers,json=scopeAnswers,proto3" json:"scope_answers,omitempty"`    // place+, nonce+
+	// Of each virtual cluster what the fields above say of scope 0: scope+ << 6 | failover << 5 |
+	// override << 4 | coverage << 2 | role, chosen << 5 | node of the epoch, term+, count,
+	// monitors up, priority, age in ms+.
+	Vclusters     []uint64 `protobuf:"varint,22,rep,packed,name=vclusters,proto3" json:"vclusters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -363,6 +367,13 @@ func (x *Heartbeat) GetScopeRequests() []uint64 {
 func (x *Heartbeat) GetScopeAnswers() []uint64 {
 	if x != nil {
 		return x.ScopeAnswers
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetVclusters() []uint64 {
+	if x != nil {
+		return x.Vclusters
 	}
 	return nil
 }
@@ -741,7 +752,8 @@ type Announce struct {
 	Election      *Election              `protobuf:"bytes,3,opt,name=election,proto3" json:"election,omitempty"`
 	Coverage      uint32                 `protobuf:"varint,4,opt,name=coverage,proto3" json:"coverage,omitempty"`
 	Chosen        uint32                 `protobuf:"varint,5,opt,name=chosen,proto3" json:"chosen,omitempty"`
-	Owned         []*Tenure              `protobuf:"bytes,6,rep,name=owned,proto3" json:"owned,omitempty"` // by scope; not 0
+	Owned         []*Tenure              `protobuf:"bytes,6,rep,name=owned,proto3" json:"owned,omitempty"`                 // by scope; not 0
+	Vclusters     []uint64               `protobuf:"varint,7,rep,packed,name=vclusters,proto3" json:"vclusters,omitempty"` // as in Heartbeat
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -814,6 +826,13 @@ func (x *Announce) GetChosen() uint32 {
 func (x *Announce) GetOwned() []*Tenure {
 	if x != nil {
 		return x.Owned
+	}
+	return nil
+}
+
+func (x *Announce) GetVclusters() []uint64 {
+	if x != nil {
+		return x.Vclusters
 	}
 	return nil
 }
@@ -1176,6 +1195,7 @@ type Peer struct {
 	Deaf          bool                   `protobuf:"varint,13,opt,name=deaf,proto3" json:"deaf,omitempty"`
 	Owned         []*Tenure              `protobuf:"bytes,14,rep,name=owned,proto3" json:"owned,omitempty"`                             // by scope; not 0
 	EntitledTo    []*Tenure              `protobuf:"bytes,15,rep,name=entitled_to,json=entitledTo,proto3" json:"entitled_to,omitempty"` // the same
+	Vclusters     []uint64               `protobuf:"varint,16,rep,packed,name=vclusters,proto3" json:"vclusters,omitempty"`             // as in Heartbeat
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1311,6 +1331,13 @@ func (x *Peer) GetOwned() []*Tenure {
 func (x *Peer) GetEntitledTo() []*Tenure {
 	if x != nil {
 		return x.EntitledTo
+	}
+	return nil
+}
+
+func (x *Peer) GetVclusters() []uint64 {
+	if x != nil {
+		return x.Vclusters
 	}
 	return nil
 }
@@ -1518,7 +1545,7 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x1a\n" +
 	"\boverride\x18\x04 \x01(\bR\boverride\x12\x16\n" +
 	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x1a\n" +
-	"\bfailover\x18\x06 \x01(\bR\bfailover\"\xd6\x05\n" +
+	"\bfailover\x18\x06 \x01(\bR\bfailover\"\xf4\x05\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1543,7 +1570,8 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\ventitled_to\x18\x13 \x03(\x04R\n" +
 	"entitledTo\x12%\n" +
 	"\x0escope_requests\x18\x14 \x03(\x04R\rscopeRequests\x12#\n" +
-	"\rscope_answers\x18\x15 \x03(\x04R\fscopeAnswers\"K\n" +
+	"\rscope_answers\x18\x15 \x03(\x04R\fscopeAnswers\x12\x1c\n" +
+	"\tvclusters\x18\x16 \x03(\x04R\tvclusters\"K\n" +
 	"\x06Tenure\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\"=\n" +
@@ -1568,14 +1596,15 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"AskRemoval\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\rR\x04node\"\xe3\x01\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\x81\x02\n" +
 	"\bAnnounce\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\rR\x04role\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x124\n" +
 	"\belection\x18\x03 \x01(\v2\x18.tandem.cluster.ElectionR\belection\x12\x1a\n" +
 	"\bcoverage\x18\x04 \x01(\rR\bcoverage\x12\x16\n" +
 	"\x06chosen\x18\x05 \x01(\rR\x06chosen\x12,\n" +
-	"\x05owned\x18\x06 \x03(\v2\x16.tandem.cluster.TenureR\x05owned\"\\\n" +
+	"\x05owned\x18\x06 \x03(\v2\x16.tandem.cluster.TenureR\x05owned\x12\x1c\n" +
+	"\tvclusters\x18\a \x03(\x04R\tvclusters\"\\\n" +
 	"\aEntitle\x12+\n" +
 	"\x05epoch\x18\x01 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x0e\n" +
 	"\x02on\x18\x02 \x01(\bR\x02on\x12\x14\n" +
@@ -1594,7 +1623,7 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04whatJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"3\n" +
 	"\aRemoved\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\rR\x04node\"\xf1\x03\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\x8f\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1613,7 +1642,8 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04deaf\x18\r \x01(\bR\x04deaf\x12,\n" +
 	"\x05owned\x18\x0e \x03(\v2\x16.tandem.cluster.TenureR\x05owned\x127\n" +
 	"\ventitled_to\x18\x0f \x03(\v2\x16.tandem.cluster.TenureR\n" +
-	"entitledTo\"2\n" +
+	"entitledTo\x12\x1c\n" +
+	"\tvclusters\x18\x10 \x03(\x04R\tvclusters\"2\n" +
 	"\x04Link\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\"\x9d\x01\n" +
