@@ -16,7 +16,8 @@ func fullHeartbeat() Heartbeat {
 		Node: 1, Name: "gw1", Incarnation: 1 << 60, Seq: 99, Process: 1<<64 - 1, Running: true, Entitled: Epoch{Counter: 7, Node: 2},
 		Announce: Announce{
 			Role: RoleOwner, Epoch: Epoch{Counter: 8, Node: 1}, Coverage: CoverageNote, Chosen: 2,
-			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true},
+			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true,
+				Penalty: 70, Handed: HandedSerial, OverrideWait: time.Hour},
 		},
 		StreamPort: 65535, Heard: []Heard{{2, 5}, {16, 1}},
 		Requests: []Removal{{Node: 2, Nonce: 6, Epoch: Epoch{Counter: 8, Node: 1}}}, Answers: []Removal{{Node: 3, Nonce: 7}},

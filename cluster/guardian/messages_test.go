@@ -21,7 +21,7 @@ func events() []Event {
 		cluster.TellPeer{Peer: cluster.Peer{
 			Node: 2, Name: "gw2", Process: 1<<64 - 1, Running: true, Role: cluster.RoleStandby, Epoch: cluster.Epoch{Counter: 9, Node: 1},
 			Entitled: true, Coverage: cluster.CoverageNote, StreamPort: 6000, Chosen: 1, Deaf: true,
-			Election: cluster.Election{MonitorsUp: 2, Age: time.Minute, Priority: 200, Override: true, Serial: "TDM1", Failover: true},
+			Election: cluster.Election{MonitorsUp: 2, Age: time.Minute, Priority: 200, Override: true, Serial: "TDM1", Failover: true, Penalty: 5, Handed: cluster.HandedPingservers, OverrideWait: time.Second},
 			Links:    []cluster.Link{{Device: "hb0", Addr: "fe80::1"}, {Device: "hb1", Addr: "fe80::2"}, {Addr: "192.0.2.1"}},
 			Owned:    tenures(1, 256, 383), EntitledTo: tenures(2, 30, 300), VClusters: vclusters(),
 		}},
