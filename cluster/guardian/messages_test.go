@@ -56,7 +56,7 @@ func requests() []any {
 		cluster.Entitle{Scope: 256},
 		cluster.Claim{Scope: 383, Epoch: cluster.Epoch{Counter: 10, Node: 2}},
 		cluster.AskRemoval{Scope: 1, Node: 2},
-		addresses{{"lan", netip.MustParsePrefix("192.0.2.1/24")}, {"wan", netip.MustParsePrefix("2001:db8::1/64")}},
+		addresses{[]Address{{"lan", netip.MustParsePrefix("192.0.2.1/24")}, {"wan", netip.MustParsePrefix("2001:db8::1/64")}}, []MAC{{"lan", [6]byte{2, 1, 2, 3, 4, 5}}}},
 		streamPort(6000),
 	}
 }
