@@ -282,4 +282,7 @@ type HAStatus struct {
 	// Zero times: nothing is waited for. Of a pair.
 	Seen       int
 	Held, Flip time.Time
+	// Next is the change of owner that this owner waits for, until NextAt; "": none.
+	Next   string
+	NextAt time.Time
 }

@@ -82,6 +82,7 @@ func TestHeartbeatRanges(t *testing.T) {
 		"entitled":         func(h *Heartbeat) { h.Entitled = Epoch{Counter: 1, Node: 99} },
 		"priority":         func(h *Heartbeat) { h.Announce.Election.Priority = 256 },
 		"monitors":         func(h *Heartbeat) { h.Announce.Election.MonitorsUp = -1 },
+		"override's wait":  func(h *Heartbeat) { h.Announce.Election.OverrideWait = 3601 * time.Second },
 		"heard, a node":    func(h *Heartbeat) { h.Heard = []Heard{{99, 1}} },
 		"heard, too many":  func(h *Heartbeat) { h.Heard = make([]Heard, 17) },
 		"request's node":   func(h *Heartbeat) { h.Requests = []Removal{{Node: 0, Nonce: 1}} },
@@ -99,6 +100,12 @@ func TestHeartbeatRanges(t *testing.T) {
 		}
 	}
 	h := fullHeartbeat()
+	h.Announce.Election.Handed = handedMax + 1
+	if b, err := h.Marshal(testKey); err != nil {
+		t.Error(err)
+	} else if got, err := DecodeHeartbeat(testKey, b); err != nil || got.Announce.Election.Handed != HandedNot {
+		t.Errorf("a newer build's reason: %+v, %v", got, err)
+	}
 	h.Name = strings.Repeat("x", MaxHeartbeat)
 	if _, err := h.Marshal(testKey); err == nil {
 		t.Error("too long to send, yet encoded")

@@ -295,6 +295,9 @@ func TestOverrideOfTheStandby(t *testing.T) {
 	w.node[1].boot()
 	w.until(3*time.Second, "synchronised", w.synchronised)
 	at := w.now
+	if st := w.node[2].pair.Status(at); st.Next != "override: gw1 goes first by priority" || st.NextAt.Sub(at).Round(time.Second) != 20*time.Second {
+		t.Errorf("waits for %q in %v", st.Next, st.NextAt.Sub(at))
+	}
 	w.until(30*time.Second, "preempted", func() bool { return w.node[1].owner && !w.node[2].owner })
 	if d := w.now.Sub(at); d < 19*time.Second || d > 21*time.Second {
 		t.Errorf("after %v", d)

@@ -356,6 +356,9 @@ func (p *Pair) Status(now time.Time) HAStatus {
 	if p.health.flipUntil.After(now) {
 		s.Flip = p.health.flipUntil
 	}
+	if p.phase == owning && p.peer.join == in {
+		_, s.Next, s.NextAt = p.succession(s.Election, p.peerElection(now))
+	}
 	m := &p.peer
 	switch {
 	case s.Role == RoleOwner:

@@ -118,6 +118,13 @@ type electionJSON struct {
 	Pingservers  []pingserverJSON `json:"pingservers"`
 	MACs         []macJSON        `json:"virtual_macs"`
 	Change       *changeJSON      `json:"change,omitempty"`
+	Next         *nextJSON        `json:"next_change,omitempty"`
+}
+
+// nextJSON is a change of owner that is waited for.
+type nextJSON struct {
+	Reason string  `json:"reason"`
+	InS    float64 `json:"in_s"`
 }
 
 func until(now, at time.Time) float64 { return max(0, at.Sub(now).Seconds()) }
@@ -170,6 +177,9 @@ func (v *view) electionJSON(c *node.VClusterStatus) (j electionJSON) {
 			j.MACs = append(j.MACs, macJSON{m.Name, macText(m.Virtual), macText(m.Own), m.Active})
 		}
 	}
+	if h.Next != "" {
+		j.Next = &nextJSON{h.Next, until(v.Now, h.NextAt)}
+	}
 	if c := &h.Change; !c.At.IsZero() {
 		x := &changeJSON{Time: c.At.UTC().Format(time.RFC3339Nano), Epoch: c.Epoch.Counter, EpochNode: v.nodeName(c.Epoch.Node), Reason: c.Reason,
 			Evidence: c.Evidence, DecidedBy: v.nodeName(c.By), Covered: c.Covered, DetectMS: milliseconds(c.Detected),
@@ -198,6 +208,9 @@ func (s *session) printChange(j *electionJSON) {
 	for _, x := range c.Compared {
 		s.printf("    %s: monitors %d, pingserver penalty %d, age %d s, priority %d, override %s, failover %s\n",
 			x.Hostname, x.MonitorsUp, x.Penalty, x.Age, x.Priority, enabled(x.Override), map[bool]string{true: "set", false: "unset"}[x.Failover])
+	}
+	if n := j.Next; n != nil {
+		s.printf("    next change: in %.1f s: %s\n", n.InS, n.Reason)
 	}
 }
 

@@ -25,6 +25,8 @@ func electedView(t testing.TB, standby bool) *view {
 	h.Change.Mine.Penalty = 0
 	if standby {
 		h.Change.Peer = 1
+	} else {
+		h.Next, h.NextAt = "override: gw2 goes first by priority", viewNow.Add(12300*time.Millisecond)
 	}
 	at := netip.MustParseAddr
 	v.Election = electionView{
