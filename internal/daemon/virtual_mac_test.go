@@ -47,6 +47,13 @@ func TestVirtualMACLayout(t *testing.T) {
 	if len(a) != 2 || a["wan0"] != b["wan0"] || a["lan0"] != virtualMAC(0, 0, 0) || a["wan0"] != virtualMAC(0, 0, 1) {
 		t.Errorf("%v %v", a, b)
 	}
+	// The virtual cluster whose addresses the interface has.
+	c := mustConfig(t, strings.Replace(vclusterConfig, "set mode a-p", `set mode a-p
+    set group-id 7
+    set auto-virtual-mac-interface "wan0" "wan1"`, 1))
+	if v := virtualOf(c); v["wan0"] != virtualMAC(7, 1, 0) || v["wan1"] != virtualMAC(7, 2, 1) {
+		t.Errorf("%v", v)
+	}
 }
 
 // The virtual MAC address comes with the shared addresses, is what the announcements come
