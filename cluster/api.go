@@ -53,6 +53,11 @@ type Election struct {
 	Override   bool
 	Serial     string
 	Failover   bool // `execute ha failover set`: ranks below a node without it
+	// Penalty is the sum of ha-priority of the link monitors that failed, if it reaches
+	// pingserver-failover-threshold: the lower one goes first.
+	Penalty      int
+	Handed       Handed        // why it handed its last ownership over, until it owns again
+	OverrideWait time.Duration // override-wait-time; the longer one of both nodes counts
 }
 
 // Peer is what another node's heartbeats say, as the guardian hands it up when it changes.
@@ -118,6 +123,8 @@ type Own struct {
 	Covered  bool
 	Trusted  bool
 	Reason   string        // one line for people: who, why
+	Evidence string        // what the decision rests on
+	By       NodeID        // who decided; 0: this node
 	From     string        // name of the owner before, if there was one
 	Detected time.Duration // from the last sign of life to the decision
 	Handover bool          // exact windows were imported
@@ -264,9 +271,18 @@ type HAStatus struct {
 	LastReason   string
 	LastCovered  bool
 	LastDetected time.Duration
+	Change       Change // the last one, in full; of a pair
 	Takeovers    int
 	Peers        []Peer
 	Election     Election
 	Coverage     Coverage
 	Alarms       []Alarm
+	// Seen is how many monitored interfaces work at this moment; Held is when they count
+	// in the election if they stay so, and Flip when pingservers may cause a change again.
+	// Zero times: nothing is waited for. Of a pair.
+	Seen       int
+	Held, Flip time.Time
+	// Next is the change of owner that this owner waits for, until NextAt; "": none.
+	Next   string
+	NextAt time.Time
 }

@@ -5,33 +5,46 @@ import (
 	"time"
 )
 
+// What decides an election, in this order; with override, priority before age.
+const (
+	byFailover    = "failover set"
+	byMonitors    = "monitored interfaces"
+	byPingservers = "pingservers"
+	byAge         = "age"
+	byPriority    = "priority"
+	bySerial      = "serial number"
+)
+
 // rank compares two nodes as FGCP does: 1 if a goes first, -1 if b, 0 if nothing
 // tells them apart. With override, priority stands before age. Ages that differ
 // by no more than margin are equal. why names what decided.
 func rank(a, b Election, override bool, margin time.Duration) (r int, why string) {
 	if a.Failover != b.Failover {
 		if b.Failover {
-			return 1, "failover set"
+			return 1, byFailover
 		}
-		return -1, "failover set"
+		return -1, byFailover
 	}
 	if r := cmp.Compare(a.MonitorsUp, b.MonitorsUp); r != 0 {
-		return r, "monitored interfaces"
+		return r, byMonitors
+	}
+	if r := cmp.Compare(b.Penalty, a.Penalty); r != 0 {
+		return r, byPingservers
 	}
 	age, priority := 0, cmp.Compare(a.Priority, b.Priority)
 	if (a.Age - b.Age).Abs() > margin {
 		age = cmp.Compare(a.Age, b.Age)
 	}
 	if override && priority != 0 {
-		return priority, "priority"
+		return priority, byPriority
 	}
 	if age != 0 {
-		return age, "age"
+		return age, byAge
 	}
 	if priority != 0 {
-		return priority, "priority"
+		return priority, byPriority
 	}
-	return cmp.Compare(a.Serial, b.Serial), "serial number"
+	return cmp.Compare(a.Serial, b.Serial), bySerial
 }
 
 // election is what we let be compared.
@@ -39,6 +52,7 @@ func (p *Pair) election(now time.Time) Election {
 	return Election{
 		MonitorsUp: p.monitors, Age: now.Sub(p.ageFrom), Priority: p.opt.HA.Priority,
 		Override: p.opt.HA.Override, Serial: p.opt.Serial, Failover: p.failover,
+		Penalty: p.weight(now), Handed: p.health.handed, OverrideWait: p.opt.HA.OverrideWaitTime,
 	}
 }
 
@@ -107,13 +121,13 @@ func (p *Pair) considerStanding(now time.Time) {
 	p.unentitle()
 	if !p.weDecide() {
 		if m.Chosen == p.opt.Self || patience {
-			p.elected(now, "chosen by "+p.name())
+			p.elected(now, Own{Reason: "elected chosen by " + p.name(), Evidence: "its choice", By: m.Node})
 		}
 		return
 	}
 	if first, why := p.weGoFirst(now, p.highest, m.Epoch); first || patience {
 		p.choose(p.opt.Self)
-		p.elected(now, "by "+why)
+		p.elected(now, Own{Reason: "elected by " + why, Evidence: compared(why, p.election(now), p.peerElection(now))})
 	} else {
 		p.choose(m.Node)
 	}
@@ -123,9 +137,7 @@ func (p *Pair) choose(n NodeID) { p.chosen = n }
 
 // elected: both nodes are there and none owned. Whatever copies we hold may be
 // old, so they are not used.
-func (p *Pair) elected(now time.Time, why string) {
-	p.own(now, Own{Reason: "elected " + why})
-}
+func (p *Pair) elected(now time.Time, o Own) { p.own(now, o) }
 
 // ownAlone begins ownership though nobody was heard, with the note first: the
 // other node may own behind a cut.
@@ -134,22 +146,23 @@ func (p *Pair) ownAlone(now time.Time) {
 	if p.peer.Node != 0 {
 		text = p.name() + " is gone and this node was not entitled to succeed"
 	}
-	p.take(now, takeover{own: Own{Reason: text}, note: true, patient: true})
+	p.take(now, takeover{own: Own{Reason: text, Evidence: "no heartbeat for " + p.quiet().String()}, note: true, patient: true})
 }
 
 // follow is standing by a known owner.
 func (p *Pair) follow(now time.Time) {
 	m := &p.peer
 	if p.phase != standing {
-		p.phase, p.last = standing, Own{Reason: p.name() + " owns"}
-		p.lastChange = now
+		p.phase = standing
+		p.changed(now, Own{Epoch: m.Epoch, Reason: p.name() + " owns", Evidence: "its heartbeats", By: m.Node})
 	}
 	p.ownerless, p.split = time.Time{}, time.Time{}
 	if m.Chosen == p.opt.Self && !m.Epoch.Less(p.highest) && p.entitled == (Epoch{}) && !p.shutdown &&
 		p.due(now, p.gaveWay.Add(p.quiet())) { // or it chose us when it believed that we owned, too
 		// The owner cannot serve, and no handover is possible for lack of a copy.
 		p.choose(p.opt.Self)
-		p.own(now, Own{Reason: p.name() + " gave up: monitored interfaces", From: p.name()})
+		p.own(now, Own{Reason: p.name() + " gave up: monitored interfaces", From: p.name(), By: m.Node,
+			Evidence: compared(byMonitors, p.election(now), p.peerElection(now))})
 		return
 	}
 	p.choose(0)

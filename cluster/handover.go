@@ -12,22 +12,12 @@ func (p *Pair) considerHandover(now time.Time) {
 	if m.asking || m.leaving || m.Role != RoleStandby || m.Deaf || m.stream != m.Process {
 		return
 	}
-	mine, its := p.election(now), p.peerElection(now)
-	switch {
-	case p.shutdown:
-		p.handOver(now, "shutdown")
-	case mine.Failover && !its.Failover:
-		p.handOver(now, "execute ha failover set")
-	case its.Failover && !mine.Failover:
-	case its.MonitorsUp > mine.MonitorsUp:
-		if p.due(now, p.hold) {
-			p.handOver(now, "monitored interfaces failed")
-		}
-	case p.opt.HA.Override:
-		if r, why := rank(mine, its, true, p.opt.HA.UptimeDiffMargin); r < 0 &&
-			p.due(now, p.hold) && p.due(now, m.synced.Add(p.opt.HA.OverrideWaitTime)) {
-			p.handOver(now, "override: "+p.name()+" goes first by "+why)
-		}
+	if p.shutdown {
+		p.handOver(now, HandedShutdown, "shutdown")
+		return
+	}
+	if why, text, from := p.succession(p.election(now), p.peerElection(now)); why != HandedNot && p.due(now, from) {
+		p.handOver(now, why, text)
 	}
 }
 
@@ -46,8 +36,13 @@ func (p *Pair) considerGivingUp(now time.Time) {
 	p.choose(m.Node)
 }
 
-func (p *Pair) handOver(now time.Time, why string) {
+func (p *Pair) handOver(now time.Time, kind Handed, why string) {
 	m := &p.peer
+	p.health.handed = kind
+	if kind == HandedPingservers {
+		p.health.flipUntil = now.Add(p.opt.HA.Pingserver.FlipTimeout)
+	}
+	p.handFor = kind.evidence(p.election(now), p.peerElection(now))
 	e := p.nextFor(m.Node)
 	p.floor, p.highest = 0, e
 	p.phase, p.handTo, p.handWhy = handing, e, why
@@ -62,6 +57,7 @@ func (p *Pair) considerHanding(now time.Time) {
 	switch {
 	case m.live() && m.Role == RoleOwner && !m.Epoch.Less(p.handTo):
 		p.disown(now, m.Epoch, "handed over to "+p.name()+": "+p.handWhy)
+		p.change.Why, p.change.Evidence = p.health.handed, p.handFor
 		p.epoch = m.Epoch
 		if p.shutdown {
 			p.stop()
@@ -96,6 +92,9 @@ func (p *Pair) takeBack(now time.Time, covered bool, why string) {
 	if p.peer.join != out {
 		p.excluded(now)
 		p.emit(Leave{p.peer.Node})
+	}
+	if p.health.handed == HandedPingservers {
+		p.health.flipUntil = time.Time{} // nothing has flipped
 	}
 	p.own(now, Own{Covered: covered, Trusted: true, Reason: "handover failed: " + why, From: p.opt.Name})
 	p.hold = now.Add(failedHoldDown)
@@ -144,7 +143,8 @@ func (p *Pair) HandleHandover(now time.Time, e Epoch) {
 	}
 	p.highest = e
 	p.take(now, takeover{
-		own:      Own{Epoch: e, Covered: true, Trusted: true, Handover: true, Reason: p.name() + " handed over", From: p.name()},
+		own: Own{Epoch: e, Covered: true, Trusted: true, Handover: true, Reason: p.name() + " handed over", From: p.name(),
+			By: p.peer.Node, Evidence: "its word"},
 		handover: true, claim: true, epoch: e,
 	})
 	p.consider(now)
@@ -165,7 +165,7 @@ func (p *Pair) Failover(now time.Time, set bool) error {
 	}
 	p.failover = set
 	if set {
-		p.handOver(now, "execute ha failover set")
+		p.handOver(now, HandedFailover, "execute ha failover set")
 	}
 	p.consider(now)
 	return nil

@@ -28,6 +28,7 @@ func (p *Pair) considerSplit(now time.Time) {
 		first, why := p.weGoFirst(now, p.epoch, m.Epoch)
 		if first {
 			p.heal(now, "this node goes first by "+why)
+			p.change.Evidence = compared(why, p.election(now), p.peerElection(now))
 		} else {
 			p.choose(m.Node)
 		}
@@ -36,8 +37,10 @@ func (p *Pair) considerSplit(now time.Time) {
 	switch m.Chosen {
 	case p.opt.Self:
 		p.heal(now, p.name()+" chose this node")
+		p.change.By, p.change.Evidence = m.Node, "its choice"
 	case m.Node:
 		p.yield(now, "healed: "+p.name()+" was chosen")
+		p.change.By, p.change.Evidence = m.Node, "its choice"
 	}
 }
 
@@ -50,7 +53,7 @@ func (p *Pair) heal(now time.Time, why string) {
 	p.choose(p.opt.Self)
 	p.tookFrom = 0
 	o := Own{Trusted: true, Renewal: true, Reason: "healed: " + why, From: p.name()}
-	p.last, p.lastChange = o, now
+	p.changed(now, o)
 	p.takeovers++
 	p.own(now, o)
 }

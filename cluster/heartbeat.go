@@ -61,6 +61,8 @@ const (
 	maxNode   = 16 // nodes of a cluster, hence entries of each list
 	maxString = 64
 	maxAge    = 100 * 365 * 24 * time.Hour
+
+	maxPenalty = 1 << 20 // of all link monitors of a configuration
 )
 
 // Errors of DecodeHeartbeat that are told apart: strangers' datagrams are counted
@@ -289,16 +291,22 @@ func ElectionToProto(e Election) *clusterpb.Election {
 	return &clusterpb.Election{
 		MonitorsUp: int32(e.MonitorsUp), AgeMs: uint64(min(max(e.Age, 0), maxAge) / time.Millisecond), Priority: uint32(e.Priority),
 		Override: e.Override, Serial: e.Serial, Failover: e.Failover,
+		Penalty: uint32(min(max(e.Penalty, 0), maxPenalty)), Handed: uint32(e.Handed), OverrideWaitS: uint32(e.OverrideWait / time.Second),
 	}
 }
 
 // ElectionFromProto decodes it and checks ranges.
 func ElectionFromProto(m *clusterpb.Election) (Election, error) {
 	if len(m.GetSerial()) > maxString || m.GetPriority() > 255 || m.GetMonitorsUp() < 0 || m.GetMonitorsUp() > 1<<16 ||
-		m.GetAgeMs() > uint64(maxAge/time.Millisecond) {
+		m.GetAgeMs() > uint64(maxAge/time.Millisecond) || m.GetPenalty() > maxPenalty || m.GetOverrideWaitS() > 3600 {
 		return Election{}, errors.New("election values out of range")
 	}
+	handed := HandedNot
+	if m.GetHanded() <= uint32(handedMax) { // a newer build may know more reasons
+		handed = Handed(m.GetHanded())
+	}
 	return Election{
+		Penalty: int(m.GetPenalty()), Handed: handed, OverrideWait: time.Duration(m.GetOverrideWaitS()) * time.Second,
 		MonitorsUp: int(m.GetMonitorsUp()), Age: time.Duration(m.GetAgeMs()) * time.Millisecond, Priority: int(m.GetPriority()),
 		Override: m.GetOverride(), Serial: m.GetSerial(), Failover: m.GetFailover(),
 	}, nil

@@ -16,7 +16,8 @@ func fullHeartbeat() Heartbeat {
 		Node: 1, Name: "gw1", Incarnation: 1 << 60, Seq: 99, Process: 1<<64 - 1, Running: true, Entitled: Epoch{Counter: 7, Node: 2},
 		Announce: Announce{
 			Role: RoleOwner, Epoch: Epoch{Counter: 8, Node: 1}, Coverage: CoverageNote, Chosen: 2,
-			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true},
+			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true,
+				Penalty: 70, Handed: HandedSerial, OverrideWait: time.Hour},
 		},
 		StreamPort: 65535, Heard: []Heard{{2, 5}, {16, 1}},
 		Requests: []Removal{{Node: 2, Nonce: 6, Epoch: Epoch{Counter: 8, Node: 1}}}, Answers: []Removal{{Node: 3, Nonce: 7}},
@@ -81,6 +82,7 @@ func TestHeartbeatRanges(t *testing.T) {
 		"entitled":         func(h *Heartbeat) { h.Entitled = Epoch{Counter: 1, Node: 99} },
 		"priority":         func(h *Heartbeat) { h.Announce.Election.Priority = 256 },
 		"monitors":         func(h *Heartbeat) { h.Announce.Election.MonitorsUp = -1 },
+		"override's wait":  func(h *Heartbeat) { h.Announce.Election.OverrideWait = 3601 * time.Second },
 		"heard, a node":    func(h *Heartbeat) { h.Heard = []Heard{{99, 1}} },
 		"heard, too many":  func(h *Heartbeat) { h.Heard = make([]Heard, 17) },
 		"request's node":   func(h *Heartbeat) { h.Requests = []Removal{{Node: 0, Nonce: 1}} },
@@ -98,6 +100,12 @@ func TestHeartbeatRanges(t *testing.T) {
 		}
 	}
 	h := fullHeartbeat()
+	h.Announce.Election.Handed = handedMax + 1
+	if b, err := h.Marshal(testKey); err != nil {
+		t.Error(err)
+	} else if got, err := DecodeHeartbeat(testKey, b); err != nil || got.Announce.Election.Handed != HandedNot {
+		t.Errorf("a newer build's reason: %+v, %v", got, err)
+	}
 	h.Name = strings.Repeat("x", MaxHeartbeat)
 	if _, err := h.Marshal(testKey); err == nil {
 		t.Error("too long to send, yet encoded")

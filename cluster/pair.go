@@ -88,6 +88,7 @@ type Pair struct {
 
 	ageFrom  time.Time
 	monitors int
+	health   health
 	failover bool // execute ha failover set
 	shutdown bool
 	chosen   NodeID
@@ -109,6 +110,7 @@ type Pair struct {
 	handBy    time.Time
 	handAsked bool
 	handWhy   string
+	handFor   string    // evidence
 	unsynced  time.Time // owner: since when no member is synchronised
 
 	notes  []noteWrite
@@ -116,6 +118,7 @@ type Pair struct {
 
 	lastChange time.Time
 	last       Own
+	change     Change
 	takeovers  int
 }
 
@@ -139,8 +142,8 @@ func NewPair(o PairOptions) *Pair {
 // Start begins to listen for the peer.
 func (p *Pair) Start(now time.Time) {
 	p.started = true
-	p.ageFrom, p.ownerless, p.lastChange = now, now, now
-	p.last.Reason = "listening for the other node"
+	p.ageFrom, p.ownerless = now, now
+	p.changed(now, Own{Reason: "listening for the other node"})
 	p.writeNote(p.noteOn, Epoch{Counter: p.floor, Node: p.opt.Self}, nil)
 	p.consider(now)
 }
@@ -165,6 +168,7 @@ func (p *Pair) consider(now time.Time) {
 	}
 	for {
 		p.wake = time.Time{}
+		p.considerHealth(now)
 		was := p.phase
 		switch p.phase {
 		case listening, standing:
@@ -209,6 +213,7 @@ func (p *Pair) HandlePeer(now time.Time, x Peer) {
 	// The last words of one that owned beside us while this node stood still: its loss
 	// has been told already, but not what it was.
 	rival := p.phase == owning && m.Process == x.Process && m.Role != RoleOwner && x.Role == RoleOwner && !x.Running
+	p.heardHanded(now, &m.Election, &x)
 	m.Peer, m.heard, m.seen = x, true, now
 	if rival {
 		p.rivalLost(LossDeath)
@@ -309,16 +314,6 @@ func (p *Pair) Reconfigure(now time.Time, ha config.HA) {
 	p.consider(now)
 }
 
-// HandleMonitors says how many monitored interfaces work.
-func (p *Pair) HandleMonitors(now time.Time, up int) {
-	p.enter(now)
-	if up < p.monitors {
-		p.ageFrom = now
-	}
-	p.monitors = up
-	p.consider(now)
-}
-
 // Role is what others see: a standby that still owes its state to the owner is
 // none, so that no copy overwrites that state.
 func (p *Pair) Role() Role {
@@ -353,7 +348,16 @@ func (p *Pair) Status(now time.Time) HAStatus {
 	s := HAStatus{
 		Self: p.opt.Self, Name: p.opt.Name, Serial: p.opt.Serial, Role: p.Role(), Epoch: p.epoch,
 		LastChange: p.lastChange, LastReason: p.last.Reason, LastCovered: p.last.Covered, LastDetected: p.last.Detected,
-		Takeovers: p.takeovers, Election: p.election(now), Coverage: p.coverage,
+		Change: p.change, Takeovers: p.takeovers, Election: p.election(now), Coverage: p.coverage, Seen: p.health.seen,
+	}
+	if h := &p.health; h.seen != p.monitors && h.looked {
+		s.Held = h.changed.Add(p.opt.HA.FailoverHoldTime)
+	}
+	if p.health.flipUntil.After(now) {
+		s.Flip = p.health.flipUntil
+	}
+	if p.phase == owning && p.peer.join == in {
+		_, s.Next, s.NextAt = p.succession(s.Election, p.peerElection(now))
 	}
 	m := &p.peer
 	switch {

@@ -3,6 +3,8 @@ package cluster
 import (
 	"testing"
 	"time"
+
+	"tandem/internal/config"
 )
 
 // TestRandom: faults of all kinds at random; the world checks its invariants at
@@ -22,6 +24,9 @@ func TestRandom(t *testing.T) {
 				n.ha.Override, n.ha.OverrideWaitTime, n.ha.Priority = true, time.Second, 100*int(n.id)
 			case 2:
 				n.ha.HBInterval, n.ha.HBLostThreshold = 100*time.Millisecond, 5
+			case 3:
+				n.ha.FailoverHoldTime = time.Second
+				n.ha.Pingserver = config.Pingserver{Threshold: 5, FlipTimeout: 2 * time.Second, ForceReset: seed%8 == 3}
 			}
 		}
 		w.node[1].boot()
@@ -44,7 +49,7 @@ func TestRandom(t *testing.T) {
 					n.startDaemon()
 				}
 			}
-			n.daemon(n.process, func() { n.pair.HandleMonitors(w.now, 2) })
+			n.daemon(n.process, func() { n.pair.HandleMonitors(w.now, 2); n.pair.HandlePingservers(w.now, 0, 0) })
 		}
 		w.until(60*time.Second, "synchronised after everything healed", w.synchronised)
 		w.pass(3 * time.Second)
@@ -59,7 +64,7 @@ func TestRandom(t *testing.T) {
 
 func (w *world) fault() {
 	n := w.node[1+w.rng.IntN(2)]
-	switch k := w.rng.IntN(16); k {
+	switch k := w.rng.IntN(17); k {
 	case 0, 1:
 		n.kill()
 	case 2:
@@ -102,6 +107,10 @@ func (w *world) fault() {
 		if n.pair != nil {
 			n.monitors = w.rng.IntN(3)
 			n.daemon(n.process, func() { n.pair.HandleMonitors(w.now, n.monitors) })
+		}
+	case 16:
+		if n.pair != nil {
+			n.pings(w.rng.IntN(10))
 		}
 	case 15:
 		n.diskDelay = []time.Duration{time.Millisecond, 15 * time.Millisecond, 100 * time.Millisecond}[w.rng.IntN(3)]

@@ -1,6 +1,9 @@
 package cluster
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Why the note does not hold up a takeover for longer than 20 ms. The note says
 // "this node may have gone on beside another owner", and is read only if this
@@ -54,11 +57,14 @@ func (p *Pair) takeOver(now time.Time, kind Loss, detected time.Duration) {
 	switch kind {
 	case LossDeath:
 		t.own.Reason = p.name() + " announced the end of its daemon"
+		t.own.Evidence = "the word of its guardian"
 	case LossUnresponsive:
 		t.own.Reason = p.name() + " cannot end its daemon, which may go on"
+		t.own.Evidence = "the word of its guardian"
 		t.own.Covered, t.note = false, true
 	default:
 		t.own.Reason = p.name() + " is silent on every heartbeat device"
+		t.own.Evidence = fmt.Sprintf("no heartbeat for %.1f ms", float64(detected.Microseconds())/1000)
 		t.note = true
 	}
 	p.take(now, t)
@@ -123,14 +129,14 @@ func (p *Pair) own(now time.Time, o Own) {
 		p.highest = o.Epoch
 	}
 	if !o.Renewal {
-		p.phase, p.failover, p.uniting = owning, false, false
+		p.phase, p.failover, p.uniting, p.health.handed = owning, false, false, HandedNot
 		p.entitled, p.asked, p.pending = Epoch{}, Epoch{}, nil
 		p.peer.join, p.peer.asking, p.peer.leaving = out, false, false
 		p.split, p.ownerless = time.Time{}, time.Time{}
 		p.hold = now.Add(holdDown)
 		p.unsynced = now
 		p.takeovers++
-		p.last, p.lastChange = o, now
+		p.changed(now, o)
 		p.alarm("unsynchronised", "", false)
 		p.alarm("handover", "", false)
 		if !o.Handover {
@@ -152,7 +158,7 @@ func (p *Pair) disown(now time.Time, to Epoch, why string) {
 	p.peer.join, p.peer.asking, p.peer.leaving = out, false, false
 	p.chosen, p.tookFrom, p.rival, p.gaveWay = 0, 0, 0, now
 	p.split, p.ownerless = time.Time{}, time.Time{}
-	p.last, p.lastChange = Own{Reason: why}, now
+	p.changed(now, Own{Epoch: to, Reason: why})
 	p.alarm("alone", "", false)
 	p.alarm("split", "", false)
 	p.emit(Disown{To: to, Reason: why})
@@ -164,6 +170,7 @@ func (p *Pair) disown(now time.Time, to Epoch, why string) {
 // that we would still send is one too many.
 func (p *Pair) succeeded(now time.Time) {
 	p.disown(now, p.peer.Epoch, p.name()+" took over while this node stood still")
+	p.change.By, p.change.Evidence = p.peer.Node, "its heartbeats"
 }
 
 // HandleCopied says, as standby, that the copy is complete and the owner counts

@@ -90,9 +90,11 @@ func sameVClusters(a, b []VCluster) bool {
 }
 
 const (
-	vclusterNumbers = 7
+	vclusterNumbers = 8
 	flagBits        = 6 // role 2, coverage 2, override, failover
 	epochNodeBits   = 5
+	handedBits      = 4
+	waitBits        = 12 // override-wait-time, seconds
 )
 
 // packVClusters writes virtual clusters in the order of their scopes; with thirty of
@@ -116,6 +118,8 @@ func packVClusters(vs []VCluster) []uint64 {
 		ms := uint64(min(max(v.Election.Age, 0), maxAge) / time.Millisecond)
 		p.put(zigzag(ms - age))
 		age = ms
+		penalty := uint64(min(max(v.Election.Penalty, 0), maxPenalty))
+		p.put((penalty<<waitBits|uint64(v.Election.OverrideWait/time.Second))<<handedBits | uint64(v.Election.Handed))
 	}
 	return p.out
 }
@@ -143,13 +147,19 @@ func unpackVClusters(list []uint64) (out []VCluster, err error) {
 		v.Epoch, v.Chosen = u.epochOrNone(node), chosen
 		monitors, priority := u.take(), u.take()
 		age += unzigzag(u.take())
+		rest := u.take()
+		handed, wait, penalty := Handed(rest&(1<<handedBits-1)), rest>>handedBits&(1<<waitBits-1), rest>>(handedBits+waitBits)
+		if handed > handedMax { // a newer build may know more reasons
+			handed = HandedNot
+		}
 		if v.Role > RoleOwner || v.Coverage > CoverageLost || chosen > maxNode || monitors > 1<<16 || priority > 255 ||
-			age > uint64(maxAge/time.Millisecond) || v.Role == RoleOwner && v.Epoch == (Epoch{}) {
+			age > uint64(maxAge/time.Millisecond) || wait > 3600 || penalty > maxPenalty || v.Role == RoleOwner && v.Epoch == (Epoch{}) {
 			u.fail("virtual cluster %d: values out of range", place)
 		} else {
 			v.Election = Election{
 				MonitorsUp: int(monitors), Age: time.Duration(age) * time.Millisecond, Priority: int(priority),
 				Override: flags>>4&1 != 0, Failover: flags>>5 != 0,
+				Penalty: int(penalty), Handed: handed, OverrideWait: time.Duration(wait) * time.Second,
 			}
 		}
 		out = append(out, v)

@@ -18,7 +18,8 @@ func fullVClusters() Heartbeat {
 	for s := ScopeID(1); s <= maxVClusters; s++ {
 		v := VCluster{
 			Scope: s, Role: Role(s % 3), Coverage: Coverage(s / 2 % 3), Chosen: NodeID(s % 3),
-			Election: Election{MonitorsUp: int(s) % 16, Age: time.Duration(s*s) * time.Hour, Priority: 255 - int(s), Override: s%2 == 0, Failover: s%5 == 0},
+			Election: Election{MonitorsUp: int(s) % 16, Age: time.Duration(s*s) * time.Hour, Priority: 255 - int(s), Override: s%2 == 0, Failover: s%5 == 0,
+				Penalty: int(s) * 10, Handed: Handed(s) % (handedMax + 1), OverrideWait: time.Duration(s) * 2 * time.Minute},
 		}
 		if s%4 != 3 || v.Role == RoleOwner {
 			v.Epoch = e(27_000_000+uint64(s*s*997), uint64(s)*2000, 1)
@@ -50,7 +51,7 @@ func TestThirtyVirtualClustersFitAHeartbeat(t *testing.T) {
 	if got.Announce.Election != h.Announce.Election || !reflect.DeepEqual(*got, h) {
 		t.Errorf("\n got %+v\nwant %+v", *got, h)
 	}
-	if len(b) > 1000 {
+	if len(b) > 1100 {
 		t.Errorf("%d bytes", len(b))
 	}
 	t.Logf("%d bytes", len(b))
@@ -59,7 +60,7 @@ func TestThirtyVirtualClustersFitAHeartbeat(t *testing.T) {
 func TestVirtualClustersThatMakeNoSense(t *testing.T) {
 	for name, f := range map[string]func(l []uint64) []uint64{
 		"cut":             func(l []uint64) []uint64 { return l[:len(l)-1] },
-		"too many":        func(l []uint64) []uint64 { return append(l, 1<<flagBits, 1, 2, 3, 4, 5, 6) },
+		"too many":        func(l []uint64) []uint64 { return append(l, 1<<flagBits, 1, 2, 3, 4, 5, 6, 7) },
 		"scope 0":         func(l []uint64) []uint64 { l[0] &= 1<<flagBits - 1; return l },
 		"scope 31":        func(l []uint64) []uint64 { l[0] += 1 << flagBits; return l },
 		"role":            func(l []uint64) []uint64 { l[0] |= 3; return l },
@@ -71,11 +72,13 @@ func TestVirtualClustersThatMakeNoSense(t *testing.T) {
 		"owned without epoch": func(l []uint64) []uint64 {
 			l[1], l[2], l[3] = 0, 0, 0
 			l[0] = 1<<flagBits | uint64(RoleOwner)
-			return l[:7]
+			return l[:8]
 		},
 		"monitors": func(l []uint64) []uint64 { l[4] = 1<<16 + 1; return l },
 		"priority": func(l []uint64) []uint64 { l[5] = 256; return l },
 		"age":      func(l []uint64) []uint64 { l[6] = 1 << 63; return l },
+		"wait":     func(l []uint64) []uint64 { l[7] = 3601 << handedBits; return l },
+		"penalty":  func(l []uint64) []uint64 { l[7] = (maxPenalty + 1) << (handedBits + waitBits); return l },
 	} {
 		if vs, err := unpackVClusters(f(packVClusters(fullVClusters().Announce.VClusters))); err == nil {
 			t.Errorf("%s: read as %+v", name, vs[0])

@@ -132,8 +132,9 @@ func (c *Client) Claim(e cluster.Claim) error           { return c.send(e) }
 func (c *Client) AskRemoval(e cluster.AskRemoval) error { return c.send(e) }
 
 // Addresses tells which shared addresses are on this node from now on: say it
-// before putting them on, and after taking them off.
-func (c *Client) Addresses(a []Address) error { return c.send(addresses(a)) }
+// before putting them on, and after taking them off. macs are the own MAC addresses of
+// devices that have a virtual one meanwhile.
+func (c *Client) Addresses(a []Address, macs []MAC) error { return c.send(addresses{a, macs}) }
 
 // StreamPort tells where this daemon accepts streams; it travels in heartbeats.
 func (c *Client) StreamPort(port uint16) error { return c.send(streamPort(port)) }

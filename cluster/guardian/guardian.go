@@ -73,7 +73,7 @@ type guardian struct {
 
 	daemon    *process
 	started   time.Time
-	addresses []Address
+	addresses addresses
 	backoff   time.Duration
 	restartAt time.Time
 
@@ -413,9 +413,9 @@ func (g *guardian) tell(e cluster.GuardEffect) {
 	}
 }
 
-// removeAddresses takes the shared addresses off this node.
+// removeAddresses takes the shared addresses off this node, and virtual MAC addresses.
 func (g *guardian) removeAddresses() {
-	for _, a := range g.addresses {
+	for _, a := range g.addresses.shared {
 		i := ifindex(g.ctl, a.Device)
 		if i == 0 {
 			continue
@@ -426,6 +426,17 @@ func (g *guardian) removeAddresses() {
 		}
 		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			g.log.Error("shared address not removed", "device", a.Device, "address", a.Prefix.String(), "error", err)
+		}
+	}
+	// A virtual MAC address that stays here draws the successor's traffic.
+	for _, m := range g.addresses.macs {
+		i := ifindex(g.ctl, m.Device)
+		if i == 0 {
+			continue
+		}
+		link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: m.Device, Index: i}}
+		if err := g.netlink.LinkSetHardwareAddr(link, m.Address[:]); err != nil {
+			g.log.Error("the device's own MAC address is not back", "device", m.Device, "error", err)
 		}
 	}
 }
@@ -464,7 +475,7 @@ func (g *guardian) daemonGone(now time.Time) {
 	}
 	g.daemon.gone = true
 	g.removeAddresses()
-	g.addresses = nil
+	g.addresses = addresses{}
 	g.guard.DaemonEnded(now)
 	g.carry(now)
 }

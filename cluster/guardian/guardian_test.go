@@ -55,7 +55,7 @@ func TestDeathIsAnnouncedAndAddressesAreGone(t *testing.T) {
 	p.synchronise()
 	a, b := p.gw[1], p.gw[2]
 	run(t, "ip -n "+p.ns[1]+" addr add 192.0.2.1/24 dev lan")
-	a.tell("address lan 192.0.2.1/24")
+	a.tell("address lan 192.0.2.1/24 02:00:00:00:00:77")
 	pid := a.daemonPID()
 	m, n := b.mark(), a.mark()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -64,6 +64,9 @@ func TestDeathIsAnnouncedAndAddressesAreGone(t *testing.T) {
 	b.want(m, "EVENT TellLoss", `"Kind":1`, `"Entitled":true`)
 	if out, _ := exec.Command("ip", "-n", p.ns[1], "addr", "show", "dev", "lan").CombinedOutput(); strings.Contains(string(out), "192.0.2.1") {
 		t.Error("the death was announced while the shared address was still there")
+	}
+	if out, _ := exec.Command("ip", "-n", p.ns[1], "link", "show", "dev", "lan").CombinedOutput(); !strings.Contains(string(out), "02:00:00:00:00:77") {
+		t.Errorf("the death was announced while the device still had another MAC address than its own:\n%s", out)
 	}
 	a.want(n, "EVENT ready") // it is started again
 	if a.daemonPID() == pid {

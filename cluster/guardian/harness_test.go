@@ -138,7 +138,8 @@ func obey(c *Client, w []string) {
 		n, _ := strconv.Atoi(w[1])
 		_ = c.AskRemoval(cluster.AskRemoval{Scope: scope(2), Node: cluster.NodeID(n)})
 	case "address":
-		_ = c.Addresses([]Address{{w[1], netip.MustParsePrefix(w[2])}})
+		mac, _ := net.ParseMAC(w[3])
+		_ = c.Addresses([]Address{{w[1], netip.MustParsePrefix(w[2])}}, []MAC{{w[1], [6]byte(mac)}})
 	case "mute": // as if the kernel had closed this end of the socket, and not yet the rest
 		_ = unix.Shutdown(int(c.conn.Fd()), unix.SHUT_WR)
 	case "exit":

@@ -31,6 +31,13 @@ type Address struct {
 	Prefix netip.Prefix
 }
 
+// MAC is a device's own MAC address: while the shared addresses are on this node, the
+// device may have a virtual one instead.
+type MAC struct {
+	Device  string
+	Address [6]byte
+}
+
 // Event is what the guardian tells its daemon: one of cluster.TellPeer, TellLoss,
 // TellRemoved, TellEntitled and TellClaimed.
 type Event = cluster.GuardEffect
@@ -113,7 +120,10 @@ func decodeEvent(b []byte) (Event, error) {
 }
 
 // addresses and streamPort are the daemon's messages that are no effects of a Pair.
-type addresses []Address
+type addresses struct {
+	shared []Address
+	macs   []MAC
+}
 type streamPort uint16
 
 func encodeRequest(what any) ([]byte, error) {
@@ -129,7 +139,10 @@ func encodeRequest(what any) ([]byte, error) {
 		m.What = &clusterpb.ToGuardian_AskRemoval{AskRemoval: &clusterpb.AskRemoval{Scope: uint32(w.Scope), Node: uint32(w.Node)}}
 	case addresses:
 		a := &clusterpb.Addresses{}
-		for _, x := range w {
+		for _, x := range w.macs {
+			a.Mac = append(a.Mac, &clusterpb.MAC{Device: x.Device, Address: x.Address[:]})
+		}
+		for _, x := range w.shared {
 			a.Address = append(a.Address, &clusterpb.Address{Device: x.Device, Prefix: x.Prefix.String()})
 		}
 		m.What = &clusterpb.ToGuardian_Addresses{Addresses: a}
@@ -166,7 +179,13 @@ func decodeRequest(b []byte) (any, error) {
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, Address{a.GetDevice(), p})
+			out.shared = append(out.shared, Address{a.GetDevice(), p})
+		}
+		for _, x := range w.Addresses.GetMac() {
+			if len(x.GetAddress()) != 6 {
+				return nil, fmt.Errorf("a MAC address of %d bytes", len(x.GetAddress()))
+			}
+			out.macs = append(out.macs, MAC{x.GetDevice(), [6]byte(x.GetAddress())})
 		}
 		return out, nil
 	case *clusterpb.ToGuardian_StreamPort:

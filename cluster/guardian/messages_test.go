@@ -21,7 +21,7 @@ func events() []Event {
 		cluster.TellPeer{Peer: cluster.Peer{
 			Node: 2, Name: "gw2", Process: 1<<64 - 1, Running: true, Role: cluster.RoleStandby, Epoch: cluster.Epoch{Counter: 9, Node: 1},
 			Entitled: true, Coverage: cluster.CoverageNote, StreamPort: 6000, Chosen: 1, Deaf: true,
-			Election: cluster.Election{MonitorsUp: 2, Age: time.Minute, Priority: 200, Override: true, Serial: "TDM1", Failover: true},
+			Election: cluster.Election{MonitorsUp: 2, Age: time.Minute, Priority: 200, Override: true, Serial: "TDM1", Failover: true, Penalty: 5, Handed: cluster.HandedPingservers, OverrideWait: time.Second},
 			Links:    []cluster.Link{{Device: "hb0", Addr: "fe80::1"}, {Device: "hb1", Addr: "fe80::2"}, {Addr: "192.0.2.1"}},
 			Owned:    tenures(1, 256, 383), EntitledTo: tenures(2, 30, 300), VClusters: vclusters(),
 		}},
@@ -56,7 +56,7 @@ func requests() []any {
 		cluster.Entitle{Scope: 256},
 		cluster.Claim{Scope: 383, Epoch: cluster.Epoch{Counter: 10, Node: 2}},
 		cluster.AskRemoval{Scope: 1, Node: 2},
-		addresses{{"lan", netip.MustParsePrefix("192.0.2.1/24")}, {"wan", netip.MustParsePrefix("2001:db8::1/64")}},
+		addresses{[]Address{{"lan", netip.MustParsePrefix("192.0.2.1/24")}, {"wan", netip.MustParsePrefix("2001:db8::1/64")}}, []MAC{{"lan", [6]byte{2, 1, 2, 3, 4, 5}}}},
 		streamPort(6000),
 	}
 }

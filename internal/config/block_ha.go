@@ -46,7 +46,7 @@ func draftHA(h HA) haDraft {
 var haSpec = &spec[haDraft]{
 	path: "system ha",
 	help: "A pair that acts as one gateway (FGCP).",
-	rows: []row[haDraft]{
+	rows: append([]row[haDraft]{
 		{key: "group-id", value: number{0, 1023, 0}, def: "0", at: func(h *haDraft) any { return &h.GroupID }, help: "tells clusters on one network apart; the same on all members"},
 		{key: "group-name", value: text{max: 32}, at: func(h *haDraft) any { return &h.GroupName }, help: "the same on all members"},
 		{key: "mode", value: enum{words: []string{"standalone", "a-p"}, refused: map[string]string{"a-a": "there is no active-active mode; use a-p with virtual clusters, or `config system standalone-cluster`"}}, def: "standalone", at: func(h *haDraft) any { return &h.Mode }, help: "alone, or active-passive"},
@@ -68,13 +68,16 @@ var haSpec = &spec[haDraft]{
 		{key: "vcluster-status", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.VClusterStatus }, help: "virtual clusters: parts of the configuration that are active on different members"},
 		{key: "vcluster2", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.vcluster2 }, omit: func(*haDraft) bool { return true }, help: "older spelling: two virtual clusters, the second in `config secondary-vcluster`"},
 		{key: "vdom", value: names{max: 31}, at: func(h *haDraft) any { return &h.vdom }, omit: func(*haDraft) bool { return true }, help: "older spelling: the virtual domains of virtual cluster 1"},
-	},
+		{key: "failover-hold-time", value: number{0, 300, time.Second}, def: "0", at: func(h *haDraft) any { return &h.FailoverHoldTime }, help: "how long a changed number of working monitored interfaces must last before it counts"},
+		{key: "link-flap-damping", value: toggle{}, def: "enable", at: func(h *haDraft) any { return &h.FlapDamping }, help: "our own: a monitored interface that failed again and again counts only when it has worked for a while, see above"},
+		{key: "auto-virtual-mac-interface", value: names{max: 15, what: "interface names"}, at: func(h *haDraft) any { return &h.VirtualMAC }, help: "interfaces whose MAC address moves with the shared addresses, see above"},
+	}, pingserverRows(func(h *haDraft) *Pingserver { return &h.Pingserver })...),
 	ignored: append(plain(`key session-sync-dev route-ttl route-wait route-hold multicast-ttl evpn-ttl load-balance-all sync-config
 		sync-packet-balance hello-holddown gratuitous-arps session-pickup-* link-failed-signal upgrade-mode uninterruptible-upgrade
 		uninterruptible-primary-wait standalone-mgmt-vdom ha-mgmt-status ha-eth-type hc-eth-type l2ep-eth-type
 		standalone-config-sync unicast-gateway logical-sn vcluster-id schedule weight cpu-threshold memory-threshold
 		http-proxy-threshold ftp-proxy-threshold imap-proxy-threshold nntp-proxy-threshold pop3-proxy-threshold smtp-proxy-threshold
-		pingserver-* ha-direct ssd-failover memory-compatible-mode memory-based-failover memory-failover-* failover-hold-time
+		ha-direct ssd-failover memory-compatible-mode memory-based-failover memory-failover-*
 		check-secondary-dev-health ipsec-phase2-proposal inter-cluster-session-sync backup-hbdev`),
 		ignored{key: "unicast-hb", only: []string{"disable"}}, ignored{key: "unicast-status", only: []string{"disable"}},
 		ignored{key: "unicast-hb-peerip"}, ignored{key: "unicast-hb-netmask"}),
@@ -98,30 +101,29 @@ var haSpec = &spec[haDraft]{
 				h.wroteOld = o.src
 				return o
 			}},
-		{path: "ha-mgmt-interfaces"}, {path: "unicast-peers"}, {path: "frup-settings"}, {path: "auto-virtual-mac-interface"}, {path: "backup-hbdev"},
+		{path: "ha-mgmt-interfaces"}, {path: "unicast-peers"}, {path: "frup-settings"}, {path: "backup-hbdev"},
 	},
 }
 
-var vclusterRows = []row[VCluster]{
+var vclusterRows = append([]row[VCluster]{
 	{key: "priority", value: number{0, 255, 0}, def: "128", at: func(v *VCluster) any { return &v.Priority }, local: true, help: "the higher one becomes active"},
 	{key: "override", value: toggle{}, def: "disable", at: func(v *VCluster) any { return &v.Override }, local: true, help: "priority goes before age"},
 	{key: "override-wait-time", value: number{0, 3600, time.Second}, def: "0", at: func(v *VCluster) any { return &v.OverrideWaitTime }, local: true, help: "how long a better member waits"},
 	{key: "monitor", value: names{max: 15, what: "interface names"}, at: func(v *VCluster) any { return &v.Monitor }, help: "interfaces whose failure moves this virtual cluster"},
 	{key: "vdom", value: names{max: 31}, at: func(v *VCluster) any { return &v.VDOM }, help: "virtual domains whose interfaces belong to it"},
 	{key: "phase1", value: names{max: 15, what: "names of phase 1 entries"}, at: func(v *VCluster) any { return &v.Phase1 }, help: "our own: tunnels that belong to it, one by one"},
-}
+}, pingserverRows(func(v *VCluster) *Pingserver { return &v.Pingserver })...)
 
 var vclusterSpec = &spec[VCluster]{
-	path:    "vcluster",
-	help:    "Within `config system ha`: one virtual cluster.",
-	label:   "vcluster",
-	entry:   "ID (1–30)",
-	make:    numbered("vcluster", 1, 30, func(id int) VCluster { return VCluster{ID: id} }),
-	rows:    vclusterRows,
-	ignored: plain("pingserver-*"),
+	path:  "vcluster",
+	help:  "Within `config system ha`: one virtual cluster.",
+	label: "vcluster",
+	entry: "ID (1–30)",
+	make:  numbered("vcluster", 1, 30, func(id int) VCluster { return VCluster{ID: id} }),
+	rows:  vclusterRows,
 }
 
-var secondarySpec = &spec[VCluster]{path: "secondary-vcluster", rows: vclusterRows, ignored: plain("pingserver-* vcluster-id")}
+var secondarySpec = &spec[VCluster]{path: "secondary-vcluster", rows: vclusterRows, ignored: plain("vcluster-id")}
 
 func (ld *loader) buildHA(c *Config) HA {
 	d, s := ld.ha.val, ld.ha.src
@@ -159,7 +161,7 @@ func (ld *loader) buildHA(c *Config) HA {
 			fault(s.at("vcluster2", "vdom"), "vcluster2", "the older spelling (vcluster2, vdom, secondary-vcluster) and `config vcluster` exclude each other")
 		} else if d.vcluster2 {
 			h.VClusterStatus = true
-			h.VClusters = []VCluster{{ID: 1, Priority: h.Priority, Override: h.Override, OverrideWaitTime: h.OverrideWaitTime, Monitor: h.Monitor, VDOM: d.vdom}}
+			h.VClusters = []VCluster{{ID: 1, Priority: h.Priority, Override: h.Override, OverrideWaitTime: h.OverrideWaitTime, Monitor: h.Monitor, VDOM: d.vdom, Pingserver: h.Pingserver}}
 			lines[1], lines[2] = s.at("vdom", "vcluster2"), s.at("vcluster2")
 			if d.wroteOld != nil {
 				h.VClusters = append(h.VClusters, d.second)

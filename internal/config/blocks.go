@@ -51,6 +51,13 @@ func init() {
 			ref: func() []refBlock {
 				return append(append(append(refsOf(interfaceSpec), refsOf(ipv6Spec)...), refsOf(extra6Spec)...), refsOf(secondaryIPSpec)...)
 			}},
+		{path: linkMonitorSpec.path,
+			init: func(ld *loader) { ld.linkMonitors = newTable(linkMonitorSpec, "") },
+			open: func(ld *loader) scope { return ld.linkMonitors },
+			view: func(c *Config) printable {
+				return tableOf(linkMonitorSpec, c.LinkMonitors, same[LinkMonitor], func(m *LinkMonitor) string { return m.Name })
+			},
+			ref: func() []refBlock { return refsOf(linkMonitorSpec) }},
 		{path: addressSpec.path,
 			init: func(ld *loader) { ld.address = newTable(addressSpec, "") },
 			open: func(ld *loader) scope { return ld.address },
@@ -129,6 +136,8 @@ func (ld *loader) build() *Config {
 	ld.checkWitness(c)
 	c.Interfaces = ld.buildInterfaces()
 	ld.checkVClusters(c)
+	ld.checkVirtualMACs(c)
+	c.LinkMonitors = ld.buildMonitors(c)
 	c.HasPolicy = ld.policy.opened
 	c.Policies = ld.buildPolicies(c)
 	c.Routes = ld.buildRoutes()

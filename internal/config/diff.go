@@ -32,6 +32,7 @@ type Delta struct {
 	Phase2     []Change // also when only what its address names or its phase 1's esn come to has changed
 	Policies   []Change // also when only the addresses behind its names have changed
 	Routes     []Change
+	Monitors   []Change // link monitors
 	// PolicyOrder: the policies that both have stand in another order, or
 	// HasPolicy differs.
 	PolicyOrder bool
@@ -39,7 +40,7 @@ type Delta struct {
 
 // Empty says that nothing differs.
 func (d *Delta) Empty() bool {
-	return len(d.System)+len(d.Interfaces)+len(d.Addresses)+len(d.Phase1)+len(d.Phase2)+len(d.Policies)+len(d.Routes) == 0 && !d.PolicyOrder
+	return len(d.System)+len(d.Interfaces)+len(d.Addresses)+len(d.Phase1)+len(d.Phase2)+len(d.Policies)+len(d.Routes)+len(d.Monitors) == 0 && !d.PolicyOrder
 }
 
 // Diff compares two configurations, secrets included; nil stands for one with nothing in it.
@@ -70,6 +71,8 @@ func Diff(from, to *Config) *Delta {
 			d.Phase2 = changes
 		case policySpec.path:
 			d.Policies = changes
+		case linkMonitorSpec.path:
+			d.Monitors = changes
 		case staticRoute.path, staticRoute6.path:
 			d.Routes = append(d.Routes, changes...)
 		default:

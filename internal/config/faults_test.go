@@ -27,6 +27,13 @@ func bgp(lines string) string {
 		"config network\nedit 1\nset prefix 192.0.2.31/32\nnext\nend\n" + lines + "\nend\n"
 }
 
+func monitor(lines string) string {
+	if lines != "" {
+		lines += "\n"
+	}
+	return "config system link-monitor\nedit m\n" + lines + "next\nend\n"
+}
+
 func ha(lines string) string { return "config system ha\n" + lines + "\nend\n" }
 
 // site is a node of a pair that is one member of a farm.
@@ -59,7 +66,7 @@ func TestFaults(t *testing.T) {
 		{"edit in a block without entries", ha("edit 1\nnext"), []string{"f:2: system ha: `config system ha` has no entries: edit has no place here"}},
 		{"set outside of an entry", "config vpn ipsec phase1-interface\nset keylife 100\nend\n", []string{"f:2: vpn ipsec phase1-interface: set stands outside of an entry: write edit NAME (up to 15 bytes) first"}},
 		{"set outside of every block", "set keylife 100\n", []string{"f:1: set stands outside of every block: write config PATH first"}},
-		{"unknown nested block", ha("config vclusters\nend"), []string{"f:2: system ha: `config system ha` holds no block vclusters; it knows vcluster, secondary-vcluster, ha-mgmt-interfaces, unicast-peers, frup-settings, auto-virtual-mac-interface or backup-hbdev"}},
+		{"unknown nested block", ha("config vclusters\nend"), []string{"f:2: system ha: `config system ha` holds no block vclusters; it knows vcluster, secondary-vcluster, ha-mgmt-interfaces, unicast-peers, frup-settings or backup-hbdev"}},
 		{"words behind end", "config system ha\nend now\n", []string{"f:2: config system ha: end takes nothing behind it"}},
 		{"quote not closed", ha("set group-name \"pair\nset priority 200"), []string{"f:2: the quote that opens here is not closed"}},
 		{"quote closed by the next one", ha("set group-name \"pair\nset password \"x y\""), []string{"f:2: the quote that opens here is not closed"}},
@@ -178,6 +185,20 @@ func TestFaults(t *testing.T) {
 		{"port without protocol", phase2("set dst-port 80"), []string{"f:11: p2: dst-port (80) needs a protocol that has ports: `set protocol 6` (TCP), 17 (UDP), 33 (DCCP), 132 (SCTP) or 136 (UDP-Lite)"}},
 
 		// Clusters.
+		{"link-monitor without anything", monitor(""), []string{
+			"f:2: link-monitor m: srcintf is missing: a link-monitor needs the interface through which it probes",
+			"f:2: link-monitor m: server is missing: a link-monitor needs the address of one at least"}},
+		{"link-monitor by name", monitor("set srcintf wan\nset server www.example.com"), []string{"f:4: link-monitor m: server (www.example.com) must be an IP address: names are not resolved here"}},
+		{"link-monitor of two families", monitor("set srcintf wan\nset server 192.0.2.1 2001:db8::1"), []string{"f:4: link-monitor m: server (2001:db8::1) must be of the same family as 192.0.2.1: write another link-monitor for it"}},
+		{"link-monitor with another protocol", monitor("set srcintf wan\nset server 192.0.2.1\nset protocol http"), []string{"f:5: link-monitor m: protocol (http) must be ping: servers are probed with ICMP echo only"}},
+		{"link-monitor source of the other family", monitor("set srcintf wan\nset server 192.0.2.1\nset source-ip6 2001:db8::1"), []string{"f:5: link-monitor m: source-ip (2001:db8::1) must be of the family of server 192.0.2.1"}},
+		{"link-monitor interval", monitor("set srcintf wan\nset server 192.0.2.1\nset interval 19"), []string{"f:5: link-monitor m: interval (19) must be between 20 and 3600000"}},
+		{"link-monitor timeout", monitor("set srcintf wan\nset server 192.0.2.1\nset probe-timeout 3600001"), []string{"f:5: link-monitor m: probe-timeout (3600001) must be between 20 and 3600000"}},
+		{"link-monitor failtime", monitor("set srcintf wan\nset server 192.0.2.1\nset failtime 0"), []string{"f:5: link-monitor m: failtime (0) must be between 1 and 3600"}},
+		{"link-monitor recoverytime", monitor("set srcintf wan\nset server 192.0.2.1\nset recoverytime 3601"), []string{"f:5: link-monitor m: recoverytime (3601) must be between 1 and 3600"}},
+		{"link-monitor weight", monitor("set srcintf wan\nset server 192.0.2.1\nset ha-priority 51"), []string{"f:5: link-monitor m: ha-priority (51) must be between 1 and 50"}},
+		{"link-monitor interface", monitor("set srcintf \"a b\"\nset server 192.0.2.1"), []string{"f:3: link-monitor m: srcintf (\"a b\") must not hold spaces, slashes, colons or percent signs: it names a Linux network interface"}},
+		{"link-monitor with unequal servers", monitor("set srcintf wan\nset server 192.0.2.1\nset server-config individual"), []string{"f:5: link-monitor m: server-config (individual) is not supported here; allowed: default"}},
 		{"pair without heartbeat", ha("set mode a-p"), []string{"f:2: system ha: hbdev is missing: mode a-p needs at least one heartbeat interface, `set hbdev \"port3\" 50`"}},
 		{"hbdev without priority", ha("set hbdev port3"), []string{"f:2: system ha: hbdev must be pairs of an interface and its priority, e.g. \"port3\" 50 \"port4\" 50"}},
 		{"hbdev priority", ha("set hbdev port3 900"), []string{"f:2: system ha: hbdev priority (900) of port3 must be between 0 and 512"}},
@@ -188,6 +209,15 @@ func TestFaults(t *testing.T) {
 		{"authentication without password", ha("set authentication enable"), []string{"f:2: system ha: password is missing: authentication enable needs it"}},
 		{"vcluster number", ha("config vcluster\nedit 31\nnext\nend"), []string{"f:3: system ha: vcluster 31: vcluster (31) must be a number between 1 and 30"}},
 		{"vclusters of a lone gateway", ha("set vcluster-status enable\nconfig vcluster\nedit 1\nnext\nend"), []string{"f:2: system ha: vcluster-status (enable) needs `set mode a-p`"}},
+		{"pingserver threshold", ha("set pingserver-failover-threshold 51"), []string{"f:2: system ha: pingserver-failover-threshold (51) must be between 0 and 50"}},
+		{"pingserver flip timeout", ha("set pingserver-flip-timeout -1"), []string{"f:2: system ha: pingserver-flip-timeout (-1) must be between 0 and 100000000"}},
+		{"pingserver force reset", ha("set pingserver-secondary-force-reset no"), []string{"f:2: system ha: pingserver-secondary-force-reset (no) must be enable or disable"}},
+		{"pingserver of a vcluster", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nset pingserver-failover-threshold x\nnext\nend"), []string{"f:7: system ha: vcluster 1: pingserver-failover-threshold (x) must be between 0 and 50"}},
+		{"hold time", ha("set failover-hold-time 301"), []string{"f:2: system ha: failover-hold-time (301) must be between 0 and 300"}},
+		{"damping", ha("set link-flap-damping 3"), []string{"f:2: system ha: link-flap-damping (3) must be enable or disable"}},
+		{"virtual MAC on a heartbeat interface", ha("set mode a-p\nset hbdev p 1\nset auto-virtual-mac-interface p"), []string{"f:4: system ha: auto-virtual-mac-interface (p) must not be a heartbeat interface: the members would have the same MAC address on it"}},
+		{"virtual MAC of a tunnel", goodPhase1 + ha("set auto-virtual-mac-interface vpn1"), []string{"f:9: system ha: auto-virtual-mac-interface (vpn1) must not be a tunnel: it has no MAC address"}},
+		{"virtual MAC without an address", "config system interface\nedit a\nset management-ip 10.0.0.1/24\nnext\nend\n" + ha("set auto-virtual-mac-interface a"), []string{"f:7: system ha: auto-virtual-mac-interface (a) must have a shared address: `set ip` in `config system interface`"}},
 		{"no vclusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable"), []string{"f:4: system ha: vcluster-status (enable) needs `config vcluster`"}},
 		{"domain in two vclusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nset vdom a\nnext\nedit 2\nset vdom a\nnext\nend"), []string{"f:9: system ha: vdom (a) belongs to vcluster 1 already"}},
 		{"tunnel of nobody in a vcluster", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nset phase1 x\nnext\nend"), []string{"f:6: system ha: phase1 (x) of vcluster 1 names no phase 1"}},
@@ -307,6 +337,10 @@ func TestWarnings(t *testing.T) {
 		{"tunnel in other letters", phase1("") + policy("set srcintf VPN1"), []string{"f:15: warning: policy 1: srcintf (VPN1) is no interface; did you mean vpn1?"}},
 		{"phase 2 outlives phase 1", phase2("set keylifeseconds 100000"), []string{"f:11: warning: p2: keylifeseconds (100000) is longer than keylife (86400) of phase 1 vpn1: the IKE SA is renewed first"}},
 		{"routes of virtual clusters", ha("set mode a-p\nset hbdev p 1\nset vcluster-status enable\nconfig vcluster\nedit 1\nnext\nend") + bgp(""), []string{"f:4: warning: system ha: router bgp announces its networks while any virtual cluster is active here: those of another one, too"}},
+		{"pingserver of nobody", ha("set pingserver-monitor-interface wan"), []string{"f:2: warning: system ha: pingserver-monitor-interface (wan) has no effect: no link-monitor has it as srcintf"}},
+		{"pingserver that is disabled", ha("set pingserver-monitor-interface wan") + monitor("set srcintf wan\nset server 192.0.2.1\nset status disable"), []string{"f:2: warning: system ha: pingserver-monitor-interface (wan) has no effect: no link-monitor has it as srcintf"}},
+		{"pingserver threshold out of reach", ha("set pingserver-monitor-interface wan\nset pingserver-failover-threshold 6") + monitor("set srcintf wan\nset server 192.0.2.1\nset ha-priority 5"), []string{"f:3: warning: system ha: pingserver-failover-threshold (6) is never reached: the ha-priority of all link monitors of pingserver-monitor-interface adds up to 5"}},
+		{"virtual MAC of a lone gateway", "config system interface\nedit a\nset ip 10.0.0.1/24\nnext\nend\n" + ha("set auto-virtual-mac-interface a"), []string{"f:7: warning: system ha: auto-virtual-mac-interface has no effect without `set mode a-p`"}},
 		{"vclusters switched off", ha("config vcluster\nedit 1\nnext\nend"), []string{"f:1: warning: system ha: config vcluster has no effect without `set vcluster-status enable`"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -69,6 +69,8 @@ type loader struct {
 	route6     *table[Route]
 	bgp        *object[bgpDraft]
 	settings   *object[BFD]
+
+	linkMonitors *table[LinkMonitor]
 }
 
 // note is one keyword that has no effect: the first place, and how many more.
@@ -345,7 +347,7 @@ var (
 		system/automation-stitch system/automation-trigger system/central-management system/console system/custom-language
 		system/ddns system/dns system/dns-database system/dns-server system/email-server system/external-resource
 		system/fortiguard system/fortisandbox system/federated-upgrade system/ftm-push system/ike system/ipam
-		system/link-monitor system/lldp system/mac-address-table system/management-tunnel system/mobile-tunnel
+		system/lldp system/mac-address-table system/management-tunnel system/mobile-tunnel
 		system/nat64 system/netflow system/network-visibility system/np6 system/npu system/ntp system/object-tagging
 		system/password-policy system/physical-switch system/probe-response system/proxy-arp system/ptp
 		system/replacemsg-group system/replacemsg-image system/resource-limits system/saml system/sdn-connector

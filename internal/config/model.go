@@ -26,6 +26,8 @@ type Config struct {
 	Routes     []Route // router static, then router static6
 	BGP        BGP
 	BFD        BFD
+
+	LinkMonitors []LinkMonitor
 }
 
 // HA is `config system ha`.
@@ -49,6 +51,10 @@ type HA struct {
 	VClusters             []VCluster
 	EncryptionEnabled     bool
 	AuthenticationEnabled bool
+	Pingserver            Pingserver
+	FailoverHoldTime      time.Duration // 0–300 s
+	FlapDamping           bool
+	VirtualMAC            []string // interfaces that have a virtual MAC address
 }
 
 // HBDev is one heartbeat interface with its priority (0–512).
@@ -66,6 +72,7 @@ type VCluster struct {
 	Monitor          []string
 	VDOM             []string
 	Phase1           []string
+	Pingserver       Pingserver
 }
 
 // StandaloneCluster is `config system standalone-cluster` (FGSP).

@@ -60,7 +60,8 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("phase 2 (-want +got):\n%s", d)
 	}
 	wantHA := HA{Mode: "standalone", HBInterval: 200 * time.Millisecond, HBLostThreshold: 20, Priority: 128,
-		UptimeDiffMargin: 5 * time.Minute, ARPs: 5, ARPsInterval: 8 * time.Second}
+		UptimeDiffMargin: 5 * time.Minute, ARPs: 5, ARPsInterval: 8 * time.Second,
+		Pingserver: Pingserver{FlipTimeout: time.Hour, ForceReset: true}, FlapDamping: true}
 	if d := cmp.Diff(wantHA, c.HA, equalConfig); d != "" {
 		t.Errorf("system ha (-want +got):\n%s", d)
 	}
@@ -133,6 +134,10 @@ func TestEffects(t *testing.T) {
 		{"heartbeats", c.HA.HBInterval.String(), "150ms"},
 		{"idle timeout", c.Phase1ByName("v6").IdleTimeout.String(), "20m0s"},
 		{"milliseconds", c.Phase1ByName("v6").DPDRetryInterval.String(), "250ms"},
+		{"pingservers", fmt.Sprint(c.HA.Pingserver), "{[port1] 6 2h0m0s false}"},
+		{"pingservers of a virtual cluster", fmt.Sprint(c.HA.VClusters[0].Pingserver, c.HA.VClusters[1].Pingserver), "{[port1] 5 0s true} {[] 0 1h0m0s false}"},
+		{"hold time, damping, virtual MAC", fmt.Sprint(c.HA.FailoverHoldTime, c.HA.FlapDamping, c.HA.VirtualMAC), "5s false [port1]"},
+		{"link monitors", fmt.Sprint(c.LinkMonitors), "[{uplink port1 [192.0.2.254 192.0.2.253] 192.0.2.1 100ms 50ms 3 10 5 false} {six port1 [2001:db8::fe] 2001:db8::1 500ms 500ms 5 5 1 true}]"},
 		{"virtual clusters in order", fmt.Sprint(c.HA.VClusters[0].ID, c.HA.VClusters[1].ID), "1 2"},
 		{"networks for clients", selectors(c.Phase1ByName("pool").Pool.SplitInclude4Subnets), "[0:10.3.0.0-10.3.255.255:0 0:10.4.0.1-10.4.0.1:0 0:10.0.0.5-10.0.0.9:0]"},
 		{"phase 2 of", fmt.Sprint(len(c.Phase2Of("v6")), len(c.Phase2Of("cert")), len(c.Phase2Of("none"))), "2 2 0"},
@@ -151,7 +156,9 @@ func TestEffects(t *testing.T) {
 		t.Error("auto-negotiate must imply keepalive")
 	}
 	old, _ := load(t, "f", readFile(t, "testdata/two-vclusters-older.conf"))
-	wantOld := []VCluster{{ID: 1, Priority: 200, Monitor: []string{"port1"}, VDOM: []string{"root"}}, {ID: 2, Priority: 64, Override: true, Monitor: []string{"port2"}, VDOM: []string{"FWEXT"}}}
+	byDefault := Pingserver{FlipTimeout: time.Hour, ForceReset: true}
+	wantOld := []VCluster{{ID: 1, Priority: 200, Monitor: []string{"port1"}, VDOM: []string{"root"}, Pingserver: byDefault},
+		{ID: 2, Priority: 64, Override: true, Monitor: []string{"port2"}, VDOM: []string{"FWEXT"}, Pingserver: byDefault}}
 	if d := cmp.Diff(wantOld, old.HA.VClusters, equalConfig); d != "" || !old.HA.VClusterStatus || !old.HasPolicy {
 		t.Errorf("older spelling (-want +got):\n%s", d)
 	}

@@ -22,7 +22,7 @@ func (c *Config) VirtualClusters() []VCluster {
 	slices.SortFunc(out, func(a, b VCluster) int { return a.ID - b.ID })
 	if out[0].ID != firstVCluster {
 		h := &c.HA
-		out = slices.Insert(out, 0, VCluster{ID: firstVCluster, Priority: h.Priority, Override: h.Override, OverrideWaitTime: h.OverrideWaitTime, Monitor: h.Monitor})
+		out = slices.Insert(out, 0, VCluster{ID: firstVCluster, Priority: h.Priority, Override: h.Override, OverrideWaitTime: h.OverrideWaitTime, Monitor: h.Monitor, Pingserver: h.Pingserver})
 	}
 	return out
 }
@@ -30,7 +30,7 @@ func (c *Config) VirtualClusters() []VCluster {
 // HAOf is `config system ha` as it is for one virtual cluster.
 func (c *Config) HAOf(v VCluster) HA {
 	h := c.HA
-	h.Priority, h.Override, h.OverrideWaitTime, h.Monitor = v.Priority, v.Override, v.OverrideWaitTime, v.Monitor
+	h.Priority, h.Override, h.OverrideWaitTime, h.Monitor, h.Pingserver = v.Priority, v.Override, v.OverrideWaitTime, v.Monitor, v.Pingserver
 	return h
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,11 +31,13 @@ type addresses struct {
 	log      *slog.Logger
 	vcluster int // whose they are; 0: all
 	shared   []sharedAddr
+	stay     []sharedAddr // addresses that do not move
 	arps     int
 	interval time.Duration
 	link     func(dev string) (netlink.Link, error)
 	foreign  map[sharedAddr]bool // were there before us: a standalone gateway leaves them
 	held     bool
+	macs     *virtualMACs
 	tell     func([]sharedAddr) // who takes them away should this process die; nil: nobody
 	stop     chan struct{}
 	wg       sync.WaitGroup
@@ -48,7 +51,7 @@ func newAddresses(log *slog.Logger) (*addresses, error) {
 		return nil, fmt.Errorf("packet socket for address announcements: %w", err)
 	}
 	_ = unix.Close(s) // it can be had
-	return &addresses{log: log, link: netlink.LinkByName, foreign: map[sharedAddr]bool{}}, nil
+	return &addresses{log: log, link: netlink.LinkByName, foreign: map[sharedAddr]bool{}, macs: &virtualMACs{log: log}}, nil
 }
 
 // packetSocket sends only: of protocol 0 it receives nothing. It is open for no
@@ -99,6 +102,7 @@ func (a *addresses) configure(c *config.Config) {
 		}
 	}
 	a.shared, a.arps, a.interval = next, c.HA.ARPs, c.HA.ARPsInterval
+	a.stay = stayingOf(c)
 	if a.held {
 		a.claim(nil)
 	}
@@ -156,6 +160,7 @@ func (a *addresses) claim(ready func()) {
 			continue
 		}
 		links[i] = link
+		a.macs.take(link)
 		if err := netlink.AddrReplace(link, nlAddr(s.prefix)); err != nil {
 			a.log.Error("shared address not added", "interface", s.dev, "address", s.prefix.String(), "error", err)
 		}
@@ -168,7 +173,31 @@ func (a *addresses) claim(ready func()) {
 			a.announce(links[i], s.prefix.Addr())
 		}
 	}
+	a.announceStaying()
 	a.repeat()
+}
+
+// announceStaying tells neighbours of the addresses that stay on this node that they have
+// another MAC address now: where a virtual one comes or goes.
+func (a *addresses) announceStaying() {
+	for _, s := range a.stay {
+		if _, ok := a.macs.virtual[s.dev]; !ok || !slices.ContainsFunc(a.shared, func(x sharedAddr) bool { return x.dev == s.dev }) {
+			continue
+		}
+		if link, err := a.link(s.dev); err == nil {
+			a.announce(link, s.prefix.Addr())
+		}
+	}
+}
+
+// stayingOf lists the addresses of the configuration that stay on this node.
+func stayingOf(c *config.Config) (out []sharedAddr) {
+	for i := range c.Interfaces {
+		for _, p := range c.Interfaces[i].ManagementIP {
+			out = append(out, sharedAddr{c.Interfaces[i].Name, p})
+		}
+	}
+	return out
 }
 
 // reassert announces the addresses again, and goes on with the repetitions, a
@@ -189,6 +218,8 @@ func (a *addresses) release() {
 			a.remove(s)
 		}
 	}
+	a.macs.giveBack(a.shared, a.link)
+	a.announceStaying()
 	if a.tell != nil {
 		a.tell(nil)
 	}

@@ -19,10 +19,11 @@ type scopedAddresses struct {
 	sets map[xfrm.Scope]*addresses
 	ids  []xfrm.Scope
 	tell func([]sharedAddr) // as in addresses, of all together
+	macs *virtualMACs
 }
 
 func newScopedAddresses(log *slog.Logger, c *config.Config) (*scopedAddresses, error) {
-	s := &scopedAddresses{log: log, link: netlink.LinkByName, sets: map[xfrm.Scope]*addresses{}, ids: []xfrm.Scope{0}}
+	s := &scopedAddresses{log: log, link: netlink.LinkByName, sets: map[xfrm.Scope]*addresses{}, ids: []xfrm.Scope{0}, macs: &virtualMACs{log: log}}
 	if c.Virtual() {
 		s.ids = nil
 		for _, v := range c.VirtualClusters() {
@@ -34,7 +35,7 @@ func newScopedAddresses(log *slog.Logger, c *config.Config) (*scopedAddresses, e
 		if err != nil {
 			return nil, err
 		}
-		a.vcluster = int(id)
+		a.vcluster, a.macs = int(id), s.macs
 		a.link = func(dev string) (netlink.Link, error) { return s.link(dev) }
 		a.tell = func([]sharedAddr) { s.told() }
 		s.sets[id] = a
@@ -44,19 +45,26 @@ func newScopedAddresses(log *slog.Logger, c *config.Config) (*scopedAddresses, e
 
 // told says which of all are here now.
 func (s *scopedAddresses) told() {
-	if s.tell == nil {
-		return
+	if s.tell != nil {
+		s.tell(s.here())
 	}
-	var all []sharedAddr
+}
+
+// here are the shared addresses that are on this node.
+func (s *scopedAddresses) here() (all []sharedAddr) {
 	for _, id := range s.ids {
 		if a := s.sets[id]; a.held {
 			all = append(all, a.shared...)
 		}
 	}
-	s.tell(all)
+	return all
 }
 
 func (s *scopedAddresses) configure(c *config.Config) {
+	here := s.here()
+	s.macs.configure(c, func(dev string) bool {
+		return slices.ContainsFunc(here, func(x sharedAddr) bool { return x.dev == dev })
+	}, s.link)
 	for _, id := range s.ids {
 		s.sets[id].configure(c)
 	}

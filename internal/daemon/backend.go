@@ -39,6 +39,7 @@ func (d *Daemon) look(now time.Time) *view {
 		Tunnels: d.tunnels.views(), Plane: d.plane.PlaneCounters(), IfIndex: d.links.indexes(),
 		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),
 	}
+	d.lookAtElection(now, v)
 	d.lookAtFarm(v)
 	return v
 }

@@ -32,6 +32,7 @@ func allCommands() []command {
 		{"execute vpn ipsec tunnel down", "PHASE2 [PHASE1]", "delete a Child SA", tunnelDown},
 		{"execute ha failover set", "[CLUSTER]", "hand ownership over to the other member", failoverSet},
 		{"execute ha failover unset", "[CLUSTER]", "end a failover that was set", failoverUnset},
+		{"execute ha failover status", "[CLUSTER]", "whether a failover is set here", failoverStatus},
 		{"execute ha drain", "[on|off]", "move all tunnels to the other members of a farm, wait for that, and keep them away; off ends it", drain},
 		{"execute reload", "", "read the configuration file again", reload},
 		{"show", "[full-configuration] [PATH]", "the configuration; secrets do not print", showConfig},

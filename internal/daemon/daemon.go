@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -55,8 +56,10 @@ type Daemon struct {
 	alarms    map[string]string
 	breaks    breakpoint
 	announcer *announcer
-	ends      chan error // what ends the daemon beside a signal
-	ended     error      // the first of them
+	pinger    *pinger     // nil: no pair
+	damped    *time.Timer // for a monitored interface that does not count yet
+	ends      chan error  // what ends the daemon beside a signal
+	ended     error       // the first of them
 
 	progress atomic.Uint64
 	strays   atomic.Pointer[farmEnds] // where packets of other members' scopes go
@@ -164,6 +167,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 	if d.addresses, err = newScopedAddresses(d.log, d.cfg); err != nil {
 		return err
 	}
+	d.addresses.macs.file = filepath.Join(d.cfg.Tandem.StateDir, "mac-addresses")
 	closers = append(closers, d.addresses.close)
 	handler := xfrm.Handler{IKE: d.loop.offerIKE, Events: d.loop.offerEvents}
 	if d.cfg.Standalone.Farm() {
@@ -213,6 +217,10 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 			return err
 		}
 		closers = append(closers, d.cluster.close)
+		if d.cluster.farm == nil {
+			d.pinger = newPinger(d.log, func() { _ = d.loop.post(d.pingservers) })
+			closers = append(closers, d.pinger.close)
+		}
 	} else {
 		d.loop.node = newGateway(options)
 	}
@@ -235,7 +243,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		stopAdmin()
 		return err
 	}
-	if err := d.loop.post(func(now time.Time) { d.loop.node.Start(now); d.monitors(now) }); err != nil {
+	if err := d.loop.post(func(now time.Time) { d.loop.node.Start(now); d.monitors(now); d.lookAtServers(now) }); err != nil {
 		return err
 	}
 	if d.cluster != nil {
@@ -347,6 +355,10 @@ func (d *Daemon) reload(ctx context.Context) error {
 			d.cluster.farm.moved()
 		}
 		d.monitors(now)
+		d.lookAtServers(now)
+		if d.pinger != nil {
+			d.pingservers(now) // other interfaces may count
+		}
 		d.log.Info("configuration loaded", "file", d.o.ConfigFile)
 	})
 	if err != nil || result != nil {
@@ -453,7 +465,7 @@ func (d *Daemon) tellAddresses(shared []sharedAddr) {
 	for _, s := range shared {
 		list = append(list, guardian.Address{Device: s.dev, Prefix: s.prefix})
 	}
-	if err := d.guardian.Addresses(list); err != nil {
+	if err := d.guardian.Addresses(list, d.addresses.macs.told(shared)); err != nil {
 		d.log.Error("guardian does not listen", "error", err)
 	}
 }

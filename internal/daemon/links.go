@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"tandem/internal/config"
+	"tandem/internal/linkhealth"
 	"tandem/internal/node"
 )
 
@@ -20,6 +22,7 @@ type links struct {
 	link  map[string]netlink.Link
 	up    map[string]bool
 	addrs map[string][]netip.Addr
+	damp  linkhealth.Damper // of monitored interfaces
 }
 
 func newLinks() *links {
@@ -111,22 +114,51 @@ func (l *links) configure(c *config.Config, log *slog.Logger) {
 	l.refresh()
 }
 
-// monitorsUp counts the monitored interfaces that work.
-func (l *links) monitorsUp(monitor []string) (n int) {
+// monitorsUp counts the monitored interfaces that work and count, see linkhealth.Damper.
+func (l *links) monitorsUp(now time.Time, monitor []string) (n int) {
 	for _, m := range monitor {
-		if l.up[m] {
+		l.damp.Set(now, m, l.up[m])
+		if l.damp.Works(now, m) {
 			n++
 		}
 	}
 	return n
 }
 
-// monitors tells the node how many monitored interfaces work.
+// monitoredBy lists the interfaces that the cluster, or any virtual cluster, monitors.
+func monitoredBy(c *config.Config) []string {
+	if !c.Virtual() {
+		return c.HA.Monitor
+	}
+	var all []string
+	for _, v := range c.VirtualClusters() {
+		for _, m := range v.Monitor {
+			if !slices.Contains(all, m) {
+				all = append(all, m)
+			}
+		}
+	}
+	return all
+}
+
+// monitors tells the node how many monitored interfaces work, and again when the next of
+// them begins to count.
 func (d *Daemon) monitors(now time.Time) {
+	if d.cluster == nil {
+		return
+	}
+	d.links.damp.Damp(d.cfg.HA.FlapDamping)
+	up := func(monitor []string) int { return d.links.monitorsUp(now, monitor) }
 	if v, ok := d.loop.node.(*node.VClusters); ok {
-		v.HandleMonitored(now, d.links.monitorsUp)
-	} else if d.cluster != nil {
-		d.loop.node.HandleMonitors(now, d.links.monitorsUp(d.cfg.HA.Monitor))
+		v.HandleMonitored(now, up)
+	} else {
+		d.loop.node.HandleMonitors(now, up(d.cfg.HA.Monitor))
+	}
+	if d.damped != nil {
+		d.damped.Stop()
+	}
+	if at, ok := d.links.damp.Next(now, monitoredBy(d.cfg)); ok {
+		d.damped = time.AfterFunc(time.Until(at), func() { _ = d.loop.post(d.monitors) })
 	}
 }
 
@@ -179,6 +211,7 @@ func (d *Daemon) watchLinks() (stop func(), err error) {
 func (d *Daemon) linksChanged(now time.Time) {
 	cameUp := d.links.refresh()
 	d.monitors(now)
+	d.lookAtServers(now)
 	if len(cameUp) == 0 {
 		return
 	}

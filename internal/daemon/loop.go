@@ -33,6 +33,7 @@ type gateway interface {
 	HandleClaimed(time.Time, cluster.ScopeID, cluster.Epoch, bool)
 	HandleNote(time.Time, error)
 	HandleMonitors(time.Time, int)
+	HandlePingservers(now time.Time, penalty, stale int)
 	HandleTimeout(time.Time)
 	NextTimeout() (time.Time, bool)
 	Reload(time.Time, *config.Config)

@@ -58,7 +58,10 @@ func (n *scriptedNode) HandleRemoved(time.Time, cluster.ScopeID, cluster.NodeID)
 func (n *scriptedNode) HandleEntitled(time.Time, cluster.ScopeID, cluster.Epoch)      {}
 func (n *scriptedNode) HandleClaimed(time.Time, cluster.ScopeID, cluster.Epoch, bool) {}
 func (n *scriptedNode) HandleNote(time.Time, error)                                   { n.in("note") }
-func (n *scriptedNode) HandleMonitors(_ time.Time, up int)                            { n.in("monitors %d", up) }
+func (n *scriptedNode) HandlePingservers(_ time.Time, penalty, stale int) {
+	n.in("pingservers %d %d", penalty, stale)
+}
+func (n *scriptedNode) HandleMonitors(_ time.Time, up int) { n.in("monitors %d", up) }
 func (n *scriptedNode) HandleTimeout(now time.Time) {
 	n.next = time.Time{}
 	n.in("timeout")

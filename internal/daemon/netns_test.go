@@ -312,7 +312,7 @@ func TestLinksAreCounted(t *testing.T) {
 		}
 	}
 	count := func(n int) func() bool {
-		return func() bool { l.refresh(); return l.monitorsUp(c.HA.Monitor) == n }
+		return func() bool { l.refresh(); return l.monitorsUp(time.Now(), c.HA.Monitor) == n }
 	}
 	want("wan0 works, lan0 does not exist", count(1))
 	far, _ := netlink.LinkByName("far0")

@@ -39,6 +39,7 @@ type haJSON struct {
 	Uptime       int64       `json:"uptime_s"`
 	Alarms       []alarmJSON `json:"alarms"`
 	Peers        []peerJSON  `json:"peers"`
+	electionJSON
 	// With virtual clusters; role, epoch, … above are then of the node as a whole:
 	// primary if it is of any of them, synchronised if all of them are.
 	VClusters []vclusterJSON `json:"vclusters,omitempty"`
@@ -60,6 +61,8 @@ type peerJSON struct {
 	Priority int        `json:"priority"`
 	Age      int64      `json:"age_s"`
 	Monitors int        `json:"monitors_up"`
+	Penalty  int        `json:"pingserver_penalty"`
+	Failover bool       `json:"failover"`
 	Links    []linkJSON `json:"links"`
 }
 
@@ -88,6 +91,7 @@ type vclusterJSON struct {
 	VDOM         []string   `json:"vdom"`
 	Phase1       []string   `json:"phase1"` // what belongs to it
 	Peers        []peerJSON `json:"peers"`
+	electionJSON
 }
 
 func (v *view) vclustersJSON() (out []vclusterJSON) {
@@ -95,9 +99,10 @@ func (v *view) vclustersJSON() (out []vclusterJSON) {
 		x := &v.Node.VClusters[i]
 		h := &x.HA
 		j := vclusterJSON{ID: x.ID, Role: roleName(h.Role), Synchronised: h.Synchronised, Alone: h.Alone, Epoch: h.Epoch.Counter,
-			EpochNode: v.nodeName(h.Epoch.Node), Owner: v.nodeName(h.Owner), Reason: h.LastReason, Covered: h.LastCovered,
+			EpochNode: v.nodeName(h.Epoch.Node), Owner: v.nodeName(h.Owner), Reason: reasonOf(h), Covered: h.LastCovered,
 			DetectMS: milliseconds(h.LastDetected), LastChange: changeText(h), Takeovers: h.Takeovers, Priority: h.Election.Priority,
-			Override: h.Election.Override, MonitorsUp: h.Election.MonitorsUp, VDOM: []string{}, Phase1: []string{}, Peers: peersJSON(h)}
+			Override: h.Election.Override, MonitorsUp: h.Election.MonitorsUp, VDOM: []string{}, Phase1: []string{}, Peers: peersJSON(h),
+			electionJSON: v.electionJSON(x)}
 		j.VDOM = append(j.VDOM, v.vcluster(x.ID).VDOM...)
 		for k := range v.Config.Phase1 {
 			if p := &v.Config.Phase1[k]; v.Config.VClusterOf(p) == x.ID {
@@ -132,7 +137,7 @@ func peersJSON(h *cluster.HAStatus) []peerJSON {
 		p := &h.Peers[i]
 		d := peerJSON{Node: uint32(p.Node), Hostname: p.Name, Serial: p.Election.Serial, Role: roleName(p.Role), Running: p.Running,
 			Epoch: p.Epoch.Counter, Entitled: p.Entitled, Priority: p.Election.Priority, Age: seconds(p.Election.Age),
-			Monitors: p.Election.MonitorsUp, Links: []linkJSON{}}
+			Monitors: p.Election.MonitorsUp, Penalty: p.Election.Penalty, Failover: p.Election.Failover, Links: []linkJSON{}}
 		for _, l := range p.Links {
 			d.Links = append(d.Links, linkJSON{l.Device, l.Addr})
 		}
@@ -147,6 +152,7 @@ func (v *view) haJSON() haJSON {
 		Priority: v.Config.HA.Priority, Override: v.Config.HA.Override, Uptime: v.since(v.Started),
 		Alarms: []alarmJSON{}, Peers: []peerJSON{}}
 	h := v.Node.HA
+	j.electionJSON = v.electionJSON(nil)
 	if h == nil {
 		j.Owner = v.Hostname
 		return j
@@ -154,6 +160,7 @@ func (v *view) haJSON() haJSON {
 	j.Role, j.Synchronised, j.Alone = roleName(h.Role), h.Synchronised, h.Alone
 	j.Epoch, j.EpochNode, j.Owner = h.Epoch.Counter, v.nodeName(h.Epoch.Node), v.nodeName(h.Owner)
 	j.Reason, j.Covered, j.DetectMS, j.Takeovers = h.LastReason, h.LastCovered, milliseconds(h.LastDetected), h.Takeovers
+	j.Reason = reasonOf(h)
 	j.Serial, j.MonitorsUp = h.Serial, h.Election.MonitorsUp
 	j.LastChange, j.VClusters = changeText(h), v.vclustersJSON()
 	for _, a := range h.Alarms {
@@ -225,8 +232,10 @@ func (s *session) printHA(v *view, j *haJSON) {
 			p("    vcluster-%d:\n", c.ID)
 		}
 		if h := &c.HA; h.LastReason != "" {
-			p("    <%s> %s is selected as the primary because %s.\n", h.LastChange.Format("2006/01/02 15:04:05"), v.nodeName(h.Owner), h.LastReason)
+			p("    <%s> %s is selected as the primary because %s.\n", h.LastChange.Format("2006/01/02 15:04:05"), v.nodeName(h.Owner), reasonOf(h))
 			p("    covered: %s, epoch: %s, detected after: %.1f ms, takeovers: %d\n", yesNo(h.LastCovered), h.Epoch, milliseconds(h.LastDetected), h.Takeovers)
+			x := v.electionJSON(c)
+			s.printChange(&x)
 		}
 	}
 	p("ses_pickup: %s\n", enabled(v.Config.HA.SessionPickup))
@@ -266,14 +275,7 @@ func (s *session) printHA(v *view, j *haJSON) {
 			p("        %s: %s\n", d.Name, state)
 		}
 	}
-	p("MONDEV stats:\n    %s:\n", h.Serial)
-	for i := range all {
-		if monitored := v.vcluster(all[i].ID).Monitor; len(v.Node.VClusters) > 0 {
-			p("        vcluster-%d up: %d of %d\n", all[i].ID, all[i].HA.Election.MonitorsUp, len(monitored))
-		} else {
-			p("        up: %d of %d\n", j.MonitorsUp, len(v.Config.HA.Monitor))
-		}
-	}
+	s.printMonitors(v, all)
 	for _, m := range membersOf(h) {
 		p("%-12s: %s, %s, HA cluster index = %d\n", m.title(), m.name, m.serial, m.id)
 	}

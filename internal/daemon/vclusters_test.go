@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"tandem/cluster"
 	"tandem/internal/config"
@@ -176,7 +177,7 @@ func TestMonitorsOfVirtualClusters(t *testing.T) {
 	l := &links{up: map[string]bool{"wan0": true, "wan1": true}}
 	var got []int
 	for _, v := range mustConfig(t, vclusterConfig).VirtualClusters() {
-		got = append(got, l.monitorsUp(v.Monitor))
+		got = append(got, l.monitorsUp(time.Now(), v.Monitor))
 	}
 	if !slices.Equal(got, []int{1, 1}) {
 		t.Error(got)

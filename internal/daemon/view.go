@@ -33,7 +33,8 @@ type view struct {
 	Loop        loopStats
 	DataPlane   string // e.g. userspace
 	Progress    uint64
-	Farm        farmView // of a member of a farm, beside Node.Farm
+	Election    electionView // of a pair
+	Farm        farmView     // of a member of a farm, beside Node.Farm
 }
 
 // tunnelView is a tunnel interface as the data plane has it.

@@ -57,7 +57,8 @@ type Status struct {
 //	HandleAck(now, cluster.NodeID, cluster.ProcessID, seq uint64)
 //	HandleStream(now, cluster.NodeID, cluster.ProcessID, up bool)
 //	HandlePeer(now, cluster.Peer); HandleLoss(…); HandleRemoved(…); HandleEntitled(…)
-//	HandleNote(now, err error); HandleMonitors(now, up int)
+//	HandleNote(now, err error); HandleMonitors(now, up int);
+//	HandlePingservers(now, penalty, stale int)
 //	HandleTimeout(now); NextTimeout() (time.Time, bool)
 //	Reload(now, *config.Config)
 //	Up(now, phase1, phase2 string) error; Down(…) error; Clear(now, name string) int

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"tandem/cluster"
 	"tandem/cluster/fsm"
 )
@@ -82,3 +84,6 @@ func (f *Farm) sites() (out []SiteStatus) {
 	}
 	return out
 }
+
+// HandlePingservers is for pairs, as HandleMonitors is.
+func (f *Farm) HandlePingservers(time.Time, int, int) {}

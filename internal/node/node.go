@@ -276,6 +276,14 @@ func (n *Node) HandleMonitors(now time.Time, up int) {
 	}
 }
 
+// HandlePingservers says what the servers weigh that do not answer, see cluster.Pair.
+func (n *Node) HandlePingservers(now time.Time, penalty, stale int) {
+	if n.pair != nil {
+		n.pair.HandlePingservers(now, penalty, stale)
+		n.pump(now)
+	}
+}
+
 // HandleTimeout runs what is due.
 func (n *Node) HandleTimeout(now time.Time) {
 	if !now.Before(n.resumeAt) {

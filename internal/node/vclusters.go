@@ -194,6 +194,17 @@ func (v *VClusters) HandleMonitored(now time.Time, up func(monitor []string) int
 	}
 }
 
+// HandlePingservers does nothing: see HandlePinged.
+func (v *VClusters) HandlePingservers(time.Time, int, int) {}
+
+// HandlePinged has each virtual cluster know what the servers weigh that do not answer.
+func (v *VClusters) HandlePinged(now time.Time, weigh func(interfaces []string) (penalty, stale int)) {
+	for _, c := range v.cfg.VirtualClusters() {
+		penalty, stale := weigh(c.Pingserver.Monitor)
+		v.with(cluster.ScopeID(c.ID), func(n *Node) { n.HandlePingservers(now, penalty, stale) })
+	}
+}
+
 // HandleTimeout runs what is due.
 func (v *VClusters) HandleTimeout(now time.Time) { v.dueScopes(now) }
 

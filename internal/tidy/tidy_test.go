@@ -26,6 +26,7 @@ var order = []string{
 	"internal/mmsg",
 	"internal/quiet",
 	"internal/timerslack",
+	"internal/linkhealth",
 	"internal/config",
 	"proto",
 	"ike/message",
@@ -60,7 +61,7 @@ var order = []string{
 var pure = map[string]bool{
 	"internal/ipsec": true, "internal/config": true, "ike/message": true, "ike/keymat": true, "ike": true,
 	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster": true, "sync": true, "internal/node": true,
-	"internal/bfd": true, "internal/outbox": true,
+	"internal/bfd": true, "internal/outbox": true, "internal/linkhealth": true,
 }
 
 // impure files of pure packages, each with its reason.

@@ -83,6 +83,9 @@ type Election struct {
 	Override      bool                   `protobuf:"varint,4,opt,name=override,proto3" json:"override,omitempty"`
 	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
 	Failover      bool                   `protobuf:"varint,6,opt,name=failover,proto3" json:"failover,omitempty"`
+	Penalty       uint32                 `protobuf:"varint,7,opt,name=penalty,proto3" json:"penalty,omitempty"` // of link monitors that failed; 0: beneath the threshold
+	Handed        uint32                 `protobuf:"varint,8,opt,name=handed,proto3" json:"handed,omitempty"`   // why it handed its last ownership over; 0: it did not
+	OverrideWaitS uint32                 `protobuf:"varint,9,opt,name=override_wait_s,json=overrideWaitS,proto3" json:"override_wait_s,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +160,27 @@ func (x *Election) GetFailover() bool {
 		return x.Failover
 	}
 	return false
+}
+
+func (x *Election) GetPenalty() uint32 {
+	if x != nil {
+		return x.Penalty
+	}
+	return 0
+}
+
+func (x *Election) GetHanded() uint32 {
+	if x != nil {
+		return x.Handed
+	}
+	return 0
+}
+
+func (x *Election) GetOverrideWaitS() uint32 {
+	if x != nil {
+		return x.OverrideWaitS
+	}
+	return 0
 }
 
 // Heartbeat is one authenticated datagram on every heartbeat device.
@@ -898,10 +922,11 @@ func (x *Entitle) GetScope() uint32 {
 }
 
 // Addresses are the shared addresses on this node now: what the guardian takes
-// away when the daemon ends.
+// away when the daemon ends; then it gives the devices their own MAC addresses back.
 type Addresses struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []*Address             `protobuf:"bytes,1,rep,name=address,proto3" json:"address,omitempty"`
+	Mac           []*MAC                 `protobuf:"bytes,2,rep,name=mac,proto3" json:"mac,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -943,6 +968,66 @@ func (x *Addresses) GetAddress() []*Address {
 	return nil
 }
 
+func (x *Addresses) GetMac() []*MAC {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+// MAC is a device's own MAC address, which a virtual one stands for.
+type MAC struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // 6 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MAC) Reset() {
+	*x = MAC{}
+	mi := &file_clusterpb_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MAC) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MAC) ProtoMessage() {}
+
+func (x *MAC) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MAC.ProtoReflect.Descriptor instead.
+func (*MAC) Descriptor() ([]byte, []int) {
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *MAC) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *MAC) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
 type Address struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -953,7 +1038,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1050,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1063,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Address) GetDevice() string {
@@ -1012,7 +1097,7 @@ type ToDaemon struct {
 
 func (x *ToDaemon) Reset() {
 	*x = ToDaemon{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1109,7 @@ func (x *ToDaemon) String() string {
 func (*ToDaemon) ProtoMessage() {}
 
 func (x *ToDaemon) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1122,7 @@ func (x *ToDaemon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToDaemon.ProtoReflect.Descriptor instead.
 func (*ToDaemon) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ToDaemon) GetWhat() isToDaemon_What {
@@ -1136,7 +1221,7 @@ type Removed struct {
 
 func (x *Removed) Reset() {
 	*x = Removed{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1233,7 @@ func (x *Removed) String() string {
 func (*Removed) ProtoMessage() {}
 
 func (x *Removed) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1246,7 @@ func (x *Removed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removed.ProtoReflect.Descriptor instead.
 func (*Removed) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Removed) GetScope() uint32 {
@@ -1202,7 +1287,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1299,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1312,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Peer) GetNode() uint32 {
@@ -1352,7 +1437,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1449,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1462,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Link) GetDevice() string {
@@ -1407,7 +1492,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1504,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1517,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Loss) GetNode() uint32 {
@@ -1481,7 +1566,7 @@ type Claimed struct {
 
 func (x *Claimed) Reset() {
 	*x = Claimed{}
-	mi := &file_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1578,7 @@ func (x *Claimed) String() string {
 func (*Claimed) ProtoMessage() {}
 
 func (x *Claimed) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1591,7 @@ func (x *Claimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claimed.ProtoReflect.Descriptor instead.
 func (*Claimed) Descriptor() ([]byte, []int) {
-	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Claimed) GetEpoch() *Epoch {
@@ -1537,7 +1622,7 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\x17clusterpb/cluster.proto\x12\x0etandem.cluster\"5\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\x04R\acounter\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\rR\x04node\"\xae\x01\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\x88\x02\n" +
 	"\bElection\x12\x1f\n" +
 	"\vmonitors_up\x18\x01 \x01(\x11R\n" +
 	"monitorsUp\x12\x15\n" +
@@ -1545,7 +1630,10 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x1a\n" +
 	"\boverride\x18\x04 \x01(\bR\boverride\x12\x16\n" +
 	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x1a\n" +
-	"\bfailover\x18\x06 \x01(\bR\bfailover\"\xf4\x05\n" +
+	"\bfailover\x18\x06 \x01(\bR\bfailover\x12\x18\n" +
+	"\apenalty\x18\a \x01(\rR\apenalty\x12\x16\n" +
+	"\x06handed\x18\b \x01(\rR\x06handed\x12&\n" +
+	"\x0foverride_wait_s\x18\t \x01(\rR\roverrideWaitS\"\xf4\x05\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1608,9 +1696,13 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\aEntitle\x12+\n" +
 	"\x05epoch\x18\x01 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\x12\x0e\n" +
 	"\x02on\x18\x02 \x01(\bR\x02on\x12\x14\n" +
-	"\x05scope\x18\x03 \x01(\rR\x05scope\">\n" +
+	"\x05scope\x18\x03 \x01(\rR\x05scope\"e\n" +
 	"\tAddresses\x121\n" +
-	"\aaddress\x18\x01 \x03(\v2\x17.tandem.cluster.AddressR\aaddress\"9\n" +
+	"\aaddress\x18\x01 \x03(\v2\x17.tandem.cluster.AddressR\aaddress\x12%\n" +
+	"\x03mac\x18\x02 \x03(\v2\x13.tandem.cluster.MACR\x03mac\"7\n" +
+	"\x03MAC\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\"9\n" +
 	"\aAddress\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\x96\x02\n" +
@@ -1671,7 +1763,7 @@ func file_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_clusterpb_cluster_proto_rawDescData
 }
 
-var file_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_clusterpb_cluster_proto_goTypes = []any{
 	(*Epoch)(nil),      // 0: tandem.cluster.Epoch
 	(*Election)(nil),   // 1: tandem.cluster.Election
@@ -1684,13 +1776,14 @@ var file_clusterpb_cluster_proto_goTypes = []any{
 	(*Announce)(nil),   // 8: tandem.cluster.Announce
 	(*Entitle)(nil),    // 9: tandem.cluster.Entitle
 	(*Addresses)(nil),  // 10: tandem.cluster.Addresses
-	(*Address)(nil),    // 11: tandem.cluster.Address
-	(*ToDaemon)(nil),   // 12: tandem.cluster.ToDaemon
-	(*Removed)(nil),    // 13: tandem.cluster.Removed
-	(*Peer)(nil),       // 14: tandem.cluster.Peer
-	(*Link)(nil),       // 15: tandem.cluster.Link
-	(*Loss)(nil),       // 16: tandem.cluster.Loss
-	(*Claimed)(nil),    // 17: tandem.cluster.Claimed
+	(*MAC)(nil),        // 11: tandem.cluster.MAC
+	(*Address)(nil),    // 12: tandem.cluster.Address
+	(*ToDaemon)(nil),   // 13: tandem.cluster.ToDaemon
+	(*Removed)(nil),    // 14: tandem.cluster.Removed
+	(*Peer)(nil),       // 15: tandem.cluster.Peer
+	(*Link)(nil),       // 16: tandem.cluster.Link
+	(*Loss)(nil),       // 17: tandem.cluster.Loss
+	(*Claimed)(nil),    // 18: tandem.cluster.Claimed
 }
 var file_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: tandem.cluster.Heartbeat.epoch:type_name -> tandem.cluster.Epoch
@@ -1710,24 +1803,25 @@ var file_clusterpb_cluster_proto_depIdxs = []int32{
 	1,  // 14: tandem.cluster.Announce.election:type_name -> tandem.cluster.Election
 	3,  // 15: tandem.cluster.Announce.owned:type_name -> tandem.cluster.Tenure
 	0,  // 16: tandem.cluster.Entitle.epoch:type_name -> tandem.cluster.Epoch
-	11, // 17: tandem.cluster.Addresses.address:type_name -> tandem.cluster.Address
-	14, // 18: tandem.cluster.ToDaemon.peer:type_name -> tandem.cluster.Peer
-	16, // 19: tandem.cluster.ToDaemon.loss:type_name -> tandem.cluster.Loss
-	17, // 20: tandem.cluster.ToDaemon.claimed:type_name -> tandem.cluster.Claimed
-	13, // 21: tandem.cluster.ToDaemon.removed:type_name -> tandem.cluster.Removed
-	3,  // 22: tandem.cluster.ToDaemon.entitled:type_name -> tandem.cluster.Tenure
-	0,  // 23: tandem.cluster.Peer.epoch:type_name -> tandem.cluster.Epoch
-	1,  // 24: tandem.cluster.Peer.election:type_name -> tandem.cluster.Election
-	15, // 25: tandem.cluster.Peer.links:type_name -> tandem.cluster.Link
-	3,  // 26: tandem.cluster.Peer.owned:type_name -> tandem.cluster.Tenure
-	3,  // 27: tandem.cluster.Peer.entitled_to:type_name -> tandem.cluster.Tenure
-	3,  // 28: tandem.cluster.Loss.claimed:type_name -> tandem.cluster.Tenure
-	0,  // 29: tandem.cluster.Claimed.epoch:type_name -> tandem.cluster.Epoch
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	12, // 17: tandem.cluster.Addresses.address:type_name -> tandem.cluster.Address
+	11, // 18: tandem.cluster.Addresses.mac:type_name -> tandem.cluster.MAC
+	15, // 19: tandem.cluster.ToDaemon.peer:type_name -> tandem.cluster.Peer
+	17, // 20: tandem.cluster.ToDaemon.loss:type_name -> tandem.cluster.Loss
+	18, // 21: tandem.cluster.ToDaemon.claimed:type_name -> tandem.cluster.Claimed
+	14, // 22: tandem.cluster.ToDaemon.removed:type_name -> tandem.cluster.Removed
+	3,  // 23: tandem.cluster.ToDaemon.entitled:type_name -> tandem.cluster.Tenure
+	0,  // 24: tandem.cluster.Peer.epoch:type_name -> tandem.cluster.Epoch
+	1,  // 25: tandem.cluster.Peer.election:type_name -> tandem.cluster.Election
+	16, // 26: tandem.cluster.Peer.links:type_name -> tandem.cluster.Link
+	3,  // 27: tandem.cluster.Peer.owned:type_name -> tandem.cluster.Tenure
+	3,  // 28: tandem.cluster.Peer.entitled_to:type_name -> tandem.cluster.Tenure
+	3,  // 29: tandem.cluster.Loss.claimed:type_name -> tandem.cluster.Tenure
+	0,  // 30: tandem.cluster.Claimed.epoch:type_name -> tandem.cluster.Epoch
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_clusterpb_cluster_proto_init() }
@@ -1743,7 +1837,7 @@ func file_clusterpb_cluster_proto_init() {
 		(*ToGuardian_Claim)(nil),
 		(*ToGuardian_AskRemoval)(nil),
 	}
-	file_clusterpb_cluster_proto_msgTypes[12].OneofWrappers = []any{
+	file_clusterpb_cluster_proto_msgTypes[13].OneofWrappers = []any{
 		(*ToDaemon_Peer)(nil),
 		(*ToDaemon_Loss)(nil),
 		(*ToDaemon_Claimed)(nil),
@@ -1756,7 +1850,7 @@ func file_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterpb_cluster_proto_rawDesc), len(file_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
