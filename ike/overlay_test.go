@@ -130,7 +130,7 @@ func TestExchangeInterfaceIP(t *testing.T) {
 			if len(a.installed) != 0 {
 				t.Fatal("phase 2 stands")
 			}
-			b.up("net")
+			a.up("net")
 			check()
 			// The survivors of both sides know it, and end it.
 			w.succeeded(a, a2, false)
