@@ -99,7 +99,7 @@ func TestExchangeInterfaceIP(t *testing.T) {
 		wantRoutes("while phase 1 stands")
 		s.must("gw", "ip", "address", "replace", "172.16.0.1/32", "dev", "lo")
 		s.wantPing("peer", "1.1.1.2", c.routeB)
-		s.wantPing("gw", "1.1.1.1", c.routeA)
+		s.wantPing("gw", c.routeB, c.routeA)
 		// Phase 2 is taken down; what asks for the address brings it back.
 		a.must("diagnose vpn tunnel down net vpn1")
 		eventually(t, 10*time.Second, "phase 2 is down", func() bool { return len(a.children("vpn1"))+len(b.children("vpn1")) == 0 })
