@@ -128,7 +128,11 @@ func disturbed(res lab.Result, keep string) string {
 	if res.Scenario == "pause-both" || res.Scenario == "freeze-host" {
 		return "" // there the guardians are stopped on purpose
 	}
-	logs, _ := filepath.Glob(filepath.Join(keep, "gw*.log"))
+	var logs []string
+	for _, names := range []string{"gw*.log", "east*.log", "west*.log"} {
+		some, _ := filepath.Glob(filepath.Join(keep, names))
+		logs = append(logs, some...)
+	}
 	for _, path := range logs {
 		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), "this process was stopped for") {
 			return "the machine stood still under " + filepath.Base(path)
