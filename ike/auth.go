@@ -3,6 +3,7 @@ package ike
 import (
 	"crypto/hmac"
 	"crypto/subtle"
+	"fmt"
 	"log/slog"
 	"slices"
 
@@ -33,6 +34,7 @@ func (e *Engine) authStart(sa *ikeSA, phase2 string) {
 		ps = append(ps, childOffer(x, nil)...)
 	}
 	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync)...)
+	ps = append(ps, e.overlayPayloads(sa, nil)...)
 	if !e.start(sa, x, ps) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
 	}
@@ -55,7 +57,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	}
 	peer := identity{idi.IDType, string(idi.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idi.IDType.String()))
-	p1, err := e.authenticate(sa, idi, peer, auth)
+	p1, err := e.authenticate(sa, idi, peer, sa.peerNetwork(ev.m), auth)
 	if err != nil {
 		e.counters.AuthRefused++
 		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
@@ -74,6 +76,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
 	e.noteCapabilities(sa, ev.m)
+	e.notePeerAddress(sa, ev.m)
 
 	e.debug(sa, "responder preparing AUTH msg")
 	sa.ownID = ownIdentity(p1, sa.local.Addr())
@@ -97,20 +100,26 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		ps = append(ps, reply...)
 	}
 	ps = append(ps, capabilityPayloads(sa.caps)...)
+	ps = append(ps, e.overlayPayloads(sa, ev.m)...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
 	return ps, nil
 }
 
 // authenticate finds the phase 1 entry whose identity and key the peer proves
-// (RFC 7296 §2.15). Entries that name the identity come before those that take any.
-func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, auth *message.Auth) (*config.Phase1, error) {
+// (RFC 7296 §2.15). Entries that name the identity come before those that take any; none
+// of another overlay network is considered.
+func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net network, auth *message.Auth) (*config.Phase1, error) {
 	if auth.Method != message.AuthPSK {
 		return nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
 	}
-	known := false
+	known, elsewhere := false, (*config.Phase1)(nil)
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
 			if isNamed(p1) != named || !idMatches(p1, peer) || p1.AuthMethod == "signature" || !suits(p1, sa.suite) {
+				continue
+			}
+			if networkOf(p1) != net {
+				elsewhere = p1
 				continue
 			}
 			known = true
@@ -119,6 +128,9 @@ func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, auth *m
 				return p1, nil
 			}
 		}
+	}
+	if !known && elsewhere != nil {
+		return nil, refuse(message.AuthenticationFailed, "network-id %s of the peer: %s has %s", net, elsewhere.Name, networkOf(elsewhere))
 	}
 	if !known {
 		return nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s", peer)
@@ -173,11 +185,15 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	case !idMatches(sa.p1, peer):
 		e.authGaveUp(sa, x, "peer identifier "+peer.String()+" is not accepted", true)
 		return
+	case networkOf(sa.p1) != sa.peerNetwork(ev.m):
+		e.authGaveUp(sa, x, fmt.Sprintf("network-id %s of the peer (%s): %s has %s", sa.peerNetwork(ev.m), sa.vendor(), sa.phase1, networkOf(sa.p1)), true)
+		return
 	}
 	e.identify(sa, peer)
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
 	e.noteCapabilities(sa, ev.m)
+	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if _, ok := ev.m.Notify(message.InitialContact); ok {
@@ -228,6 +244,7 @@ func (e *Engine) establish(sa *ikeSA) {
 	t.failure = ""
 	e.info(sa, "established IKE SA "+sa.spis.String(), slog.String("proposal", sa.suite.String()),
 		slog.String("peer_id", sa.peerID.String()))
+	e.route(sa)
 	e.tunnelChanged(t, "established")
 }
 

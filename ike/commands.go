@@ -104,6 +104,9 @@ func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
 	}
 	for _, sa := range t.sas {
 		g.Local, g.Remote, g.NAT = sa.local, sa.remote, sa.natHere || sa.natThere
+		if sa.peerAddr.IsValid() {
+			g.PeerAddr = sa.peerAddr
+		}
 		if sa.peerID.kind != 0 {
 			g.PeerID = sa.peerID.String()
 		}

@@ -19,6 +19,8 @@ type Engine struct {
 	cfg *config.Config
 	now time.Time // of the event at hand
 
+	vendorID []byte // what we say; tests speak as others
+
 	active bool // owner of its IKE SAs; else it only applies records
 	behind bool // see Behind
 	died   bool // see OwnerDied
@@ -88,7 +90,7 @@ func New(o Options) *Engine {
 		o.HalfOpenLimit = 1000
 	}
 	e := &Engine{
-		o: o, cfg: o.Config,
+		o: o, cfg: o.Config, vendorID: ownVendorID,
 		sas:           map[ipsec.IKESPI]*ikeSA{},
 		inits:         map[initKey]*ikeSA{},
 		children:      map[ipsec.ESPSPI]*childSA{},

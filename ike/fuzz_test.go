@@ -3,6 +3,7 @@ package ike
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -144,5 +145,28 @@ func FuzzApply(f *testing.F) {
 			a.e.HandleTimeout(w.now)
 		}
 		a.e.Snapshot(w.now)
+	})
+}
+
+// FuzzOverlayNotifies gives what an authenticated Tandem may tell at worst of its interface
+// and its network.
+func FuzzOverlayNotifies(f *testing.F) {
+	f.Add([]byte{10, 99, 0, 2}, []byte{3})
+	f.Add([]byte{}, []byte{})
+	f.Add(bytes.Repeat([]byte{0xfe}, 16), []byte{1, 2})
+	f.Add([]byte{127, 0, 0, 1}, []byte{255})
+	f.Add(append(make([]byte, 10), 0xff, 0xff, 10, 0, 0, 1), make([]byte, 300))
+	_, a, _ := up(&testing.T{}, exchanging)
+	sa := a.established()[0]
+	f.Fuzz(func(t *testing.T, addr, id []byte) {
+		m := &message.Message{Payloads: []message.Payload{notify(message.TandemInterfaceAddress, addr), notify(message.TandemNetworkID, id)}}
+		sa.peerAddr = netip.Addr{}
+		a.event(func(e *Engine) { e.notePeerAddress(sa, m) })
+		if x := sa.peerAddr; x.IsValid() && (len(addr) != 4 && len(addr) != 16 || x.IsUnspecified() || x.IsLoopback() || x.IsMulticast() || x.Is4In6()) {
+			t.Errorf("%x is taken for an interface's address: %s", addr, x)
+		}
+		if n := sa.peerNetwork(m); n >= 0 && n <= 255 && len(id) != 1 {
+			t.Errorf("%x is taken for network %d", id, n)
+		}
 	})
 }

@@ -75,12 +75,14 @@ type side struct {
 	order     []ipsec.ESPSPI
 	logs      []string
 	keepalive int
+	routes    map[PeerAddress]int // to peers' interface addresses
 	lastIn    map[ipsec.ESPSPI]time.Time
 	lastOut   map[ipsec.ESPSPI]time.Time
 	effects   int // counted for the crash tests
 	cutAt     int // the process dies after so many effects; 0: never
 	dead      bool
 	onRecord  func(Record)
+	onLog     func(Log)
 	sent      []Datagram
 	quietSend bool // sent datagrams stay in sent
 	numbers   map[ipsec.ESPSPI][2]uint64
@@ -183,8 +185,13 @@ func (s *side) drain() {
 			s.numbers[x.SPIIn] = [2]uint64{max(n[0], x.Out), max(n[1], x.In)}
 		case SendKeepalive:
 			s.keepalive++
+		case PeerAddress:
+			s.routed(x)
 		case Log:
 			s.logs = append(s.logs, x.Message)
+			if s.onLog != nil {
+				s.onLog(x)
+			}
 			if testing.Verbose() {
 				s.t.Logf("%s %s %s %v", s.w.now.Format("04:05.000"), s.name, x.Message, x.Attrs)
 			}

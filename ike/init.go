@@ -144,7 +144,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	if _, ok := m.Notify(message.NATDetectionSourceIP); ok {
 		ps = append(ps, e.natPayloads(p1, sa.spis, d.Local, d.Remote)...)
 	}
-	ps = append(ps, &message.VendorID{Data: ownVendorID})
+	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	r := &message.Message{Header: sa.header(message.IKESAInit, true, 0), Payloads: ps}
 	sa.initResponse = r.Encode()
 	e.insert(sa)
@@ -212,7 +212,7 @@ func (e *Engine) sendInit(sa *ikeSA, x *exchange, group ipsec.TransformID) bool 
 		&message.KE{Group: x.ke.Group(), Data: x.ke.Public()},
 		&message.Nonce{Data: x.nonce})
 	ps = append(ps, e.natPayloads(sa.p1, sa.spis, sa.local, sa.remote)...)
-	ps = append(ps, &message.VendorID{Data: ownVendorID})
+	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	m := &message.Message{Header: sa.header(message.IKESAInit, false, 0), Payloads: ps}
 	b := m.Encode()
 	if b == nil {

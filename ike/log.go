@@ -2,6 +2,7 @@ package ike
 
 import (
 	"bytes"
+	"encoding/hex"
 	"log/slog"
 	"strconv"
 
@@ -37,14 +38,17 @@ func (sa *ikeSA) noteVendorIDs(m *message.Message) {
 
 func (e *Engine) logVendorIDs(sa *ikeSA) {
 	for _, id := range sa.vendorIDs {
-		name := "unknown"
-		for _, v := range vendors {
-			if bytes.HasPrefix(id, v.prefix) {
-				name = v.name
-			}
-		}
-		e.debug(sa, "peer vendor ID", slog.String("vendor", name))
+		e.debug(sa, "peer vendor ID", slog.String("vendor", vendorName(id)), slog.String("data", hex.EncodeToString(id)))
 	}
+}
+
+func vendorName(id []byte) string {
+	for _, v := range vendors {
+		if bytes.HasPrefix(id, v.prefix) {
+			return v.name
+		}
+	}
+	return "unknown"
 }
 
 // keyLog names the keys of a new IKE SA.

@@ -143,6 +143,7 @@ func (e *Engine) unshelve(sa *ikeSA, d *childDiff) {
 		delete(e.shelfChildren, c.SPIIn)
 		e.free(Pointer{SPIIn: c.SPIIn})
 	}
+	e.unroute(sa)
 	e.unrefMoved(sa)
 	if !sa.adopted {
 		for _, c := range sa.children {
@@ -309,6 +310,7 @@ func (e *Engine) WasAdopted(now time.Time, spis ipsec.IKESPIs) {
 		return
 	}
 	e.touch(sa)
+	e.unroute(sa)
 	e.unrefMoved(sa)
 	sa.adopted, sa.keyID = true, 0
 	sa.wipe()
@@ -340,6 +342,11 @@ func (e *Engine) applyMoved(sa *ikeSA, d *childDiff) {
 		e.refKey(sa.keyID)
 	}
 	own := sa.ownSPI()
+	for _, old := range []*ikeSA{e.sas[own], e.shelf[own]} {
+		if old != nil && !sa.adopted {
+			sa.inheritRoute(old)
+		}
+	}
 	if old := e.sas[own]; old != nil {
 		was := &childDiff{}
 		e.unload(old, was)

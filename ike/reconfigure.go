@@ -59,7 +59,7 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 	switch {
 	case t.p1 == nil:
 		reason = "removed from the configuration"
-	case was != nil && renews(was, t.p1):
+	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1)):
 		reason = "configuration changed"
 	}
 	for _, sa := range slices.Clone(t.sas) {
@@ -112,12 +112,21 @@ func renews(a, b *config.Phase1) bool {
 		PSK                                                                               string
 		Passive                                                                           bool
 		Proposals, Groups                                                                 any
+		Network                                                                           network
 	}
 	of := func(p *config.Phase1) essence {
 		return essence{p.Type, p.Interface, p.AuthMethod, p.PeerType, p.PeerID, p.LocalID, p.LocalIDType, p.NATTraversal,
-			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), p.PassiveMode, p.Proposals, p.DHGroups}
+			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
 	}
 	return !reflect.DeepEqual(of(a), of(b))
+}
+
+// announcesAnew says whether the peer is to be told another address, which is done in
+// IKE_AUTH only.
+func announcesAnew(was *config.Config, a *config.Phase1, is *config.Config, b *config.Phase1) bool {
+	x, xok := announced(was, a)
+	y, yok := announced(is, b)
+	return x != y || xok != yok
 }
 
 // fits says whether a Child SA still lies within its phase 2 entry.

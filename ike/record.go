@@ -81,6 +81,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		DpdSent: sa.dpdSent, DpdRecv: sa.dpdRecv,
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
+		PeerAddress: sa.peerAddr.AsSlice(),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -120,6 +121,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted, rekeyNow: p.Rekey,
 		caps: p.Capabilities, copied: true, sync: midSync{wanted: p.SyncWanted, proposed: p.SyncProposed, seen: p.SyncSeen},
 	}
+	sa.peerAddr, _ = netip.AddrFromSlice(p.PeerAddress)
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}

@@ -115,12 +115,13 @@ func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator
 		spis: spis, initiator: initiator, state: stateEstablished, p1: sa.p1, phase1: sa.phase1, tunnel: sa.tunnel,
 		suite: s, keys: keys, keyID: id, ownID: sa.ownID, peerID: sa.peerID,
 		local: sa.local, remote: sa.remote, nonESP: sa.nonESP, natHere: sa.natHere, natThere: sa.natThere,
-		udpEncap: sa.udpEncap, vendorIDs: sa.vendorIDs, caps: sa.caps,
+		udpEncap: sa.udpEncap, vendorIDs: sa.vendorIDs, caps: sa.caps, peerAddr: sa.peerAddr,
 		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
 	}
 	n.soft, n.hard = e.ikeLifetimes(n)
 	e.insert(n)
 	e.touch(n)
+	e.route(n)
 	e.keyLog(n)
 	if t := n.tunnel; t != nil {
 		t.ikeCreated++

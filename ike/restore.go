@@ -111,6 +111,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 		e.release(c, d)
 	}
 	e.closeHalfOpen(sa)
+	e.unroute(sa)
 	e.unlinkPeer(sa)
 	delete(e.sas, sa.ownSPI())
 	delete(e.copying, sa.ownSPI())
@@ -149,15 +150,18 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 	old := e.sas[sa.ownSPI()]
 	if old != nil {
 		sa.sealer, sa.opener = reuse(old, sa)
+		sa.inheritRoute(old)
 		e.unload(old, d)
 	}
 	if was := e.shelf[sa.ownSPI()]; was != nil { // and has come back
+		sa.inheritRoute(was)
 		e.unshelve(was, d)
 	}
 	if sa.tunnel != nil { // unload may have let go of the last instance's name
 		sa.tunnel = e.tunnelOf(sa.tunnel.name, sa.tunnel.phase1, sa.tunnel.dialup, sa.tunnel.index)
 	}
 	e.insert(sa)
+	e.route(sa)
 	e.unrefKey(sa.keyID) // counted above already
 	if old != nil {
 		sa.seq = old.seq

@@ -93,6 +93,7 @@ type ikeSA struct {
 	natHere, natThere         bool
 	udpEncap                  bool
 	vendorIDs                 [][]byte
+	peerAddr                  netip.Addr // of its tunnel interface, as it told; see overlay.go
 
 	created, established time.Time
 	took                 time.Duration
@@ -127,6 +128,7 @@ type ikeSA struct {
 	quiet             bool // after a takeover, until the peer's authenticated traffic arrives
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
+	routed            bool      // its route to peerAddr is counted
 	copied            bool      // it came from a record: another process may have gone on with it
 	lastIn            time.Time // latest authenticated message of the peer
 	rekeyAt           time.Time // earliest next attempt

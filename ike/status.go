@@ -15,7 +15,8 @@ type GatewayStatus struct {
 	Interface                      string
 	Local, Remote                  netip.AddrPort
 	Created                        time.Time
-	PeerID                         string // as the peer authenticated itself
+	PeerAddr                       netip.Addr // of the peer's tunnel interface, as it told
+	PeerID                         string     // as the peer authenticated itself
 	NAT                            bool
 	IKE                            []IKEStatus
 	IKECreated, IKEEstablished     int // since Created

@@ -92,6 +92,7 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 		e.removeChild(c)
 	}
 	e.closeHalfOpen(sa)
+	e.unroute(sa)
 	e.unlinkPeer(sa)
 	if e.sas[sa.ownSPI()] == sa {
 		delete(e.sas, sa.ownSPI())

@@ -41,8 +41,13 @@ var shortRekeys = []string{
 // shortened is a copy of the example whose one scenario has its short form.
 func shortened(t *testing.T, scenario string, edits []string) string {
 	t.Helper()
+	return shortenedOf(t, examplePair, scenario, edits)
+}
+
+func shortenedOf(t *testing.T, example, scenario string, edits []string) string {
+	t.Helper()
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(examplePair)); err != nil {
+	if err := os.CopyFS(dir, os.DirFS(example)); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "scenarios", scenario+".lab")
@@ -109,7 +114,7 @@ func disturbed(res lab.Result, keep string) string {
 	for _, v := range res.Violations {
 		field, _, _ := strings.Cut(v, " ")
 		switch field {
-		case "outage_ms.median", "outage_ms.max", "disturbance_ms", "lost_per_takeover", "lost_per_move", "kill_outage_ms":
+		case "outage_ms.median", "outage_ms.max", "disturbance_ms", "lost_per_takeover", "lost_per_move", "kill_outage_ms", "fault_spread_ms":
 		default:
 			times = false
 		}
@@ -123,7 +128,11 @@ func disturbed(res lab.Result, keep string) string {
 	if res.Scenario == "pause-both" || res.Scenario == "freeze-host" {
 		return "" // there the guardians are stopped on purpose
 	}
-	logs, _ := filepath.Glob(filepath.Join(keep, "gw*.log"))
+	var logs []string
+	for _, names := range []string{"gw*.log", "east*.log", "west*.log"} {
+		some, _ := filepath.Glob(filepath.Join(keep, names))
+		logs = append(logs, some...)
+	}
 	for _, path := range logs {
 		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), "this process was stopped for") {
 			return "the machine stood still under " + filepath.Base(path)

@@ -161,4 +161,6 @@ var notifyNames = map[NotifyType]string{
 	16440:                      "IP6_ALLOWED",
 	16441:                      "ADDITIONAL_KEY_EXCHANGE",
 	16442:                      "USE_AGGFRAG",
+	TandemNetworkID:            "TANDEM_NETWORK_ID",
+	TandemInterfaceAddress:     "TANDEM_INTERFACE_ADDRESS",
 }

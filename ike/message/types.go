@@ -74,6 +74,10 @@ const (
 	ReplayCounterSync          NotifyType = 16423
 	FragmentationSupported     NotifyType = 16430
 	SignatureHashAlgorithms    NotifyType = 16431
+
+	// Private use (RFC 7296 §3.10.1): between Tandems only, told by their vendor ID.
+	TandemNetworkID        NotifyType = 45101 // one octet: the number of the overlay network
+	TandemInterfaceAddress NotifyType = 45102 // the tunnel interface's address, 4 or 16 octets; none: it has none
 )
 
 // IDType as in RFC 7296 §3.5.

@@ -299,3 +299,38 @@ func TestNoiseIsLimited(t *testing.T) {
 		t.Errorf("a second later %d are reported withheld", withheld)
 	}
 }
+
+// What the peer told of its tunnel interface stands beside our own address, and names a
+// dialup client's tunnel; without it, what is configured, or nothing.
+func TestVirtualInterfaceAddr(t *testing.T) {
+	for _, c := range []struct {
+		name, own, configured, told, local, remote string
+	}{
+		{"not told, configured", "1.1.1.1/32", "1.1.1.2", "", "1.1.1.1", "1.1.1.2"},
+		{"not told", "1.1.1.2/32", "", "", "1.1.1.2", "0.0.0.0"},
+		{"told", "1.1.1.2/32", "", "1.1.1.1", "1.1.1.2", "1.1.1.1"},
+		{"told another than configured", "1.1.1.1/32", "1.1.1.2", "172.16.0.1", "1.1.1.1", "172.16.0.1"},
+		{"without one of our own", "", "", "1.1.1.1", "0.0.0.0", "1.1.1.1"},
+		{"neither", "", "", "", "", ""},
+	} {
+		v := testView(t, false)
+		tun := v.Tunnels["vpn1"]
+		if c.own != "" {
+			tun.IP = netip.MustParsePrefix(c.own)
+		}
+		if c.configured != "" {
+			tun.RemoteIP = netip.MustParseAddr(c.configured)
+		}
+		v.Tunnels["vpn1"] = tun
+		g := &v.Node.Gateways[2]
+		tunID := "198.51.100.2"
+		if c.told != "" {
+			g.PeerAddr = netip.MustParseAddr(c.told)
+			tunID = c.told
+		}
+		j := v.gatewayJSON(g, false)
+		if j.VirtualLocal != c.local || j.VirtualRemote != c.remote || j.TunID != tunID || j.TunID6 != "::198.51.100.2" {
+			t.Errorf("%s: %s -> %s, tun_id %s/%s", c.name, j.VirtualLocal, j.VirtualRemote, j.TunID, j.TunID6)
+		}
+	}
+}

@@ -70,9 +70,20 @@ func msTriple(d [3]time.Duration) (ms [3]float64) {
 }
 
 // tunIDs are the peer's address as tunnel ID in both families, as FortiOS prints
-// them: an IPv4 peer's IPv6 ID has the address in its last four bytes.
-func tunIDs(remote netip.Addr) (v4, v6 string) {
+// them: an IPv4 peer's IPv6 ID has the address in its last four bytes. A dialup client
+// that told the address of its tunnel interface is known by that.
+func tunIDs(g *ike.GatewayStatus) (v4, v6 string) {
+	remote := g.Remote.Addr()
 	v4, v6 = "0.0.0.0", "::"
+	defer func() {
+		switch {
+		case g.Parent == "" || !g.PeerAddr.IsValid():
+		case g.PeerAddr.Is4():
+			v4 = g.PeerAddr.String()
+		default:
+			v6 = g.PeerAddr.String()
+		}
+	}()
 	switch {
 	case remote.Is4():
 		v4, v6 = remote.String(), "::"+remote.String()
@@ -80,6 +91,14 @@ func tunIDs(remote netip.Addr) (v4, v6 string) {
 		v6 = remote.String()
 	}
 	return v4, v6
+}
+
+// known is an address, or none where there is no such.
+func known(a, none netip.Addr) netip.Addr {
+	if !a.IsValid() {
+		return none
+	}
+	return a
 }
 
 // addrPortText prints an address without what is not known of it.
@@ -106,18 +125,19 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 	if j.VCluster = v.vclusterOf(g); j.VCluster != 0 {
 		j.VDOM = v.vdomOf(g)
 	}
-	j.TunID, j.TunID6 = tunIDs(g.Remote.Addr())
+	j.TunID, j.TunID6 = tunIDs(g)
 	if p := v.phase1(phase1Of(g)); p != nil {
 		j.NetworkID = p.NetworkID
 	}
-	if t, ok := v.Tunnels[phase1Of(g)]; ok && t.IP.IsValid() {
-		j.VirtualLocal, j.VirtualRemote = t.IP.Addr().String(), "0.0.0.0"
+	if t, ok := v.Tunnels[phase1Of(g)]; ok && (t.IP.IsValid() || g.PeerAddr.IsValid()) {
+		remote, none := t.RemoteIP, netip.IPv4Unspecified()
 		if t.IP.Addr().Is6() {
-			j.VirtualRemote = "::"
+			none = netip.IPv6Unspecified()
 		}
-		if t.RemoteIP.IsValid() {
-			j.VirtualRemote = t.RemoteIP.String()
+		if g.PeerAddr.IsValid() { // what the peer says of itself is nearer to the truth
+			remote = g.PeerAddr
 		}
+		j.VirtualLocal, j.VirtualRemote = known(t.IP.Addr(), none).String(), known(remote, none).String()
 	}
 	for _, s := range g.IKE {
 		d := ikeJSON{

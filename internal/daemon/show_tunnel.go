@@ -154,7 +154,7 @@ func (v *view) tunnelJSON(g *ike.GatewayStatus, showKeys bool) tunnelJSON {
 		NATT: "none", NoSA: t.Counters.NoSA, Inactive: t.Counters.Inactive, TooBig: t.Counters.TooBig,
 		bound: v.IfIndex[g.Interface],
 	}
-	j.TunID, j.TunID6 = tunIDs(g.Remote.Addr())
+	j.TunID, j.TunID6 = tunIDs(g)
 	encap := false
 	for i := range g.Children {
 		encap = encap || g.Children[i].SA.UDPEncap

@@ -18,6 +18,9 @@
 // farm_settle.go, farm_result.go. Which members have traffic is decided behind an
 // interface (routing): the lab's own routes, or a routing protocol.
 //
+// Two pairs that face each other have a run of the same shape as well (facing_topology.go,
+// facing_run.go, facing_settle.go): each is judged as a pair whose client is the other.
+//
 // What a lab makes is written down before it is made (state.go), so that whatever
 // a killed lab leaves is found and removed by the next one, or by `tandem lab down`.
 package lab

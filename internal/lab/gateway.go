@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type daemonSet struct {
 	status StatusFunc
 	// argv starts a node; the default is BIN run --config FILE.
 	argv    func(node, config string) []string
+	cluster string // folder of its certificates within the lab's; empty: "cluster"
 	witness string // a voter that gets a certificate, too; empty: there is none
 	// single: the node has no guardian; its one process is the daemon.
 	single bool
@@ -55,7 +57,7 @@ func (t *Topology) prepareGateways(ctx context.Context, d *daemonSet, example st
 		all[n] = g
 	}
 	if d.bin != "" {
-		args := []string{"cluster", "init", "--dir", filepath.Join(t.Dir, "cluster")}
+		args := []string{"cluster", "init", "--dir", filepath.Join(t.Dir, cmp.Or(d.cluster, "cluster"))}
 		if d.witness != "" {
 			args = append(args, "--witness", d.witness)
 		}

@@ -77,6 +77,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		err = conclude(ctx, o, r, r.topo, &r.res)
 		return r.res, err
 	}
+	if isFacing(o.Example) {
+		return runFacing(ctx, o)
+	}
 	s, err := LoadScenario(o.Example, o.Scenario)
 	if err != nil {
 		return Result{}, err
@@ -116,6 +119,9 @@ func conclude(ctx context.Context, o Options, r scenarioRun, topo *Topology, res
 func (o *Options) defaults() error {
 	if o.Progress == nil {
 		o.Progress = io.Discard
+	}
+	if isFacing(o.Example) { // nobody dials in
+		o.Client = ClientTandem
 	}
 	if o.Client == "" {
 		o.Client = ClientCharon
@@ -162,6 +168,9 @@ func Up(ctx context.Context, o Options) (*State, error) {
 	}
 	if isVCluster(o.Example) {
 		return upVClusters(ctx, o)
+	}
+	if isFacing(o.Example) {
+		return upFacing(ctx, o)
 	}
 	r, err := newRun(ctx, o, &Scenario{Name: "up", Probe: 5 * time.Millisecond})
 	if err != nil {

@@ -110,32 +110,42 @@ func (r *run) judgeRejected(check *Checker, delivered []time.Time, f *fault, unt
 			until = t
 		}
 	}
-	var arrived, passed []time.Time
-	for _, p := range check.inbound(f.survivor, f.at, until) {
-		arrived = append(arrived, p.at)
-	}
-	for _, at := range delivered {
-		if !at.Before(f.at) && at.Before(until) {
-			passed = append(passed, at)
-		}
-	}
-	rejected = undelivered(arrived, passed, until)
+	reached, rejected = rejectedBy(check, delivered, f.survivor, f.at, until)
 	if f.kind != faultHandover { // which carries the exact windows
 		lead = check.Lead(f.victim, f.at) * max(1, f.widened)
 	}
-	return len(arrived), rejected, lead
+	return reached, rejected, lead
+}
+
+// rejectedBy is how many packets reached a gateway within [from, until), and how many of
+// them it did not deliver.
+func rejectedBy(check *Checker, delivered []time.Time, gw string, from, until time.Time) (reached, rejected int) {
+	var arrived, passed []time.Time
+	for _, p := range check.inbound(gw, from, until) {
+		arrived = append(arrived, p.at)
+	}
+	for _, at := range delivered {
+		if !at.Before(from) && at.Before(until) {
+			passed = append(passed, at)
+		}
+	}
+	return len(arrived), undelivered(arrived, passed, until)
 }
 
 // fenceWidened asks a gateway by how much the lead of its fences is widened, because
 // its standby answers late: the largest factor of all SAs, 1 when none is, or when
 // it does not say.
 func (r *run) fenceWidened(ctx context.Context, gw string) int {
-	if r.o.Binary == "" {
+	return fenceWidenedAt(ctx, r.o.Binary, r.gws[gw].Socket)
+}
+
+func fenceWidenedAt(ctx context.Context, bin, socket string) int {
+	if bin == "" {
 		return 1
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	out, err := commandOutput(ctx, r.o.Binary, []string{"diagnose", "vpn", "tunnel", "list", "--json", "--socket", r.gws[gw].Socket})
+	out, err := commandOutput(ctx, bin, []string{"diagnose", "vpn", "tunnel", "list", "--json", "--socket", socket})
 	var all any
 	if err != nil || json.Unmarshal([]byte(out), &all) != nil {
 		return 1

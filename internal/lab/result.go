@@ -69,6 +69,7 @@ type Result struct {
 	OversizeFrames      int            `json:"oversize_frames"`       // frames larger than a wire's
 	ClockStepMS         float64        `json:"clock_step_ms"`         // wall clock against monotonic clock
 	SenderStallMS       float64        `json:"sender_stall_ms"`       // the prober's own worst delay: an outage holds it
+	FaultSpreadMS       float64        `json:"fault_spread_ms"`       // the longest between the faults of two pairs that were meant for one moment
 	Expectations        int            `json:"failed_expectations"`   // steps whose expectation did not hold
 	Violations          []string       `json:"violations"`            // in words
 	Seconds             float64        `json:"seconds"`               // how long the steps took

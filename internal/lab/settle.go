@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"slices"
 	"sort"
 	"time"
 )
@@ -208,7 +209,7 @@ func (r *run) explain(check *Checker, streams [2]Stream) error {
 	r.res.OutageMS = Spread{quantile(outages, 0.5), quantile(outages, 0.99), quantile(outages, 1)}
 	r.res.DetectMS = Middle{quantile(detects, 0.5), quantile(detects, 1)}
 	r.res.SeqJump = Middle{quantile(jumps, 0.5), quantile(jumps, 1)}
-	r.res.OtherGapMS = r.otherGap(streams, rest)
+	r.res.OtherGapMS = restGap(streams, append(rest, r.quiet...), r.s.Probe)
 	return nil
 }
 
@@ -234,21 +235,15 @@ func before(arrivals []Arrival, t time.Time) []Arrival {
 	return arrivals[:sort.Search(len(arrivals), func(i int) bool { return !arrivals[i].At.Before(t) })]
 }
 
-// otherGap is the largest gap that begins outside the intervals around faults
-// and outside the times in which the probes were paused.
-func (r *run) otherGap(streams [2]Stream, around []Interval) float64 {
+// restGap is the largest gap of the probes that lies outside the excused intervals: those
+// around faults, and the times in which the probes were paused.
+func restGap(streams [2]Stream, excused []Interval, every time.Duration) float64 {
 	worst := time.Duration(0)
 	for _, s := range streams {
 		for i := 1; i < len(s.Arrivals); i++ {
 			from, to := s.Arrivals[i-1].At, s.Arrivals[i].At
-			excused := false
-			for _, list := range [][]Interval{around, r.quiet} {
-				for _, x := range list {
-					excused = excused || to.After(x.From) && from.Before(x.To)
-				}
-			}
-			if !excused {
-				worst = max(worst, to.Sub(from)-r.s.Probe)
+			if !slices.ContainsFunc(excused, func(x Interval) bool { return to.After(x.From) && from.Before(x.To) }) {
+				worst = max(worst, to.Sub(from)-every)
 			}
 		}
 	}
@@ -268,9 +263,13 @@ func within(times []time.Time, from, to time.Time) (n int) {
 // delivered lists when each gateway handed inner packets to the LAN, and shows the
 // checker what it said there in its own name.
 func (r *run) delivered(check *Checker) (map[string][]time.Time, error) {
-	site := netip.MustParsePrefix("10.1.0.0/24")
+	return deliveredOn(check, r.caps[3:], netip.MustParsePrefix("10.1.0.0/24"))
+}
+
+// deliveredOn does so for captures of the LAN side; site is where the packets come from.
+func deliveredOn(check *Checker, caps []*Capture, site netip.Prefix) (map[string][]time.Time, error) {
 	all := map[string][]time.Time{}
-	for _, c := range r.caps[3:] {
+	for _, c := range caps {
 		err := ReadCapture(c.Path, func(f Frame) error {
 			check.AddSpoken(f)
 			if f.FromNode && len(f.Data) >= 34 && binary.BigEndian.Uint16(f.Data[12:]) == etherIPv4 &&

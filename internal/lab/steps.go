@@ -547,7 +547,7 @@ func (f regularOnly) ReadDir(name string) ([]fs.DirEntry, error) {
 	all, err := fs.ReadDir(f.FS, name)
 	var kept []fs.DirEntry
 	for _, e := range all {
-		if e.IsDir() && e.Name() != "cluster" || e.Type().IsRegular() {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), "cluster") || e.Type().IsRegular() {
 			kept = append(kept, e)
 		}
 	}

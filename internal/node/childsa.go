@@ -51,9 +51,30 @@ func (n *Node) install(e ike.Install) {
 		n.emit(SetWindows{[]xfrm.Window{*e.Window}})
 	}
 	for _, r := range n.routesOf(e.SA) {
-		if n.routes[r]++; n.routes[r] == 1 {
-			n.emit(r)
-		}
+		n.addRoute(r)
+	}
+}
+
+// addRoute and removeRoute count who needs a route: Child SAs by add-route, and IKE SAs
+// whose peer told the address of its tunnel interface.
+func (n *Node) addRoute(r AddRoute) {
+	if n.routes[r]++; n.routes[r] == 1 {
+		n.emit(r)
+	}
+}
+
+func (n *Node) removeRoute(r AddRoute) {
+	if n.routes[r]--; n.routes[r] == 0 {
+		delete(n.routes, r)
+		n.emit(RemoveRoute(r))
+	}
+}
+
+func (n *Node) peerRoute(r AddRoute, gone bool) {
+	if gone {
+		n.removeRoute(r)
+	} else {
+		n.addRoute(r)
 	}
 }
 
@@ -71,10 +92,7 @@ func (n *Node) remove(spi ipsec.ESPSPI) {
 
 func (n *Node) removeRoutes(sa ipsec.ChildSA) {
 	for _, r := range n.routesOf(sa) {
-		if n.routes[r]--; n.routes[r] == 0 {
-			delete(n.routes, r)
-			n.emit(RemoveRoute(r))
-		}
+		n.removeRoute(r)
 	}
 }
 

@@ -33,7 +33,9 @@ config vpn ipsec phase1-interface
         set interface "wan"
         set ike-version 2
         set remote-gw 192.0.2.1
-        set localid "client%d"
+        set localid "client%[1]d"
+        set exchange-interface-ip enable
+        set exchange-ip-addr4 172.16.1.%[2]d
         set proposal aes128gcm-prfsha256
         set dhgrp 31
         set psksecret "a secret of gateway and client"
@@ -44,11 +46,11 @@ config vpn ipsec phase2-interface
         set phase1name "hub"
         set proposal aes128gcm
         set dhgrp 31
-        set src-subnet 10.10.%d.0 255.255.255.0
+        set src-subnet 10.10.%[1]d.0 255.255.255.0
         set auto-negotiate enable
     next
 end
-`, i, i)
+`, i, i+1)
 }
 
 // farmSite is a tunnel that the farm initiates towards a client.

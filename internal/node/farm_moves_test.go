@@ -1,7 +1,9 @@
 package node
 
 import (
+	"fmt"
 	"math/rand"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -145,6 +147,7 @@ func TestFarmTunnelFollowsTraffic(t *testing.T) {
 			}
 		}
 		w.pass(settleTime)
+		w.wantPeerRoutes()
 	}
 	for _, m := range w.members[1:] {
 		if n := m.status().Counters.OwnerMoves; n < 6 {
@@ -164,6 +167,7 @@ func TestFarmTunnelFollowsTraffic(t *testing.T) {
 	victim.boot()
 	w.run(60*time.Second, "settled", w.settled)
 	w.pass(time.Minute)
+	w.wantPeerRoutes()
 	for _, s := range victim.state.Scopes() {
 		want := w.members[s.Owner].farm.scopes[s.ID].ike.Shelf()
 		for _, id := range s.Sync {
@@ -189,6 +193,26 @@ func TestFarmTunnelFollowsTraffic(t *testing.T) {
 	}
 	if t.Failed() {
 		w.dump()
+	}
+}
+
+// wantPeerRoutes wants that whoever carries a client's tunnel has a route to the address
+// that the client told of its interface, counted once for each scope that has the tunnel.
+func (w *farmWorld) wantPeerRoutes() {
+	w.t.Helper()
+	for _, m := range w.members[1:] {
+		for r, n := range m.farm.routes {
+			if n < 1 || n > len(m.farm.order) {
+				w.t.Errorf("member %d counts %d times the route to %v", m.id, n, r.Prefix)
+			}
+		}
+	}
+	for _, c := range w.clients {
+		for _, m := range w.holder(c) {
+			if m.farm.routes[AddRoute{"vpn1", netip.MustParsePrefix(fmt.Sprintf("172.16.1.%d/32", c.i+1))}] == 0 {
+				w.t.Errorf("member %d carries client %d without a route to its interface", m.id, c.i)
+			}
+		}
 	}
 }
 

@@ -81,6 +81,7 @@ config vpn ipsec phase1-interface
         set dpd on-idle
         set dpd-retryinterval 60
         set fgsp-sync enable
+        set exchange-interface-ip enable
         set psksecret "a secret of gateway and client"
     next
 end

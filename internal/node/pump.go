@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"time"
 
 	"tandem/cluster"
@@ -77,6 +78,8 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 		n.emit(movedAway{e.SPIs, cluster.ScopeID(e.To), now})
 	case ike.Adopted:
 		n.emit(movedHere{e.SPIs, cluster.ScopeID(e.From), e.Children, now})
+	case ike.PeerAddress:
+		n.peerRoute(AddRoute{Tunnel: e.Phase1, Prefix: netip.PrefixFrom(e.Addr, e.Addr.BitLen())}, e.Gone)
 	case ike.Log:
 		n.lines.Emit(Log{e.Level, e.Message, e.Attrs})
 	default: // Send, SendKeepalive, KeyLog

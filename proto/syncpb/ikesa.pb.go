@@ -86,6 +86,7 @@ type IKESA struct {
 	SyncWanted    bool   `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
 	SyncProposed  uint32 `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
 	SyncSeen      uint32 `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
+	PeerAddress   []byte `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +504,13 @@ func (x *IKESA) GetSyncSeen() uint32 {
 		return x.SyncSeen
 	}
 	return 0
+}
+
+func (x *IKESA) GetPeerAddress() []byte {
+	if x != nil {
+		return x.PeerAddress
+	}
+	return nil
 }
 
 type Suite struct {
@@ -1364,7 +1372,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xa9\r\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xcc\r\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1427,7 +1435,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\vsync_wanted\x185 \x01(\bR\n" +
 	"syncWanted\x12#\n" +
 	"\rsync_proposed\x186 \x01(\rR\fsyncProposed\x12\x1b\n" +
-	"\tsync_seen\x187 \x01(\rR\bsyncSeen\"\x80\x01\n" +
+	"\tsync_seen\x187 \x01(\rR\bsyncSeen\x12!\n" +
+	"\fpeer_address\x18< \x01(\fR\vpeerAddress\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
