@@ -191,6 +191,9 @@ func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
 	}
 	sa.noteDeleted(c.SPIIn)
 	e.removeChild(c)
+	if c.doubtful && c.state == childInstalled {
+		sa.want(c.Phase2) // what has taken its place is known to the peer alone
+	}
 }
 
 // noteDeleted remembers a Child SA that ended with the peer's authenticated word.

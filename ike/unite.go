@@ -50,6 +50,7 @@ func (e *Engine) Unite(now time.Time, entries []Entry) {
 			e.bequeath(sa, n)
 			sa.owed = nil
 		}
+		e.closeUnconfigured(sa)
 	}
 	for _, t := range e.sortedTunnels() {
 		e.scheduleNegotiation(t)
@@ -149,6 +150,7 @@ func (e *Engine) take(sa, old *ikeSA) {
 	e.tx.free = e.tx.free[:before]
 	sa.quiet, sa.rival = true, old == nil
 	sa.lastIn, sa.dpdAt = e.now, time.Time{}
+	e.dpdDue(sa) // sets when to ask for a peer that says nothing
 	if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 		sa.deleteBy = e.now.Add(deleteWait)
 	}
@@ -220,8 +222,9 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	for _, x := range []*ikeSA{ours, theirs} { // what one side wants rekeyed early is
 		merged.rekeyNow = merged.rekeyNow || x.rekeyNow
 		for _, c := range x.children {
-			if i := slices.IndexFunc(merged.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn }); i >= 0 && c.rekeyNow {
-				merged.children[i].rekeyNow = true
+			if i := slices.IndexFunc(merged.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn }); i >= 0 {
+				k := merged.children[i]
+				k.rekeyNow, k.doubtful = k.rekeyNow || c.rekeyNow, k.doubtful || c.doubtful
 			}
 		}
 	}
