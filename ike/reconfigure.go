@@ -96,6 +96,7 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 func (e *Engine) closeUnconfigured(sa *ikeSA) {
 	if t := sa.tunnel; t != nil && t.p1 == nil {
 		e.close(sa, "removed from the configuration")
+		sa.stalled = e.now.Add(stallWait) // what came at healing is recorded first
 	}
 }
 

@@ -51,6 +51,7 @@ func (e *Engine) Unite(now time.Time, entries []Entry) {
 			sa.owed = nil
 		}
 		e.closeUnconfigured(sa)
+		e.arm(sa)
 	}
 	for _, t := range e.sortedTunnels() {
 		e.scheduleNegotiation(t)
