@@ -88,9 +88,9 @@ func (r *farmRules) pollClient(c *caller) {
 	}
 	ok := false
 	for _, s := range c.d.p.list {
-		if _, known := r.split[s.SPIIn]; !known {
+		if _, known := r.strayed[s.SPIIn]; !known {
 			t := r.scopes[c.scope]
-			r.split[s.SPIIn] = t != nil && (t.split || w.now < t.tolerate)
+			r.strayed[s.SPIIn] = t != nil && (t.split || w.now < t.tolerate)
 		}
 		o, id, owners := w.find(s.SPIOut)
 		if owners == 0 {
@@ -306,21 +306,16 @@ func (w *farm) unserved(c *caller) string {
 	return ""
 }
 
-// stray says that a client's Child SA came about in a split and that nobody else knows of it:
-// the member that made it died alone, or both sides had sent a request with the same message
-// ID and the answer that made it went to the one whose request was not answered. Nothing in
-// IKE tells a peer of that. The client keeps it until its lifetime ends, beside the one that
-// carries its traffic.
-func (w *farm) stray(s *farmSA) bool {
-	if !w.rule.split[s.SPIIn] {
-		return false
-	}
-	for _, m := range w.members[1:] {
-		if m.d != nil && m.d.p.sas[s.SPIOut] != nil {
-			return false
-		}
-	}
-	return true
+// stray says that nobody but the client knows a Child SA of it, and that this may be: the
+// member that made it died alone, or it came about in a split in which both sides had sent a
+// request with the same message ID, and the answer that made it went to the one whose request
+// was not answered. Nothing in IKE tells a peer of that. The client keeps it until its
+// lifetime ends, beside the one that carries its traffic.
+func (w *farm) stray(s *farmSA) bool { return w.rule.strayed[s.SPIIn] && !w.held(s) }
+
+// held says that a member which lives has the Child SA of a client.
+func (w *farm) held(s *farmSA) bool {
+	return slices.ContainsFunc(w.members[1:], func(m *member) bool { return m.d != nil && !m.d.dead && m.d.p.sas[s.SPIOut] != nil })
 }
 
 // leftBehind finds SAs of members that no client has.
