@@ -60,6 +60,31 @@ func TestWhatThePeerReplacedIsMadeAfresh(t *testing.T) {
 	wantTraffic(w, a2, b)
 }
 
+// The other side is not lost after all, and comes with what the peer had made with it.
+func TestUniteEndsWhatWasMadeAfreshMeanwhile(t *testing.T) {
+	w, a, a2, b := split(t, standing)
+	w.drop = func(d Datagram) bool {
+		h, _ := message.ParseHeader(d.Data)
+		return h.Exchange == message.Informational && d.Local.Addr() == b.addr
+	}
+	b.rekeyChild()
+	w.settle()
+	w.drop = nil
+	w.succeeded(a, a2, false)
+	w.run(time.Minute)
+	if len(b.installed) != 2 {
+		t.Fatal("setup: nothing was made afresh")
+	}
+	a2.e.Unite(w.now, a.e.Snapshot(w.now))
+	a2.drain()
+	if !b.esp(a2) {
+		t.Fatal("the peer does not use what was made last")
+	}
+	w.run(10 * time.Second)
+	agree(t, a2, b, 1, 1)
+	wantTraffic(w, a2, b)
+}
+
 // What the peer deletes otherwise stays deleted, also where it was to be rekeyed.
 func TestWhatThePeerDeletesStaysDeleted(t *testing.T) {
 	w, a, b := up(t, nil)

@@ -181,10 +181,15 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 			owed = append(owed, spi)
 		}
 	}
+	doubtful := contested(ours, theirs) || contested(theirs, ours)
 	var extra []*childSA
 	for _, c := range other.children {
 		known := slices.ContainsFunc(keep.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn })
-		if !known && !ended(c.SPIIn) {
+		switch {
+		case known || ended(c.SPIIn):
+		case !doubtful && c.redundant(keep):
+			owed = append(owed, c.SPIIn)
+		default:
 			extra = append(extra, c)
 		}
 	}
@@ -193,7 +198,6 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	// answers it again. One that both sides had sent the other has finished.
 	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !finished(keep, other)
 	done := finished(other, keep)
-	doubtful := contested(ours, theirs) || contested(theirs, ours)
 	rekeyed := other.state == stateRekeyed && keep.state != stateRekeyed
 	if !newer && same && !open && !done && !doubtful && !rekeyed {
 		return
@@ -238,6 +242,15 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 		}
 	}
 	e.take(merged, ours)
+}
+
+// redundant says that the side which the peer talked to more recently has another Child SA
+// with it for the same traffic, made without knowledge of this one.
+func (c *childSA) redundant(on *ikeSA) bool {
+	return c.state == childInstalled && slices.ContainsFunc(on.children, func(k *childSA) bool {
+		return k.state == childInstalled && k.Phase2 == c.Phase2 && k.replaces != c.SPIIn && c.replaces != k.SPIIn && k.SPIOut != c.SPIOut &&
+			!k.installed.Before(c.installed) && slices.Equal(k.TSLocal, c.TSLocal) && slices.Equal(k.TSRemote, c.TSRemote)
+	})
 }
 
 // finished says that one side of a split has the answer to the request that the other awaits.
