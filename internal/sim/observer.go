@@ -47,6 +47,8 @@ type sideID struct {
 type side struct {
 	last     uint32
 	any      bool
+	synced   bool
+	first    uint32            // its first request since message IDs were synchronised
 	request  map[uint32]uint64 // hash by message ID
 	response map[uint32]uint64
 	exchange map[uint32]Exchange
@@ -253,7 +255,8 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 	o.checkIV(d, m, raw)
 	if t.syncs { // these have an ID of their own, and what follows begins above all that was used
 		for _, initiator := range []bool{true, false} {
-			o.side(m.SPIs, initiator).any = false
+			s := o.side(m.SPIs, initiator)
+			s.any, s.synced = false, true
 		}
 		return
 	}
@@ -283,6 +286,9 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 	}
 	if s.any && m.MessageID == s.last+1 && s.response[s.last] == 0 && !split {
 		w.violate(RuleWindow, "%s sends %s although request %d was never answered", d.h.name, t.text, s.last)
+	}
+	if s.synced && !s.any {
+		s.first = m.MessageID
 	}
 	s.last, s.any = max(s.last, m.MessageID), true
 	s.request[m.MessageID], s.exchange[m.MessageID] = h, t.label.exchange
