@@ -367,6 +367,16 @@ func (p *Slot) Contested() bool {
 	return len(p.apart) > 0 || p.owner() != nil
 }
 
+// Owe says that this node has given way with what another member told it, and that whoever
+// owns now has not heard all of that.
+func (p *Slot) Owe(now time.Time) {
+	p.enter(now)
+	if p.phase == standing {
+		p.uniting = true
+		p.consider(now)
+	}
+}
+
 // Uniting says that what this node holds must reach the owner first.
 func (p *Slot) Uniting() bool { return p.uniting }
 

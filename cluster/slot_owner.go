@@ -424,6 +424,9 @@ func (p *Slot) considerHandover(now time.Time) {
 	if p.renewal != nil || !p.wanted && !p.shutdown || !p.tenure() || p.decided.Successor == 0 {
 		return
 	}
+	if p.lost && !p.shutdown {
+		return // the successor could have no standby until something is decided
+	}
 	m := p.peer(p.decided.Successor)
 	if m.join != in || m.asking || m.leaving || !m.live() || m.Deaf || m.stream != m.Process || !p.shutdown && !p.due(now, p.hold) {
 		return

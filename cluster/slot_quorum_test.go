@@ -130,3 +130,25 @@ func TestAnOwnerThatStoppedInARenewalGoesOnAboveIt(t *testing.T) {
 		t.Errorf("phase %v in epoch %v, after the renewal to %v", p.phase, p.epoch, renewed)
 	}
 }
+
+// Without a quorum nothing moves that could stay: nobody would decide on standbys for who
+// gets it.
+func TestNoPlannedHandoverWithoutQuorum(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p, d := owningSlot(t, now)
+	d.Successor, d.Next, d.Sync = 2, Epoch{Counter: 2 << fsm.LocalBits, Node: 2}, []NodeID{2}
+	m := p.peer(2)
+	m.Running, m.Process, m.stream, m.heard, m.Entitled, m.Epoch, m.join, m.synced = true, 22, 22, true, true, p.epoch, in, now
+	now = now.Add(time.Minute)
+	p.HandleDecided(now, d, true)
+	p.HandleQuorum(now, true, false)
+	p.HandleWanted(now, true)
+	p.HandleTimeout(now.Add(time.Second))
+	if p.phase != owning {
+		t.Fatalf("phase %v: hands over without a quorum", p.phase)
+	}
+	p.HandleQuorum(now.Add(2*time.Second), false, false)
+	if p.phase != handing {
+		t.Errorf("phase %v when the quorum is back", p.phase)
+	}
+}

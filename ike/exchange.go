@@ -180,6 +180,7 @@ type childSA struct {
 	inSeq       uint64
 	inAccepted  []uint64
 	rekeyNow    bool // regardless of the soft lifetime
+	doubtful    bool // a process whose memory is lost may have rekeyed it with the peer
 
 	// What follows is this process's own.
 	ike     *ikeSA

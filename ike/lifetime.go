@@ -187,20 +187,28 @@ func (e *Engine) HandleExpiring(now time.Time, spiIn ipsec.ESPSPI, hard bool) {
 	e.arm(c.ike)
 }
 
-// RekeyAll rekeys every IKE SA and Child SA early, spread over time. What has not been
-// rekeyed when the owner changes falls to the next one.
+// RekeyAll rekeys every IKE SA and Child SA early, spread over time, because another process
+// may have gone on with them and its memory is lost. Message IDs are synchronised first,
+// where the peer can: what answers a request with an ID that the other one has used is the
+// answer that the other one got. What has not been rekeyed when the owner changes falls to
+// the next one.
 func (e *Engine) RekeyAll(now time.Time, reason string) {
 	defer e.begin(now)()
 	n := 0
-	for _, sa := range e.sorted() {
+	for i, sa := range e.sorted() {
 		if !sa.lives() {
 			continue
 		}
 		for _, c := range sa.children {
-			c.rekeyNow = true
+			c.rekeyNow, c.doubtful = true, true
 		}
 		sa.rekeyNow, sa.recordAt = true, now
 		n = sa.paceRekeys(now, n)
+		if e.active && !sa.sync.wanted {
+			e.wantSync(sa)
+			sa.sync.next = now.Add(time.Duration(i) * syncPace)
+			e.proceed(sa)
+		}
 		e.arm(sa)
 	}
 	if n > 0 {
@@ -224,5 +232,9 @@ func (sa *ikeSA) paceRekeys(now time.Time, n int) int {
 	return n
 }
 
-// rekeyPace is the distance between two early rekeys.
-const rekeyPace = 20 * time.Millisecond
+const (
+	// rekeyPace is the distance between two early rekeys.
+	rekeyPace = 20 * time.Millisecond
+	// syncPace is the distance between two synchronisations of message IDs before them.
+	syncPace = time.Millisecond
+)

@@ -276,7 +276,8 @@ func (e *Engine) ownPayloads(sa *ikeSA, b []byte) ([]message.Payload, error) {
 }
 
 // missed looks at a request ahead of the window: whoever sent it has had answers that
-// this cluster does not know of.
+// this cluster does not know of. They may have been about Child SAs, so ours are rekeyed
+// early: what the peer has no more is made afresh.
 func (e *Engine) missed(sa *ikeSA, d Datagram, h message.Header) {
 	if !sa.copied || !sa.canSync() || sa.sync.wanted || h.MessageID < sa.nextRecv || h.MessageID-sa.nextRecv >= maxUnasked {
 		return
@@ -287,5 +288,10 @@ func (e *Engine) missed(sa *ikeSA, d Datagram, h message.Header) {
 	e.heard(sa)
 	e.warn(sa, "request of the peer is ahead of the window", slog.Uint64("message_id", uint64(h.MessageID)), slog.Uint64("expected", uint64(sa.nextRecv)))
 	e.wantSync(sa)
+	for _, c := range sa.children {
+		if c.state == childInstalled {
+			c.rekeyNow, c.doubtful, c.rekeyAt = true, true, time.Time{}
+		}
+	}
 	e.proceed(sa)
 }

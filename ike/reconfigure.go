@@ -91,6 +91,15 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 	e.scheduleNegotiation(t)
 }
 
+// closeUnconfigured ends an IKE SA that came from somebody else whose phase 1 is no longer
+// configured here: had this engine been active when that changed, it would have ended then.
+func (e *Engine) closeUnconfigured(sa *ikeSA) {
+	if t := sa.tunnel; t != nil && t.p1 == nil {
+		e.close(sa, "removed from the configuration")
+		sa.stalled = e.now.Add(stallWait) // what came at healing is recorded first
+	}
+}
+
 func (e *Engine) logTunnelUpdate(was *config.Phase1, t *tunnel) {
 	if was != nil && (t.p1 == nil || !samePhase1(was, t.p1)) {
 		e.logTunnel(t, slog.LevelInfo, "update")

@@ -233,7 +233,7 @@ func encodeChild(c *childSA, now time.Time) *syncpb.ChildSA {
 		State: uint32(c.state), Outbound: c.outbound, Initiator: c.initiator, Replaces: uint32(c.replaces),
 		LowestNonce: c.lowestNonce, InstalledAge: age(now, c.installed), Soft: c.soft.Microseconds(),
 		Hard: c.hard.Microseconds(), SoftBytes: c.softBytes, HardBytes: c.hardBytes, Seq: c.seq,
-		OutSeq: c.outSeq, InSeq: c.inSeq, InAccepted: c.inAccepted, Rekey: c.rekeyNow,
+		OutSeq: c.outSeq, InSeq: c.inSeq, InAccepted: c.inAccepted, Rekey: c.rekeyNow, Doubtful: c.doubtful,
 	}
 }
 
@@ -249,7 +249,7 @@ func decodeChild(p *syncpb.ChildSA, now time.Time) *childSA {
 		state: childState(p.State), outbound: p.Outbound, initiator: p.Initiator, replaces: ipsec.ESPSPI(p.Replaces),
 		lowestNonce: p.LowestNonce, installed: unage(now, p.InstalledAge), soft: span(p.Soft), hard: span(p.Hard),
 		softBytes: p.SoftBytes, hardBytes: p.HardBytes, seq: p.Seq,
-		outSeq: p.OutSeq, inSeq: p.InSeq, inAccepted: p.InAccepted, rekeyNow: p.Rekey,
+		outSeq: p.OutSeq, inSeq: p.InSeq, inAccepted: p.InAccepted, rekeyNow: p.Rekey, doubtful: p.Doubtful,
 	}
 }
 

@@ -175,8 +175,10 @@ const responseMayCome = 30 * time.Second
 
 // childDeleted follows a DELETE by the peer.
 func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
-	if n := c.successorOf(); n != nil && n.state == childInstalled {
-		e.useOutbound(n) // RFC 7296 §2.8: the peer is ready for the new one
+	if n := c.successorOf(); n != nil && n.state == childInstalled && c.outbound {
+		// RFC 7296 §2.8: the peer is ready for the new one. If c no longer sends and the
+		// new one does not either, a later SA does.
+		e.useOutbound(n)
 	}
 	if c.replaces != 0 && c.state == childInstalled {
 		// The peer withdrew the successor: the replaced one lives on.
@@ -191,6 +193,9 @@ func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
 	}
 	sa.noteDeleted(c.SPIIn)
 	e.removeChild(c)
+	if c.doubtful && c.state == childInstalled {
+		sa.want(c.Phase2) // what has taken its place is known to the peer alone
+	}
 }
 
 // noteDeleted remembers a Child SA that ended with the peer's authenticated word.

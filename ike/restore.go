@@ -286,6 +286,7 @@ func (e *Engine) Resume(now time.Time) {
 			e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
 			e.free(Send{sa.datagram(x.data)})
 		}
+		e.closeUnconfigured(sa)
 		e.keepalive(sa)
 		e.proceed(sa)
 		e.arm(sa)

@@ -179,7 +179,7 @@ func TestQuietAfterTakeover(t *testing.T) {
 		t.Fatalf("%d messages without any reason", n-4)
 	}
 	b2.rekeyChild() // is wanted, but must wait: only an empty request may ask
-	b2.e.RekeyAll(w.now, "test")
+	b2.rekeyIKE()
 	w.run(10 * time.Second)
 	if w.seenOf(message.CreateChildSA) != 0 || w.seenOf(message.Informational) != 1 {
 		t.Fatal("the successor began an exchange before the peer was heard")

@@ -229,9 +229,9 @@ func (sa *ikeSA) childOut(spi ipsec.ESPSPI) *childSA {
 	return nil
 }
 
-// successorOf finds the Child SA that replaces c, if any.
+// successorOf finds the newest Child SA that replaces c, if any.
 func (c *childSA) successorOf() *childSA {
-	for _, n := range c.ike.children {
+	for _, n := range slices.Backward(c.ike.children) {
 		if n.replaces == c.SPIIn && n != c {
 			return n
 		}

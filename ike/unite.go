@@ -50,6 +50,8 @@ func (e *Engine) Unite(now time.Time, entries []Entry) {
 			e.bequeath(sa, n)
 			sa.owed = nil
 		}
+		e.closeUnconfigured(sa)
+		e.arm(sa)
 	}
 	for _, t := range e.sortedTunnels() {
 		e.scheduleNegotiation(t)
@@ -149,6 +151,7 @@ func (e *Engine) take(sa, old *ikeSA) {
 	e.tx.free = e.tx.free[:before]
 	sa.quiet, sa.rival = true, old == nil
 	sa.lastIn, sa.dpdAt = e.now, time.Time{}
+	e.dpdDue(sa) // sets when to ask for a peer that says nothing
 	if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 		sa.deleteBy = e.now.Add(deleteWait)
 	}
@@ -178,10 +181,15 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 			owed = append(owed, spi)
 		}
 	}
+	doubtful := contested(ours, theirs) || contested(theirs, ours)
 	var extra []*childSA
 	for _, c := range other.children {
 		known := slices.ContainsFunc(keep.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn })
-		if !known && !ended(c.SPIIn) {
+		switch {
+		case known || ended(c.SPIIn):
+		case !doubtful && c.redundant(keep):
+			owed = append(owed, c.SPIIn)
+		default:
 			extra = append(extra, c)
 		}
 	}
@@ -190,7 +198,6 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	// answers it again. One that both sides had sent the other has finished.
 	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !finished(keep, other)
 	done := finished(other, keep)
-	doubtful := contested(ours, theirs) || contested(theirs, ours)
 	rekeyed := other.state == stateRekeyed && keep.state != stateRekeyed
 	if !newer && same && !open && !done && !doubtful && !rekeyed {
 		return
@@ -220,8 +227,9 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	for _, x := range []*ikeSA{ours, theirs} { // what one side wants rekeyed early is
 		merged.rekeyNow = merged.rekeyNow || x.rekeyNow
 		for _, c := range x.children {
-			if i := slices.IndexFunc(merged.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn }); i >= 0 && c.rekeyNow {
-				merged.children[i].rekeyNow = true
+			if i := slices.IndexFunc(merged.children, func(k *childSA) bool { return k.SPIIn == c.SPIIn }); i >= 0 {
+				k := merged.children[i]
+				k.rekeyNow, k.doubtful = k.rekeyNow || c.rekeyNow, k.doubtful || c.doubtful
 			}
 		}
 	}
@@ -234,6 +242,15 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 		}
 	}
 	e.take(merged, ours)
+}
+
+// redundant says that the side which the peer talked to more recently has another Child SA
+// with it for the same traffic, made without knowledge of this one.
+func (c *childSA) redundant(on *ikeSA) bool {
+	return c.state == childInstalled && slices.ContainsFunc(on.children, func(k *childSA) bool {
+		return k.state == childInstalled && k.Phase2 == c.Phase2 && k.replaces != c.SPIIn && c.replaces != k.SPIIn && k.SPIOut != c.SPIOut &&
+			!k.installed.Before(c.installed) && slices.Equal(k.TSLocal, c.TSLocal) && slices.Equal(k.TSRemote, c.TSRemote)
+	})
 }
 
 // finished says that one side of a split has the answer to the request that the other awaits.

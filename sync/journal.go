@@ -337,6 +337,13 @@ func (j *Journal) Lag(now time.Time, node cluster.NodeID) time.Duration {
 	return max(now.Sub(p.sent.first().at), 0)
 }
 
+// Mark names everything that was put in order by now; Done says whether all that counted
+// have acknowledged what a mark names, or are waited for no longer.
+func (j *Journal) Mark() uint64 { return j.pos }
+
+// Done is described with Mark.
+func (j *Journal) Done(mark uint64) bool { return mark <= j.committed }
+
 // Pending says whether a member that counts has unacknowledged frames.
 func (j *Journal) Pending() bool {
 	return slices.ContainsFunc(j.peers, func(p *peer) bool { return p.gates && (p.over || p.sent.len() > 0) })

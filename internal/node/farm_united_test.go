@@ -5,10 +5,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"tandem/cluster"
 	"tandem/cluster/fsm"
 	"tandem/ike"
 	"tandem/internal/ipsec"
+	"tandem/proto/syncpb"
 	statesync "tandem/sync"
 	"tandem/xfrm"
 )
@@ -147,5 +150,64 @@ func TestACopyThatIsGivenUpIsDropped(t *testing.T) {
 	w.run(time.Minute, "dropped", func() bool { return !holds() })
 	if s, _ := owner.state.Scope(id); other.farm.concerns(s) {
 		t.Fatal("setup: the slot was given to the member")
+	}
+}
+
+// An owner was told by the other side of a split what that did, and gives way before its
+// sync set has heard of it: the owner after it gets that from this one, for who told it does
+// not tell it twice. What the sync set has acknowledged is not told again.
+func TestAnOwnerThatGivesWayTellsWhatItWasTold(t *testing.T) {
+	for name, acknowledged := range map[string]bool{"not acknowledged": false, "acknowledged": true} {
+		t.Run(name, func(t *testing.T) {
+			w := upFarm(t, 1, 3, 1)
+			var n *Node
+			var sa xfrm.SA
+			for _, m := range w.members[1:] {
+				for _, x := range m.sas {
+					if m.active[x.Scope] {
+						n, sa = m.farm.scopes[cluster.ScopeID(x.Scope)], x
+					}
+				}
+			}
+			to := w.members[n.authority.SyncSet()[0]]
+			n.unite(w.now, statesync.UniteReceived{From: 9, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: 200}}})
+			n.pump(w.now)
+			for _, f := range framesOf(n) {
+				if acknowledged {
+					n.HandleAck(w.now, f.Node, w.members[f.Node].process, f.Seq)
+				}
+			}
+			n.HandlePeer(w.now, cluster.Peer{Node: to.id, Process: to.process, Running: true, Role: cluster.RoleOwner,
+				Epoch: cluster.Epoch{Counter: n.epoch.Counter + 9<<fsm.LocalBits, Node: to.id}, Links: []cluster.Link{{Addr: "172.31.1.9"}}})
+			if n.owner {
+				t.Fatal("setup: it owns still")
+			}
+			told := uint64(0)
+			for _, f := range framesOf(n) {
+				x := &syncpb.Frame{}
+				if err := proto.Unmarshal(f.Frame, x); err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range x.Events {
+					told = max(told, slices.Max(append(e.GetUnite().GetBounds().GetN(), 0)))
+				}
+			}
+			if acknowledged != (told == 0) || !acknowledged && told < 200 {
+				t.Errorf("the owner after it was told of the bound %d", told)
+			}
+		})
+	}
+}
+
+// framesOf are the frames that a scope wants sent.
+func framesOf(n *Node) (out []statesync.SendFrame) {
+	for {
+		e, ok := n.Poll()
+		if !ok {
+			return out
+		}
+		if f, is := e.(statesync.SendFrame); is {
+			out = append(out, f)
+		}
 	}
 }

@@ -60,6 +60,7 @@ type Node struct {
 
 	sas       map[ipsec.ESPSPI]*childSA
 	buried    map[ipsec.ESPSPI]burial // see bury
+	told      uint64                  // a mark: who owns beside us or after has to hear what was united by then
 	moving    []moving
 	departing map[ipsec.ESPSPI]cluster.ScopeID // tunnels that go when no packet of theirs waits
 	quietFrom time.Time                        // the latest of the Child SAs'

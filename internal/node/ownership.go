@@ -111,6 +111,9 @@ func (n *Node) disown(now time.Time, d cluster.Disown) {
 	n.owner, n.handing, n.resuming = false, nil, nil
 	n.unasked()
 	n.stopCopies()
+	if wasOwner && n.slot != nil && !n.journal.Done(n.told) {
+		n.slot.Owe(now) // who told us does not tell it again
+	}
 	n.journal.Stop()
 	if wasOwner {
 		n.log(slog.LevelInfo, "HA state change detected -> secondary",

@@ -248,6 +248,7 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 	n.wanted = append(n.wanted, raised...)
 	n.journal.SetBounds(now, n.wanted)
 	n.wanted = nil
+	n.told = n.journal.Mark()
 	n.drain(now)
 	n.emit(Activate{n.scope})
 	n.emit(Claim{n.scope}) // once more, now that the other owner has surely released the addresses

@@ -27,7 +27,8 @@ type acknowledged struct {
 	spis     map[ipsec.ESPSPI]ipsec.IKESPIs // Child SAs, and whose they are
 	ever     map[ipsec.ESPSPI]bool          // and those that have ended since
 	bounds   map[boundOf]uint64
-	messages map[uint64]bool // by hash: last responses, last requests
+	messages map[uint64]bool          // by hash: last responses, last requests
+	synced   map[ipsec.IKESPIs]uint32 // the highest message ID that either side proposed (RFC 6311)
 	gone     map[ipsec.IKESPIs]bool
 }
 
@@ -65,7 +66,7 @@ func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {
 	}
 	a := &o.h.life.acked
 	if a.of != from.process {
-		*a = acknowledged{of: from.process, entry: a.entry, since: a.since, spis: map[ipsec.ESPSPI]ipsec.IKESPIs{}, ever: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, gone: map[ipsec.IKESPIs]bool{}}
+		*a = acknowledged{of: from.process, entry: a.entry, since: a.since, spis: map[ipsec.ESPSPI]ipsec.IKESPIs{}, ever: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, synced: map[ipsec.IKESPIs]uint32{}, gone: map[ipsec.IKESPIs]bool{}}
 	}
 	if f.Seq > a.seq {
 		a.handed = append(a.handed, handedFrame{f, o.h.life.owned})
@@ -147,6 +148,7 @@ func (r *rules) learn(a *acknowledged, f handedFrame, v *syncpb.Frame_Event) {
 				r.w.violate(RuleEffects, "a record does not parse: %v", err)
 				return
 			}
+			a.synced[named(e)] = max(sa.SyncProposed, sa.SyncSeen)
 			for _, m := range [][]byte{sa.LastResponse, sa.LastRequest, sa.GetOutstanding().GetData()} {
 				if len(m) > 0 {
 					a.messages[r.w.wire.hash(m)] = true
@@ -186,6 +188,13 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 	r.left[h] = true
 	m, t := r.w.wire.read(x.Data)
 	if m == nil || m.Exchange == message.IKESAInit || !protected(m) {
+		return
+	}
+	if a := r.syncSet(d); t.syncs {
+		// It is not in a record, but what it proposes is: no successor proposes less.
+		if a != nil && a.synced[m.SPIs] < max(t.proposes, 1) && !a.gone[m.SPIs] {
+			r.w.violate(RuleGate, "%s synchronises message IDs (%d), of which its entitled standby has acknowledged no record", d.h.name, t.proposes)
+		}
 		return
 	}
 	d.h.life.sent(h, m.SPIs, t.text, r.w.now)

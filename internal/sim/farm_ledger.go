@@ -26,6 +26,7 @@ type farmRecord struct {
 	id      saID
 	scope   cluster.ScopeID
 	maxSent uint64
+	gotBy   map[cluster.ProcessID]uint64 // the highest that each delivered
 	sentBy  map[cluster.ProcessID]uint64
 	got     map[uint64]cluster.ProcessID
 	tainted bool          // both sides of a split used it, and one lost its memory
@@ -40,7 +41,7 @@ func (l *farmLedger) record(spi ipsec.ESPSPI, key uint64) *farmRecord {
 	id := saID{spi, key}
 	r := l.records[id]
 	if r == nil {
-		r = &farmRecord{id: id, sentBy: map[cluster.ProcessID]uint64{}, got: map[uint64]cluster.ProcessID{}}
+		r = &farmRecord{id: id, sentBy: map[cluster.ProcessID]uint64{}, gotBy: map[cluster.ProcessID]uint64{}, got: map[uint64]cluster.ProcessID{}}
 		l.records[id] = r
 		l.list = append(l.list, r)
 	}
@@ -117,7 +118,7 @@ func (l *farmLedger) delivered(w *farm, p *farmPlane, s *farmSA, seq uint64, pkt
 	if by, ok := r.got[seq]; ok && s.ReplayWindow > 0 && (by == p.process || !w.rule.excused(r)) {
 		w.violate(RuleReplay, "%s delivers #%d of SPI %s, which process %x had delivered", p.who, seq, s.SPIIn, uint64(by)&0xffff)
 	}
-	r.got[seq] = p.process
+	r.got[seq], r.gotBy[p.process] = p.process, max(r.gotBy[p.process], seq)
 	if p.ofCluster {
 		w.rule.uses(p, s, r, xfrm.Inbound, seq)
 	}

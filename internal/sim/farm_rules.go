@@ -40,7 +40,7 @@ type farmRules struct {
 	quorate     map[cluster.NodeID]lostQuorum
 	strays      uint64
 	logNoted    uint64                // the entry that was noted last
-	split       map[ipsec.ESPSPI]bool // clients' Child SAs, by inbound SPI, and whether they came about in a split
+	strayed     map[ipsec.ESPSPI]bool // clients' Child SAs, by inbound SPI, and whether the client alone may know them; see stray
 }
 
 type frameID struct {
@@ -101,7 +101,7 @@ func (r *farmRules) init(w *farm) {
 	r.w = w
 	r.scopes, r.epochs = map[cluster.ScopeID]*scopeTruth{}, map[cluster.Tenure]cluster.ProcessID{}
 	r.frames, r.quorate = map[frameID]handedOver{}, map[cluster.NodeID]lostQuorum{}
-	r.split = map[ipsec.ESPSPI]bool{}
+	r.strayed = map[ipsec.ESPSPI]bool{}
 }
 
 func (r *farmRules) scope(id cluster.ScopeID) *scopeTruth {
@@ -153,6 +153,16 @@ func (r *farmRules) taint(id cluster.ScopeID) {
 	for _, x := range r.w.ledger.list {
 		if x.scope == id {
 			x.tainted = true
+		}
+	}
+	for _, c := range r.w.clients {
+		if c.scope != id || c.d == nil {
+			continue
+		}
+		for _, s := range c.d.p.list {
+			if !r.w.held(s) {
+				r.strayed[s.SPIIn] = true
+			}
 		}
 	}
 	r.excuseScope(id, 90*time.Second)

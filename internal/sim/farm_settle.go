@@ -23,6 +23,7 @@ func (r *farmRules) poll() {
 		r.wholeSince = w.now
 	}
 	r.pollLog()
+	r.pollNumbers()
 	for _, id := range sortedScopes(r.scopes) {
 		r.pollScope(r.scopes[id])
 	}
@@ -48,6 +49,46 @@ func (r *farmRules) pollLog() {
 		r.logSince = -1
 	case r.logSince < 0:
 		r.logSince = w.now
+	}
+}
+
+// pollNumbers judges what an owner would do with the next packet, before one comes: no
+// number that the cluster has used, and nothing delivered that it has delivered. Not every
+// SA whose bounds were forgotten is used beneath them, or attacked, in time.
+func (r *farmRules) pollNumbers() {
+	for _, m := range r.w.members[1:] {
+		if m.d == nil || m.d.dead {
+			continue
+		}
+		for _, s := range m.d.p.list {
+			t := r.scopes[cluster.ScopeID(s.scope.id)]
+			if !s.scope.active || t == nil || t.split || r.w.now < t.tolerate || len(t.active) != 1 || t.active[0].process != m.d.process {
+				continue
+			}
+			r.judge(m, s)
+		}
+	}
+}
+
+func (r *farmRules) judge(m *member, s *farmSA) {
+	if x := r.w.ledger.records[saID{s.SPIOut, s.keyOut}]; x != nil && !r.excused(x) {
+		next := s.out // a copy: what the next packet would find
+		if next.Activate(s.scope.gen); next.Seq() < x.maxSent {
+			r.w.violate(RuleSequence, "%s would send #%d on SPI %s of %v, on which the cluster had sent #%d", m.name, next.Seq()+1, s.SPIOut, x.scope, x.maxSent)
+		}
+	}
+	x := r.w.ledger.records[saID{s.SPIIn, s.keyIn}]
+	if x == nil || s.ReplayWindow == 0 || r.excused(x) {
+		return
+	}
+	var again uint64
+	for _, seq := range x.gotBy {
+		if s.in.Window().Check(seq) && (s.in.Generation() == s.scope.gen || s.in.Bound() < seq) {
+			again = max(again, seq)
+		}
+	}
+	if again > 0 {
+		r.w.violate(RuleReplay, "%s would deliver #%d of SPI %s of %v again", m.name, again, s.SPIIn, x.scope)
 	}
 }
 
@@ -88,9 +129,9 @@ func (r *farmRules) pollClient(c *caller) {
 	}
 	ok := false
 	for _, s := range c.d.p.list {
-		if _, known := r.split[s.SPIIn]; !known {
+		if _, known := r.strayed[s.SPIIn]; !known {
 			t := r.scopes[c.scope]
-			r.split[s.SPIIn] = t != nil && (t.split || w.now < t.tolerate)
+			r.strayed[s.SPIIn] = t != nil && (t.split || w.now < t.tolerate)
 		}
 		o, id, owners := w.find(s.SPIOut)
 		if owners == 0 {
@@ -306,21 +347,16 @@ func (w *farm) unserved(c *caller) string {
 	return ""
 }
 
-// stray says that a client's Child SA came about in a split and that nobody else knows of it:
-// the member that made it died alone, or both sides had sent a request with the same message
-// ID and the answer that made it went to the one whose request was not answered. Nothing in
-// IKE tells a peer of that. The client keeps it until its lifetime ends, beside the one that
-// carries its traffic.
-func (w *farm) stray(s *farmSA) bool {
-	if !w.rule.split[s.SPIIn] {
-		return false
-	}
-	for _, m := range w.members[1:] {
-		if m.d != nil && m.d.p.sas[s.SPIOut] != nil {
-			return false
-		}
-	}
-	return true
+// stray says that nobody but the client knows a Child SA of it, and that this may be: the
+// member that made it died alone, or it came about in a split in which both sides had sent a
+// request with the same message ID, and the answer that made it went to the one whose request
+// was not answered. Nothing in IKE tells a peer of that. The client keeps it until its
+// lifetime ends, beside the one that carries its traffic.
+func (w *farm) stray(s *farmSA) bool { return w.rule.strayed[s.SPIIn] && !w.held(s) }
+
+// held says that a member which lives has the Child SA of a client.
+func (w *farm) held(s *farmSA) bool {
+	return slices.ContainsFunc(w.members[1:], func(m *member) bool { return m.d != nil && !m.d.dead && m.d.p.sas[s.SPIOut] != nil })
 }
 
 // leftBehind finds SAs of members that no client has.

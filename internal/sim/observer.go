@@ -31,8 +31,10 @@ type ikeKeys struct {
 
 // told is what is known of a message.
 type told struct {
-	label label // exchange; initiator says that it is a request
-	text  string
+	label    label // exchange; initiator says that it is a request
+	text     string
+	syncs    bool   // message IDs (RFC 6311)
+	proposes uint32 // the next message ID of its sender, of a request that does
 }
 
 // sideID is one end of an IKE SA as a requester.
@@ -45,6 +47,8 @@ type sideID struct {
 type side struct {
 	last     uint32
 	any      bool
+	synced   bool
+	first    uint32            // its first request since message IDs were synchronised
 	request  map[uint32]uint64 // hash by message ID
 	response map[uint32]uint64
 	exchange map[uint32]Exchange
@@ -116,22 +120,22 @@ func (o *observer) read(b []byte) (*message.Message, *told) {
 		}
 	}
 	t.text = fmt.Sprintf("%s %s %d (%s)", m.Exchange, kind, m.MessageID, t.label.exchange)
+	if m.Exchange == message.Informational && m.MessageID == 0 {
+		if c := o.open(m, b); c != nil {
+			n, ok := c.Notify(message.MessageIDSync)
+			if t.syncs = ok; ok && !m.Response && len(n.Data) == 12 {
+				t.proposes = binary.BigEndian.Uint32(n.Data[4:])
+			}
+		}
+	}
 	o.known[h] = t
 	return m, t
 }
 
 // inner opens a request and says what it is about.
 func (o *observer) inner(m *message.Message, raw []byte) Exchange {
-	k := o.openers[m.SPIs]
-	if k == nil {
-		return ""
-	}
-	dir := 1
-	if m.Initiator {
-		dir = 0
-	}
-	c := *m
-	if k.sealer[dir] == nil || c.Open(raw, k.sealer[dir]) != nil {
+	c := o.open(m, raw)
+	if c == nil {
 		return ""
 	}
 	if m.Exchange == message.Informational {
@@ -145,10 +149,27 @@ func (o *observer) inner(m *message.Message, raw []byte) Exchange {
 	if _, ok := c.Notify(message.RekeySA); ok {
 		return RekeyChildX
 	}
-	if p, ok := message.Get[*message.SA](&c); ok && len(p.Proposals) > 0 && p.Proposals[0].Protocol == ipsec.ProtocolIKE {
+	if p, ok := message.Get[*message.SA](c); ok && len(p.Proposals) > 0 && p.Proposals[0].Protocol == ipsec.ProtocolIKE {
 		return RekeyIKEX
 	}
 	return CreateChild
+}
+
+// open decrypts a message; nil: the keys are not known.
+func (o *observer) open(m *message.Message, raw []byte) *message.Message {
+	k := o.openers[m.SPIs]
+	if k == nil {
+		return nil
+	}
+	dir := 1
+	if m.Initiator {
+		dir = 0
+	}
+	c := *m
+	if k.sealer[dir] == nil || c.Open(raw, k.sealer[dir]) != nil {
+		return nil
+	}
+	return &c
 }
 
 func (o *observer) describe(b []byte) string {
@@ -232,6 +253,13 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 		return // an error to somebody unknown (RFC 7296 §2.21)
 	}
 	o.checkIV(d, m, raw)
+	if t.syncs { // these have an ID of their own, and what follows begins above all that was used
+		for _, initiator := range []bool{true, false} {
+			s := o.side(m.SPIs, initiator)
+			s.any, s.synced = false, true
+		}
+		return
+	}
 	split := w.rule.split || w.now < w.rule.tolerate || w.rule.splitIKE[m.SPIs]
 	if m.Response {
 		if s.request[m.MessageID] == 0 {
@@ -258,6 +286,9 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 	}
 	if s.any && m.MessageID == s.last+1 && s.response[s.last] == 0 && !split {
 		w.violate(RuleWindow, "%s sends %s although request %d was never answered", d.h.name, t.text, s.last)
+	}
+	if s.synced && !s.any {
+		s.first = m.MessageID
 	}
 	s.last, s.any = max(s.last, m.MessageID), true
 	s.request[m.MessageID], s.exchange[m.MessageID] = h, t.label.exchange

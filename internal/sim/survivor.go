@@ -28,8 +28,9 @@ func (l *lifetime) deafTo(client int) bool {
 
 // begins: an IKE message leaves for the first time.
 func (r *rules) begins(d *daemon, m *message.Message, text string, hash uint64, x ike.Datagram) {
-	if m.Response || m.MessageID == 0 || !d.h.life.deafTo(r.w.clientOf(x.Remote.Addr())) || d.h.life.acked.messages[hash] {
-		return // MessageID 0: where nothing was ever sent, an empty request asks for the peer
+	side := r.w.wire.side(m.SPIs, m.Initiator)
+	if m.Response || m.MessageID == 0 || side.synced && m.MessageID == side.first || !d.h.life.deafTo(r.w.clientOf(x.Remote.Addr())) || d.h.life.acked.messages[hash] {
+		return // where there is no last request that could be repeated, an empty one asks for the peer
 	}
 	if r.split || r.w.now < r.tolerate {
 		return // healing brings what the other side has begun

@@ -1130,7 +1130,8 @@ type ChildSA struct {
 	OutSeq        uint64   `protobuf:"varint,26,opt,name=out_seq,json=outSeq,proto3" json:"out_seq,omitempty"`
 	InSeq         uint64   `protobuf:"varint,27,opt,name=in_seq,json=inSeq,proto3" json:"in_seq,omitempty"`
 	InAccepted    []uint64 `protobuf:"fixed64,28,rep,packed,name=in_accepted,json=inAccepted,proto3" json:"in_accepted,omitempty"`
-	Rekey         bool     `protobuf:"varint,29,opt,name=rekey,proto3" json:"rekey,omitempty"` // early, as of the IKE SA
+	Rekey         bool     `protobuf:"varint,29,opt,name=rekey,proto3" json:"rekey,omitempty"`       // early, as of the IKE SA
+	Doubtful      bool     `protobuf:"varint,30,opt,name=doubtful,proto3" json:"doubtful,omitempty"` // a process whose memory is lost may have rekeyed it with the peer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1368,6 +1369,13 @@ func (x *ChildSA) GetRekey() bool {
 	return false
 }
 
+func (x *ChildSA) GetDoubtful() bool {
+	if x != nil {
+		return x.Doubtful
+	}
+	return false
+}
+
 var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
@@ -1498,7 +1506,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\tcontested\x18\x1c \x01(\bR\tcontested\x12\x1d\n" +
 	"\n" +
 	"floor_spis\x18\x1d \x03(\aR\tfloorSpis\x12\x16\n" +
-	"\x06floors\x18\x1e \x03(\x04R\x06floors\"\xd0\x06\n" +
+	"\x06floors\x18\x1e \x03(\x04R\x06floors\"\xec\x06\n" +
 	"\aChildSA\x12\x16\n" +
 	"\x06phase2\x18\x01 \x01(\tR\x06phase2\x12\x15\n" +
 	"\x06spi_in\x18\x02 \x01(\aR\x05spiIn\x12\x17\n" +
@@ -1532,7 +1540,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x06in_seq\x18\x1b \x01(\x04R\x05inSeq\x12\x1f\n" +
 	"\vin_accepted\x18\x1c \x03(\x06R\n" +
 	"inAccepted\x12\x14\n" +
-	"\x05rekey\x18\x1d \x01(\bR\x05rekeyB\x15Z\x13tandem/proto/syncpbb\x06proto3"
+	"\x05rekey\x18\x1d \x01(\bR\x05rekey\x12\x1a\n" +
+	"\bdoubtful\x18\x1e \x01(\bR\bdoubtfulB\x15Z\x13tandem/proto/syncpbb\x06proto3"
 
 var (
 	file_syncpb_ikesa_proto_rawDescOnce sync.Once
