@@ -112,6 +112,7 @@ func (e *Engine) askCounters(sa *ikeSA) {
 	}
 	if len(x.floors) == 0 {
 		sa.countersAt = time.Time{}
+		e.proceed(sa) // with what else there is to do
 		return
 	}
 	data := binary.BigEndian.AppendUint32(nil, counterDelta)
