@@ -267,6 +267,11 @@ func (p *Pair) lose(now time.Time, kind Loss, role Role, entitled bool, detected
 			return
 		}
 		p.unentitle()
+	case taking:
+		if p.pending.handover && kind != LossDeath && entitled {
+			// It handed over long ago, while this node stood still, and has gone on since.
+			p.takeOver(now, kind, detected)
+		}
 	case owning:
 		if role == RoleOwner {
 			p.rivalLost(kind)

@@ -278,6 +278,13 @@ func (p *Slot) HandleLoss(now time.Time, id NodeID, kind Loss, entitled bool, de
 			p.claim = &claimed{node: id, epoch: p.entitled, process: m.Process, kind: kind, detected: detected}
 			p.since = now
 		}
+	case taking:
+		if p.pending.handover && kind != LossDeath && entitled && p.entitled.Node == id {
+			// It handed over long ago, while this node stood still, and has gone on since.
+			p.phase, p.pending = standing, nil
+			p.claim = &claimed{node: id, epoch: p.entitled, process: m.Process, kind: kind, detected: detected}
+			p.since = now
+		}
 	case owning:
 		if role == RoleOwner && epoch != p.epoch {
 			// It owned beside us, and its state has not come: peers may be further than we are.
