@@ -55,6 +55,7 @@ type side struct {
 	answered map[uint32]bool // the response reached somebody on the requester's side
 	attempts map[uint32]int  // transmissions of the request
 	lost     map[uint32]int  // of the request or of its response, by the network
+	apart    map[uint32]bool // the request was first sent while there were two owners
 }
 
 func (o *observer) init(w *world) {
@@ -82,7 +83,7 @@ func (o *observer) side(spis ipsec.IKESPIs, initiator bool) *side {
 	id := sideID{spis, initiator}
 	s := o.sides[id]
 	if s == nil {
-		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}, attempts: map[uint32]int{}, lost: map[uint32]int{}}
+		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}, attempts: map[uint32]int{}, lost: map[uint32]int{}, apart: map[uint32]bool{}}
 		o.sides[id] = s
 	}
 	return s
@@ -272,10 +273,12 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 		return
 	}
 	if old, ok := s.request[m.MessageID]; ok {
-		if old != h && !split {
+		// Of what one side of a split began, the other does not hear if that one dies alone.
+		apart := s.apart[m.MessageID]
+		if old != h && !split && !apart {
 			w.violate(RuleWindow, "%s sends %s again with other bytes", d.h.name, t.text)
 		}
-		if w.rule.split {
+		if w.rule.split || apart {
 			w.rule.splitIKE[m.SPIs] = w.rule.splitIKE[m.SPIs] || old != h
 		}
 		s.request[m.MessageID] = h
@@ -292,6 +295,9 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 	}
 	s.last, s.any = max(s.last, m.MessageID), true
 	s.request[m.MessageID], s.exchange[m.MessageID] = h, t.label.exchange
+	if w.rule.split {
+		s.apart[m.MessageID] = true
+	}
 	if len(s.request) > 64 && m.MessageID > 64 {
 		delete(s.request, m.MessageID-64)
 		delete(s.response, m.MessageID-64)
@@ -299,6 +305,7 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 		delete(s.answered, m.MessageID-64)
 		delete(s.attempts, m.MessageID-64)
 		delete(s.lost, m.MessageID-64)
+		delete(s.apart, m.MessageID-64)
 	}
 	switch t.label.exchange {
 	case RekeyChildX:
