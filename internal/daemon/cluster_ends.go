@@ -21,8 +21,10 @@ type clusterEnds struct {
 	streams  *streams
 	farm     *farmEnds // nil: a pair
 	gossip   *gossipEnds
-	wg       sync.WaitGroup
-	done     chan struct{}
+	// What the members share of their configuration.
+	revisions *revisions
+	wg        sync.WaitGroup
+	done      chan struct{}
 
 	mu       sync.Mutex
 	notes    []cluster.WriteNote // every one is answered, in order
@@ -47,6 +49,7 @@ func (d *Daemon) openCluster(o node.Options) (*clusterEnds, gateway, error) {
 	}
 	o.CookieSecret = id.CookieSecret()
 	c := &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}
+	c.revisions = openRevisions(c)
 	if d.cfg.Standalone.Farm() {
 		n, err := c.openFarm(o)
 		return c, n, err
@@ -66,6 +69,7 @@ func (c *clusterEnds) start() (err error) {
 	if c.streams, err = openStreams(c); err != nil {
 		return err
 	}
+	c.revisions.start()
 	if c.farm != nil {
 		if err := c.farm.start(); err != nil {
 			return err
@@ -81,6 +85,7 @@ func (c *clusterEnds) close() {
 	close(c.done)
 	c.gossip.close()
 	c.farm.close()
+	c.revisions.close()
 	if c.streams != nil {
 		c.streams.close()
 	}
@@ -108,6 +113,7 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 	case cluster.TellPeer:
 		c.streams.setPeer(e.Peer)
 		n.HandlePeer(now, e.Peer)
+		c.revisions.heard(e.Peer)
 		c.farm.heard(now, e.Peer)
 		c.gossip.heard(e.Peer)
 	case cluster.TellLoss:
@@ -115,6 +121,7 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 		// left of a back-off: healing waits for them.
 		c.streams.setPeer(cluster.Peer{Node: e.Node})
 		n.HandleLoss(now, e)
+		c.revisions.lost(e.Node)
 		c.farm.lost()
 	case cluster.TellRemoved:
 		n.HandleRemoved(now, e.Scope, e.Node)
@@ -183,7 +190,12 @@ func (c *clusterEnds) said(err error) {
 	}
 }
 
-func (c *clusterEnds) announce(e cluster.Announce)     { c.said(c.d.guardian.Announce(e)) }
+func (c *clusterEnds) announce(e cluster.Announce) {
+	c.said(c.d.guardian.Announce(e))
+	if c.farm == nil {
+		c.revisions.role(e.Role == cluster.RoleOwner, e.Epoch)
+	}
+}
 func (c *clusterEnds) entitle(e cluster.Entitle)       { c.said(c.d.guardian.Entitle(e)) }
 func (c *clusterEnds) claim(e cluster.Claim)           { c.said(c.d.guardian.Claim(e)) }
 func (c *clusterEnds) askRemoval(e cluster.AskRemoval) { c.said(c.d.guardian.AskRemoval(e)) }
