@@ -278,7 +278,7 @@ func (e FirstError) Error() string {
 // NotOwnerError says that this member does not decide.
 type NotOwnerError struct{}
 
-func (NotOwnerError) Error() string { return "this member does not own the cluster's scope 0" }
+func (NotOwnerError) Error() string { return "this member does not decide" }
 
 // Decide judges a change of a pair: by, made on base. Only the owner decides; the first
 // change on a revision is the next one.

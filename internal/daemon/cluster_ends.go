@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -193,8 +194,19 @@ func (c *clusterEnds) said(err error) {
 func (c *clusterEnds) announce(e cluster.Announce) {
 	c.said(c.d.guardian.Announce(e))
 	if c.farm == nil {
-		c.revisions.role(e.Role == cluster.RoleOwner, e.Epoch)
+		c.revisions.role(decides(e))
 	}
+}
+
+// decides says whether a pair's member decides on what both share, and under which epoch:
+// it owns the one scope, or the first of the virtual clusters.
+func decides(e cluster.Announce) (bool, cluster.Epoch) {
+	role, epoch := e.Role, e.Epoch
+	if len(e.VClusters) > 0 {
+		v := slices.MinFunc(e.VClusters, func(a, b cluster.VCluster) int { return int(a.Scope) - int(b.Scope) })
+		role, epoch = v.Role, v.Epoch
+	}
+	return role == cluster.RoleOwner, epoch
 }
 func (c *clusterEnds) entitle(e cluster.Entitle)       { c.said(c.d.guardian.Entitle(e)) }
 func (c *clusterEnds) claim(e cluster.Claim)           { c.said(c.d.guardian.Claim(e)) }

@@ -174,3 +174,24 @@ func TestChecksumLayout(t *testing.T) {
 		t.Errorf("standalone: %v", err)
 	}
 }
+
+// In a pair the owner of the one scope decides on what both share; with virtual clusters
+// that of the first.
+func TestWhoDecides(t *testing.T) {
+	five := cluster.Epoch{Counter: 5, Node: 1}
+	for _, c := range []struct {
+		what  string
+		say   cluster.Announce
+		owns  bool
+		epoch cluster.Epoch
+	}{
+		{"an owner", cluster.Announce{Role: cluster.RoleOwner, Epoch: five}, true, five},
+		{"a standby", cluster.Announce{Role: cluster.RoleStandby, Epoch: five}, false, five},
+		{"the first virtual cluster", cluster.Announce{VClusters: []cluster.VCluster{{Scope: 2}, {Scope: 1, Role: cluster.RoleOwner, Epoch: five}}}, true, five},
+		{"another one", cluster.Announce{VClusters: []cluster.VCluster{{Scope: 1, Role: cluster.RoleStandby, Epoch: five}, {Scope: 2, Role: cluster.RoleOwner}}}, false, five},
+	} {
+		if owns, epoch := decides(c.say); owns != c.owns || epoch != c.epoch {
+			t.Errorf("%s: %v under %v", c.what, owns, epoch)
+		}
+	}
+}
