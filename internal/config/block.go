@@ -58,6 +58,7 @@ type spec[T any] struct {
 	ignored  []ignored
 	children []child[T]
 	entry    string // what edit takes; empty for a block without entries
+	own      bool   // its entries are this node's own, with all that is in them
 }
 
 // source remembers where an object was written, for relations that are checked later.
@@ -290,6 +291,9 @@ func (t *table[T]) config(ld *loader, st stmt, path string) scope {
 func (t *table[T]) edit(ld *loader, st stmt, name string) scope {
 	if o := t.byName[name]; o != nil {
 		return o
+	}
+	if ld.known && !t.def.own { // what belonged to the entry went with it
+		return skip{}
 	}
 	if ld.entries++; ld.entries > maxEntries {
 		ld.fault(st.line, t.def.path, "", fmt.Sprintf("more than %d entries", maxEntries))

@@ -65,6 +65,8 @@ var haSpec = &spec[haDraft]{
 		{key: "session-pickup", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.SessionPickup }, help: "read for FortiOS's sake; SAs are synchronised in either case"},
 		{key: "encryption", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.EncryptionEnabled }, help: "encrypts heartbeats; state always travels under mTLS"},
 		{key: "authentication", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.AuthenticationEnabled }, help: "authenticates heartbeats with the password"},
+		{key: "sync-config", value: toggle{}, def: "enable", at: func(h *haDraft) any { return &h.SyncConfig }, local: true, help: "shares the configuration with the other members of the pair: a change on one of them is on all"},
+		{key: "standalone-config-sync", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.StandaloneConfigSync }, local: true, help: "the same for the members of a farm (`config system standalone-cluster`) that have nothing but their own settings different; not in a site"},
 		{key: "vcluster-status", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.VClusterStatus }, help: "virtual clusters: parts of the configuration that are active on different members"},
 		{key: "vcluster2", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.vcluster2 }, omit: func(*haDraft) bool { return true }, help: "older spelling: two virtual clusters, the second in `config secondary-vcluster`"},
 		{key: "vdom", value: names{max: 31}, at: func(h *haDraft) any { return &h.vdom }, omit: func(*haDraft) bool { return true }, help: "older spelling: the virtual domains of virtual cluster 1"},
@@ -72,10 +74,10 @@ var haSpec = &spec[haDraft]{
 		{key: "link-flap-damping", value: toggle{}, def: "enable", at: func(h *haDraft) any { return &h.FlapDamping }, help: "our own: a monitored interface that failed again and again counts only when it has worked for a while, see above"},
 		{key: "auto-virtual-mac-interface", value: names{max: 15, what: "interface names"}, at: func(h *haDraft) any { return &h.VirtualMAC }, help: "interfaces whose MAC address moves with the shared addresses, see above"},
 	}, pingserverRows(func(h *haDraft) *Pingserver { return &h.Pingserver })...),
-	ignored: append(plain(`key session-sync-dev route-ttl route-wait route-hold multicast-ttl evpn-ttl load-balance-all sync-config
+	ignored: append(plain(`key session-sync-dev route-ttl route-wait route-hold multicast-ttl evpn-ttl load-balance-all
 		sync-packet-balance hello-holddown gratuitous-arps session-pickup-* link-failed-signal upgrade-mode uninterruptible-upgrade
 		uninterruptible-primary-wait standalone-mgmt-vdom ha-mgmt-status ha-eth-type hc-eth-type l2ep-eth-type
-		standalone-config-sync unicast-gateway logical-sn vcluster-id schedule weight cpu-threshold memory-threshold
+		unicast-gateway logical-sn vcluster-id schedule weight cpu-threshold memory-threshold
 		http-proxy-threshold ftp-proxy-threshold imap-proxy-threshold nntp-proxy-threshold pop3-proxy-threshold smtp-proxy-threshold
 		ha-direct ssd-failover memory-compatible-mode memory-based-failover memory-failover-*
 		check-secondary-dev-health ipsec-phase2-proposal inter-cluster-session-sync backup-hbdev`),
@@ -254,13 +256,14 @@ var peerSpec = &spec[peerDraft]{
 	label: "cluster-peer",
 	entry: "ID (1–255)",
 	make:  numbered("cluster-peer", 1, 255, func(id int) peerDraft { return peerDraft{ClusterPeer: ClusterPeer{ID: id}} }),
+	own:   true,
 	rows: []row[peerDraft]{
 		{key: "peerip", value: address{0}, at: func(p *peerDraft) any { return &p.PeerIP }, local: true, help: "the member's address on the synchronisation link; required"},
-		{key: "hb-interval", value: number{1, 20, 0}, def: "2", at: func(p *peerDraft) any { return &p.count }, help: "between heartbeats, in the unit of the next keyword"},
-		{key: "hb-interval-in-milliseconds", value: oneOf("100ms", "10ms"), def: "100ms", at: func(p *peerDraft) any { return &p.unit }, help: "our own: the unit of hb-interval"},
-		{key: "hb-lost-threshold", value: number{1, 60, 0}, def: "10", at: func(p *peerDraft) any { return &p.HBLostThreshold }, help: "heartbeats missed in a row that make it dead"},
-		{key: "ipsec-tunnel-sync", value: toggle{}, def: "enable", at: func(p *peerDraft) any { return &p.IPsecTunnelSync }, help: "SAs are synchronised with it"},
-		{key: "down-intfs-before-sess-sync", value: names{max: 15, what: "interface names"}, at: func(p *peerDraft) any { return &p.DownIntfs }, help: "interfaces kept down until synchronised"},
+		{key: "hb-interval", value: number{1, 20, 0}, def: "2", at: func(p *peerDraft) any { return &p.count }, local: true, help: "between heartbeats, in the unit of the next keyword"},
+		{key: "hb-interval-in-milliseconds", value: oneOf("100ms", "10ms"), def: "100ms", at: func(p *peerDraft) any { return &p.unit }, local: true, help: "our own: the unit of hb-interval"},
+		{key: "hb-lost-threshold", value: number{1, 60, 0}, def: "10", at: func(p *peerDraft) any { return &p.HBLostThreshold }, local: true, help: "heartbeats missed in a row that make it dead"},
+		{key: "ipsec-tunnel-sync", value: toggle{}, def: "enable", at: func(p *peerDraft) any { return &p.IPsecTunnelSync }, local: true, help: "SAs are synchronised with it"},
+		{key: "down-intfs-before-sess-sync", value: names{max: 15, what: "interface names"}, at: func(p *peerDraft) any { return &p.DownIntfs }, local: true, help: "interfaces kept down until synchronised"},
 	},
 	ignored:  plain("peervd syncvd secondary-add-ipsec-routes slave-add-ike-routes ike-monitor ike-monitor-interval ike-heartbeat-interval ike-use-rfc6311 ike-seqjump-speed"),
 	children: []child[peerDraft]{{path: "session-sync-filter"}, {path: "syncvd"}},
@@ -311,6 +314,9 @@ func (ld *loader) checkSite(c *Config) {
 	}
 	if ld.ha.val.VClusterStatus || ld.ha.val.vcluster2 {
 		ld.fault(ha.at("vcluster-status", "vcluster2"), "system ha", "vcluster-status", "vcluster-status (enable) is impossible "+why)
+	}
+	if ld.ha.val.StandaloneConfigSync {
+		ld.fault(ha.at("standalone-config-sync"), "system ha", "standalone-config-sync", "standalone-config-sync (enable) is impossible "+why+": each site has addresses of its own")
 	}
 	if !slices.ContainsFunc(c.Phase1, func(p Phase1) bool { return p.FGSPSync }) {
 		ld.fault(ha.at("mode"), "system ha", "mode", "mode (a-p) of a site needs a phase 1 with `set fgsp-sync enable`: who owns its tunnels is its active node")

@@ -50,6 +50,7 @@ type loader struct {
 	broken  bool // a fault that is no warning was reported
 	cut     bool // maxFaults reached
 	entries int
+	known   bool // only entries that exist may be edited
 	notes   map[string]*note
 	noteKey []string
 

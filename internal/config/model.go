@@ -55,6 +55,8 @@ type HA struct {
 	FailoverHoldTime      time.Duration // 0–300 s
 	FlapDamping           bool
 	VirtualMAC            []string // interfaces that have a virtual MAC address
+	SyncConfig            bool     // this node shares its configuration with the rest of its pair; default true
+	StandaloneConfigSync  bool     // the same in a farm; default false
 }
 
 // HBDev is one heartbeat interface with its priority (0–512).
@@ -104,6 +106,18 @@ func (c *Config) Site() int {
 		return 0
 	}
 	return c.Standalone.Member()
+}
+
+// SharesConfig says that this gateway shares its configuration with the others of its
+// cluster: a pair does unless told otherwise, a farm's member if told to, a site never.
+func (c *Config) SharesConfig() bool {
+	switch farm := c.Standalone.Farm(); {
+	case c.Site() != 0:
+		return false
+	case farm:
+		return c.HA.StandaloneConfigSync
+	}
+	return c.HA.Mode == "a-p" && c.HA.SyncConfig
 }
 
 // Heartbeats are the shortest interval and the lowest threshold of all peers.

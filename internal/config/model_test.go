@@ -61,7 +61,7 @@ func TestDefaults(t *testing.T) {
 	}
 	wantHA := HA{Mode: "standalone", HBInterval: 200 * time.Millisecond, HBLostThreshold: 20, Priority: 128,
 		UptimeDiffMargin: 5 * time.Minute, ARPs: 5, ARPsInterval: 8 * time.Second,
-		Pingserver: Pingserver{FlipTimeout: time.Hour, ForceReset: true}, FlapDamping: true}
+		Pingserver: Pingserver{FlipTimeout: time.Hour, ForceReset: true}, FlapDamping: true, SyncConfig: true}
 	if d := cmp.Diff(wantHA, c.HA, equalConfig); d != "" {
 		t.Errorf("system ha (-want +got):\n%s", d)
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -11,7 +12,9 @@ type printer struct {
 	full    bool // defaults too
 	secrets bool
 	shared  bool // without what belongs to this node alone
+	own     bool // only what belongs to this node alone
 	only    string
+	lines   []string // as they were written, a value of several lines in one
 }
 
 type printable interface {
@@ -20,6 +23,7 @@ type printable interface {
 }
 
 func (p *printer) line(s string) {
+	p.lines = append(p.lines, s)
 	p.b.WriteString(strings.Repeat("    ", p.indent))
 	p.b.WriteString(s)
 	p.b.WriteByte('\n')
@@ -36,9 +40,14 @@ func (o *object[T]) empty(p *printer) bool {
 	if p.full {
 		return false
 	}
+	return p.tries(o.body)
+}
+
+// tries says that a part would print nothing.
+func (p *printer) tries(part func(*printer)) bool {
 	try := *p
-	try.b = strings.Builder{}
-	o.body(&try)
+	try.b, try.lines = strings.Builder{}, nil
+	part(&try)
 	return try.b.Len() == 0
 }
 
@@ -56,7 +65,7 @@ func (o *object[T]) body(p *printer) {
 	def := newObject(o.def, zero, nil)
 	for i := range o.def.rows {
 		r := &o.def.rows[i]
-		if r.omit != nil && r.omit(o.val) || p.shared && r.local {
+		if r.omit != nil && r.omit(o.val) || p.shared && r.local || p.own && !r.local {
 			continue
 		}
 		text := r.value.format(r.at(o.val))
@@ -76,13 +85,21 @@ func (o *object[T]) body(p *printer) {
 	}
 }
 
-func (t *table[T]) empty(*printer) bool { return len(t.entries) == 0 && !t.opened }
+func (t *table[T]) empty(p *printer) bool {
+	if p.shared && t.def.own {
+		return true
+	}
+	if p.own {
+		return !slices.ContainsFunc(t.entries, func(o *object[T]) bool { return !p.tries(o.body) })
+	}
+	return len(t.entries) == 0 && !t.opened
+}
 
 func (t *table[T]) print(p *printer) {
 	p.line("config " + t.def.path)
 	p.indent++
 	for _, o := range t.entries {
-		if p.only != "" && p.indent == 1 && o.src.name != p.only {
+		if p.only != "" && p.indent == 1 && o.src.name != p.only || p.own && p.tries(o.body) {
 			continue
 		}
 		name := o.src.name

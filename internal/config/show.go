@@ -73,13 +73,13 @@ type BlockChecksum struct {
 }
 
 // Checksum returns a checksum of each block that members of a cluster must have
-// alike: of its full canonical text without what belongs to one node alone
+// alike: of its canonical text, without defaults and without what belongs to one node alone
 // (priorities, host name, management addresses, paths). key is something that
 // only the members know; under it, secrets enter. Without a key they stay out,
 // because a plain checksum would let anybody test guesses of a pre-shared key.
 func (c *Config) Checksum(key []byte) (sums []BlockChecksum) {
 	for _, b := range blocks {
-		p := &printer{full: true, secrets: len(key) > 0, shared: true}
+		p := &printer{secrets: len(key) > 0, shared: true}
 		b.view(c).print(p)
 		m := hmac.New(sha256.New, key)
 		io.WriteString(m, p.b.String())

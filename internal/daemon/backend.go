@@ -37,7 +37,7 @@ func (d *Daemon) look(now time.Time) *view {
 		Now: now, Started: d.started, Hostname: d.hostname(), DaemonPID: os.Getpid(), GuardianPID: d.guardianPID(),
 		Config: d.cfg, Node: d.loop.node.Summary(now), Counters: map[ipsec.ESPSPI]xfrm.Counters{},
 		Tunnels: d.tunnels.views(), Plane: d.plane.PlaneCounters(), IfIndex: d.links.indexes(),
-		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(),
+		Loop: d.loop.snapshot(), DataPlane: dataPlaneName, Progress: d.progress.Load(), ConfigAlarm: d.alarms["configuration"],
 	}
 	d.lookAtElection(now, v)
 	d.lookAtFarm(v)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,8 +22,10 @@ type clusterEnds struct {
 	streams  *streams
 	farm     *farmEnds // nil: a pair
 	gossip   *gossipEnds
-	wg       sync.WaitGroup
-	done     chan struct{}
+	// What the members share of their configuration.
+	revisions *revisions
+	wg        sync.WaitGroup
+	done      chan struct{}
 
 	mu       sync.Mutex
 	notes    []cluster.WriteNote // every one is answered, in order
@@ -47,6 +50,7 @@ func (d *Daemon) openCluster(o node.Options) (*clusterEnds, gateway, error) {
 	}
 	o.CookieSecret = id.CookieSecret()
 	c := &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}
+	c.revisions = openRevisions(c)
 	if d.cfg.Standalone.Farm() {
 		n, err := c.openFarm(o)
 		return c, n, err
@@ -66,6 +70,7 @@ func (c *clusterEnds) start() (err error) {
 	if c.streams, err = openStreams(c); err != nil {
 		return err
 	}
+	c.revisions.start()
 	if c.farm != nil {
 		if err := c.farm.start(); err != nil {
 			return err
@@ -81,6 +86,7 @@ func (c *clusterEnds) close() {
 	close(c.done)
 	c.gossip.close()
 	c.farm.close()
+	c.revisions.close()
 	if c.streams != nil {
 		c.streams.close()
 	}
@@ -108,6 +114,7 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 	case cluster.TellPeer:
 		c.streams.setPeer(e.Peer)
 		n.HandlePeer(now, e.Peer)
+		c.revisions.heard(e.Peer)
 		c.farm.heard(now, e.Peer)
 		c.gossip.heard(e.Peer)
 	case cluster.TellLoss:
@@ -115,6 +122,7 @@ func (c *clusterEnds) handle(now time.Time, e guardian.Event) {
 		// left of a back-off: healing waits for them.
 		c.streams.setPeer(cluster.Peer{Node: e.Node})
 		n.HandleLoss(now, e)
+		c.revisions.lost(e.Node)
 		c.farm.lost()
 	case cluster.TellRemoved:
 		n.HandleRemoved(now, e.Scope, e.Node)
@@ -183,7 +191,23 @@ func (c *clusterEnds) said(err error) {
 	}
 }
 
-func (c *clusterEnds) announce(e cluster.Announce)     { c.said(c.d.guardian.Announce(e)) }
+func (c *clusterEnds) announce(e cluster.Announce) {
+	c.said(c.d.guardian.Announce(e))
+	if c.farm == nil {
+		c.revisions.role(decides(e))
+	}
+}
+
+// decides says whether a pair's member decides on what both share, and under which epoch:
+// it owns the one scope, or the first of the virtual clusters.
+func decides(e cluster.Announce) (bool, cluster.Epoch) {
+	role, epoch := e.Role, e.Epoch
+	if len(e.VClusters) > 0 {
+		v := slices.MinFunc(e.VClusters, func(a, b cluster.VCluster) int { return int(a.Scope) - int(b.Scope) })
+		role, epoch = v.Role, v.Epoch
+	}
+	return role == cluster.RoleOwner, epoch
+}
 func (c *clusterEnds) entitle(e cluster.Entitle)       { c.said(c.d.guardian.Entitle(e)) }
 func (c *clusterEnds) claim(e cluster.Claim)           { c.said(c.d.guardian.Claim(e)) }
 func (c *clusterEnds) askRemoval(e cluster.AskRemoval) { c.said(c.d.guardian.AskRemoval(e)) }

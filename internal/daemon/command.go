@@ -47,7 +47,8 @@ type backend interface {
 	failover(ctx context.Context, s cluster.ScopeID, set bool) error
 	drain(ctx context.Context, on bool) error // returns when it was decided
 	announced() (routesView, error)           // what routers are told
-	reload(ctx context.Context) error
+	reload(ctx context.Context) (reloaded, error)
+	checksums(ctx context.Context) (checksums, error) // of all members
 	logs() *logHub
 }
 

@@ -8,6 +8,7 @@ func allCommands() []command {
 	return append([]command{
 		{"get system ha status", "", "role, epoch, peers and the reason of the last change", showHAStatus},
 		{"diagnose sys ha status", "", "the same", showHAStatus},
+		{"diagnose sys ha checksum cluster", "", "each member's configuration: checksums, revision, and what is different line by line", showChecksums},
 		{"diagnose sys ha standalone-peers", "", "the other members of a farm, and what was forwarded to and from them", showStandalonePeers},
 		{"get router info bgp summary", "", "the routers that are told of this gateway, and whether its routes are announced", showBGP},
 		{"get router info bfd neighbor", "", "the BFD sessions with them", showBFD},
@@ -34,7 +35,7 @@ func allCommands() []command {
 		{"execute ha failover unset", "[CLUSTER]", "end a failover that was set", failoverUnset},
 		{"execute ha failover status", "[CLUSTER]", "whether a failover is set here", failoverStatus},
 		{"execute ha drain", "[on|off]", "move all tunnels to the other members of a farm, wait for that, and keep them away; off ends it", drain},
-		{"execute reload", "", "read the configuration file again", reload},
+		{"execute reload", "", "read the configuration file again; in a cluster all members take what they share of it, or none does", reload},
 		{"show", "[full-configuration] [PATH]", "the configuration; secrets do not print", showConfig},
 	}, extraCommands...)
 }

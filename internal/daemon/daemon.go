@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -268,7 +269,9 @@ func (d *Daemon) signals(ctx context.Context) (stop func()) {
 	ch := make(chan os.Signal, 4)
 	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	ended := make(chan struct{})
-	go func() {
+	hup, cancel := context.WithCancel(ctx)
+	var reloads sync.WaitGroup
+	reloads.Go(func() {
 		stopping := false
 		shutdown := func(why string) {
 			if stopping {
@@ -297,16 +300,23 @@ func (d *Daemon) signals(ctx context.Context) (stop func()) {
 				shutdown(err.Error())
 			case s := <-ch:
 				if s == syscall.SIGHUP {
-					if err := d.reload(ctx); err != nil {
-						d.log.Error("configuration not loaded, the old one stays", "error", err)
-					}
+					reloads.Go(func() { // other members may have to be waited for
+						if _, err := d.reload(hup); err != nil {
+							d.log.Error("configuration not loaded, the old one stays", "error", err)
+						}
+					})
 					continue
 				}
 				shutdown(s.String())
 			}
 		}
-	}()
-	return func() { signal.Stop(ch); close(ended) }
+	})
+	return func() {
+		signal.Stop(ch)
+		cancel()
+		close(ended)
+		reloads.Wait()
+	}
 }
 
 // configure renders a configuration onto the machine; the node is told apart.
@@ -330,16 +340,24 @@ func (d *Daemon) configure(c *config.Config) error {
 	return d.hub.setLevel(c.Tandem.LogLevel)
 }
 
-// reload reads the configuration file again. A faulty one changes nothing.
-func (d *Daemon) reload(ctx context.Context) error {
+// reload reads the configuration file again. A faulty one changes nothing. In a cluster
+// what its members share changes on all of them, or on none.
+func (d *Daemon) reload(ctx context.Context) (reloaded, error) {
+	if d.cluster != nil {
+		return d.cluster.revisions.reload(ctx)
+	}
 	next, faults, err := LoadConfig(d.o.ConfigFile)
 	if err != nil {
-		return err
+		return reloaded{}, err
 	}
+	return reloaded{Reloaded: true}, d.load(ctx, next, faults)
+}
+
+// load takes a configuration into use. Where it fails, the old one is.
+func (d *Daemon) load(ctx context.Context, next *config.Config, faults []config.Fault) error {
 	result := error(nil)
-	err = d.loop.call(ctx, func(now time.Time) {
-		if why := needsRestart(d.cfg, next); why != "" {
-			result = fmt.Errorf("%s cannot change while running: restart tandem; nothing was changed", why)
+	err := d.loop.call(ctx, func(now time.Time) {
+		if result = d.fits(next); result != nil {
 			return
 		}
 		d.sayWarnings(faults)
@@ -365,9 +383,27 @@ func (d *Daemon) reload(ctx context.Context) error {
 		return errors.Join(err, result)
 	}
 	if err := d.announcer.configure(next); err != nil {
-		return fmt.Errorf("the configuration is loaded, but routers are not told: %w", err)
+		d.log.Error("the configuration is loaded, but routers are not told", "error", err)
 	}
 	return nil
+}
+
+// restartError names what a running daemon cannot change.
+type restartError struct{ what string }
+
+func (e restartError) Error() string {
+	return e.what + " cannot change while running: restart tandem; nothing was changed"
+}
+
+// fits says what keeps a configuration from being taken into use here. Called on the loop.
+func (d *Daemon) fits(next *config.Config) error {
+	if why := needsRestart(d.cfg, next); why != "" {
+		return restartError{why}
+	}
+	if _, err := firewallRules(next); err != nil {
+		return err
+	}
+	return d.tunnels.foreign(next)
 }
 
 // needsRestart names what a running daemon cannot change.

@@ -25,6 +25,7 @@ type fakeBackend struct {
 	hub   *logHub
 	asked []string
 	told  routesView
+	sums  checksums
 	later []*view // one after the other, once something was asked
 }
 
@@ -59,8 +60,11 @@ func (f *fakeBackend) drain(_ context.Context, on bool) error {
 	return f.ask("drain", map[bool]string{true: "on", false: "off"}[on])
 }
 func (f *fakeBackend) announced() (routesView, error) { return f.told, f.err }
-func (f *fakeBackend) reload(context.Context) error   { return f.ask("reload") }
-func (f *fakeBackend) logs() *logHub                  { return f.hub }
+func (f *fakeBackend) reload(context.Context) (reloaded, error) {
+	return reloaded{Reloaded: true}, f.ask("reload")
+}
+func (f *fakeBackend) checksums(context.Context) (checksums, error) { return f.sums, f.err }
+func (f *fakeBackend) logs() *logHub                                { return f.hub }
 
 const viewConfig = `
 config system global

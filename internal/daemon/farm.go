@@ -51,8 +51,10 @@ type farmEnds struct {
 	node *node.Farm
 	link *forward.Link
 	log  *raftauth.Node // nil until all members have been heard once
-	disk *raftauth.Disk
-	tcp  *raftauth.StreamLayer
+	// The same, for those who change the configuration.
+	decider atomic.Pointer[raftauth.Node]
+	disk    *raftauth.Disk
+	tcp     *raftauth.StreamLayer
 
 	unfit    bool                                          // this build does not understand the log: the daemon ends
 	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
@@ -312,6 +314,7 @@ func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
 	if err != nil {
 		return errors.Join(err, f.disk.Close())
 	}
+	f.decider.Store(f.log)
 	f.tcp.Serve(f.log.Answer)
 	d.log.Info("members' log started", "members", all, "voters", voters)
 	f.wg.Go(f.proposals)
@@ -366,6 +369,7 @@ func (f *farmEnds) follow() {
 		case <-f.kick:
 			view := f.log.View()
 			f.next(view)
+			f.c.revisions.decided(view.Config())
 			l.offerRemote(func(now time.Time) {
 				f.node.HandleDecided(now, view)
 				f.moved()
@@ -379,6 +383,7 @@ func (f *farmEnds) follow() {
 		}
 		if now := leader == f.c.identity.Node; now != leads {
 			leads = now
+			f.c.revisions.role(leads, cluster.Epoch{})
 			l.offerRemote(func(now time.Time) { f.node.HandleLeader(now, leader == f.c.identity.Node) })
 		}
 	}

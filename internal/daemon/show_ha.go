@@ -167,6 +167,9 @@ func (v *view) haJSON() haJSON {
 		j.Alarms = append(j.Alarms, alarmJSON{a.Name, a.Text})
 	}
 	j.Peers = peersJSON(h)
+	if v.ConfigAlarm != "" {
+		j.Alarms = append(j.Alarms, alarmJSON{"configuration", v.ConfigAlarm})
+	}
 	return j
 }
 
@@ -368,12 +371,19 @@ func (s *session) clusterArg(args []string) (cluster.ScopeID, error) {
 
 // reload is `execute reload`.
 func reload(s *session, _ []string) error {
-	if err := s.d.reload(s.ctx); err != nil {
+	r, err := s.d.reload(s.ctx)
+	if err != nil {
 		return err
 	}
 	if s.json {
-		return s.printJSON(map[string]bool{"reloaded": true})
+		return s.printJSON(r)
 	}
 	s.printf("configuration loaded\n")
+	if r.Revision > 0 {
+		s.printf("revision %d runs on %s\n", r.Revision, strings.Join(r.Members, ", "))
+	}
+	for _, m := range r.Behind {
+		s.printf("%s has not taken it yet: `diagnose sys ha checksum cluster` says why\n", m)
+	}
 	return nil
 }

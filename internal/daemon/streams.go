@@ -24,19 +24,24 @@ type streams struct {
 func openStreams(c *clusterEnds) (*streams, error) {
 	s := &streams{c: c, refused: quiet.NewRefusals(c.d.log, "frame refused")}
 	l := c.d.loop
-	report := func(up bool) func(cluster.NodeID, cluster.ProcessID) {
-		return func(id cluster.NodeID, process cluster.ProcessID) {
-			l.offerRemote(func(now time.Time) {
-				c.d.log.Info("stream towards the member", "node", id, "up", up)
-				l.node.HandleStream(now, id, process, up)
-			})
-		}
+	report := func(id cluster.NodeID, process cluster.ProcessID, up bool) {
+		l.offerRemote(func(now time.Time) {
+			c.d.log.Info("stream towards the member", "node", id, "up", up)
+			l.node.HandleStream(now, id, process, up)
+		})
 	}
 	var err error
 	s.e, err = stream.New(stream.Options{
 		Self: c.identity.Node, Process: c.d.process, TLS: c.identity.TLS(), PeerNode: c.identity.PeerNode, Log: c.d.log,
+		Config: c.revisions,
 		Handler: stream.Handler{
-			Up: report(true), Down: report(false), Frame: s.frame,
+			Up: func(id cluster.NodeID, process cluster.ProcessID) {
+				c.revisions.settle(id, func() { report(id, process, true) })
+			},
+			Down: func(id cluster.NodeID, process cluster.ProcessID) {
+				c.revisions.down(id, func() { report(id, process, false) })
+			},
+			Frame: s.frame,
 			// A pair has scope 0 alone; the Replica refuses frames of another.
 			Ack: func(from cluster.NodeID, process cluster.ProcessID, scope cluster.ScopeID, seq uint64) {
 				l.offerRemote(func(now time.Time) { l.node.HandleAck(now, from, process, scope, seq) })

@@ -79,8 +79,8 @@ func (t *tunnels) configure(c *config.Config) error {
 				t.log.Warn("tunnel interface keeps its old MTU settings until the next start", "tunnel", p.Name)
 			}
 		} else {
-			if link, err := netlink.LinkByName(p.Name); err == nil && link.Attrs().Alias != tunnelAlias {
-				return fmt.Errorf("tunnel interface %s: an interface of that name exists and is not ours", p.Name)
+			if err := foreign(p.Name); err != nil {
+				return err
 			}
 			if err := t.plane.AddTunnel(next); err != nil {
 				return fmt.Errorf("tunnel interface %s: %w", p.Name, err)
@@ -104,6 +104,26 @@ func (t *tunnels) configure(c *config.Config) error {
 		}
 	}
 	t.removeLeftovers(wanted)
+	return nil
+}
+
+// foreign says that a tunnel cannot have its interface here.
+func (t *tunnels) foreign(c *config.Config) error {
+	for i := range c.Phase1 {
+		if _, ok := t.have[c.Phase1[i].Name]; ok {
+			continue
+		}
+		if err := foreign(c.Phase1[i].Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func foreign(name string) error {
+	if link, err := netlink.LinkByName(name); err == nil && link.Attrs().Alias != tunnelAlias {
+		return fmt.Errorf("tunnel interface %s: an interface of that name exists and is not ours", name)
+	}
 	return nil
 }
 

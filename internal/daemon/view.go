@@ -35,6 +35,7 @@ type view struct {
 	Progress    uint64
 	Election    electionView // of a pair
 	Farm        farmView     // of a member of a farm, beside Node.Farm
+	ConfigAlarm string       // why this member does not run what the cluster does; of a pair
 }
 
 // tunnelView is a tunnel interface as the data plane has it.

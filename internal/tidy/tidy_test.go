@@ -38,6 +38,7 @@ var order = []string{
 	"xfrm/kernel",
 	"xfrm/xfrmtest",
 	"cluster/fsm",
+	"cluster/revision",
 	"cluster",
 	"cluster/guardian",
 	"cluster/raftauth",
@@ -60,7 +61,7 @@ var order = []string{
 // pure packages take the time and bytes and return effects.
 var pure = map[string]bool{
 	"internal/ipsec": true, "internal/config": true, "ike/message": true, "ike/keymat": true, "ike": true,
-	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster": true, "sync": true, "internal/node": true,
+	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster/revision": true, "cluster": true, "sync": true, "internal/node": true,
 	"internal/bfd": true, "internal/outbox": true, "internal/linkhealth": true,
 }
 

@@ -35,6 +35,7 @@ const (
 	maxStreams  = 8                          // from one node
 	maxConns    = 64                         // accepted for each listener
 	maxScopes   = 128                        // between two processes, in each direction
+	textPart    = 64 << 10                   // bytes of a configuration's text in one message
 )
 
 // Version of the streams that this build speaks, beside all before it. Two members
@@ -82,6 +83,9 @@ type Options struct {
 	// Stall is how long a link may refuse to take a frame before it is torn
 	// down; 0: 2 s.
 	Stall time.Duration
+	// Config answers for the configuration that members share; nil: nobody does, and
+	// members are told so.
+	Config ConfigHandler
 }
 
 // Endpoint is this node's end of all streams. Its methods may be called from any
@@ -101,6 +105,7 @@ type Endpoint struct {
 	closed bool
 	out    map[cluster.NodeID]*sender
 	in     map[cluster.NodeID]*receiver
+	calls  map[cluster.NodeID]*grpc.ClientConn
 }
 
 // New makes an endpoint that neither listens nor dials yet.
@@ -126,16 +131,20 @@ func New(o Options) (*Endpoint, error) {
 	e := &Endpoint{
 		opt: o, log: o.Log, client: clientTLS(o.TLS), refuse: quiet.NewRefusals(o.Log, "replication stream refused"),
 		out: make(map[cluster.NodeID]*sender), in: make(map[cluster.NodeID]*receiver),
+		calls: make(map[cluster.NodeID]*grpc.ClientConn),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.server = grpc.NewServer(
 		grpc.Creds(&toldCreds{credentials.NewTLS(serverTLS(o.TLS)), e.refused}),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(textPart+1<<10),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.MaxConcurrentStreams(1), grpc.MaxHeaderListSize(8<<10),
 		grpc.ConnectionTimeout(openTimeout), grpc.WaitForHandlers(true),
 	)
 	syncpb.RegisterStateSyncServer(e.server, e)
+	if o.Config != nil {
+		syncpb.RegisterConfigurationServer(e.server, &configServer{e: e})
+	}
 	return e, nil
 }
 
@@ -213,6 +222,11 @@ func (e *Endpoint) SetPeers(node cluster.NodeID, process cluster.ProcessID, link
 		e.out[node] = s
 	}
 	s.set(process, links, port)
+	if cc := e.calls[node]; cc != nil && len(links) == 0 {
+		// When it is heard again it is called at once, without what is left of a back-off.
+		delete(e.calls, node)
+		cc.Close()
+	}
 }
 
 // Send sends a frame on every link, and again on those that come until it is
@@ -275,8 +289,13 @@ func common(h *syncpb.Hello) uint32 { return min(max(h.GetVersion(), 1), Version
 func (e *Endpoint) Close() error {
 	e.mu.Lock()
 	e.closed = true
+	calls := e.calls
+	e.calls = nil
 	e.mu.Unlock()
 	e.cancel()
+	for _, c := range calls {
+		c.Close()
+	}
 	e.server.Stop()
 	e.wg.Wait()
 	return nil
