@@ -23,9 +23,6 @@ type VCluster struct {
 // maxVClusters bounds the virtual clusters of a node: 1 to 30.
 const maxVClusters = fsm.MaxVClusters - 1
 
-// isVCluster says whether the scope is a virtual cluster with a number.
-func isVCluster(s ScopeID) bool { return s >= 1 && s <= maxVClusters }
-
 // ofScope is an Announce of scope 0 as one of another scope.
 func (a Announce) ofScope(s ScopeID) Announce {
 	if s == 0 {

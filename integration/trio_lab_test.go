@@ -192,8 +192,6 @@ type trioHA struct {
 	} `json:"peers"`
 }
 
-func (f *trio) status(m string) (trioHA, bool) { return status[trioHA](f.members[m]) }
-
 // member waits until a member's status is as wanted.
 func (f *trio) member(m string, within time.Duration, what string, ok func(trioHA) bool) {
 	f.t.Helper()

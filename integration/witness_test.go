@@ -172,10 +172,6 @@ func (h *memberHA) alarm(name string) string {
 	return ""
 }
 
-func (w *witnessed) status(member string) (memberHA, bool) {
-	return status[memberHA](w.members[member])
-}
-
 // member waits until a member's status is as wanted.
 func (w *witnessed) member(name string, within time.Duration, what string, ok func(memberHA) bool) {
 	w.t.Helper()

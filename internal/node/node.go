@@ -74,6 +74,7 @@ type Node struct {
 	framed    bool            // what a frame asks for has still to be done
 	framedAt  time.Time
 
+	//lint:ignore U1000 what uses it is in test builds
 	testBuild
 }
 

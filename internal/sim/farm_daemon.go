@@ -30,21 +30,20 @@ type farmDaemon struct {
 	pointers map[ipsec.ESPSPI]xfrm.Scope
 
 	// Its part of the log.
-	state   *fsm.Machine
-	index   uint64
-	kick    bool // it is about to hear what was decided
-	life    uint64
-	number  uint64
-	queue   []*clusterpb.Command // the first is with the log
-	since   time.Duration        // of the first one
-	asked   map[string]bool      // what the queue asks for
-	led     time.Duration        // when a leader was heard last
-	quorum  bool                 // the node was told that there is one
-	leads   bool
-	member  time.Duration // when it last asked to be a member
-	held    fsm.Holdings
-	synced  bool          // it knows what of its ranges is in use
-	planned time.Duration // when it last looked at the plan
+	state  *fsm.Machine
+	index  uint64
+	kick   bool // it is about to hear what was decided
+	life   uint64
+	number uint64
+	queue  []*clusterpb.Command // the first is with the log
+	since  time.Duration        // of the first one
+	asked  map[string]bool      // what the queue asks for
+	led    time.Duration        // when a leader was heard last
+	quorum bool                 // the node was told that there is one
+	leads  bool
+	member time.Duration // when it last asked to be a member
+	held   fsm.Holdings
+	synced bool // it knows what of its ranges is in use
 }
 
 // end is SIGKILL.

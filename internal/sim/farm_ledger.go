@@ -29,8 +29,7 @@ type farmRecord struct {
 	gotBy   map[cluster.ProcessID]uint64 // the highest that each delivered
 	sentBy  map[cluster.ProcessID]uint64
 	got     map[uint64]cluster.ProcessID
-	tainted bool          // both sides of a split used it, and one lost its memory
-	paid    time.Duration // when its owner changed by a planned handover; 0: by something else
+	tainted bool // both sides of a split used it, and one lost its memory
 }
 
 func (l *farmLedger) init() {

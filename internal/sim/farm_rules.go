@@ -38,7 +38,6 @@ type farmRules struct {
 	slotsAt     time.Duration // when their number changed last
 	logSince    time.Duration // since when all that live have a leader whom they reach
 	quorate     map[cluster.NodeID]lostQuorum
-	strays      uint64
 	logNoted    uint64                // the entry that was noted last
 	strayed     map[ipsec.ESPSPI]bool // clients' Child SAs, by inbound SPI, and whether the client alone may know them; see stray
 }
