@@ -53,7 +53,8 @@ func (k *Keeper) Mine() State { return k.mine }
 // HandleAside: this member keeps its configuration to itself, or does no more.
 func (k *Keeper) HandleAside(aside bool) { k.mine.Aside = aside }
 
-// HandleRole: this member owns under the epoch, or does not.
+// HandleRole: this member owns under the epoch, or does not; in a farm: the log can
+// decide, or cannot.
 func (k *Keeper) HandleRole(now time.Time, owns bool, e fsm.Epoch) {
 	if owns != k.owns {
 		k.since = now
@@ -198,10 +199,33 @@ func (k *Keeper) Next(now time.Time) Action {
 			}
 		})
 		return t
-	case k.owns && !k.kept && !k.waiting(now):
+	case k.decides() && !k.kept && !k.waiting(now):
 		return Adopt{r, k.after(r, k.mine.Running, k.self)}
 	}
 	return nil
+}
+
+// decides says that it is for this member to make a revision of what it runs. In a farm
+// that is the lowest number of those who share, and the log judges. In a pair it is the
+// owner, or the only one who shares: an owner that keeps its configuration to itself, or
+// whose build knows of no revisions, has no part in it.
+func (k *Keeper) decides() bool {
+	if !k.logged {
+		return k.owns || k.only()
+	}
+	lowest := k.self
+	k.parts(func(n fsm.NodeID, _ *State) { lowest = min(lowest, n) })
+	return k.owns && lowest == k.self
+}
+
+// only says that there are others, and none of them shares.
+func (k *Keeper) only() bool {
+	for _, p := range k.peers {
+		if !p.heard || !p.old && !p.state.Aside {
+			return false
+		}
+	}
+	return len(k.peers) > 0
 }
 
 // waiting says that a member has not said yet what it has, or that who changed the
@@ -283,7 +307,7 @@ func (NotOwnerError) Error() string { return "this member does not decide" }
 // Decide judges a change of a pair: by, made on base. Only the owner decides; the first
 // change on a revision is the next one.
 func (k *Keeper) Decide(by fsm.NodeID, base Revision, d Digest) (Revision, error) {
-	if !k.owns {
+	if !k.decides() {
 		return Revision{}, NotOwnerError{}
 	}
 	r, err := k.Base()

@@ -182,6 +182,34 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// Where the owner has no part in it, who shares alone decides for itself.
+func TestOnlyOneShares(t *testing.T) {
+	for _, aside := range []func(k *Keeper){
+		func(k *Keeper) { k.HandleState(2, State{Process: 20, Aside: true}) },
+		func(k *Keeper) { k.HandleOld(2) },
+	} {
+		k := New(1, 10, Revision{}, digest(1), false)
+		k.HandleRole(start, false, fsm.Epoch{Counter: 5, Node: 2})
+		k.HandlePresence(start, 2, 20)
+		if a := k.Next(start.Add(patience)); a != nil {
+			t.Errorf("the other one may share: %+v", a)
+		}
+		aside(k)
+		a, ok := k.Next(start).(Adopt)
+		if !ok {
+			t.Fatal("no first revision")
+		}
+		k.Applied(a.Revision)
+		if r, err := k.Decide(1, a.Revision, digest(2)); err != nil || r.Number != 2 {
+			t.Errorf("%v %v", r, err)
+		}
+		k.HandleState(2, State{Process: 20})
+		if _, err := k.Decide(1, a.Revision, digest(2)); !errors.As(err, new(NotOwnerError)) {
+			t.Errorf("the owner shares now: %v", err)
+		}
+	}
+}
+
 // In a farm the log's word is the newest, whatever members say.
 func TestLog(t *testing.T) {
 	k := New(1, 10, Revision{}, digest(1), true)
@@ -220,6 +248,20 @@ func TestLog(t *testing.T) {
 	if r, err := k.Follow(digest(5)); err != nil || r != (Revision{Number: 3, Digest: digest(5), By: 1}) {
 		t.Errorf("%v %v", r, err)
 	}
+	// Of several the lowest number makes the first one.
+	three := New(3, 30, Revision{}, digest(1), true)
+	three.HandleLog(start, Revision{})
+	three.HandlePresence(start, 2, 20)
+	three.HandleState(2, State{Process: 20})
+	three.HandleRole(start, true, fsm.Epoch{})
+	if a := three.Next(start); a != nil {
+		t.Errorf("node 2 is there: %+v", a)
+	}
+	three.HandleState(2, State{Process: 20, Aside: true})
+	if a, ok := three.Next(start).(Adopt); !ok || a.Revision.Number != 1 {
+		t.Errorf("node 2 keeps its own: %+v", a)
+	}
+
 	// Its own change, decided before the member has heard of that by its log.
 	k.Applied(Revision{Number: 3, Digest: digest(5), By: 1})
 	k.HandleLog(start, Revision{Number: 2, Digest: digest(2)})

@@ -361,7 +361,7 @@ func (f *farmEnds) follow() {
 	l := f.c.d.loop
 	tick := time.NewTicker(leaderLook)
 	defer tick.Stop()
-	leads, quorum := false, false
+	leads, quorum, led := false, false, false
 	for {
 		select {
 		case <-f.ctx.Done():
@@ -381,9 +381,12 @@ func (f *farmEnds) follow() {
 			quorum = true
 			l.offerRemote(func(now time.Time) { f.node.HandleQuorum(now, node.Quorum{}) })
 		}
+		if now := leader != 0; now != led {
+			led = now
+			f.c.revisions.role(led, cluster.Epoch{})
+		}
 		if now := leader == f.c.identity.Node; now != leads {
 			leads = now
-			f.c.revisions.role(leads, cluster.Epoch{})
 			l.offerRemote(func(now time.Time) { f.node.HandleLeader(now, leader == f.c.identity.Node) })
 		}
 	}

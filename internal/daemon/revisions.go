@@ -176,7 +176,7 @@ func (r *revisions) acquire(ctx context.Context) error {
 
 func (r *revisions) release() { <-r.busy }
 
-// role: this member owns the pair's scope 0, or leads the farm. Called on the loop, and
+// role: this member owns what the pair's members share, or the farm's log has a leader. Called on the loop, and
 // by the farm's follower.
 func (r *revisions) role(owns bool, e cluster.Epoch) {
 	r.learn(func(k *revision.Keeper) { k.HandleRole(time.Now(), owns, e) })

@@ -80,6 +80,10 @@ func (r *revisions) detail(m *syncpb.ConfigState) {
 	r.mu.Unlock()
 	m.Detail = true
 	m.Name, m.Serial, m.Owner = r.name(r.c.identity.Node), r.c.identity.Serial, ask(r, (*revision.Keeper).Owns)
+	if r.c.farm != nil {
+		log := r.c.farm.decider.Load()
+		m.Owner = log != nil && log.Leader() == r.c.identity.Node
+	}
 	m.Sums = r.sumsOf(running)
 	if filed, _, err := LoadConfig(r.file); err != nil {
 		m.FileFault = revision.Short(err.Error())
