@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -25,8 +26,13 @@ import (
 // protects it from replay and lets a successor send it again to the bit; a peer may also
 // send it with its synchronisation of message IDs.
 
-// capCounterSync: see the capabilities in midsync.go.
-const capCounterSync = capMessageIDSync << 1
+// See the capabilities in midsync.go. A Tandem's request carries a nonce, which a Tandem's
+// answer repeats: so it cannot be taken for the answer to a request that the other side of a
+// split sent under the same message ID.
+const (
+	capCounterSync   = capMessageIDSync << 1
+	capCounterAnswer = capMessageIDSync << 2
+)
 
 const (
 	// The deltas: two dozen fit into what an SA without ESN sends before its early rekey.
@@ -120,7 +126,12 @@ func (e *Engine) askCounters(sa *ikeSA) {
 		data = binary.BigEndian.AppendUint64(nil, counterDeltaESN)
 	}
 	e.debug(sa, "sending IPSEC_REPLAY_COUNTER_SYNC NOTIFY msg", slog.Int("sas", len(x.floors)))
-	if e.start(sa, x, []message.Payload{notify(message.ReplayCounterSync, data)}) {
+	ps := []message.Payload{notify(message.ReplayCounterSync, data)}
+	if sa.caps&capCounterAnswer != 0 {
+		x.nonce = e.random(message.MinNonceLen)
+		ps = append(ps, &message.Nonce{Data: x.nonce})
+	}
+	if e.start(sa, x, ps) {
 		sa.countersAt = time.Time{}
 	}
 }
@@ -150,6 +161,17 @@ func (e *Engine) countersResponse(sa *ikeSA, ev *event) {
 			}
 			return
 		}
+	}
+	if n, ok := message.Get[*message.Nonce](ev.m); sa.caps&capCounterAnswer != 0 && (!ok || !bytes.Equal(n.Data, x.nonce)) {
+		e.info(sa, "peer answers another request with this message ID than the replay counter sync")
+		if !sa.canSync() {
+			e.rekeyChildren(sa)
+			return
+		}
+		sa.countersAt = e.now
+		e.wantSync(sa)
+		e.proceed(sa)
+		return
 	}
 	for _, f := range x.floors {
 		if c := e.children[f.spiIn]; c != nil {
@@ -204,6 +226,9 @@ func (e *Engine) raiseCounters(sa *ikeSA, data []byte) *NotifyError {
 			far = append(far, c)
 		}
 	}
+	if len(sa.children) == 0 { // they have been passed on to an IKE SA that whoever asks has not heard of
+		return refuse(message.TemporaryFailure, "no Child SA of this IKE SA")
+	}
 	for _, c := range far {
 		c.rekeyNow, c.rekeyAt = true, time.Time{}
 		e.touch(sa)
@@ -227,7 +252,10 @@ func (e *Engine) counterSync(sa *ikeSA, m *message.Message) (ps []message.Payloa
 	}
 	if no := e.raiseCounters(sa, n.Data); no != nil {
 		e.warn(sa, "refusing the replay counter sync", slog.String("notify", no.Type.String()), slog.String("reason", no.Err.Error()))
-		ps = append(ps, no.payload())
+		return append(ps, no.payload())
+	}
+	if nonce, ok := message.Get[*message.Nonce](m); ok {
+		ps = append(ps, &message.Nonce{Data: nonce.Data})
 	}
 	return ps
 }

@@ -166,7 +166,7 @@ func TestCounterSyncNegotiated(t *testing.T) {
 	}
 	w, a, a2, b := used(t, 1000, 5000, false)
 	for _, s := range []*side{a, a2, b} {
-		if caps := s.established()[0].caps; caps != capMessageIDSync|capCounterSync {
+		if caps := s.established()[0].caps; caps != capMessageIDSync|capCounterSync|capCounterAnswer {
 			t.Errorf("%s: capabilities %b", s.name, caps)
 		}
 	}
@@ -379,4 +379,23 @@ func TestCounterSyncIsPaced(t *testing.T) {
 func hasCounterSync(ps []message.Payload) bool {
 	_, ok := (&message.Message{Payloads: ps}).Notify(message.ReplayCounterSync)
 	return ok
+}
+
+// The other side of a split asked under the same message ID: what the peer repeats is the
+// answer to that one. Message IDs are synchronised, and it is asked again.
+func TestCounterSyncTakesNoOtherAnswer(t *testing.T) {
+	w, a, a2, b := used(t, 1000, 5000, false)
+	a.onRecord = nil
+	a.event(func(e *Engine) { e.start(a.established()[0], &exchange{kind: kindDPD}, nil) })
+	w.settle() // the peer has answered it
+	w.died(a, a2)
+	w.run(10 * time.Second)
+	a2.wantLog("peer answers another request with this message ID than the replay counter sync")
+	a2.wantLog("synced replay counters")
+	if n := a2.asked(); n != 2 {
+		t.Errorf("%d requests", n)
+	}
+	b.wantSkips("once", Skip{SPIIn: b.order[0], Out: 5000 + 1<<27})
+	a2.wantSkips("once", Skip{SPIIn: a2.order[0], In: 1000 + 1<<26})
+	agree(t, a2, b, 1, 1)
 }

@@ -94,6 +94,9 @@ func (e *Engine) noteCapabilities(sa *ikeSA, m *message.Message) {
 	if _, ok := m.Notify(message.ReplayCounterSyncSupported); ok {
 		e.debug(sa, "processing notify type "+message.ReplayCounterSyncSupported.String())
 		sa.caps |= capCounterSync
+		if sa.isTandem() {
+			sa.caps |= capCounterAnswer
+		}
 	}
 }
 

@@ -205,11 +205,13 @@ func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.P
 	}
 	err := n.replica.HandleFrame(now, from, process, frame)
 	for a, ok := n.replica.PollAck(); ok; a, ok = n.replica.PollAck() {
-		n.emit(a)
+		n.acknowledge(a)
 	}
 	n.framed, n.framedAt = true, now
 	return err
 }
+
+func (n *Node) acknowledge(e statesync.Effect) { n.emit(e) }
 
 // HandleAck takes a member's cumulative acknowledgement.
 func (n *Node) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, seq uint64) {
@@ -457,14 +459,15 @@ func (n *Node) Poll() (Effect, bool) {
 	if n.out.Empty() && n.framed {
 		n.pump(n.framedAt)
 	}
-	if !n.out.Empty() {
-		return n.out.Poll()
+	if n.out.Empty() {
+		if l, ok := n.lines.Poll(); ok {
+			n.line(l)
+		}
 	}
-	if e, ok := n.lines.Poll(); ok {
-		return e, true
-	}
-	return nil, false
+	return n.out.Poll()
 }
+
+func (n *Node) line(l Log) { n.emit(l) }
 
 func (n *Node) emit(e Effect) { n.out.Emit(e) }
 

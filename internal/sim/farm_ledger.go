@@ -3,7 +3,6 @@ package sim
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"tandem/cluster"
 	"tandem/ike"

@@ -147,7 +147,7 @@ func parse(dir string) (*source, error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		if e.IsDir() || !strings.HasSuffix(e.Name(), ".go") || strings.HasSuffix(e.Name(), "_test.go") || ofFarms(e.Name()) {
+		if e.IsDir() || !strings.HasSuffix(e.Name(), ".go") || strings.HasSuffix(e.Name(), "_test.go") || ofScopes(e.Name()) {
 			continue
 		}
 		f, err := parser.ParseFile(s.set, filepath.Join(dir, e.Name()), nil, parser.SkipObjectResolution)
@@ -163,10 +163,16 @@ func parse(dir string) (*source, error) {
 	return s, nil
 }
 
-// ofFarms names the files of internal/node and cluster that only a farm needs: the
-// simulation has pairs.
-func ofFarms(name string) bool {
-	return strings.HasPrefix(name, "farm") || strings.HasPrefix(name, "slot")
+// ofScopes names the files of internal/node and cluster that only a process with several
+// scopes needs, a farm's member or a pair's node with virtual clusters: the simulation of
+// pairs has one.
+func ofScopes(name string) bool {
+	for _, prefix := range []string{"farm", "slot", "vclusters", "scopes"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // tunnelMoves are the effects of a tunnel that moves between the scopes of a farm.
