@@ -372,14 +372,15 @@ func (p *Slot) HandleRenewed(now time.Time, id NodeID) {
 	p.consider(now)
 }
 
-// renewed completes a renewal; who has not confirmed leaves, too.
+// renewed completes a renewal. Who has not confirmed is asked to leave, too: until its
+// guardian says so it may succeed us, and holds up what it has not acknowledged.
 func (p *Slot) renewed(now time.Time) {
 	r := p.renewal
 	p.renewal = nil
 	var stay []NodeID
 	for _, m := range p.peers {
 		if m.join != out && !m.leaving && slices.Contains(r.wait, m.Node) {
-			m.leaving = true
+			p.askRemoval(m)
 		}
 	}
 	p.epoch = r.epoch

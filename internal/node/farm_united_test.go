@@ -211,3 +211,32 @@ func framesOf(n *Node) (out []statesync.SendFrame) {
 		}
 	}
 }
+
+// A packet has just asked for a bound when the other side's state comes: what that side used
+// below must be refused at once, and not when everybody has acknowledged.
+func TestUnitedBoundBelowOneThatWasAskedFor(t *testing.T) {
+	w := upFarm(t, 1, 3, 1)
+	for _, m := range w.members[1:] {
+		for _, x := range m.sas {
+			if !m.active[x.Scope] {
+				continue
+			}
+			n := m.farm.scopes[cluster.ScopeID(x.Scope)]
+			n.want(xfrm.Bound{SPIIn: x.SPIIn, Dir: xfrm.Inbound, N: 20})
+			n.unite(w.now, statesync.UniteReceived{From: 2, Bounds: []xfrm.Bound{{SPIIn: x.SPIIn, Dir: xfrm.Inbound, N: 19}}})
+			for {
+				e, ok := n.Poll()
+				if _, active := e.(Activate); !ok || active {
+					t.Fatal("the SA goes on as if the other side had used nothing")
+				}
+				if b, ok := e.(SetBounds); ok {
+					if len(b.Bounds) != 1 || b.Bounds[0].N < 19 {
+						t.Errorf("%v", b.Bounds)
+					}
+					return
+				}
+			}
+		}
+	}
+	t.Fatal("nobody carries the tunnel")
+}

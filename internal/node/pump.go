@@ -234,7 +234,9 @@ func (n *Node) unite(now time.Time, u statesync.UniteReceived) {
 			}
 			continue
 		}
-		if p := sa.bound(b.Dir); b.N > *p {
+		// One that was asked for here, and is not effective yet, says nothing of what lies below.
+		if p := sa.bound(b.Dir); b.N > *p || sa.asked > 0 {
+			b.N = max(b.N, *p)
 			*p = b.N
 			raised = append(raised, b)
 		}
