@@ -53,7 +53,7 @@ const (
 	livedLong     = 10 * time.Second // a daemon that lived that long begins the back-off anew
 	checkInterval = 250 * time.Millisecond
 	lateBy        = time.Millisecond // such a late tick looks again for messages of the daemon
-	garbage       = 16 << 20         // until the collector runs of itself
+	garbage       = 16 << 20         // until the collector runs
 )
 
 type guardian struct {
@@ -85,7 +85,6 @@ type guardian struct {
 	fifo      bool
 	threads   int
 	nextCheck time.Time
-	collector collector
 	refused   *quiet.Refusals
 	reloaded  chan Settings
 }
@@ -565,7 +564,6 @@ func (g *guardian) chores(now time.Time) {
 		return
 	}
 	g.nextCheck = now.Add(checkInterval)
-	g.collector.run()
 	for _, d := range g.devices {
 		d.check(g.ctl, g.opt.Port, g.netlink, g.log)
 	}

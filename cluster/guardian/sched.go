@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"strconv"
 	"time"
 	"unsafe"
@@ -86,38 +85,14 @@ func threads() int {
 	return int(st.Nlink) - 2
 }
 
-// collectRarely lets the collector run of itself only when there is more garbage than
-// collector lets come together, and gives back what the start has left (a configuration
-// may be large).
+// collectRarely lets the collector run when so much garbage has come together, and
+// gives back what the start has left (a configuration may be large).
 func collectRarely() {
 	debug.SetGCPercent(-1)
 	debug.FreeOSMemory()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
-}
-
-// collector runs the collection from the guardian's own goroutine, between two sleeps.
-//
-// One that begins while that goroutine sleeps waits for it until the next tick, since
-// the runtime does not know of the sleep, and meanwhile keeps another processor at work
-// looking for some, under SCHED_FIFO: nothing else ran there for 10 ms, not the daemon
-// either.
-type collector struct {
-	allocated []metrics.Sample
-	at        uint64 // bytes allocated, ever, when it ran last
-}
-
-// run collects if there is enough garbage. It takes a millisecond or two then.
-func (c *collector) run() {
-	if c.allocated == nil {
-		c.allocated = []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	}
-	metrics.Read(c.allocated)
-	if n := c.allocated[0].Value.Uint64(); n-c.at >= garbage/2 {
-		runtime.GC()
-		c.at = n
-	}
 }
 
 // lockMemory keeps every page that is ever touched.
