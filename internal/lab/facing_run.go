@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"syscall"
@@ -15,10 +16,7 @@ import (
 // facing is one scenario of two pairs that face each other. It belongs to the goroutine
 // of execute.
 type facing struct {
-	o     Options
-	s     *Scenario
-	topo  *Topology
-	began time.Time
+	stage
 	pairs []*facingSide
 
 	probes     *Probes
@@ -26,8 +24,6 @@ type facing struct {
 	up, ended  time.Time
 	faults     []*facingFault
 	unexpected []string
-
-	res Result
 }
 
 // facingSide is one pair of a run.
@@ -56,21 +52,11 @@ func init() {
 	facingVerbs = map[string]verb[*facing]{
 		"repeat":       {"TIMES … end", wantCount, nil},
 		"run":          {"TIME", wantDuration, (*facing).doRun},
-		"wait":         {"synchronised [TIME]", checkFacingWait, (*facing).doWait},
+		"wait":         {"synchronised [TIME]", checkSynchronised, (*facing).doWait},
 		"kill-actives": {"[TIME below 20ms between the two]", checkApart, (*facing).doKill},
 		"lose-actives": {"", wantNone, (*facing).doLose},
 		"restore":      {"", wantNone, (*facing).doRestore},
 	}
-}
-
-func checkFacingWait(args []string) error {
-	if len(args) == 0 || args[0] != "synchronised" {
-		return errors.New("does not know what to wait for")
-	}
-	if len(args) == 1 {
-		return nil
-	}
-	return wantDuration(args[1:])
 }
 
 func checkApart(args []string) error {
@@ -94,40 +80,9 @@ func parseFacingScenario(name, file, text string) (*Scenario, error) {
 	}).parse(text)
 }
 
-func runFacing(ctx context.Context, o Options) (Result, error) {
-	s, err := loadScenario(o.Example, o.Scenario, parseFacingScenario)
-	if err != nil {
-		return Result{}, err
-	}
-	r, err := newFacing(ctx, o, s)
-	if err != nil {
-		return Result{}, err
-	}
-	err = conclude(ctx, o, r, r.topo, &r.res)
-	return r.res, err
-}
-
-// upFacing leaves both pairs standing.
-func upFacing(ctx context.Context, o Options) (*State, error) {
-	r, err := newFacing(ctx, o, &Scenario{Name: "up", Probe: 5 * time.Millisecond})
-	if err != nil {
-		return nil, err
-	}
-	sockets := map[string]string{}
-	for _, p := range r.pairs {
-		for _, g := range p.gws {
-			sockets[g.Name] = g.Socket
-		}
-	}
-	err = r.start(ctx)
-	if err == nil {
-		err = r.topo.Keep(sockets, o.Binary, o.Example)
-	}
-	if err != nil {
-		return nil, errors.Join(err, r.topo.Close())
-	}
-	s := r.topo.state
-	return &s, nil
+// loadFacingScenario reads a scenario of two pairs.
+func loadFacingScenario(example, name string) (*Scenario, error) {
+	return loadScenario(example, name, parseFacingScenario)
 }
 
 func newFacing(ctx context.Context, o Options, s *Scenario) (*facing, error) {
@@ -135,7 +90,7 @@ func newFacing(ctx context.Context, o Options, s *Scenario) (*facing, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &facing{o: o, s: s, topo: topo, began: timeNow()}
+	r := &facing{stage: stage{o: o, s: s, topo: topo, began: timeNow()}}
 	r.res = Result{Scenario: s.Name, Client: ClientTandem, Takeovers: []Takeover{}, Violations: []string{}}
 	for _, p := range facingPairs {
 		side := &facingSide{facingPair: p, d: &daemonSet{bin: o.Binary, status: BinaryStatus(o.Binary, topo.socketOf), cluster: "cluster-" + p.Name}}
@@ -147,15 +102,16 @@ func newFacing(ctx context.Context, o Options, s *Scenario) (*facing, error) {
 		}
 		r.pairs = append(r.pairs, side)
 	}
-	r.say("lab %s: %s", topo.ID, s.Name)
-	if s.About != "" {
-		r.say("%s", s.About)
-	}
+	r.announce()
 	return r, nil
 }
 
-func (r *facing) say(format string, args ...any) {
-	fmt.Fprintf(r.o.Progress, "%7.1fs  %s\n", timeNow().Sub(r.began).Seconds(), fmt.Sprintf(format, args...))
+func (r *facing) sockets() map[string]string {
+	out := map[string]string{}
+	for _, p := range r.pairs {
+		maps.Copy(out, socketsOf(p.gws))
+	}
+	return out
 }
 
 // start brings both pairs up.
@@ -288,17 +244,8 @@ func (r *facing) waitSynchronised(ctx context.Context, within time.Duration) err
 	})
 }
 
-func (r *facing) doRun(ctx context.Context, s Step) error {
-	d, _ := positive(s.Args[0])
-	return pass(ctx, d)
-}
-
 func (r *facing) doWait(ctx context.Context, s Step) error {
-	within := 30 * time.Second
-	if len(s.Args) > 1 {
-		within, _ = positive(s.Args[1])
-	}
-	return r.waitSynchronised(ctx, within)
+	return r.waitSynchronised(ctx, patienceOf(s))
 }
 
 // begin notes what is about to be done to the active gateways, which pair first in turn.

@@ -45,9 +45,9 @@ func newFarmStory(t *testing.T) *farmStory {
 	for i, m := range Members {
 		s.members[m] = uint64(i+1) << 40
 	}
-	s.r = &farmRun{o: Options{Progress: io.Discard}, s: &Scenario{}, f: f, routes: s.routes, tunnels: f.tunnels(), began: timeNow(),
-		up: wireStart, clients: &farmClients{}, flows: &Flows{Interval: 10 * time.Millisecond}, members: map[string]*Gateway{},
-		res: Result{FarmFigures: &FarmFigures{Clients: 3, Members: 3}}}
+	s.r = &farmRun{stage: stage{o: Options{Progress: io.Discard}, s: &Scenario{}, began: timeNow(), res: Result{FarmFigures: &FarmFigures{Clients: 3, Members: 3}}},
+		f: f, routes: s.routes, tunnels: f.tunnels(),
+		up: wireStart, clients: &farmClients{}, flows: &Flows{Interval: 10 * time.Millisecond}, members: map[string]*Gateway{}}
 	return s
 }
 

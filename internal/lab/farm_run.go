@@ -59,10 +59,8 @@ type farmFault struct {
 
 // farmRun is one scenario of a farm under way, owned by the goroutine of execute.
 type farmRun struct {
-	o       Options
-	s       *Scenario
+	stage
 	f       FarmSetup
-	topo    *Topology
 	d       *daemonSet
 	status  FarmStatusFunc
 	held    tunnelsFunc
@@ -71,7 +69,6 @@ type farmRun struct {
 	macs    map[[6]byte]string // there: whose a hardware address is
 	routes  routing
 	rng     *rand.Rand
-	began   time.Time
 
 	tunnels []Tunnel
 	clients *farmClients
@@ -89,8 +86,6 @@ type farmRun struct {
 	carries    []carry
 	counters   map[string]map[int]FarmStatus // by member and daemon, the last that it said
 	unexpected []string
-
-	res Result
 }
 
 // carry is a time in which so many tunnels must carry probes in both directions.
@@ -111,7 +106,7 @@ func (r *farmRun) started() []string {
 }
 
 func newFarmRun(ctx context.Context, o Options, s *Scenario) (*farmRun, error) {
-	r := &farmRun{o: o, s: s, f: s.Farm, began: timeNow(), waiting: map[string]bool{}, counters: map[string]map[int]FarmStatus{}}
+	r := &farmRun{stage: stage{o: o, s: s, began: timeNow()}, f: s.Farm, waiting: map[string]bool{}, counters: map[string]map[int]FarmStatus{}}
 	if o.Client == ClientTandem {
 		r.f.allTandem()
 	}
@@ -151,16 +146,11 @@ func newFarmRun(ctx context.Context, o Options, s *Scenario) (*farmRun, error) {
 			g.devices = []string{"port2", "port3", "lb1"} // what the active node has there
 		}
 	}
-	r.say("lab %s: %s", topo.ID, s.Name)
-	if s.About != "" {
-		r.say("%s", s.About)
-	}
+	r.announce()
 	return r, nil
 }
 
-func (r *farmRun) say(format string, args ...any) {
-	fmt.Fprintf(r.o.Progress, "%7.1fs  %s\n", timeNow().Sub(r.began).Seconds(), fmt.Sprintf(format, args...))
-}
+func (r *farmRun) sockets() map[string]string { return socketsOf(r.members) }
 
 // start brings the members up, and the clients' tunnels through them.
 func (r *farmRun) start(ctx context.Context) error {
@@ -428,38 +418,9 @@ func (r *farmRun) keep() error {
 	return keepRun(append(slices.Clone(r.outer), r.inner...), r.o.Keep, r.topo)
 }
 
-// runFarm is Run for a farm.
-func runFarm(ctx context.Context, o Options) (Result, error) {
-	s, err := LoadFarmScenario(o.Example, o.Scenario)
-	if err != nil {
-		return Result{}, err
-	}
-	r, err := newFarmRun(ctx, o, s)
-	if err != nil {
-		return Result{}, err
-	}
-	err = conclude(ctx, o, r, r.topo, &r.res)
-	return r.res, err
-}
-
 // upFarm is Up for a farm.
 func upFarm(ctx context.Context, o Options) (*State, error) {
 	f := farmOf(o.Example)
 	f.PerCharon, f.Tandem = 1, 16
-	r, err := newFarmRun(ctx, o, &Scenario{Name: "up", Farm: f})
-	if err != nil {
-		return nil, err
-	}
-	sockets := map[string]string{}
-	for _, g := range r.members {
-		sockets[g.Name] = g.Socket
-	}
-	if err = r.start(ctx); err == nil {
-		err = r.topo.Keep(sockets, o.Binary, o.Example)
-	}
-	if err != nil {
-		return nil, errors.Join(err, r.topo.Close())
-	}
-	s := r.topo.state
-	return &s, nil
+	return leave(ctx, o, &Scenario{Name: "up", Farm: f}, newFarmRun)
 }

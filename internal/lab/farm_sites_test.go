@@ -140,7 +140,7 @@ func TestSitesTopology(t *testing.T) {
 			t.Fatalf("%s keeps the address: %v", m, err)
 		}
 	}
-	r := &farmRun{f: f, topo: topo}
+	r := &farmRun{stage: stage{topo: topo}, f: f}
 	if err := r.learnMACs(); err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func farmVerbsOf(members []string) map[string]verb[*farmRun] {
 	return map[string]verb[*farmRun]{
 		"repeat":      {"TIMES … end", wantCount, nil},
 		"run":         {"TIME", wantDuration, (*farmRun).doRun},
-		"wait":        {"synchronised, with TIME at most", checkFarmWait, (*farmRun).doWait},
+		"wait":        {"synchronised, with TIME at most", checkSynchronised, (*farmRun).doWait},
 		"kill":        {"random|leader|MEMBER", anyMember, (*farmRun).doKill},
 		"lose":        {"random|leader|MEMBER", anyMember, (*farmRun).doLose},
 		"restore":     {"", wantNone, (*farmRun).doRestore},
@@ -57,16 +57,6 @@ func farmVerbsOf(members []string) map[string]verb[*farmRun] {
 	}
 }
 
-func checkFarmWait(args []string) error {
-	if len(args) == 0 || args[0] != "synchronised" {
-		return errors.New("does not know what to wait for")
-	}
-	if len(args) == 1 {
-		return nil
-	}
-	return wantDuration(args[1:])
-}
-
 func checkCarries(args []string) error {
 	if len(args) == 2 {
 		if err := wantCount(args[1:]); err != nil {
@@ -77,17 +67,8 @@ func checkCarries(args []string) error {
 	return wantDuration(args)
 }
 
-func (r *farmRun) doRun(ctx context.Context, s Step) error {
-	d, _ := positive(s.Args[0])
-	return pass(ctx, d)
-}
-
 func (r *farmRun) doWait(ctx context.Context, s Step) error {
-	within := 30 * time.Second
-	if len(s.Args) > 1 {
-		within, _ = positive(s.Args[1])
-	}
-	return r.waitSynchronised(ctx, within)
+	return r.waitSynchronised(ctx, patienceOf(s))
 }
 
 func (r *farmRun) doKill(ctx context.Context, s Step) error {

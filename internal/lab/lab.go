@@ -62,58 +62,15 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if err := o.defaults(); err != nil {
 		return Result{}, err
 	}
-	if isFarm(o.Example) {
-		return runFarm(ctx, o)
+	switch {
+	case isFarm(o.Example):
+		return play(ctx, o, LoadFarmScenario, newFarmRun)
+	case isVCluster(o.Example):
+		return play(ctx, o, LoadVClusterScenario, newVRun)
+	case isFacing(o.Example):
+		return play(ctx, o, loadFacingScenario, newFacing)
 	}
-	if isVCluster(o.Example) {
-		s, err := LoadVClusterScenario(o.Example, o.Scenario)
-		if err != nil {
-			return Result{}, err
-		}
-		r, err := newVRun(ctx, o, s)
-		if err != nil {
-			return Result{}, err
-		}
-		err = conclude(ctx, o, r, r.topo, &r.res)
-		return r.res, err
-	}
-	if isFacing(o.Example) {
-		return runFacing(ctx, o)
-	}
-	s, err := LoadScenario(o.Example, o.Scenario)
-	if err != nil {
-		return Result{}, err
-	}
-	r, err := newRun(ctx, o, s)
-	if err != nil {
-		return Result{}, err
-	}
-	err = conclude(ctx, o, r, r.topo, &r.res)
-	return r.res, err
-}
-
-// scenarioRun is a run of a scenario whose lab stands.
-type scenarioRun interface {
-	execute(context.Context) error
-	settle(context.Context) error
-	keep() error
-}
-
-// conclude runs a scenario, reports, keeps what is asked for, and removes the lab.
-func conclude(ctx context.Context, o Options, r scenarioRun, topo *Topology, res *Result) (err error) {
-	defer func() { err = errors.Join(err, topo.Close()) }()
-	defer func() { err = errors.Join(err, r.keep()) }()
-	if err := r.execute(ctx); err != nil {
-		if ctx.Err() != nil {
-			return errors.New("interrupted")
-		}
-		return err
-	}
-	if err := r.settle(ctx); err != nil {
-		return err
-	}
-	res.Report(o.Progress)
-	return nil
+	return play(ctx, o, LoadScenario, newRun)
 }
 
 func (o *Options) defaults() error {
@@ -163,31 +120,16 @@ func Up(ctx context.Context, o Options) (*State, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	if isFarm(o.Example) {
+	quick := &Scenario{Name: "up", Probe: 5 * time.Millisecond}
+	switch {
+	case isFarm(o.Example):
 		return upFarm(ctx, o)
+	case isVCluster(o.Example):
+		return leave(ctx, o, quick, newVRun)
+	case isFacing(o.Example):
+		return leave(ctx, o, quick, newFacing)
 	}
-	if isVCluster(o.Example) {
-		return upVClusters(ctx, o)
-	}
-	if isFacing(o.Example) {
-		return upFacing(ctx, o)
-	}
-	r, err := newRun(ctx, o, &Scenario{Name: "up", Probe: 5 * time.Millisecond})
-	if err != nil {
-		return nil, err
-	}
-	if err := r.start(ctx); err != nil {
-		return nil, errors.Join(err, r.topo.Close())
-	}
-	sockets := map[string]string{}
-	for _, g := range r.gws {
-		sockets[g.Name] = g.Socket
-	}
-	if err := r.topo.Keep(sockets, o.Binary, o.Example); err != nil {
-		return nil, errors.Join(err, r.topo.Close())
-	}
-	s := r.topo.state
-	return &s, nil
+	return leave(ctx, o, quick, newRun)
 }
 
 // find returns the lab with that ID; an empty one stands for the only lab.

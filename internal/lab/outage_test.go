@@ -44,7 +44,7 @@ func TestOutage(t *testing.T) {
 
 // TestOutageWithPauses: probes that the lab itself paused are no outage.
 func TestOutageWithPauses(t *testing.T) {
-	r := &run{s: &Scenario{Probe: 5 * time.Millisecond}, quiet: []Interval{{at(10), at(100)}, {at(130), at(900)}}}
+	r := &run{stage: stage{s: &Scenario{Probe: 5 * time.Millisecond}}, quiet: []Interval{{at(10), at(100)}, {at(130), at(900)}}}
 	s := Stream{Arrivals: arrivals(0, 5, 10, 112, 117, 122, 127, 905, 910)}
 	if got := milliseconds(r.outage(s, at(50), at(3000))); got != 7 {
 		t.Errorf("%v ms, want 7: from the end of one pause to the beginning of the next", got)

@@ -45,12 +45,9 @@ type fault struct {
 // run is one scenario under way. Its fields belong to the goroutine of execute,
 // except for what the rekeyer uses under mu.
 type run struct {
-	o     Options
-	s     *Scenario
-	topo  *Topology
-	d     *daemonSet
-	gws   map[string]*Gateway
-	began time.Time
+	stage
+	d   *daemonSet
+	gws map[string]*Gateway
 
 	charon *Charon
 	client *Process // ClientTandem
@@ -74,7 +71,6 @@ type run struct {
 	mu     sync.Mutex
 	active string // last known, for the rekeyer
 
-	res Result
 }
 
 func newRun(ctx context.Context, o Options, s *Scenario) (*run, error) {
@@ -82,7 +78,7 @@ func newRun(ctx context.Context, o Options, s *Scenario) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{o: o, s: s, topo: topo, began: timeNow(), initial: map[string]bool{}, widened: map[string]int{}}
+	r := &run{stage: stage{o: o, s: s, topo: topo, began: timeNow()}, initial: map[string]bool{}, widened: map[string]int{}}
 	r.d = &daemonSet{bin: o.Binary, status: o.status, argv: o.argv, single: o.single}
 	if r.d.status == nil {
 		r.d.status = BinaryStatus(o.Binary, topo.socketOf)
@@ -95,16 +91,11 @@ func newRun(ctx context.Context, o Options, s *Scenario) (*run, error) {
 	for _, g := range r.gws {
 		g.devices = []string{"wan0", "lan0"}
 	}
-	r.say("lab %s: %s", topo.ID, s.Name)
-	if s.About != "" {
-		r.say("%s", s.About)
-	}
+	r.announce()
 	return r, nil
 }
 
-func (r *run) say(format string, args ...any) {
-	fmt.Fprintf(r.o.Progress, "%7.1fs  %s\n", timeNow().Sub(r.began).Seconds(), fmt.Sprintf(format, args...))
-}
+func (r *run) sockets() map[string]string { return socketsOf(r.gws) }
 
 // start brings the pair up and the client's tunnel through it.
 func (r *run) start(ctx context.Context) error {

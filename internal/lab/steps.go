@@ -168,11 +168,6 @@ func pass(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (r *run) doRun(ctx context.Context, s Step) error {
-	d, _ := positive(s.Args[0])
-	return pass(ctx, d)
-}
-
 func (r *run) doWait(ctx context.Context, s Step) error {
 	within := 30 * time.Second
 	if s.Args[0] != "synchronised" && s.Args[0] != "takeover" {

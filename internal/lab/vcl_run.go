@@ -58,12 +58,9 @@ type vfault struct {
 // vrun is one scenario of virtual clusters under way, owned by the goroutine of execute
 // but for what the rekeyers count.
 type vrun struct {
-	o     Options
-	s     *Scenario
-	topo  *Topology
-	d     *daemonSet
-	gws   map[string]*Gateway
-	began time.Time
+	stage
+	d   *daemonSet
+	gws map[string]*Gateway
 
 	charon *Charon
 	branch *Process
@@ -81,8 +78,6 @@ type vrun struct {
 	lastAt [4]map[uint32]time.Time
 
 	rekeys struct{ gwChild, gwIKE, peerChild, peerIKE atomic.Int64 } // asked for, and begun
-
-	res Result
 }
 
 var vverbs map[string]verb[*vrun]
@@ -91,20 +86,10 @@ func init() {
 	vverbs = map[string]verb[*vrun]{
 		"repeat": {"TIMES … end", wantCount, nil},
 		"run":    {"TIME", wantDuration, (*vrun).doRun},
-		"wait":   {"synchronised [TIME at most]", checkVWait, (*vrun).doWait},
+		"wait":   {"synchronised [TIME at most]", checkSynchronised, (*vrun).doWait},
 		"move":   {"1|2: by priority, to the other gateway", wantOneOf("1", "2"), (*vrun).doMove},
 		"kill":   {"1|2: the gateway that owns the virtual cluster", wantOneOf("1", "2"), (*vrun).doKill},
 	}
-}
-
-func checkVWait(args []string) error {
-	if len(args) == 0 || args[0] != "synchronised" {
-		return errors.New("does not know what to wait for")
-	}
-	if len(args) == 1 {
-		return nil
-	}
-	return wantDuration(args[1:])
 }
 
 func newVRun(ctx context.Context, o Options, s *Scenario) (*vrun, error) {
@@ -112,7 +97,7 @@ func newVRun(ctx context.Context, o Options, s *Scenario) (*vrun, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &vrun{o: o, s: s, topo: topo, began: timeNow(), initial: map[string]bool{}, d: &daemonSet{bin: o.Binary}}
+	r := &vrun{stage: stage{o: o, s: s, topo: topo, began: timeNow()}, initial: map[string]bool{}, d: &daemonSet{bin: o.Binary}}
 	r.res = Result{Scenario: s.Name, Client: o.Client, Takeovers: []Takeover{}, Violations: []string{}, VClusterFigures: &VClusterFigures{Tunnels: len(vflows)}}
 	r.gws, err = topo.prepareGateways(ctx, r.d, o.Example, Gateways)
 	if err != nil {
@@ -121,15 +106,14 @@ func newVRun(ctx context.Context, o Options, s *Scenario) (*vrun, error) {
 	for _, g := range r.gws {
 		g.devices = []string{"wan1", "wan2", "lan1", "lan2"}
 	}
-	r.say("lab %s: %s", topo.ID, s.Name)
-	if s.About != "" {
-		r.say("%s", s.About)
-	}
+	r.announce()
 	return r, nil
 }
 
-func (r *vrun) say(format string, args ...any) {
-	fmt.Fprintf(r.o.Progress, "%s  %s\n", timeNow().Format("15:04:05.000"), fmt.Sprintf(format, args...))
+func (r *vrun) sockets() map[string]string {
+	out := socketsOf(r.gws)
+	out[NodeBranch] = r.topo.socketOf(NodeBranch)
+	return out
 }
 
 // start brings up gateways and peers, until every tunnel stands.
@@ -404,17 +388,8 @@ func rekeyed(ctx context.Context, socket, what, tunnel string) int {
 	return n.Rekeying
 }
 
-func (r *vrun) doRun(ctx context.Context, s Step) error {
-	d, _ := positive(s.Args[0])
-	return pass(ctx, d)
-}
-
 func (r *vrun) doWait(ctx context.Context, s Step) error {
-	within := 30 * time.Second
-	if len(s.Args) > 1 {
-		within, _ = positive(s.Args[1])
-	}
-	return r.waitSynchronised(ctx, within)
+	return r.waitSynchronised(ctx, patienceOf(s))
 }
 
 // Priorities that gw2 is given, beneath and above what the examples give gw1.
@@ -516,24 +491,4 @@ func (r *vrun) doKill(ctx context.Context, s Step) error {
 // configurations out of the lab if asked to.
 func (r *vrun) keep() error {
 	return keepRun(r.caps, r.o.Keep, r.topo)
-}
-
-// upVClusters leaves an example of virtual clusters standing.
-func upVClusters(ctx context.Context, o Options) (*State, error) {
-	r, err := newVRun(ctx, o, &Scenario{Name: "up"})
-	if err != nil {
-		return nil, err
-	}
-	if err := r.start(ctx); err != nil {
-		return nil, errors.Join(err, r.topo.Close())
-	}
-	sockets := map[string]string{NodeBranch: r.topo.socketOf(NodeBranch)}
-	for _, g := range r.gws {
-		sockets[g.Name] = g.Socket
-	}
-	if err := r.topo.Keep(sockets, o.Binary, o.Example); err != nil {
-		return nil, errors.Join(err, r.topo.Close())
-	}
-	s := r.topo.state
-	return &s, nil
 }

@@ -85,8 +85,8 @@ func TestVClusterExampleConfigurations(t *testing.T) {
 // TestVClusterLosses: what a ping's loss counts as.
 func TestVClusterLosses(t *testing.T) {
 	at := time.Unix(1000, 0)
-	r := &vrun{ended: at.Add(30 * time.Second), s: &Scenario{Probe: 20 * time.Millisecond}, faults: []*vfault{{at: at.Add(20 * time.Second), victim: NodeGW1, owned: []int{1}}},
-		res: Result{VClusterFigures: &VClusterFigures{}}}
+	r := &vrun{stage: stage{s: &Scenario{Probe: 20 * time.Millisecond}, res: Result{VClusterFigures: &VClusterFigures{}}},
+		ended: at.Add(30 * time.Second), faults: []*vfault{{at: at.Add(20 * time.Second), victim: NodeGW1, owned: []int{1}}}}
 	// stream sends for thirty seconds; lost are the moments, in milliseconds.
 	stream := func(lost ...int) Stream {
 		s := Stream{Sent: 1500}
