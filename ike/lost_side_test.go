@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ func wantTraffic(w *world, a, b *side) {
 // get the answer that the other one got, and make an SA that the peer has not.
 func TestEarlyRekeySynchronisesMessageIDsFirst(t *testing.T) {
 	w, a, a2, b := split(t, standing)
-	w.drop = func(d Datagram) bool { h, _ := message.ParseHeader(d.Data); return h.Exchange == message.Informational }
+	w.drop = informational(a, a2, b)
 	a.rekeyChild()
 	w.settle()
 	a.dead, w.drop = true, nil
@@ -45,10 +46,7 @@ func TestEarlyRekeySynchronisesMessageIDsFirst(t *testing.T) {
 // this side: this is all that is heard of it.
 func TestWhatThePeerReplacedIsMadeAfresh(t *testing.T) {
 	w, a, a2, b := split(t, standing)
-	w.drop = func(d Datagram) bool {
-		h, _ := message.ParseHeader(d.Data)
-		return h.Exchange == message.Informational && d.Local.Addr() == b.addr
-	}
+	w.drop = informational(b)
 	b.rekeyChild()
 	w.settle()
 	if len(b.installed) != 2 || b.established()[0].req == nil {
@@ -63,10 +61,7 @@ func TestWhatThePeerReplacedIsMadeAfresh(t *testing.T) {
 // The other side is not lost after all, and comes with what the peer had made with it.
 func TestUniteEndsWhatWasMadeAfreshMeanwhile(t *testing.T) {
 	w, a, a2, b := split(t, standing)
-	w.drop = func(d Datagram) bool {
-		h, _ := message.ParseHeader(d.Data)
-		return h.Exchange == message.Informational && d.Local.Addr() == b.addr
-	}
+	w.drop = informational(b)
 	b.rekeyChild()
 	w.settle()
 	w.drop = nil
@@ -150,5 +145,13 @@ func TestUnconfiguredTunnelEndsWithTheTakeover(t *testing.T) {
 				t.Errorf("it goes on: %v, %v", describe(n.ike()), describe(b.ike()))
 			}
 		})
+	}
+}
+
+// informational tells the INFORMATIONAL messages of these sides.
+func informational(of ...*side) func(Datagram) bool {
+	return func(d Datagram) bool {
+		h, _ := message.ParseHeader(d.Data)
+		return h.Exchange == message.Informational && slices.ContainsFunc(of, func(s *side) bool { return d.Local.Addr() == s.addr })
 	}
 }

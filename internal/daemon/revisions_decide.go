@@ -146,12 +146,7 @@ func (r *revisions) decide(ctx context.Context, c change, shared []byte, d revis
 			if err != nil {
 				return rev, err
 			}
-			c.rev, c.decided = rev, true
-			if err := r.use(ctx, c); err != nil {
-				r.failed(rev, err)
-				return rev, fmt.Errorf("revision %s was decided and cannot be run here: %w", rev, err)
-			}
-			return rev, nil
+			return rev, r.useDecided(ctx, c, rev)
 		}
 		if patience.Err() != nil {
 			if err != nil {
@@ -237,6 +232,16 @@ func (r *revisions) check(ctx context.Context, by cluster.NodeID, d revision.Dig
 	return ctx.Err()
 }
 
+// useDecided runs here what has become a revision.
+func (r *revisions) useDecided(ctx context.Context, c change, rev revision.Revision) error {
+	c.rev, c.decided = rev, true
+	if err := r.use(ctx, c); err != nil {
+		r.failed(rev, err)
+		return fmt.Errorf("revision %s was decided and cannot be run here: %w", rev, err)
+	}
+	return nil
+}
+
 // propose finds the owner among the others, and proposes the change to it. found is
 // false if nobody owns.
 func (r *revisions) propose(ctx context.Context, base revision.Revision, d revision.Digest) (rev revision.Revision, found bool, err error) {
@@ -277,12 +282,7 @@ func (r *revisions) decideByLog(ctx context.Context, c change, d revision.Digest
 	if err := r.c.farm.setRevision(ctx, rev); err != nil {
 		return rev, err
 	}
-	c.rev, c.decided = rev, true
-	if err := r.use(ctx, c); err != nil {
-		r.failed(rev, err)
-		return rev, fmt.Errorf("revision %s was decided and cannot be run here: %w", rev, err)
-	}
-	return rev, nil
+	return rev, r.useDecided(ctx, c, rev)
 }
 
 // setRevision has the farm's log decide on the next revision of the configuration.

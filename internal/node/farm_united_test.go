@@ -16,13 +16,9 @@ import (
 	"tandem/xfrm"
 )
 
-// What the other side of a split brings back is installed when the sync set has
-// acknowledged it. A member that enters the sync set meanwhile changes nothing: the SA
-// goes on above what the other side used.
-func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
-	w := upFarm(t, 1, 3, 1)
-	var n *Node
-	var sa xfrm.SA
+// carrier is the scope that carries a tunnel, and the tunnel's Child SA.
+func (w *farmWorld) carrier() (n *Node, sa xfrm.SA) {
+	w.t.Helper()
 	for _, m := range w.members[1:] {
 		for _, x := range m.sas {
 			if m.active[x.Scope] {
@@ -30,6 +26,18 @@ func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
 			}
 		}
 	}
+	if n == nil {
+		w.t.Fatal("nobody carries the tunnel")
+	}
+	return n, sa
+}
+
+// What the other side of a split brings back is installed when the sync set has
+// acknowledged it. A member that enters the sync set meanwhile changes nothing: the SA
+// goes on above what the other side used.
+func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
+	w := upFarm(t, 1, 3, 1)
+	n, sa := w.carrier()
 	const used = 200
 	n.remove(sa.SPIIn)
 	n.unite(w.now, statesync.UniteReceived{From: 2, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Outbound, N: used}, {SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: used}}})
@@ -160,15 +168,7 @@ func TestAnOwnerThatGivesWayTellsWhatItWasTold(t *testing.T) {
 	for name, acknowledged := range map[string]bool{"not acknowledged": false, "acknowledged": true} {
 		t.Run(name, func(t *testing.T) {
 			w := upFarm(t, 1, 3, 1)
-			var n *Node
-			var sa xfrm.SA
-			for _, m := range w.members[1:] {
-				for _, x := range m.sas {
-					if m.active[x.Scope] {
-						n, sa = m.farm.scopes[cluster.ScopeID(x.Scope)], x
-					}
-				}
-			}
+			n, sa := w.carrier()
 			to := w.members[n.authority.SyncSet()[0]]
 			n.unite(w.now, statesync.UniteReceived{From: 9, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: 200}}})
 			n.pump(w.now)
@@ -216,27 +216,19 @@ func framesOf(n *Node) (out []statesync.SendFrame) {
 // below must be refused at once, and not when everybody has acknowledged.
 func TestUnitedBoundBelowOneThatWasAskedFor(t *testing.T) {
 	w := upFarm(t, 1, 3, 1)
-	for _, m := range w.members[1:] {
-		for _, x := range m.sas {
-			if !m.active[x.Scope] {
-				continue
+	n, sa := w.carrier()
+	n.want(xfrm.Bound{SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: 20})
+	n.unite(w.now, statesync.UniteReceived{From: 2, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: 19}}})
+	for {
+		e, ok := n.Poll()
+		if _, active := e.(Activate); !ok || active {
+			t.Fatal("the SA goes on as if the other side had used nothing")
+		}
+		if b, ok := e.(SetBounds); ok {
+			if len(b.Bounds) != 1 || b.Bounds[0].N < 19 {
+				t.Errorf("%v", b.Bounds)
 			}
-			n := m.farm.scopes[cluster.ScopeID(x.Scope)]
-			n.want(xfrm.Bound{SPIIn: x.SPIIn, Dir: xfrm.Inbound, N: 20})
-			n.unite(w.now, statesync.UniteReceived{From: 2, Bounds: []xfrm.Bound{{SPIIn: x.SPIIn, Dir: xfrm.Inbound, N: 19}}})
-			for {
-				e, ok := n.Poll()
-				if _, active := e.(Activate); !ok || active {
-					t.Fatal("the SA goes on as if the other side had used nothing")
-				}
-				if b, ok := e.(SetBounds); ok {
-					if len(b.Bounds) != 1 || b.Bounds[0].N < 19 {
-						t.Errorf("%v", b.Bounds)
-					}
-					return
-				}
-			}
+			return
 		}
 	}
-	t.Fatal("nobody carries the tunnel")
 }
