@@ -44,6 +44,9 @@ const (
 	counterLast, counterLastESN = 1<<32 - 1<<28, 3 << 62
 	// counterPace is the distance between the requests of two IKE SAs.
 	counterPace = 2 * time.Millisecond
+	// counterRest is how long packets that left before the answer are still accepted: it
+	// may overtake them on the way and in our own queues.
+	counterRest = 10 * time.Millisecond
 )
 
 // floor is up to where a Child SA rejects when its peer has answered.
@@ -175,10 +178,23 @@ func (e *Engine) countersResponse(sa *ikeSA, ev *event) {
 	}
 	for _, f := range x.floors {
 		if c := e.children[f.spiIn]; c != nil {
-			e.skip(c, 0, f.n)
+			c.inSeq, c.floorAt = max(c.inSeq, f.n), e.now.Add(counterRest)
+			e.touch(c.ike)
+			e.arm(c.ike)
 		}
 	}
 	e.info(sa, "synced replay counters", slog.Int("sas", len(x.floors)))
+}
+
+// raiseFloors rejects what the peer sent before its answer, once it has arrived or is lost.
+// A successor, who has the floors from the record, does so at once.
+func (e *Engine) raiseFloors(sa *ikeSA) {
+	for _, c := range sa.children {
+		if !c.floorAt.IsZero() && !c.floorAt.After(e.now) {
+			c.floorAt = time.Time{}
+			e.free(Skip{SPIIn: c.SPIIn, In: c.inSeq})
+		}
+	}
 }
 
 // skip leaves out sequence numbers, here and wherever the record goes.

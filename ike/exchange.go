@@ -186,6 +186,7 @@ type childSA struct {
 	ike     *ikeSA
 	p2      *config.Phase2 // nil when not configured any more
 	rekeyAt time.Time      // earliest next look at whether to rekey
+	floorAt time.Time      // when inSeq holds; zero: it does
 	expired bool           // hard limit of traffic reached
 	window  *ipsec.Window
 }

@@ -76,7 +76,7 @@ func (d *childDiff) emit(e *Engine) {
 		} else if old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
 			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
 		}
-		if old != nil && (c.outSeq > old.outSeq || c.inSeq > old.inSeq) {
+		if old != nil && (c.outSeq > old.outSeq || c.inSeq > old.inSeq || !old.floorAt.IsZero()) {
 			e.free(Skip{SPIIn: c.SPIIn, Out: c.outSeq, In: c.inSeq})
 		}
 		if was := old != nil && old.outbound; was != c.outbound {

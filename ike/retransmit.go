@@ -40,6 +40,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 		if c.hard > 0 {
 			x.add(c.installed.Add(c.hard))
 		}
+		x.add(c.floorAt)
 	}
 	if sa.sync.wanted || sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
 		return x.t, x.ok // nothing new can begin
@@ -106,6 +107,7 @@ func (sa *ikeSA) fire(e *Engine) {
 		sa.recordAt = time.Time{}
 		e.touch(sa)
 	}
+	e.raiseFloors(sa)
 	e.retransmit(sa)
 	if sa.state == stateGone {
 		return
