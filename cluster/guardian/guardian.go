@@ -53,7 +53,6 @@ const (
 	livedLong     = 10 * time.Second // a daemon that lived that long begins the back-off anew
 	checkInterval = 250 * time.Millisecond
 	lateBy        = time.Millisecond // such a late tick looks again for messages of the daemon
-	garbage       = 16 << 20         // until the collector runs
 )
 
 type guardian struct {
@@ -85,6 +84,7 @@ type guardian struct {
 	fifo      bool
 	threads   int
 	nextCheck time.Time
+	collector *collector
 	refused   *quiet.Refusals
 	reloaded  chan Settings
 }
@@ -134,7 +134,7 @@ func (g *guardian) open() (err error) {
 	if g.forker, err = newForker(); err != nil {
 		return fmt.Errorf("normal scheduling: %w", err)
 	}
-	collectRarely()
+	g.collector = newCollector()
 	if err := g.harden(); err != nil {
 		g.log.Warn("guardian without real-time scheduling or locked memory: it judges silence and hangs more slowly", "error", err)
 	}
@@ -568,10 +568,16 @@ func (g *guardian) chores(now time.Time) {
 		d.check(g.ctl, g.opt.Port, g.netlink, g.log)
 	}
 	g.peers.check(g.opt.Port, g.log)
-	if n := threads(); g.fifo && n != g.threads {
-		if err := setFIFO(g.forker.tid); err != nil {
-			g.log.Error("scheduling", "error", err)
-		}
-		g.threads = n
+	n := threads()
+	var err error
+	switch {
+	case g.collector.due():
+		err = g.collector.run(g.fifo, g.forker.tid)
+	case g.fifo && n != g.threads:
+		err = setFIFO(g.forker.tid)
 	}
+	if err != nil {
+		g.log.Error("scheduling", "error", err)
+	}
+	g.threads = n
 }

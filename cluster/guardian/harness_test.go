@@ -35,6 +35,8 @@ func TestMain(m *testing.M) {
 		os.Exit(guardianMain())
 	case "daemon":
 		daemonMain()
+	case "collector":
+		os.Exit(collectorMain())
 	}
 	os.Exit(m.Run())
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"time"
 	"unsafe"
@@ -17,9 +18,22 @@ import (
 // the kernel's own threads.
 const fifoPriority = 10
 
+// fifoMost is for how long, in microseconds, a thread may compute under SCHED_FIFO without
+// ever sleeping: the kernel ends a process with one that does, which whoever
+// started it starts again. Otherwise nothing else would run on that processor for good.
+const fifoMost = 2_000_000
+
 // setFIFO puts every thread of this process except one under SCHED_FIFO. Threads
 // started by such a thread inherit it.
 func setFIFO(except int) error {
+	if err := unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: fifoMost, Max: fifoMost}); err != nil {
+		return fmt.Errorf("scheduling: %w", err)
+	}
+	return setThreads(except, unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: fifoPriority})
+}
+
+func setThreads(except int, a unix.SchedAttr) error {
+	a.Size = unix.SizeofSchedAttr
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return err
@@ -29,9 +43,8 @@ func setFIFO(except int) error {
 		if err != nil || tid == except {
 			continue
 		}
-		a := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: fifoPriority}
-		if err := unix.SchedSetAttr(tid, a, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("SCHED_FIFO: %w", err)
+		if err := unix.SchedSetAttr(tid, &a, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("scheduling: %w", err)
 		}
 	}
 	return nil
@@ -85,14 +98,57 @@ func threads() int {
 	return int(st.Nlink) - 2
 }
 
-// collectRarely lets the collector run when so much garbage has come together, and
-// gives back what the start has left (a configuration may be large).
-func collectRarely() {
+// collector collects garbage between two sleeps of the guardian's loop, and not under
+// SCHED_FIFO.
+//
+// Threads of the runtime that collect spin until others have done their part, and under
+// SCHED_FIFO one that spins is never put off its processor for another of the same
+// priority. Two guardians on two processors (one will do where there is one) stood still
+// for good, each at work; whether the runtime began the collection or the loop asked for it.
+// One that begins while the loop sleeps waits for it until the next tick besides,
+// since the runtime does not know of the sleep.
+type collector struct {
+	allocated []metrics.Sample
+	at        uint64 // bytes allocated, ever, when it ran last
+}
+
+const (
+	garbage = 16 << 20 // bytes, until they are collected
+	// garbageMost is when the runtime begins by itself: more than can come together in
+	// a checkInterval.
+	garbageMost = 8 * garbage
+)
+
+// newCollector gives back what the start has left (a configuration may be large), and
+// keeps the runtime from collecting by itself.
+func newCollector() *collector {
 	debug.SetGCPercent(-1)
 	debug.FreeOSMemory()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
+	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbageMost)
+	return &collector{allocated: []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}, at: m.TotalAlloc}
+}
+
+// due says whether there is enough garbage.
+func (c *collector) due() bool {
+	metrics.Read(c.allocated)
+	return c.allocated[0].Value.Uint64()-c.at >= garbage
+}
+
+// run collects, which takes a millisecond or two: with the threads of this process but one
+// under normal scheduling, ahead of all others, and then under SCHED_FIFO again, if they are.
+func (c *collector) run(fifo bool, except int) error {
+	c.at = c.allocated[0].Value.Uint64()
+	if !fifo {
+		runtime.GC()
+		return nil
+	}
+	err := setThreads(except, unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: -20})
+	if err == nil {
+		runtime.GC()
+	}
+	return errors.Join(err, setFIFO(except))
 }
 
 // lockMemory keeps every page that is ever touched.

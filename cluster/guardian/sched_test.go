@@ -1,0 +1,66 @@
+package guardian
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// collectorMain is what a guardian does with its garbage, without the rest.
+func collectorMain() int {
+	c := newCollector()
+	if err := setFIFO(0); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var kept [][]byte
+	for range 400 {
+		for i := range 4000 {
+			if b := make([]byte, 64+i%512); i%64 == 0 {
+				kept = append(kept, b)
+			}
+		}
+		kept = kept[max(0, len(kept)-1000):]
+		sleep(nil, 100*time.Microsecond)
+		c.due()
+		if err := c.run(true, 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	if a, err := unix.SchedGetAttr(0, 0); err != nil || a.Policy != unix.SCHED_FIFO {
+		fmt.Fprintln(os.Stderr, "not under SCHED_FIFO any more", err)
+		return 1
+	}
+	return 0
+}
+
+// As many guardians as there are processors collect garbage at once, and none waits for good
+// for a thread that another one keeps from running.
+func TestCollectorsOnEveryProcessor(t *testing.T) {
+	needRoot(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	n := runtime.NumCPU()
+	all, out := make([]*exec.Cmd, n), make([]bytes.Buffer, n)
+	for i := range all {
+		all[i] = exec.CommandContext(ctx, "/proc/self/exe")
+		all[i].Env = append(os.Environ(), roleEnv+"=collector")
+		all[i].Stdout, all[i].Stderr = &out[i], &out[i]
+		if err := all[i].Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range all {
+		if err := c.Wait(); err != nil {
+			t.Errorf("%v: %s", err, out[i].String())
+		}
+	}
+}
