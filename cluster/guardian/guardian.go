@@ -568,16 +568,13 @@ func (g *guardian) chores(now time.Time) {
 		d.check(g.ctl, g.opt.Port, g.netlink, g.log)
 	}
 	g.peers.check(g.opt.Port, g.log)
-	n := threads()
-	var err error
-	switch {
-	case g.collector.due():
-		err = g.collector.run(g.fifo, g.forker.tid)
-	case g.fifo && n != g.threads:
-		err = setFIFO(g.forker.tid)
+	if g.collector.due() {
+		g.collector.run()
 	}
-	if err != nil {
-		g.log.Error("scheduling", "error", err)
+	if n := threads(); g.fifo && n != g.threads {
+		if err := setFIFO(g.forker.tid); err != nil {
+			g.log.Error("scheduling", "error", err)
+		}
+		g.threads = n
 	}
-	g.threads = n
 }

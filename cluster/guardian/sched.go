@@ -27,13 +27,8 @@ const fifoMost = 2_000_000
 // started by such a thread inherit it.
 func setFIFO(except int) error {
 	if err := unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: fifoMost, Max: fifoMost}); err != nil {
-		return fmt.Errorf("scheduling: %w", err)
+		return fmt.Errorf("SCHED_FIFO: %w", err)
 	}
-	return setThreads(except, unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: fifoPriority})
-}
-
-func setThreads(except int, a unix.SchedAttr) error {
-	a.Size = unix.SizeofSchedAttr
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return err
@@ -43,8 +38,9 @@ func setThreads(except int, a unix.SchedAttr) error {
 		if err != nil || tid == except {
 			continue
 		}
-		if err := unix.SchedSetAttr(tid, &a, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("scheduling: %w", err)
+		a := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: fifoPriority}
+		if err := unix.SchedSetAttr(tid, a, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("SCHED_FIFO: %w", err)
 		}
 	}
 	return nil
@@ -98,11 +94,10 @@ func threads() int {
 	return int(st.Nlink) - 2
 }
 
-// collector collects garbage between two sleeps of the guardian's loop, and not under
-// SCHED_FIFO.
+// collector collects garbage between two sleeps of the guardian's loop, with one thread.
 //
-// Threads of the runtime that collect spin until others have done their part, and under
-// SCHED_FIFO one that spins is never put off its processor for another of the same
+// With more, threads of the runtime that collect spin until others have done their part, and
+// under SCHED_FIFO one that spins is never put off its processor for another of the same
 // priority. Two guardians on two processors (one will do where there is one) stood still
 // for good, each at work; whether the runtime began the collection or the loop asked for it.
 // One that begins while the loop sleeps waits for it until the next tick besides,
@@ -136,19 +131,12 @@ func (c *collector) due() bool {
 	return c.allocated[0].Value.Uint64()-c.at >= garbage
 }
 
-// run collects, which takes a millisecond or two: with the threads of this process but one
-// under normal scheduling, ahead of all others, and then under SCHED_FIFO again, if they are.
-func (c *collector) run(fifo bool, except int) error {
+// run collects, which takes some 3 ms.
+func (c *collector) run() {
 	c.at = c.allocated[0].Value.Uint64()
-	if !fifo {
-		runtime.GC()
-		return nil
-	}
-	err := setThreads(except, unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: -20})
-	if err == nil {
-		runtime.GC()
-	}
-	return errors.Join(err, setFIFO(except))
+	n := runtime.GOMAXPROCS(1)
+	runtime.GC()
+	runtime.GOMAXPROCS(n)
 }
 
 // lockMemory keeps every page that is ever touched.
