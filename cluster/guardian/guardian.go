@@ -189,10 +189,14 @@ func (g *guardian) setDevices(names []string) {
 
 // loop waits, reads everything that is pending, and then ticks if it is time.
 func (g *guardian) loop(ctx context.Context, signals <-chan os.Signal) {
-	next := time.Now().Add(g.guard.TickInterval())
+	began := time.Now()
+	next, awake := began.Add(g.guard.TickInterval()), wakefulness{slept: began}
 	for !g.over {
 		pending := g.wait(time.Until(next))
 		now := time.Now()
+		if awake.tooLong(now, pending) {
+			sleep(nil, rest)
+		}
 		// What came meanwhile is read before silence is counted.
 		if pending || !now.Before(next) {
 			g.readDevices(now)

@@ -23,6 +23,25 @@ const fifoPriority = 10
 // started it starts again. Otherwise nothing else would run on that processor for good.
 const fifoMost = 2_000_000
 
+// wakefulness keeps the loop from fifoMost, and leaves others something of the processor,
+// when there is always something to read, as in a flood.
+type wakefulness struct{ slept time.Time }
+
+const (
+	awakeMost = 100 * time.Millisecond
+	rest      = 100 * time.Microsecond
+)
+
+// tooLong says, after every wait, whether to sleep whatever comes; a wait without events was
+// a sleep.
+func (w *wakefulness) tooLong(now time.Time, events bool) bool {
+	long := events && now.Sub(w.slept) >= awakeMost
+	if long || !events {
+		w.slept = now
+	}
+	return long
+}
+
 // setFIFO puts every thread of this process except one under SCHED_FIFO. Threads
 // started by such a thread inherit it.
 func setFIFO(except int) error {

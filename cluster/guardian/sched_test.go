@@ -55,3 +55,25 @@ func TestCollectorsOnEveryProcessor(t *testing.T) {
 		}
 	}
 }
+
+// A loop that always finds something to read sleeps nevertheless, long before fifoMost.
+func TestWakefulness(t *testing.T) {
+	now := time.Unix(1000, 0)
+	w := wakefulness{slept: now}
+	rests := 0
+	for range 300 { // 3 s
+		now = now.Add(10 * time.Millisecond)
+		if w.tooLong(now, true) {
+			rests++
+		}
+	}
+	if rests != 30 {
+		t.Errorf("%d rests in 3 s of events", rests)
+	}
+	for i := range 300 {
+		now = now.Add(10 * time.Millisecond)
+		if w.tooLong(now, i%2 == 0) {
+			t.Fatal("a rest although it sleeps")
+		}
+	}
+}
