@@ -90,7 +90,7 @@ func (n *Node) remove(e ike.Remove) {
 		// The other side of a split may bring it back: nothing is delivered above its bounds.
 		e.Linger = 0
 	}
-	n.emit(Remove(e))
+	n.emit(Remove{SPIIn: e.SPIIn, Linger: e.Linger})
 	n.removeRoutes(c.sa)
 }
 
