@@ -158,7 +158,10 @@ func (p *Pair) Failover(now time.Time, set bool) error {
 		return errors.New("a handover is under way")
 	}
 	if set && p.phase != owning {
-		return errors.New("this node is not the primary")
+		if p.peer.Node == 0 {
+			return errors.New("this node is not the primary")
+		}
+		return fmt.Errorf("this node is not the primary: give the command on %s", p.name())
 	}
 	if set && (p.peer.join != in || p.peer.asking || p.peer.leaving || p.peer.stream != p.peer.Process) {
 		return errors.New("no standby is synchronised: a failover would lose the tunnels")

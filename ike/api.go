@@ -135,8 +135,13 @@ type SetPeer struct {
 	UDPEncap      bool
 }
 
-// Remove removes a Child SA.
-type Remove struct{ SPIIn ipsec.ESPSPI }
+// Remove removes a Child SA. Linger is how long its inbound direction still takes what is
+// under way (RFC 7296 §2.8), where nobody else can take it: another Child SA has taken its
+// place, and the peer has sent on this one until it heard so. 0: it ends at once.
+type Remove struct {
+	SPIIn  ipsec.ESPSPI
+	Linger time.Duration
+}
 
 // SendKeepalive sends a NAT keepalive.
 type SendKeepalive struct{ Local, Remote netip.AddrPort }

@@ -173,8 +173,18 @@ func (e *Engine) HandleFirstInbound(now time.Time, spiIn ipsec.ESPSPI) {
 // Child SA.
 const responseMayCome = 30 * time.Second
 
-// childDeleted follows a DELETE by the peer.
+// lingerFor is how long a Child SA that was rekeyed, or lost a collision of rekeys, still
+// takes what is under way: its last packets may be overtaken by the DELETE, in the network
+// or in a queue on either side. A record of its end is with the whole sync set by then, so
+// no successor has it.
+const lingerFor = 2 * time.Second
+
+// childDeleted follows a DELETE by the peer, or its answer to ours.
 func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
+	linger := time.Duration(0)
+	if c.state != childInstalled || c.successorOf() != nil {
+		linger = lingerFor
+	}
 	if n := c.successorOf(); n != nil && n.state == childInstalled && c.outbound {
 		// RFC 7296 §2.8: the peer is ready for the new one. If c no longer sends and the
 		// new one does not either, a later SA does.
@@ -192,7 +202,7 @@ func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
 		}
 	}
 	sa.noteDeleted(c.SPIIn)
-	e.removeChild(c)
+	e.removeChildAfter(c, linger)
 	if c.doubtful && c.state == childInstalled {
 		sa.want(c.Phase2) // what has taken its place is known to the peer alone
 	}

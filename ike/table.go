@@ -142,7 +142,10 @@ func (e *Engine) addChild(sa *ikeSA, c *childSA) {
 }
 
 // removeChild ends a Child SA here.
-func (e *Engine) removeChild(c *childSA) {
+func (e *Engine) removeChild(c *childSA) { e.removeChildAfter(c, 0) }
+
+// removeChildAfter ends it, and lets it take for a while what is under way.
+func (e *Engine) removeChildAfter(c *childSA, linger time.Duration) {
 	sa := c.ike
 	if e.children[c.SPIIn] != c {
 		return
@@ -152,7 +155,7 @@ func (e *Engine) removeChild(c *childSA) {
 	sa.children = slices.DeleteFunc(sa.children, func(x *childSA) bool { return x == c })
 	e.unrefKey(c.KeyID)
 	e.infoChild(c, "deleted IPsec SA with SPI "+c.SPIOut.String(), slog.Int("sa_count", len(sa.children)))
-	e.tx.held = append(e.tx.held, Remove{SPIIn: c.SPIIn})
+	e.tx.held = append(e.tx.held, Remove{SPIIn: c.SPIIn, Linger: linger})
 	if t := sa.tunnel; t != nil && e.tunnels[t.name] == t {
 		if twin := t.twin(c); c.outbound && twin != nil {
 			e.useOutbound(twin)

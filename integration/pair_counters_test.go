@@ -15,8 +15,7 @@ import (
 	"tandem/internal/lab"
 )
 
-// stream is numbered datagrams one way, from the host behind the client to the server
-// behind the pair.
+// stream is numbered datagrams one way, from behind the client to behind the gateways.
 type stream struct {
 	t    *testing.T
 	out  *net.UDPConn
@@ -28,10 +27,10 @@ type stream struct {
 	over sync.WaitGroup
 }
 
-func (p *pair) stream() *stream {
+func (p *site) stream(node, from, server, to string) *stream {
 	const port = 7100
-	s := &stream{t: p.t, out: p.socket(lab.NodeHost, hostIn, port), to: netip.AddrPortFrom(netip.MustParseAddr(serverIn), port), got: map[uint64]int{}}
-	in := p.socket(lab.NodeServer, serverIn, port)
+	s := &stream{t: p.t, out: p.socket(node, from, port), to: netip.AddrPortFrom(netip.MustParseAddr(to), port), got: map[uint64]int{}}
+	in := p.socket(server, to, port)
 	go func() {
 		b := make([]byte, 64)
 		for {
@@ -97,6 +96,54 @@ func (s *stream) arrived() []int {
 	return got
 }
 
+// whole wants what was sent after the client's answer to have arrived, all of it, and
+// nothing twice; and some of what was sent before to be lost.
+func (s *stream) whole(answer time.Time) (sent []time.Time, got []int, lost int) {
+	s.t.Helper()
+	settled := holds(5*time.Second, func() bool {
+		sent, got = s.state()
+		lost = 0
+		missing := false
+		for i, n := range got {
+			if n == 0 && sent[i].Before(answer) {
+				lost++
+			}
+			missing = missing || n == 0 && sent[i].After(answer)
+		}
+		return !missing
+	})
+	for i, n := range got {
+		if n == 0 && sent[i].After(answer) || n > 1 {
+			s.t.Errorf("datagram %d, sent %v after the answer, arrived %d times", i, sent[i].Sub(answer), n)
+		}
+	}
+	if !settled || lost < 20 {
+		s.t.Fatalf("%d datagrams of %d were lost before the answer", lost, len(sent))
+	}
+	return sent, got, lost
+}
+
+// noneAgain wants none of the n captured packets that were sent again to have been
+// delivered, beside what had arrived, and what the client sends now to arrive.
+func (s *stream) noneAgain(got []int, n int) {
+	s.t.Helper()
+	_, now := s.state()
+	delivered := 0
+	for i := range got {
+		delivered += now[i] - got[i]
+	}
+	if delivered > 0 {
+		s.t.Errorf("%d of %d captured packets were delivered", delivered, n)
+	}
+	first := len(now)
+	for range 20 {
+		s.send()
+	}
+	if !holds(5*time.Second, func() bool { now = s.arrived(); return !slices.Contains(now[first:], 0) }) || slices.ContainsFunc(now, func(n int) bool { return n > 1 }) {
+		s.t.Errorf("what the client goes on with arrives so often: %v", now[first:])
+	}
+}
+
 // TestPairCounterSync: the active daemon ends by SIGKILL under the traffic of a Tandem
 // client, and for a moment the survivor receives nothing either: what the client sends
 // then is on the wire for whoever listens, and nobody has seen its numbers. The survivor
@@ -123,7 +170,7 @@ func TestPairCounterSync(t *testing.T) {
 			active, standby := p.synchronised()
 			inits := p.begun(exchInit)
 
-			s := p.stream()
+			s := p.stream(lab.NodeHost, hostIn, lab.NodeServer, serverIn)
 			s.flow()
 			eventually(t, 10*time.Second, "the stream flows", func() bool { sent, got := s.state(); return len(sent) > 200 && got[100] == 1 })
 			p.nft(standby.node, `table inet deaf {
@@ -151,7 +198,7 @@ func TestPairCounterSync(t *testing.T) {
 			if n := p.begun(exchInfo); n <= asked {
 				t.Errorf("%d INFORMATIONAL exchanges", n-asked)
 			}
-			answer := p.answered(begun)
+			answer := p.wan.answered(peerWAN, begun)
 			if !c.silent {
 				after, _ := s.state()
 				eventually(t, 10*time.Second, "the stream goes on", func() bool { sent, _ := s.state(); return len(sent) > len(after)+250 })
@@ -159,59 +206,22 @@ func TestPairCounterSync(t *testing.T) {
 			}
 
 			// What was sent after the answer arrives, all of it.
-			var sent []time.Time
-			var got []int
-			lost := 0
-			settled := holds(5*time.Second, func() bool {
-				sent, got = s.state()
-				lost = 0
-				missing := false
-				for i, n := range got {
-					if n == 0 && sent[i].Before(answer) {
-						lost++
-					}
-					missing = missing || n == 0 && sent[i].After(answer)
-				}
-				return !missing
-			})
-			for i, n := range got {
-				if n == 0 && sent[i].After(answer) || n > 1 {
-					t.Errorf("datagram %d, sent %v after the answer, arrived %d times", i, sent[i].Sub(answer), n)
-				}
-			}
-			if !settled || lost < 20 {
-				t.Fatalf("%d datagrams of %d were lost before the answer", lost, len(sent))
-			}
+			sent, got, lost := s.whole(answer)
 
 			// All that was captured, again: what was delivered, and what was not.
-			frames := p.fromClient(begun.Add(-time.Second), answer)
+			frames := p.wan.sentBy(peerWAN, begun.Add(-time.Second), answer)
 			if len(frames) == 0 {
 				t.Fatal("nothing was captured")
 			}
-			refused := p.refused(standby)
+			refused := standby.refused()
 			n, err := p.topo.Inject(standby.node, frames[len(frames)-1][:6], frames) // where the client sends now
 			if err != nil || n < lost {
 				t.Fatalf("%d of %d frames injected, %v", n, len(frames), err)
 			}
-			if !holds(10*time.Second, func() bool { return p.refused(standby) >= refused+uint64(n) }) {
-				t.Errorf("the survivor refused %d of %d", p.refused(standby)-refused, n)
+			if !holds(10*time.Second, func() bool { return standby.refused() >= refused+uint64(n) }) {
+				t.Errorf("the survivor refused %d of %d", standby.refused()-refused, n)
 			}
-			_, now := s.state()
-			delivered := 0
-			for i := range got {
-				delivered += now[i] - got[i]
-			}
-			if delivered > 0 {
-				t.Errorf("%d of %d captured packets were delivered", delivered, n)
-			}
-			// And it has refused nothing of the client's present numbers.
-			first := len(now)
-			for range 20 {
-				s.send()
-			}
-			if !holds(5*time.Second, func() bool { now = s.arrived(); return !slices.Contains(now[first:], 0) }) || slices.ContainsFunc(now, func(n int) bool { return n > 1 }) {
-				t.Errorf("what the client goes on with arrives so often: %v", now[first:])
-			}
+			s.noneAgain(got, n)
 			t.Logf("%d captured packets sent again, %d of which had been lost; %d datagrams after the answer", n, lost, after(sent, answer))
 			if !c.silent {
 				p.traffic()
@@ -252,13 +262,13 @@ func (p *pair) tandemClient(change func(string) string) {
 	}
 }
 
-// answered is when the client's last INFORMATIONAL response since then was on its wire.
-func (p *pair) answered(since time.Time) (at time.Time) {
-	p.t.Helper()
-	client := from(peerWAN)
-	eventually(p.t, 5*time.Second, "the client's answer is captured", func() bool {
-		for _, pk := range p.wan.packets() {
-			if pk.kind == kindIKE && client(pk) && pk.response() && pk.exchange() == exchInfo && pk.at.After(since) {
+// answered is when a client's last INFORMATIONAL response since then was on its wire.
+func (tp *tap) answered(client string, since time.Time) (at time.Time) {
+	tp.t.Helper()
+	by := from(client)
+	eventually(tp.t, 5*time.Second, "the client's answer is captured", func() bool {
+		for _, pk := range tp.packets() {
+			if pk.kind == kindIKE && by(pk) && pk.response() && pk.exchange() == exchInfo && pk.at.After(since) {
 				at = pk.at
 			}
 		}
@@ -267,15 +277,15 @@ func (p *pair) answered(since time.Time) (at time.Time) {
 	return at
 }
 
-// fromClient are the ESP frames that the client sent within a span.
-func (p *pair) fromClient(since, to time.Time) (frames [][]byte) {
-	p.t.Helper()
-	if err := p.wan.c.Flush(); err != nil {
-		p.t.Fatal(err)
+// sentBy are the ESP frames that a client sent within a span.
+func (tp *tap) sentBy(client string, since, to time.Time) (frames [][]byte) {
+	tp.t.Helper()
+	if err := tp.c.Flush(); err != nil {
+		tp.t.Fatal(err)
 	}
-	client := from(peerWAN)
-	_ = lab.ReadCapture(p.wan.c.Path, func(f lab.Frame) error {
-		if pk, ok := decodePacket(f.Data); ok && (pk.kind == kindUDPESP || pk.kind == kindESP) && client(pk) && f.Time.After(since) && f.Time.Before(to) {
+	by := from(client)
+	_ = lab.ReadCapture(tp.c.Path, func(f lab.Frame) error {
+		if pk, ok := decodePacket(f.Data); ok && (pk.kind == kindUDPESP || pk.kind == kindESP) && by(pk) && f.Time.After(since) && f.Time.Before(to) {
 			frames = append(frames, append([]byte(nil), f.Data...))
 		}
 		return nil
@@ -285,8 +295,8 @@ func (p *pair) fromClient(since, to time.Time) (frames [][]byte) {
 
 // refused are the ESP packets that a gateway took for replays or, with ESN, for numbers
 // that its peer has not reached.
-func (p *pair) refused(g *gateway) (n uint64) {
-	p.t.Helper()
+func (g *gateway) refused() (n uint64) {
+	g.t.Helper()
 	var all []struct {
 		Selectors []struct {
 			SAs []struct {

@@ -199,6 +199,11 @@ type DataPlane interface {
 	// or sent through the SA that its selectors lead to next.
 	Remove(spiIn ipsec.ESPSPI)
 
+	// Linger is Remove for a pair that another one has replaced: inbound takes what is under
+	// way for so long, without any bound, if its scope is active and remains so. Nobody can
+	// tell it from a pair that is gone otherwise; Install may use its SPI again.
+	Linger(spiIn ipsec.ESPSPI, d time.Duration)
+
 	SetBounds([]Bound)
 	// Skip uses numbers up, at once and without a question: outbound, what leaves after it
 	// returns lies above N, inbound everything up to N is a replay; what has been opened

@@ -28,7 +28,7 @@ type faultJSON struct {
 func checkCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "check FILE", Short: "Check a configuration without running it: all faults at once, exit 1 if there are any", Args: cobra.ExactArgs(1),
+		Use: "check FILE", Short: "Check a configuration without running it: all faults at once, exit 1 if there are any", Args: oneFile,
 		RunE: func(c *cobra.Command, args []string) error {
 			text, err := os.ReadFile(args[0])
 			if err != nil {
@@ -62,4 +62,12 @@ func checkCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+// oneFile wants one configuration.
+func oneFile(c *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("%s needs one configuration file, not %d", c.CommandPath(), len(args))
+	}
+	return nil
 }

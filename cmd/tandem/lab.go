@@ -19,10 +19,7 @@ func labError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, lab.ErrNoCharon) {
-		return exitError{exitUsage, err.Error() + "; --client tandem does without"}
-	}
-	return exitError{exitFailed, err.Error()}
+	return exitError{lab.ExitStatus(lab.Result{}, err), err.Error()}
 }
 
 func labCommand() *cobra.Command {
@@ -49,7 +46,7 @@ func first(args []string) string {
 // labOptions are the flags that run and up share.
 func labOptions(c *cobra.Command) *lab.Options {
 	o := &lab.Options{}
-	c.Flags().StringVar(&o.Client, "client", lab.ClientCharon, "who dials in: charon (strongSwan) or tandem")
+	c.Flags().StringVar(&o.Client, "client", lab.ClientCharon, "who dials in: charon (strongSwan) or tandem; examples/vcluster has both, in examples/site-to-site nobody does")
 	c.Flags().StringVar(&o.ID, "id", "", "name of the lab; empty: a new one")
 	return o
 }
@@ -61,7 +58,7 @@ func fillIn(o *lab.Options, example string) error {
 		return err
 	}
 	if st, err := os.Stat(example); err != nil || !st.IsDir() {
-		return exitError{exitUsage, fmt.Sprintf("%s is no folder of an example (examples/pair, examples/farm)", example)}
+		return exitError{exitUsage, fmt.Sprintf("%s is no folder of an example, such as examples/pair or examples/vcluster", example)}
 	}
 	o.Binary, o.Example, o.Progress = bin, filepath.Clean(example), os.Stdout
 	return nil

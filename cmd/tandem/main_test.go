@@ -77,7 +77,8 @@ func TestCommandLine(t *testing.T) {
 		{"check " + dir + "/none.conf", 2, "no such file"},
 		{"c x", 2, `ambiguous word "c": it could be check, cluster`},
 		{"frobnicate", 2, "unknown command"},
-		{"check", 2, "accepts 1 arg"},
+		{"check", 2, "tandem check needs one configuration file, not 0"},
+		{"check " + good + " " + bad, 2, "tandem check needs one configuration file, not 2"},
 		{"run --nonsense", 2, "unknown flag"},
 		{"run --config " + bad, 1, "bad.conf:2"},
 		{"di vpn tunnel list --socket " + dir + "/none.sock", 1, "is tandem running?"},
@@ -88,6 +89,10 @@ func TestCommandLine(t *testing.T) {
 		{"cluster init --dir " + dir + "/c gw1 gw2", 1, "never overwritten"},
 		{"cluster add --dir " + dir + "/c gw3", 2, "between 1 and 16"},
 		{"lab run " + dir + "/nowhere", 2, "no folder of an example"},
+		{"lab run --client tandem " + dir, 2, "no scenarios (scenarios/NAME.lab)"},
+		{"lab run --client tandem --scenario nope ../../examples/pair", 2, "has no scenario \"nope\"; it has: "},
+		{"lab run --client somebody ../../examples/pair", 2, "charon and tandem are known"},
+		{"lab run --client tandem ../../examples/vcluster", 2, "there is no --client tandem"},
 	} {
 		out, code, text := tandem(strings.Fields(c.line)...)
 		if code != c.code || !strings.Contains(out+text, c.want) {

@@ -55,6 +55,9 @@ var tandemSpec = &spec[Tandem]{
 }
 
 func absolute(s string) string {
+	if strings.HasPrefix(s, "@DIR@") {
+		return "must be an absolute path: put a folder of your own in place of @DIR@, as `tandem lab` does"
+	}
 	if !strings.HasPrefix(s, "/") {
 		return "must be an absolute path"
 	}

@@ -238,6 +238,7 @@ func TestFaults(t *testing.T) {
 		{"farm encryption without key", "config system standalone-cluster\nset encryption enable\nend\n", []string{"f:2: system standalone-cluster: psksecret is missing: encryption enable needs it"}},
 
 		// System.
+		{"an example as it stands", "config system tandem\nset state-dir \"@DIR@/gw1\"\nend\n", []string{"f:2: system tandem: state-dir (@DIR@/gw1) must be an absolute path: put a folder of your own in place of @DIR@, as `tandem lab` does"}},
 		{"relative path", "config system tandem\nset state-dir var/lib\nend\n", []string{"f:2: system tandem: state-dir (var/lib) must be an absolute path"}},
 		{"no port", "config system tandem\nset metrics-address 127.0.0.1\nend\n", []string{"f:2: system tandem: metrics-address (127.0.0.1) must be an address and port (127.0.0.1:9090, [::1]:9090 or :9090)"}},
 		{"data plane", "config system tandem\nset data-plane npu\nend\n", []string{"f:2: system tandem: data-plane (npu) must be auto, kernel or userspace"}},

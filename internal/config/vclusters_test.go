@@ -2,7 +2,9 @@ package config
 
 import (
 	"net/netip"
+	"reflect"
 	"testing"
+	"time"
 )
 
 // TestVirtualClustersHaveTheirTunnels: by virtual domain, by list, and what nobody names
@@ -44,5 +46,90 @@ func TestVirtualClustersHaveTheirTunnels(t *testing.T) {
 	c.HA.VClusterStatus = false
 	if c.Virtual() || c.VirtualClusters() != nil {
 		t.Error("virtual clusters that are switched off")
+	}
+}
+
+// TestOlderSpellingOfVirtualClusters: vcluster2 and secondary-vcluster say the same as two
+// entries of `config vcluster`, for tunnels, elections and the file that another member's
+// change makes of it.
+func TestOlderSpellingOfVirtualClusters(t *testing.T) {
+	const ha = "config system ha\n    set mode a-p\n    set hbdev \"hb0\" 50\n"
+	const rest = `config system interface
+    edit "wan1"
+        set vdom "FWINT"
+        set ip 192.0.2.1/24
+    next
+    edit "wan2"
+        set vdom "FWEXT"
+        set ip 198.51.100.1/24
+    next
+end
+config vpn ipsec phase1-interface
+    edit "int"
+        set interface "wan1"
+        set ike-version 2
+        set remote-gw 192.0.2.10
+        set psksecret "example-only"
+    next
+    edit "ext"
+        set interface "wan2"
+        set ike-version 2
+        set remote-gw 198.51.100.10
+        set psksecret "example-only"
+    next
+end
+`
+	load := func(what, text string) *Config {
+		t.Helper()
+		c, faults := Load(what, []byte(text))
+		if c == nil {
+			t.Fatalf("%s: %v", what, faults)
+		}
+		return c
+	}
+	older := load("older", ha+`    set vcluster2 enable
+    set vdom "FWINT"
+    set priority 200
+    set override enable
+    set monitor "wan1"
+    config secondary-vcluster
+        set vdom "FWEXT"
+        set priority 100
+        set override enable
+        set override-wait-time 7
+        set monitor "wan2"
+    end
+end
+`+rest)
+	newer := load("newer", ha+`    set vcluster-status enable
+    config vcluster
+        edit 1
+            set vdom "FWINT"
+            set priority 200
+            set override enable
+            set monitor "wan1"
+        next
+        edit 2
+            set vdom "FWEXT"
+            set priority 100
+            set override enable
+            set override-wait-time 7
+            set monitor "wan2"
+        next
+    end
+end
+`+rest)
+	for what, c := range map[string]*Config{"older": older, "newer": newer, "older, written": load("written", string(older.Text()))} {
+		if !c.Virtual() || !reflect.DeepEqual(c.VirtualClusters(), newer.VirtualClusters()) || len(c.VirtualClusters()) != 2 {
+			t.Errorf("%s: %+v, want %+v", what, c.VirtualClusters(), newer.VirtualClusters())
+		}
+		for i, p := range c.Phase1 {
+			if id := c.VClusterOf(&c.Phase1[i]); id != map[string]int{"int": 1, "ext": 2}[p.Name] {
+				t.Errorf("%s: %s is in virtual cluster %d", what, p.Name, id)
+			}
+		}
+	}
+	if older.HA.VClusters[1].OverrideWaitTime != 7*time.Second || older.HA.VClusters[0].Priority != 200 {
+		t.Errorf("%+v", older.HA.VClusters)
 	}
 }

@@ -40,7 +40,11 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.SetPeer:
 		d.plane.SetPeer(e.SPIIn, e.Local, e.Remote, e.UDPEncap)
 	case node.Remove:
-		d.plane.Remove(e.SPIIn)
+		if e.Linger > 0 {
+			d.plane.Linger(e.SPIIn, e.Linger)
+		} else {
+			d.plane.Remove(e.SPIIn)
+		}
 	case node.Detach:
 		ws, ok := d.plane.Detach(e.SPIs)
 		d.cluster.farm.node.HandleDetached(now, e.Scope, ws, ok)

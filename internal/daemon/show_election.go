@@ -292,11 +292,25 @@ func (s *session) printMonitors(v *view, all []node.VClusterStatus) {
 
 // failoverStatus is `execute ha failover status`.
 func failoverStatus(s *session, args []string) error {
-	id, err := s.clusterArg(args)
+	v, err := s.d.view(s.ctx, false)
 	if err != nil {
 		return err
 	}
-	v, err := s.d.view(s.ctx, false)
+	word := map[bool]string{true: "set", false: "unset"}
+	if all := v.Node.VClusters; len(all) > 0 && len(args) == 0 {
+		list := []failoverJSON{}
+		for i := range all {
+			list = append(list, failoverJSON{all[i].ID, all[i].HA.Election.Failover})
+		}
+		if s.json {
+			return s.printJSON(map[string]any{"vclusters": list})
+		}
+		for _, x := range list {
+			s.printf("failover status: vcluster-%d %s\n", x.ID, word[x.Failover])
+		}
+		return nil
+	}
+	id, err := s.clusterArg(args)
 	if err != nil {
 		return err
 	}
@@ -309,6 +323,12 @@ func failoverStatus(s *session, args []string) error {
 	if s.json {
 		return s.printJSON(map[string]bool{"failover": set})
 	}
-	s.printf("failover status: %s\n", map[bool]string{true: "set", false: "unset"}[set])
+	s.printf("failover status: %s\n", word[set])
 	return nil
+}
+
+// failoverJSON is a virtual cluster in `execute ha failover status --json`.
+type failoverJSON struct {
+	ID       int  `json:"id"`
+	Failover bool `json:"failover"`
 }

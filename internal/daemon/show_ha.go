@@ -236,7 +236,11 @@ func (s *session) printHA(v *view, j *haJSON) {
 		}
 		if h := &c.HA; h.LastReason != "" {
 			p("    <%s> %s is selected as the primary because %s.\n", h.LastChange.Format("2006/01/02 15:04:05"), v.nodeName(h.Owner), reasonOf(h))
-			p("    covered: %s, epoch: %s, detected after: %.1f ms, takeovers: %d\n", yesNo(h.LastCovered), h.Epoch, milliseconds(h.LastDetected), h.Takeovers)
+			covered := yesNo(h.LastCovered)
+			if h.Owner != 0 && h.Owner != h.Self {
+				covered = "known to " + v.nodeName(h.Owner) // whoever took over
+			}
+			p("    covered: %s, epoch: %s, detected after: %.1f ms, takeovers: %d\n", covered, h.Epoch, milliseconds(h.LastDetected), h.Takeovers)
 			x := v.electionJSON(c)
 			s.printChange(&x)
 		}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"encoding/json"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -98,7 +99,22 @@ func TestVClusterFailover(t *testing.T) {
 	if got := strings.Join(d.asked, "|"); got != "failover vcluster 2 set|failover vcluster 1 unset" {
 		t.Error(got)
 	}
-	for _, line := range []string{"execute ha failover set", "execute ha failover set 3", "execute ha failover set 1 2"} {
+	d.v.Node.VClusters[1].HA.Election.Failover = true
+	for line, want := range map[string]string{
+		"execute ha failover status":          "failover status: vcluster-1 unset\nfailover status: vcluster-2 set\n",
+		"execute ha failover status 2":        "failover status: set\n",
+		"execute ha failover status 1 --json": "{\n  \"failover\": false\n}\n",
+	} {
+		if out, err := run(d, line); err != nil || out != want {
+			t.Errorf("%s: %q, %v", line, out, err)
+		}
+	}
+	out, err := run(d, "execute ha failover status --json")
+	var j struct{ VClusters []failoverJSON }
+	if err != nil || json.Unmarshal([]byte(out), &j) != nil || len(j.VClusters) != 2 || j.VClusters[0].Failover || j.VClusters[1] != (failoverJSON{2, true}) {
+		t.Errorf("%q, %v", out, err)
+	}
+	for _, line := range []string{"execute ha failover set", "execute ha failover status 1 2", "execute ha failover set 3", "execute ha failover set 1 2"} {
 		if _, err := run(d, line); err == nil || exitCode(err) != exitUsage || !strings.Contains(err.Error(), "1, 2") {
 			t.Errorf("%s: %v", line, err)
 		}

@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// ErrUsage says that what was asked for is not there, or cannot be here.
+var ErrUsage = errors.New("cannot run")
+
 // ErrNoCharon says that strongSwan is not installed: `tandem lab run` exits
 // with status 2 and names the packages.
 var ErrNoCharon = errors.New("charon-systemd or swanctl is not installed (apt-get install charon-systemd strongswan-swanctl libcharon-extra-plugins libstrongswan-standard-plugins libstrongswan-extra-plugins)")

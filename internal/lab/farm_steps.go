@@ -281,7 +281,7 @@ func (r *farmRun) doReplay(ctx context.Context, s Step) error {
 		if err != nil {
 			return err
 		}
-		n, err := r.topo.arrive(g.Name, func() (int, error) { return r.topo.injectAt(NodeRouter, hop, mac, frames) })
+		n, err := r.topo.arrive(g.Name, func() (int, error) { return r.topo.InjectAt(NodeRouter, hop, mac, frames) })
 		sent += n
 		if err != nil {
 			return err

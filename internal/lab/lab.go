@@ -80,6 +80,9 @@ func (o *Options) defaults() error {
 	if isFacing(o.Example) { // nobody dials in
 		o.Client = ClientTandem
 	}
+	if isVCluster(o.Example) && o.Client == ClientTandem {
+		return fmt.Errorf("%w: in %s a strongSwan and a Tandem dial in: there is no --client tandem", ErrUsage, o.Example)
+	}
 	if o.Client == "" {
 		o.Client = ClientCharon
 	}
@@ -89,14 +92,17 @@ func (o *Options) defaults() error {
 	switch o.Client {
 	case ClientCharon:
 		if _, _, err := FindCharon(); err != nil {
+			if !isVCluster(o.Example) {
+				err = fmt.Errorf("%w; --client tandem does without", err)
+			}
 			return err
 		}
 	case ClientTandem:
 	default:
-		return fmt.Errorf("client %q: %s and %s are known", o.Client, ClientCharon, ClientTandem)
+		return fmt.Errorf("%w: client %q: %s and %s are known", ErrUsage, o.Client, ClientCharon, ClientTandem)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("the lab needs root to make network namespaces")
+		return fmt.Errorf("%w: the lab needs root to make network namespaces", ErrUsage)
 	}
 	// The lab's programs start in a folder of the lab.
 	for _, p := range []*string{&o.Binary, &o.Example, &o.Keep} {

@@ -55,7 +55,7 @@ func (t *Topology) Inject(node string, mac net.HardwareAddr, frames [][]byte) (s
 			return 0, err
 		}
 	}
-	return t.injectAt(NodeWAN, node, mac, frames)
+	return t.InjectAt(NodeWAN, node, mac, frames)
 }
 
 func (t *Topology) hardwareAddress(node, dev string) (net.HardwareAddr, error) {
@@ -124,8 +124,8 @@ func (t *Topology) arrive(node string, send func() (int, error)) (sent int, err 
 	return sent, err
 }
 
-// injectAt sends frames out of a device of a node, addressed to mac.
-func (t *Topology) injectAt(node, dev string, mac net.HardwareAddr, frames [][]byte) (sent int, err error) {
+// InjectAt sends frames out of a device of a node, addressed to mac.
+func (t *Topology) InjectAt(node, dev string, mac net.HardwareAddr, frames [][]byte) (sent int, err error) {
 	fd, index := -1, 0
 	err = t.In(node, func() error {
 		intf, err := net.InterfaceByName(dev)

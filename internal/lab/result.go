@@ -191,10 +191,10 @@ func (t *Takeover) line() string {
 }
 
 // ExitStatus is that of `tandem lab run`: 0 passed, 1 a violated bound or a
-// failed run, 2 no charon.
+// failed run, 2 no charon, or nothing that could run.
 func ExitStatus(r Result, err error) int {
 	switch {
-	case errors.Is(err, ErrNoCharon):
+	case errors.Is(err, ErrNoCharon), errors.Is(err, ErrUsage):
 		return 2
 	case err != nil || r.Verdict != VerdictPass:
 		return 1

@@ -54,7 +54,10 @@ func loadScenario(dir, name string, parse func(name, file, text string) (*Scenar
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		names, _ := ScenarioNames(dir)
-		return nil, fmt.Errorf("%s has no scenario %q; it has: %s", dir, name, strings.Join(names, ", "))
+		if len(names) == 0 {
+			return nil, fmt.Errorf("%w: %s is no folder of an example: it has no scenarios (scenarios/NAME.lab)", ErrUsage, dir)
+		}
+		return nil, fmt.Errorf("%w: %s has no scenario %q; it has: %s", ErrUsage, dir, name, strings.Join(names, ", "))
 	}
 	if err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ type VClusterFigures struct {
 	KillOutageMS    float64 `json:"kill_outage_ms"`    // the longest silence of a tunnel whose virtual cluster a killed gateway owned
 	LostElsewhere   int     `json:"lost_elsewhere"`    // pings of tunnels whose virtual cluster nothing was done to
 	Disturbed       int     `json:"disturbed"`         // of them, while another virtual cluster changed hands
-	LostByPeers     int     `json:"lost_by_peers"`     // pings that reached the peer's port, as the last packet of a Child SA that the peer had just replaced
+	LostByPeers     int     `json:"lost_by_peers"`     // pings that reached strongSwan's port, as the last packet of a Child SA that it had just replaced
 	MovesUncovered  int     `json:"moves_uncovered"`   // changes of owner that were not covered
 	SyncsPerChange  int     `json:"syncs_per_change"`  // the most message ID syncs that one tunnel began between two changes of owner
 	MessageIDSyncs  int     `json:"message_id_syncs"`  // all of them
@@ -295,7 +295,7 @@ func (r *vrun) judgeStreams(streams [][2]Stream, changes []VChange) {
 				if own {
 					continue
 				}
-				if i == 1 && r.lostByPeer(k, t) {
+				if i == 1 && f.peer == NodeCharon && r.lostByPeer(k, t) {
 					r.res.LostByPeers++
 					continue
 				}
@@ -314,7 +314,7 @@ func (r *vrun) judgeStreams(streams [][2]Stream, changes []VChange) {
 // lostByPeer says whether a ping towards the client, lost at about t, was the last packet of
 // a Child SA as it came to the peer's port: the gateway sent it before it heard of the
 // SA's end, and the peer, which had replaced the SA, was rid of it a moment before it
-// looked at the packet. No gateway can help that.
+// looked at the packet. No gateway can help that; a Tandem as the peer does, and must.
 func (r *vrun) lostByPeer(flow int, t time.Time) bool {
 	for _, last := range r.lastAt[flow] {
 		if last.Before(r.ended.Add(-time.Second)) && last.Sub(t).Abs() <= 10*time.Millisecond {

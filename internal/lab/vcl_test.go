@@ -108,17 +108,19 @@ func TestVClusterLosses(t *testing.T) {
 	}
 	streams := [][2]Stream{
 		{stream(10_020), stream(20_020, 20_040, 20_060)}, // of virtual cluster 1
-		{stream(10_040), stream(25_000, 25_020)},         // of 2: once while 1 moved
+		{stream(10_040), stream(7_000, 25_000, 25_020)},  // of 2: once while 1 moved, and the last packet of an SA
 		{stream(5_000), stream()},
-		{stream(), stream(7_000)}, // the last packet of an SA
+		{stream(), stream(7_000)}, // the same, at a Tandem
 	}
-	r.lastAt[3] = map[uint32]time.Time{1: at.Add(7*time.Second + 3*time.Millisecond), 2: at.Add(30 * time.Second)}
+	for _, k := range []int{1, 3} {
+		r.lastAt[k] = map[uint32]time.Time{1: at.Add(7*time.Second + 3*time.Millisecond), 2: at.Add(30 * time.Second)}
+	}
 	r.judgeStreams(streams, changes)
 	f := r.res.VClusterFigures
-	if f.PlannedMoves != 2 || f.LostPerMove != 2 || f.LostElsewhere != 2 || f.Disturbed != 1 || f.LostByPeers != 1 || f.MovesUncovered != 1 || f.KillOutageMS < 40 || f.KillOutageMS > 90 {
+	if f.PlannedMoves != 2 || f.LostPerMove != 2 || f.LostElsewhere != 3 || f.Disturbed != 1 || f.LostByPeers != 1 || f.MovesUncovered != 1 || f.KillOutageMS < 40 || f.KillOutageMS > 90 {
 		t.Errorf("%+v", f)
 	}
-	if len(r.res.Violations) != 2 {
+	if len(r.res.Violations) != 3 {
 		t.Error(r.res.Violations)
 	}
 }

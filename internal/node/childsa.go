@@ -78,15 +78,19 @@ func (n *Node) peerRoute(r AddRoute, gone bool) {
 	}
 }
 
-func (n *Node) remove(spi ipsec.ESPSPI) {
-	c := n.sas[spi]
+func (n *Node) remove(e ike.Remove) {
+	c := n.sas[e.SPIIn]
 	if c == nil {
 		return
 	}
-	delete(n.sas, spi)
+	delete(n.sas, e.SPIIn)
 	n.asked -= c.asked
-	n.bury(spi, c)
-	n.emit(Remove{spi})
+	n.bury(e.SPIIn, c)
+	if n.alone() || !n.owner {
+		// The other side of a split may bring it back: nothing is delivered above its bounds.
+		e.Linger = 0
+	}
+	n.emit(Remove{SPIIn: e.SPIIn, Linger: e.Linger})
 	n.removeRoutes(c.sa)
 }
 
@@ -102,11 +106,14 @@ const maxBuried = 4096
 // bury remembers up to where an SA was used that ended while nobody followed: the
 // other side of a split may still have it, and brings it back at healing.
 func (n *Node) bury(spi ipsec.ESPSPI, c *childSA) {
-	if n.authority == nil || !n.owner || len(n.authority.SyncSet()) > 0 || len(n.buried) >= maxBuried {
+	if !n.owner || !n.alone() || len(n.buried) >= maxBuried {
 		return
 	}
 	n.buried[spi] = burial{ceiling: c.ceiling, fence: c.fence}
 }
+
+// alone: a member of a cluster that nobody follows.
+func (n *Node) alone() bool { return n.authority != nil && len(n.authority.SyncSet()) == 0 }
 
 // buriedBounds are those of SAs that have gone, for a side that may still have them.
 func (n *Node) buriedBounds() []xfrm.Bound {

@@ -3,6 +3,7 @@ package node
 import (
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"tandem/internal/ipsec"
 	"tandem/xfrm"
@@ -19,7 +20,7 @@ type Install struct {
 	moves uint32 // of its tunnel, from scope to scope
 }
 
-// SetOutbound, SetPeer, Remove, SetBounds, Skip, Activate, Deactivate, Retire and SetWindows
+// SetOutbound, SetPeer, SetBounds, Skip, Activate, Deactivate, Retire and SetWindows
 // are the data plane's methods of the same names.
 type SetOutbound struct {
 	SPIIn ipsec.ESPSPI
@@ -30,13 +31,18 @@ type SetPeer struct {
 	Local, Remote netip.AddrPort
 	UDPEncap      bool
 }
-type Remove struct{ SPIIn ipsec.ESPSPI }
 type SetBounds struct{ Bounds []xfrm.Bound }
 type Skip struct{ Bounds []xfrm.Bound }
 type Activate struct{ Scope xfrm.Scope }
 type Deactivate struct{ Scope xfrm.Scope }
 type Retire struct{ Scope xfrm.Scope }
 type SetWindows struct{ Windows []xfrm.Window }
+
+// Remove is the data plane's method of the same name, or with Linger the one of that name.
+type Remove struct {
+	SPIIn  ipsec.ESPSPI
+	Linger time.Duration
+}
 
 // TakeWindows asks the data plane for the exact windows of a scope that was just
 // deactivated; HandleWindows answers.

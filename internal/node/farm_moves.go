@@ -303,7 +303,7 @@ func (f *Farm) install(id cluster.ScopeID, e Install) {
 		if e.moves < was.moves {
 			return
 		}
-		f.emit(Remove{spi})
+		f.emit(Remove{SPIIn: spi})
 		if n := f.scopes[was.scope]; n.owner {
 			f.superseded = append(f.superseded, superseded{was.scope, spi})
 		}

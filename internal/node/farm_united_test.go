@@ -39,7 +39,7 @@ func TestUnitedSAKeepsItsBoundsWhileAMemberEnters(t *testing.T) {
 	w := upFarm(t, 1, 3, 1)
 	n, sa := w.carrier()
 	const used = 200
-	n.remove(sa.SPIIn)
+	n.remove(ike.Remove{SPIIn: sa.SPIIn})
 	n.unite(w.now, statesync.UniteReceived{From: 2, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Outbound, N: used}, {SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: used}}})
 	n.journalEffect(w.now, statesync.Entered{Node: 3})
 	n.install(ike.Install{SA: sa.ChildSA})

@@ -160,7 +160,7 @@ func (n *Node) detach(spi ipsec.ESPSPI) {
 		delete(n.sas, spi)
 		n.asked -= c.asked
 		n.detached[spi] = c
-		n.emit(Remove{spi})
+		n.emit(Remove{SPIIn: spi})
 	}
 }
 

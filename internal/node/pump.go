@@ -63,7 +63,7 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 	case ike.SetPeer:
 		n.emit(SetPeer{e.SPIIn, e.Local, e.Remote, e.UDPEncap})
 	case ike.Remove:
-		n.remove(e.SPIIn)
+		n.remove(e)
 	case ike.Skip:
 		n.skip(e)
 	case ike.Detach:

@@ -75,6 +75,7 @@ type member struct {
 	sas      map[ipsec.ESPSPI]xfrm.SA
 	outbound map[ipsec.ESPSPI]bool
 	skipped  []xfrm.Bound
+	removed  []Remove
 	lastIn   map[ipsec.ESPSPI]time.Time
 	lastOut  map[ipsec.ESPSPI]time.Time
 	logs     []string
@@ -256,6 +257,12 @@ func (m *member) carryOut(e Effect) {
 	case Skip:
 		m.skipped = append(m.skipped, e.Bounds...)
 	case Remove:
+		m.removed = append(m.removed, e)
+		if e.Linger > 0 && m.id != 0 {
+			if o := m.other(); o.alive && o.entitled && slices.Contains(slices.Collect(maps.Keys(o.sas)), e.SPIIn) {
+				w.t.Errorf("%s goes on to deliver on %s without a fence; %s has it and may succeed", m.name, e.SPIIn, o.name)
+			}
+		}
 		delete(m.sas, e.SPIIn)
 		delete(m.outbound, e.SPIIn)
 	case Activate:

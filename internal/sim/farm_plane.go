@@ -87,7 +87,7 @@ func (p *farmPlane) seal(s *farmSA, seq uint64, pkt *farmPacket) {
 // receive takes an ESP packet from the socket, or from another member.
 func (p *farmPlane) receive(x *farmESP, trail []cluster.NodeID) {
 	w := p.w
-	s := p.sas[x.spi]
+	s := p.inbound(x.spi)
 	if s == nil || !s.scope.takes() {
 		scope := node.ScopeOf(x.spi)
 		if s != nil {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -45,7 +46,8 @@ type lanes[P inner] struct {
 	scopes map[xfrm.Scope]*planeScope
 	order  uint64
 	sas    map[ipsec.ESPSPI]*lane[P]
-	list   []*lane[P] // in the order of installation
+	list   []*lane[P]                // in the order of installation
+	late   map[ipsec.ESPSPI]*lane[P] // have ended, and take what is under way
 	gone   map[ipsec.ESPSPI]bool
 	tick   bool
 	inbox  []func() // what sockets and interfaces hold while the process stands still
@@ -86,6 +88,7 @@ type held[P inner] struct {
 func (p *lanes[P]) init(ends planeEnds[P]) {
 	p.ends = ends
 	p.scopes, p.sas, p.gone = map[xfrm.Scope]*planeScope{}, map[ipsec.ESPSPI]*lane[P]{}, map[ipsec.ESPSPI]bool{}
+	p.late = map[ipsec.ESPSPI]*lane[P]{}
 }
 
 // run is what goroutines of the data plane do; it waits while the process stands still.
@@ -137,6 +140,7 @@ func (p *lanes[P]) retire(id xfrm.Scope) {
 func (p *lanes[P]) deactivate(id xfrm.Scope) {
 	s := p.scope(id)
 	s.active, s.retired = false, false
+	maps.DeleteFunc(p.late, func(_ ipsec.ESPSPI, x *lane[P]) bool { return x.scope == s })
 }
 
 // takes says whether new packets of the scope are taken.
@@ -154,7 +158,7 @@ func (p *lanes[P]) carry(e node.Effect) bool {
 	case node.Skip:
 		p.skip(e.Bounds)
 	case node.Remove:
-		p.remove(e.SPIIn)
+		p.remove(e.SPIIn, e.Linger)
 	case node.Activate:
 		p.activate(e.Scope)
 	case node.Retire:
@@ -182,6 +186,7 @@ func (p *lanes[P]) install(x xfrm.SA) *lane[P] {
 		gen--
 	}
 	s := &lane[P]{SA: x, scope: scope, keyIn: keyName(x.EncrIn), keyOut: keyName(x.EncrOut), out: esp.NewSender(gen, x.Ceiling, last), in: esp.NewReceiver(gen, x.Fence, x.ReplayWindow, last)}
+	delete(p.late, x.SPIIn)
 	p.sas[x.SPIIn] = s
 	p.list = append(p.list, s)
 	return s
@@ -214,18 +219,37 @@ func (p *lanes[P]) takeOut(spi ipsec.ESPSPI) *lane[P] {
 	return s
 }
 
-func (p *lanes[P]) remove(spi ipsec.ESPSPI) {
+// inbound finds the SA of a packet, also one that lingers.
+func (p *lanes[P]) inbound(spi ipsec.ESPSPI) *lane[P] {
+	if s := p.sas[spi]; s != nil {
+		return s
+	}
+	return p.late[spi]
+}
+
+func (p *lanes[P]) remove(spi ipsec.ESPSPI, linger time.Duration) {
 	s := p.takeOut(spi)
 	if s == nil || !s.scope.active {
 		return
 	}
-	// Nobody can accept a replay of what is delivered now; what was to be sent goes
-	// through the next SA.
+	// Nobody can accept a replay of what is delivered now, or while it lingers; what was to
+	// be sent goes through the next SA.
+	if linger > 0 && s.scope.takes() {
+		p.late[spi] = s
+		p.scene.after(linger, func() {
+			if p.late[spi] == s {
+				delete(p.late, spi)
+			}
+		})
+	}
 	if s.in.Generation() == s.scope.gen {
 		for _, q := range s.undone {
 			p.ends.deliver(s, q.seq, q.pkt)
 		}
 	}
+	s.activateIn()
+	s.undone = nil
+	s.in.Unbind()
 	if s.out.Generation() == s.scope.gen {
 		for _, pkt := range s.unsent {
 			p.ends.again(pkt)

@@ -124,7 +124,7 @@ func (p *plane) seal(s *sa, seq uint64, pkt *packet) {
 // receive takes an ESP packet from the socket.
 func (p *plane) receive(x *sealed, from netip.AddrPort) {
 	h, w := p.d.h, p.d.h.w
-	s := p.sas[x.spi]
+	s := p.inbound(x.spi)
 	if s == nil || !s.scope.takes() {
 		return
 	}

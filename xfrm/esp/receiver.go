@@ -95,6 +95,10 @@ func (r *Receiver) Skip(n uint64) {
 // Afterwards packets that wait may be retried.
 func (r *Receiver) Grant(fence uint64) { r.lease.Grant(fence) }
 
+// Unbind delivers without a fence from now on, what waits with the next Retry: nobody else
+// has the SA any more, or will. The window goes on.
+func (r *Receiver) Unbind() { r.lease = NewFence(Unbounded, r.win.Top(), r.last) }
+
 // Tick is due about every 10 ms until Settled. It withdraws a lead that the rate no
 // longer justifies and repeats a question that was never answered. When it returns
 // a question below the former bound, nothing above it passes from that moment.

@@ -195,3 +195,39 @@ func TestReceiverTick(t *testing.T) {
 		t.Error("11 passes above the withdrawn fence")
 	}
 }
+
+// Without its fence an SA delivers what waits and what comes, each once, and asks nobody,
+// also while a withdrawal is unanswered.
+func TestReceiverUnbind(t *testing.T) {
+	r := NewReceiver(1, 5, 64, MaxSequence(false))
+	for seq := uint64(1); seq <= 3; seq++ {
+		arrive(&r, seq, numbersAt)
+	}
+	now := numbersAt.Add(fenceIdle)
+	if q, ask := r.Tick(now); !ask || q != 3 {
+		t.Fatalf("withdrawn to %d, %v", q, ask)
+	}
+	if opened, pass, _, _ := arrive(&r, 7, now); !opened || pass {
+		t.Fatal("delivered above the fence")
+	}
+	r.Unbind()
+	if pass, _, ask := r.Retry(now, 7); !pass || ask {
+		t.Error("what waits does not pass, or is asked for")
+	}
+	for seq := uint64(4); seq <= 200; seq++ {
+		if seq == 7 {
+			continue
+		}
+		if opened, pass, _, ask := arrive(&r, seq, now); !opened || !pass || ask {
+			t.Fatalf("%d: opened %v, passes %v, asks %v", seq, opened, pass, ask)
+		}
+	}
+	for _, seq := range []uint64{1, 7, 100, 200} {
+		if r.Window().Check(seq) {
+			t.Errorf("%d is taken twice", seq)
+		}
+	}
+	if !r.Settled() {
+		t.Error("it waits for something")
+	}
+}

@@ -47,6 +47,7 @@ type Plane struct {
 	scopes  map[xfrm.Scope]*scope
 	epochs  []*epoch
 	order   uint64 // of SetOutbound calls
+	late    map[*sa]struct{}
 	out     *batch // of the control methods
 
 	// Lets Inject look for tunnels without mu, which whoever waits for its epoch holds.
@@ -79,7 +80,7 @@ func New(o Options) (*Plane, error) {
 	}
 	p := &Plane{
 		o: o, clock: o.Clock, log: o.Logger, ivs: esp.NewIVSource(o.Rand),
-		tunnels: map[string]*tunnel{}, scopes: map[xfrm.Scope]*scope{},
+		tunnels: map[string]*tunnel{}, scopes: map[xfrm.Scope]*scope{}, late: map[*sa]struct{}{},
 	}
 	p.evs.deliver = o.Handler.Events
 	p.ticks.wake = make(chan struct{}, 1)
@@ -204,7 +205,7 @@ func (p *Plane) TunnelCounters(name string) xfrm.TunnelCounters {
 
 // Counters of the SA pair.
 func (p *Plane) Counters(spi ipsec.ESPSPI) (xfrm.Counters, bool) {
-	s := p.sas.get(spi)
+	s := p.find(spi)
 	if s == nil {
 		return xfrm.Counters{}, false
 	}

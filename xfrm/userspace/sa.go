@@ -26,6 +26,7 @@ type sa struct {
 
 	order    uint64      // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
 	detached atomic.Bool // both lanes are gone, to another member
+	late     atomic.Bool // see Linger
 
 	out outLane
 	in  inLane
@@ -85,7 +86,7 @@ func (p *Plane) Install(x xfrm.SA) error {
 	if tn == nil {
 		return fmt.Errorf("userspace: SA %v: no tunnel %s", x.SPIIn, x.Phase1)
 	}
-	if p.sas.get(x.SPIIn) != nil {
+	if p.find(x.SPIIn) != nil {
 		return fmt.Errorf("userspace: SA %v is installed already", x.SPIIn)
 	}
 	l, err := esp.LayoutOf(x.Suite)
@@ -102,6 +103,9 @@ func (p *Plane) Install(x xfrm.SA) error {
 	gen, _ := s.scope.active()
 	if x.Known {
 		gen-- // of another activation than the present one
+	}
+	if late := p.sas.get(x.SPIIn); late != nil {
+		p.remove(late)
 	}
 	last := esp.MaxSequence(x.Suite.ESN)
 	s.out = outLane{sa: s, send: esp.NewSender(gen, x.Ceiling, last)}
@@ -131,7 +135,7 @@ func (s *sa) setPeer(local, remote netip.AddrPort, udp bool) error {
 func (p *Plane) SetPeer(spi ipsec.ESPSPI, local, remote netip.AddrPort, udp bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.sas.get(spi); s != nil {
+	if s := p.find(spi); s != nil {
 		if err := s.setPeer(local, remote, udp); err != nil {
 			p.log.Warn("outer addresses not changed", "spi", spi, "err", err)
 		}
@@ -141,7 +145,7 @@ func (p *Plane) SetPeer(spi ipsec.ESPSPI, local, remote netip.AddrPort, udp bool
 // SetOutbound makes a pair the newest one for its selectors, or stops it.
 func (p *Plane) SetOutbound(spi ipsec.ESPSPI, use bool) {
 	p.mu.Lock()
-	s := p.sas.get(spi)
+	s := p.find(spi)
 	if s == nil {
 		p.mu.Unlock()
 		return
@@ -166,11 +170,15 @@ func (p *Plane) SetOutbound(spi ipsec.ESPSPI, use bool) {
 // the SA that matches it next, as after a rekey.
 func (p *Plane) Remove(spi ipsec.ESPSPI) {
 	p.mu.Lock()
-	s := p.sas.get(spi)
-	if s == nil {
-		p.mu.Unlock()
-		return
+	if s := p.find(spi); s != nil {
+		p.end(s)
 	}
+	p.mu.Unlock()
+	p.evs.flush()
+}
+
+// end is Remove under the lock.
+func (p *Plane) end(s *sa) {
 	now := p.clock()
 	undelivered, unsent := p.remove(s)
 	s.in.mu.Lock()
@@ -179,6 +187,11 @@ func (p *Plane) Remove(spi ipsec.ESPSPI) {
 	}
 	s.in.mu.Unlock()
 	freeWaiting(undelivered)
+	p.sendAgain(s, unsent, now)
+}
+
+// sendAgain sends what waited at an SA that sends no more through the one that matches next.
+func (p *Plane) sendAgain(s *sa, unsent []waitingPacket, now time.Time) {
 	for i := range unsent {
 		w := &unsent[i]
 		in, pkt, ok := parseInner(w.packet())
@@ -193,13 +206,25 @@ func (p *Plane) Remove(spi ipsec.ESPSPI) {
 	}
 	p.out.hop = hop{}
 	p.socks.flush(&p.out.outbox)
-	p.mu.Unlock()
-	p.evs.flush()
 }
 
 // remove takes a pair out and returns what waited for its bounds in this activation.
 func (p *Plane) remove(s *sa) (in, out []waitingPacket) {
 	p.sas.remove(s.SPIIn)
+	delete(p.late, s)
+	out = p.removeOut(s)
+	gen, active := s.scope.works()
+	s.in.mu.Lock()
+	if active && gen == s.in.recv.Generation() {
+		in = s.in.queue
+	}
+	s.in.gone, s.in.queue, s.in.open = true, nil, nil
+	s.in.mu.Unlock()
+	return in, out
+}
+
+// removeOut takes the outbound direction out and returns what waited there.
+func (p *Plane) removeOut(s *sa) (out []waitingPacket) {
 	if s.order != 0 {
 		s.tun.routes.remove(s)
 		s.order = 0
@@ -211,13 +236,7 @@ func (p *Plane) remove(s *sa) (in, out []waitingPacket) {
 	}
 	s.out.gone, s.out.queue, s.out.seal = true, nil, nil
 	s.out.mu.Unlock()
-	s.in.mu.Lock()
-	if active && gen == s.in.recv.Generation() {
-		in = s.in.queue
-	}
-	s.in.gone, s.in.queue, s.in.open = true, nil, nil
-	s.in.mu.Unlock()
-	return in, out
+	return out
 }
 
 // resume brings the lane to a new activation; the lock is held.
@@ -296,7 +315,7 @@ func (p *Plane) SetBounds(bs []xfrm.Bound) {
 	p.mu.Lock()
 	now := p.clock()
 	for _, b := range bs {
-		s := p.sas.get(b.SPIIn)
+		s := p.find(b.SPIIn)
 		if s == nil {
 			continue
 		}

@@ -111,6 +111,7 @@ func (p *Plane) Deactivate(id xfrm.Scope) {
 	s := p.scope(id)
 	s.state.Store(s.state.Load() &^ (scopeWorks | scopeRetired))
 	p.quiesce()
+	p.endLate(s)
 }
 
 // Windows exports the SAs of a scope.
@@ -133,7 +134,7 @@ func (p *Plane) Detach(spis []ipsec.ESPSPI) (ws []xfrm.Window, ok bool) {
 	defer p.mu.Unlock()
 	var gone []*sa
 	for _, spi := range spis {
-		if s := p.sas.get(spi); s != nil {
+		if s := p.find(spi); s != nil {
 			gone = append(gone, s)
 		}
 	}
@@ -183,7 +184,7 @@ func (p *Plane) SetWindows(ws []xfrm.Window) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, w := range ws {
-		if s := p.sas.get(w.SPIIn); s != nil {
+		if s := p.find(w.SPIIn); s != nil {
 			s.importWindow(w)
 		}
 	}

@@ -9,7 +9,7 @@ func (p *Plane) Skip(bs []xfrm.Bound) {
 	defer p.mu.Unlock()
 	wait := false
 	for _, b := range bs {
-		s := p.sas.get(b.SPIIn)
+		s := p.find(b.SPIIn)
 		switch {
 		case s == nil:
 		case b.Dir == xfrm.Outbound:

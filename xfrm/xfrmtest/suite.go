@@ -43,6 +43,8 @@ func Run(t *testing.T, make Factory) {
 		{"Selectors", testSelectors},
 		{"SwitchOutbound", testSwitchOutbound},
 		{"Remove", testRemove},
+		{"Linger", testLinger},
+		{"LingerEnds", testLingerEnds},
 		{"Acquire", testAcquire},
 		{"PeerMoved", testPeerMoved},
 		{"IKE", testIKE},
