@@ -296,6 +296,10 @@ func (j *Journal) HandleAck(now time.Time, node cluster.NodeID, process cluster.
 		p.renewSeq = 0
 		j.effects.push(RenewedBy{node})
 	}
+	if p.mode == modeUniting && p.queue.len() == 0 && p.sent.len() == 0 {
+		p.mode = modeIdle
+		j.effects.push(United{node})
+	}
 	j.commit()
 	if p.handSeq != 0 && seq >= p.handSeq {
 		p.handSeq = 0
@@ -378,8 +382,8 @@ func (j *Journal) HandOver(now time.Time, node cluster.NodeID, e cluster.Epoch, 
 }
 
 // Unite sends our whole state to the owner that healing chose, under the last epoch
-// we owned. It needs no ownership, and takes the place of whatever was under way to
-// that node.
+// we owned; United tells its acknowledgement. It needs no ownership, and takes the place
+// of whatever was under way to that node.
 func (j *Journal) Unite(now time.Time, node cluster.NodeID, process cluster.ProcessID, entries []Entry, bounds []xfrm.Bound, tombstones []ipsec.IKESPIs) {
 	j.tick(now)
 	if process == j.self {
@@ -390,6 +394,7 @@ func (j *Journal) Unite(now time.Time, node cluster.NodeID, process cluster.Proc
 	p.mode, p.epoch = modeUniting, j.epoch
 	if !uniteItems(entries, bounds, tombstones, func(it item) { p.queue.push(it) }) {
 		j.overflow(p)
+		j.effects.push(United{node})
 	}
 	j.commit()
 }

@@ -509,8 +509,11 @@ func TestJournalUnites(t *testing.T) {
 	if !o.frames[0].Restart {
 		t.Error("a unite need not wait for what was sent before")
 	}
+	last := o.frames[len(o.frames)-1].Seq
 	o.wantSent("whole", 2, "unite(0 true false)+unite(1 false false)+unite(0 false false)+unite(0 false false)+unite(0 false true)")
 	o.wantSilence("uniting commits nothing")
+	o.ack(2, memberProcess, last)
+	o.want("taken", United{2})
 }
 
 func TestTombstonesAreBounded(t *testing.T) {
