@@ -66,6 +66,7 @@ type sender struct {
 	entry  uint64 // first frame with an entry or a renewal that is not confirmed; 0: none
 	whole  bool   // the copy is complete
 	queued bool   // in acks
+	unread bool   // a Unite was refused: what follows it is, too
 
 	unite    *UniteReceived // under way
 	windows  []xfrm.Window  // of a handover under way
@@ -175,6 +176,7 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	renews := f.Events[0].GetRenew() != nil
 	letter := f.Events[0].GetLetter() != nil // of any epoch: who writes does not own
 	epoch := cluster.Epoch{Counter: f.EpochCounter, Node: cluster.NodeID(f.EpochNode)}
+	gap := f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst() && !f.Events[0].GetLetter().GetFirst()
 	switch {
 	case !unites && !letter && epoch.Less(r.fence):
 		r.stats.OldEpoch++
@@ -182,10 +184,11 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	case f.Seq <= s.seq:
 		r.stats.Duplicates++
 		return nil
-	case unites && r.refuses:
+	case unites && r.refuses, gap && s.unread:
+		s.unread = true
 		r.stats.NotOwner++
 		return fmt.Errorf("%w: from epoch %v", ErrNotOwner, epoch)
-	case f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst() && !f.Events[0].GetLetter().GetFirst():
+	case gap:
 		r.stats.Gaps++
 		return fmt.Errorf("%w: %d follows %d", ErrGap, f.Seq, s.seq)
 	case renews && (r.copying != s || !r.epoch.Less(epoch)):
@@ -212,7 +215,7 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 			break
 		}
 	}
-	s.seq = f.Seq
+	s.seq, s.unread = f.Seq, false
 	for _, e := range f.Events {
 		r.event(s, epoch, f.Seq, e)
 	}
