@@ -427,7 +427,8 @@ func ended(d *farmDaemon, spi ipsec.ESPSPI) bool {
 // handed: a frame of d is about to be handed to o.
 func (r *farmRules) handed(o, d *farmDaemon, e statesync.SendFrame) {
 	f := &syncpb.Frame{}
-	if proto.Unmarshal(e.Frame, f) == nil && len(f.Events) > 0 && f.Events[0].GetUnite() == nil { // a side that gives way tells what it did
+	// A side that gives way tells what it did, and who writes a letter does not own.
+	if proto.Unmarshal(e.Frame, f) == nil && len(f.Events) > 0 && f.Events[0].GetUnite() == nil && f.Events[0].GetLetter() == nil {
 		h := handedOver{epoch: cluster.Epoch{Counter: f.EpochCounter, Node: cluster.NodeID(f.EpochNode)}}
 		if seen := o.lifetime.seen[e.Scope]; h.epoch.Less(seen) && h.epoch.Node != seen.Node {
 			h.passed = seen
