@@ -31,7 +31,8 @@ type Authority interface {
 	Shutdown(now time.Time)
 
 	SyncSet() []NodeID
-	// Uniting: what this node holds must reach the owner before a copy replaces it.
+	// Uniting: what this node holds must reach the owner before a copy replaces it. For a
+	// Slot it has when the owner's acknowledgement has come, for a Pair when it is sent.
 	Uniting() bool
 	Status(now time.Time) HAStatus
 }

@@ -67,11 +67,12 @@ type Slot struct {
 	removed         Epoch // asked for when our guardian gave something up: that, or what it held before
 	claim           *claimed
 	pending         *takeover
-	uniting         bool
-	held            Epoch // owned when quorum-loss stopped us; zero: it did not
-	lost            bool  // the log has no leader that we know
-	stale           bool  // it had none, and has told nothing since
-	noQuorum        bool  // lost, and the policy is to stop
+	uniting         bool       // what this node did must reach the owner
+	united          unitedWith // whom it was sent to last
+	held            Epoch      // owned when quorum-loss stopped us; zero: it did not
+	lost            bool       // the log has no leader that we know
+	stale           bool       // it had none, and has told nothing since
+	noQuorum        bool       // lost, and the policy is to stop
 	shutdown        bool
 
 	away     map[NodeID]ProcessID // fell silent while entitled: may have gone on with what we own
@@ -105,6 +106,14 @@ type claimed struct {
 	process  ProcessID
 	kind     Loss
 	detected time.Duration
+}
+
+// unitedWith is an owner as it was when our state was sent to it. Who gives way meanwhile
+// does not take it, and another epoch says so.
+type unitedWith struct {
+	node    NodeID
+	process ProcessID
+	epoch   Epoch
 }
 
 // NewSlot makes an engine that does nothing before Start.
@@ -168,7 +177,7 @@ func (p *Slot) HandleQuorum(now time.Time, lost, stop bool) {
 			p.held = p.renewal.epoch
 		}
 		p.disown(now, Epoch{}, "no quorum: stopped as configured")
-		p.uniting = true // whoever owns beside us, or after, gets what we did
+		p.owe(true) // whoever owns beside us, or after, gets what we did
 	}
 	p.consider(now)
 }
@@ -379,7 +388,18 @@ func (p *Slot) Contested() bool {
 func (p *Slot) Owe(now time.Time) {
 	p.enter(now)
 	if p.phase == standing {
-		p.uniting = true
+		p.owe(true)
+		p.consider(now)
+	}
+}
+
+func (p *Slot) owe(on bool) { p.uniting, p.united = on, unitedWith{} }
+
+// HandleUnited says that an owner has taken what this node did.
+func (p *Slot) HandleUnited(now time.Time, id NodeID) {
+	p.enter(now)
+	if p.uniting && p.united.node == id {
+		p.owe(false)
 		p.consider(now)
 	}
 }

@@ -124,7 +124,7 @@ func (p *Slot) renewTerm(now time.Time, above uint64) {
 func (p *Slot) yieldTo(now time.Time, m *member, e Epoch, why string) {
 	counted := m.join == in && !m.asking && !m.leaving
 	p.disown(now, e, nameOf(m)+" owns, and "+why)
-	p.uniting = !counted
+	p.owe(!counted)
 }
 
 // considerJoin takes in a running standby whose stream is up.

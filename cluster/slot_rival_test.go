@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -62,17 +63,63 @@ func TestAnOwnerThatStoppedOwesWhatItDid(t *testing.T) {
 	p.HandleQuorum(now, false, false)
 	p.HandleStream(now, 2, 22, true)
 	p.HandlePeer(now, rival(Epoch{Counter: 2 << fsm.LocalBits, Node: 2}))
-	united := false
+	if to := unites(p); !slices.Equal(to, []NodeID{2}) || !p.Uniting() {
+		t.Errorf("united with %v, still uniting %v before that one has said so", to, p.Uniting())
+	}
+	if p.HandleUnited(now, 2); p.Uniting() {
+		t.Error("still uniting when the owner has what this node did")
+	}
+}
+
+// unites are the owners to which an engine's state is to be sent.
+func unites(p *Slot) (to []NodeID) {
 	for {
 		e, ok := p.Poll()
 		if !ok {
-			break
+			return to
 		}
-		u, is := e.(Unite)
-		united = united || is && u.Owner == 2
+		if u, is := e.(Unite); is {
+			to = append(to, u.Owner)
+		}
 	}
-	if !united || p.Uniting() {
-		t.Errorf("united %v, still uniting %v", united, p.Uniting())
+}
+
+// What an owner did behind a cut was sent to another, which handed over a moment before it
+// came, or gave way and owns again: it goes to the owner after as well, once.
+func TestWhatWasSentToAnOwnerThatGaveWayIsSentAgain(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	p, _ := owningSlot(t, now)
+	now = now.Add(time.Second)
+	p.HandleQuorum(now, true, true)
+	p.HandleQuorum(now.Add(time.Second), false, false)
+	p.HandleStream(now, 2, 22, true)
+	p.HandleStream(now, 3, 33, true)
+	x := rival(Epoch{Counter: 2 << fsm.LocalBits, Node: 2})
+	p.HandlePeer(now, x)
+	p.HandlePeer(now, x)
+	if to := unites(p); !slices.Equal(to, []NodeID{2}) {
+		t.Fatalf("united with %v", to)
+	}
+	x.Epoch.Counter++
+	p.HandlePeer(now, x)
+	if to := unites(p); !slices.Equal(to, []NodeID{2}) {
+		t.Errorf("united with %v, when the owner had given way and owned again", to)
+	}
+	y := x
+	y.Node, y.Name, y.Process, y.Epoch = 3, "vm3", 33, Epoch{Counter: 3 << fsm.LocalBits, Node: 3}
+	x.Role = RoleStandby
+	p.HandlePeer(now, x)
+	p.HandlePeer(now, y)
+	if to := unites(p); !slices.Equal(to, []NodeID{3}) {
+		t.Errorf("united with %v, when the owner had handed over", to)
+	}
+	if p.HandleUnited(now, 2); !p.Uniting() {
+		t.Error("the former owner's word counts for the one after it")
+	}
+	p.HandleUnited(now, 3)
+	y.Epoch.Counter++
+	if p.HandlePeer(now, y); p.Uniting() || unites(p) != nil {
+		t.Error("united again with an owner that has everything")
 	}
 }
 

@@ -227,7 +227,8 @@ func (p *Slot) own(now time.Time, o Own) {
 	}
 	p.leaveBy, p.renewal = time.Time{}, nil
 	if !o.Renewal {
-		p.phase, p.uniting, p.claim, p.pending, p.held, p.from = owning, false, nil, nil, Epoch{}, p.entitled
+		p.owe(false)
+		p.phase, p.claim, p.pending, p.held, p.from = owning, nil, nil, Epoch{}, p.entitled
 		p.entitled, p.asked, p.removed = Epoch{}, Epoch{}, Epoch{}
 		p.hold = now.Add(slotHoldDown)
 		p.takeovers++
@@ -269,8 +270,8 @@ func (p *Slot) follow(o *member) {
 	if c := p.copying; c != (Epoch{}) && p.entitled == (Epoch{}) && p.asked == (Epoch{}) && c.Less(o.Epoch) && !c.SameTenure(o.Epoch) {
 		p.copying, p.lapsed = Epoch{}, true // the copy will never be whole
 	}
-	if p.uniting && o.stream == o.Process && o.Process != 0 {
-		p.uniting = false
+	if to := (unitedWith{o.Node, o.Process, o.Epoch}); p.uniting && p.united != to && o.stream == o.Process && o.Process != 0 {
+		p.united = to
 		p.emit(Unite{Owner: o.Node})
 	}
 }

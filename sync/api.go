@@ -60,6 +60,9 @@ type HandedOver struct {
 // it; its guardian holds its entitlement for that epoch.
 type RenewedBy struct{ Node cluster.NodeID }
 
+// United: the owner acknowledged the whole of our state, or cannot be sent it.
+type United struct{ Node cluster.NodeID }
+
 // Overflow: the member's queue grew beyond the limit; it must leave and join again.
 type Overflow struct{ Node cluster.NodeID }
 
@@ -141,6 +144,7 @@ func (BoundsEffective) effect()  {}
 func (Entered) effect()          {}
 func (HandedOver) effect()       {}
 func (RenewedBy) effect()        {}
+func (United) effect()           {}
 func (Overflow) effect()         {}
 func (CopyStalled) effect()      {}
 func (SendAck) effect()          {}

@@ -296,6 +296,10 @@ func (j *Journal) HandleAck(now time.Time, node cluster.NodeID, process cluster.
 		p.renewSeq = 0
 		j.effects.push(RenewedBy{node})
 	}
+	if p.mode == modeUniting && p.queue.len() == 0 && p.sent.len() == 0 {
+		p.mode = modeIdle
+		j.effects.push(United{node})
+	}
 	j.commit()
 	if p.handSeq != 0 && seq >= p.handSeq {
 		p.handSeq = 0
@@ -378,18 +382,28 @@ func (j *Journal) HandOver(now time.Time, node cluster.NodeID, e cluster.Epoch, 
 }
 
 // Unite sends our whole state to the owner that healing chose, under the last epoch
-// we owned. It needs no ownership, and takes the place of whatever was under way to
-// that node.
+// we owned; United tells its acknowledgement. It needs no ownership, and takes the place
+// of whatever was under way to that node. What another one has not taken of an earlier Unite
+// is withdrawn: it may own again when that is not true any more.
 func (j *Journal) Unite(now time.Time, node cluster.NodeID, process cluster.ProcessID, entries []Entry, bounds []xfrm.Bound, tombstones []ipsec.IKESPIs) {
 	j.tick(now)
 	if process == j.self {
 		return
 	}
 	p := j.peer(node, process)
+	for _, o := range j.peers {
+		if o != p && o.mode == modeUniting {
+			o.clear()
+			it := recordItem(nil, 0)
+			it.kind, it.letter, it.first = kindLetter, Letter{Kind: LetterEnded, Other: j.scope}, true // says nothing
+			o.queue.push(it)
+		}
+	}
 	p.clear()
 	p.mode, p.epoch = modeUniting, j.epoch
 	if !uniteItems(entries, bounds, tombstones, func(it item) { p.queue.push(it) }) {
 		j.overflow(p)
+		j.effects.push(United{node})
 	}
 	j.commit()
 }

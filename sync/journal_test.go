@@ -509,8 +509,31 @@ func TestJournalUnites(t *testing.T) {
 	if !o.frames[0].Restart {
 		t.Error("a unite need not wait for what was sent before")
 	}
+	last := o.frames[len(o.frames)-1].Seq
 	o.wantSent("whole", 2, "unite(0 true false)+unite(1 false false)+unite(0 false false)+unite(0 false false)+unite(0 false true)")
 	o.wantSilence("uniting commits nothing")
+	o.ack(2, memberProcess, last)
+	o.want("taken", United{2})
+}
+
+// An owner that has given way does not take what it is sent: when it owns again, it is not
+// told what was true before.
+func TestJournalWithdrawsWhatWasNotTaken(t *testing.T) {
+	o := newOwner(t, 1<<20)
+	o.do(o.Stop)
+	unite := func(n cluster.NodeID, p cluster.ProcessID) {
+		o.do(func() { o.Unite(o.now, n, p, []Entry{sa(1)}, nil, nil) })
+	}
+	unite(2, memberProcess)
+	o.frames = nil
+	unite(3, memberProcess+1)
+	if f := o.frames[0]; f.Node != 2 || !f.Restart {
+		t.Errorf("frame %d to node %d, which drops those before: %v", f.Seq, f.Node, f.Restart)
+	}
+	o.ack(2, memberProcess, o.frames[0].Seq)
+	o.wantSilence("of the former owner")
+	o.ackAll(3, memberProcess+1)
+	o.want("taken", United{3})
 }
 
 func TestTombstonesAreBounded(t *testing.T) {

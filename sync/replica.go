@@ -23,6 +23,7 @@ var (
 	ErrGap       = errors.New("frames are missing before this one")
 	ErrNoCopy    = errors.New("frame outside of a copy")
 	ErrTooLarge  = errors.New("handed-over state beyond the bounds")
+	ErrNotOwner  = errors.New("state for an owner, which this process is not")
 )
 
 const (
@@ -33,7 +34,7 @@ const (
 
 // ReplicaStats count what a Replica did not take over.
 type ReplicaStats struct {
-	Duplicates, Echoes, Malformed, Misaddressed, OldEpoch, Gaps, NoCopy uint64
+	Duplicates, Echoes, Malformed, Misaddressed, OldEpoch, Gaps, NoCopy, NotOwner uint64
 }
 
 // Replica receives the state of an owner. It passes on each frame once and in
@@ -45,6 +46,7 @@ type Replica struct {
 	led     *Ledger
 	fence   cluster.Epoch
 	senders map[cluster.NodeID]*sender
+	refuses bool          // Unites; see RefuseUnites
 	copying *sender       // whose copy and records we take; nil: nobody's
 	epoch   cluster.Epoch // of that copy
 	stats   ReplicaStats
@@ -64,6 +66,7 @@ type sender struct {
 	entry  uint64 // first frame with an entry or a renewal that is not confirmed; 0: none
 	whole  bool   // the copy is complete
 	queued bool   // in acks
+	unread bool   // a Unite was refused: what follows it is, too
 
 	unite    *UniteReceived // under way
 	windows  []xfrm.Window  // of a handover under way
@@ -91,6 +94,10 @@ func (r *Replica) Fence(e cluster.Epoch) {
 		r.copying = nil // its entry, if unconfirmed, never will be
 	}
 }
+
+// RefuseUnites says whether a Unite is refused, because this process does not own. Its
+// sender learns that by the acknowledgement that does not come.
+func (r *Replica) RefuseUnites(on bool) { r.refuses = on }
 
 // ConfirmEntry acknowledges the entry of the copy that is complete, and a renewal.
 // Without one that waits it does nothing.
@@ -169,6 +176,7 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	renews := f.Events[0].GetRenew() != nil
 	letter := f.Events[0].GetLetter() != nil // of any epoch: who writes does not own
 	epoch := cluster.Epoch{Counter: f.EpochCounter, Node: cluster.NodeID(f.EpochNode)}
+	gap := f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst() && !f.Events[0].GetLetter().GetFirst()
 	switch {
 	case !unites && !letter && epoch.Less(r.fence):
 		r.stats.OldEpoch++
@@ -176,7 +184,11 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 	case f.Seq <= s.seq:
 		r.stats.Duplicates++
 		return nil
-	case f.Seq != s.seq+1 && !begins && !f.Events[0].GetUnite().GetFirst() && !f.Events[0].GetLetter().GetFirst():
+	case unites && r.refuses, gap && s.unread:
+		s.unread = true
+		r.stats.NotOwner++
+		return fmt.Errorf("%w: from epoch %v", ErrNotOwner, epoch)
+	case gap:
 		r.stats.Gaps++
 		return fmt.Errorf("%w: %d follows %d", ErrGap, f.Seq, s.seq)
 	case renews && (r.copying != s || !r.epoch.Less(epoch)):
@@ -203,7 +215,7 @@ func (r *Replica) take(s *sender, f *syncpb.Frame) error {
 			break
 		}
 	}
-	s.seq = f.Seq
+	s.seq, s.unread = f.Seq, false
 	for _, e := range f.Events {
 		r.event(s, epoch, f.Seq, e)
 	}

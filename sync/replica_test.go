@@ -233,6 +233,11 @@ func TestReplicaUnites(t *testing.T) {
 	s := newStandby(t)
 	s.Fence(cluster.Epoch{Counter: 9, Node: 2})
 	s.refuses("the middle of a unite", frame(1, epoch1, unite(&syncpb.Frame_Unite{})), ErrNoCopy)
+	s.RefuseUnites(true)
+	s.refuses("no owner", frame(4, epoch1, unite(&syncpb.Frame_Unite{First: true})), ErrNotOwner)
+	s.refuses("no owner, in the middle", frame(5, epoch1, unite(&syncpb.Frame_Unite{})), ErrNotOwner)
+	s.refuses("after it: sending all again would change nothing", frame(6, epoch1, &syncpb.Frame_Event{Kind: &syncpb.Frame_Event_Letter{Letter: &syncpb.Frame_Letter{Kind: syncpb.Frame_Letter_ENDED}}}), ErrNotOwner)
+	s.RefuseUnites(false)
 	s.takes("first", frame(4, epoch1, unite(&syncpb.Frame_Unite{First: true,
 		Entries: []*syncpb.Frame_Entry{{SpiI: 1, Value: []byte("a"), KeyIds: []uint64{5}, Ranges: []*syncpb.Frame_Range{{KeyId: 5, Lo: 8, Hi: 16}}}}})))
 	s.want("only whole", ack(4))

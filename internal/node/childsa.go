@@ -115,6 +115,19 @@ func (n *Node) bury(spi ipsec.ESPSPI, c *childSA) {
 // alone: a member of a cluster that nobody follows.
 func (n *Node) alone() bool { return n.authority != nil && len(n.authority.SyncSet()) == 0 }
 
+// keepBounds remembers up to where SAs were used, or may have been, whose records are about
+// to be forgotten without anybody's word: a member that was away may bring them back, with
+// less than this very process has used.
+func (n *Node) keepBounds() {
+	for _, spi := range sortedSPIs(n.sas) {
+		if len(n.buried) >= maxBuried {
+			return
+		}
+		c := n.sas[spi]
+		n.buried[spi] = burial{ceiling: c.ceiling, fence: c.fence, awaited: true}
+	}
+}
+
 // buriedBounds are those of SAs that have gone, for a side that may still have them.
 func (n *Node) buriedBounds() []xfrm.Bound {
 	var out []xfrm.Bound

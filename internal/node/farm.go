@@ -222,6 +222,7 @@ func (f *Farm) dropSpare(now time.Time) {
 func (f *Farm) drop(now time.Time, id cluster.ScopeID) {
 	n := f.scopes[id]
 	n.replica.Abandon()
+	n.keepBounds()
 	n.ike.BeginCopy()
 	n.ike.EndCopy()
 	n.pump(now)

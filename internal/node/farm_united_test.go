@@ -1,6 +1,8 @@
 package node
 
 import (
+	"errors"
+	"math/rand"
 	"slices"
 	"testing"
 	"time"
@@ -230,5 +232,75 @@ func TestUnitedBoundBelowOneThatWasAskedFor(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// One side of a split has handed over, or is about to, when what the other side did comes to
+// it: it does not take it, and its sender sees that by the acknowledgement that is missing.
+// The successor would never hear of it.
+func TestWhoHandsOverTakesNothingOfTheOtherSide(t *testing.T) {
+	for name, way := range map[string]func(*Node){
+		"owner":        func(*Node) {},
+		"handing over": func(n *Node) { n.handing = &cluster.HandOver{} },
+		"no owner":     func(n *Node) { n.owner = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := upFarm(t, 1, 3, 1)
+			n, sa := w.carrier()
+			way(n)
+			was := n.sas[sa.SPIIn].fence
+			const other = 77 // a process
+			j := statesync.NewScopeJournal(cluster.ScopeID(n.scope), other, statesync.NewLedger(rand.New(rand.NewSource(1))), queueLimit)
+			j.Unite(w.now, 9, n.opt.Process, nil, []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: was + 200}}, nil)
+			e, _ := j.Poll()
+			f, ok := e.(statesync.SendFrame)
+			if !ok {
+				t.Fatalf("setup: %v", e)
+			}
+			err := n.HandleFrame(w.now, 9, other, f.Frame)
+			acknowledged := false
+			for {
+				e, ok := n.Poll()
+				if !ok {
+					break
+				}
+				_, is := e.(statesync.SendAck)
+				acknowledged = acknowledged || is
+			}
+			takes := name == "owner"
+			if acknowledged != takes || (err == nil) != takes || errors.Is(err, statesync.ErrGap) || (n.sas[sa.SPIIn].fence > was) != takes {
+				t.Errorf("acknowledged %v (%v), fence %d after %d", acknowledged, err, n.sas[sa.SPIIn].fence, was)
+			}
+		})
+	}
+}
+
+// Nobody held what was acknowledged when a slot was given to a member, or it had nothing to
+// do with it any more: it forgot what it had. Another one that was away brings the SA back,
+// and knows of less than this process has used. A member that enters meanwhile changes nothing.
+func TestForgottenSAComesBackAboveWhatWasUsed(t *testing.T) {
+	for name, forget := range map[string]func(*farmWorld, *Node){
+		"given": func(w *farmWorld, n *Node) { n.own(w.now, cluster.Own{Epoch: n.epoch.Next(n.epoch.Node)}) },
+		"spare": func(w *farmWorld, n *Node) { w.members[n.epoch.Node].farm.drop(w.now, cluster.ScopeID(n.scope)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := upFarm(t, 1, 3, 1)
+			n, sa := w.carrier()
+			const used = 300
+			c := n.sas[sa.SPIIn]
+			c.ceiling, c.fence = used, used
+			n.disown(w.now, cluster.Disown{})
+			forget(w, n)
+			if n.sas[sa.SPIIn] != nil {
+				t.Fatal("setup: it is not forgotten")
+			}
+			n.owner = true
+			n.journalEffect(w.now, statesync.Entered{Node: 3})
+			n.unite(w.now, statesync.UniteReceived{From: 9, Bounds: []xfrm.Bound{{SPIIn: sa.SPIIn, Dir: xfrm.Outbound, N: 64}, {SPIIn: sa.SPIIn, Dir: xfrm.Inbound, N: 64}}})
+			n.install(ike.Install{SA: sa.ChildSA})
+			if c := n.sas[sa.SPIIn]; c.ceiling < used || c.fence < used {
+				t.Errorf("ceiling %d and fence %d, after %d were used", c.ceiling, c.fence, used)
+			}
+		})
 	}
 }

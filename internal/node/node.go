@@ -89,7 +89,8 @@ type childSA struct {
 }
 
 // burial is what is remembered of an SA that has gone. awaited: the other side of a split
-// brings it back, and its installation may still wait for the sync set.
+// brings it back, and its installation may still wait for the sync set; or it was forgotten
+// here, and may be brought back.
 type burial struct {
 	ceiling, fence uint64
 	awaited        bool
@@ -202,6 +203,9 @@ func (n *Node) HandleWindows(now time.Time, ws []xfrm.Window) {
 func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, frame []byte) error {
 	if n.authority != nil && n.authority.Uniting() {
 		return errUniting
+	}
+	if n.slot != nil { // in a pair it is sent once, whatever becomes of it
+		n.replica.RefuseUnites(!n.owner || n.handing != nil)
 	}
 	err := n.replica.HandleFrame(now, from, process, frame)
 	for a, ok := n.replica.PollAck(); ok; a, ok = n.replica.PollAck() {

@@ -33,6 +33,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		return
 	}
 	if !o.Trusted {
+		n.keepBounds()
 		n.ike.BeginCopy()
 		n.ike.EndCopy()
 		n.drainIKE(now)

@@ -101,6 +101,10 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 	case statesync.HandedOver:
 		n.handing = nil
 		n.authority.HandleHandedOver(now, e.Node, true)
+	case statesync.United:
+		if n.slot != nil {
+			n.slot.HandleUnited(now, e.Node)
+		}
 	case statesync.Overflow:
 		n.log(slog.LevelWarn, "HA member too slow, copying anew", slog.Any("node", e.Node))
 		n.authority.HandleLag(now, e.Node, time.Hour)

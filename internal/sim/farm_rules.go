@@ -65,6 +65,8 @@ type scopeTruth struct {
 	changed  time.Duration // last change of who is active
 	handed   bool          // that was a planned handover
 	fell     *fallenOwner
+	before   *farmLife     // who stopped owning last, alive
+	reached  cluster.Epoch // under which it owned then
 }
 
 // fallenOwner is an owner that died while somebody was entitled and nothing else was wrong.
@@ -208,10 +210,26 @@ func (r *farmRules) activates(d *farmDaemon, id cluster.ScopeID) {
 		w.note(d.m.name, "truth", "two owners of %v now: %s and %s", id, s.active[0].m.name, d.m.name)
 	} else if s.changed > 0 {
 		w.Result.Takeovers++
+		r.leftBehind(d, s)
 	}
 	s.active = append(s.active, l)
 	s.changed, s.handed = w.now, false
 	w.state(d.m.name, "owner")
+}
+
+// leftBehind: with quorum-loss stop, who lost its last standby by silence goes on alone until
+// it hears that the quorum is lost, and who was left behind acts when it hears that there is
+// one. If that comes after, the two never own at once; and still nobody but the first knows
+// what it used last, so that this takeover is not covered. It is a split as any other, until
+// that has reached the owner.
+func (r *farmRules) leftBehind(d *farmDaemon, s *scopeTruth) {
+	l, b := d.lifetime, s.before
+	if !r.w.s.Farm.Stop || r.calm() || b == nil || b == l || b.dead || !l.seen[s.id].Less(s.reached) {
+		return
+	}
+	s.split, s.sides = true, []*farmLife{b}
+	r.w.Result.States["owner left its successor behind"]++
+	r.w.note(d.m.name, "truth", "%s had gone on alone with %v, in %v", b.m.name, s.id, s.reached)
 }
 
 func (r *farmRules) deactivates(d *farmDaemon, id cluster.ScopeID) { r.ends(d.lifetime, r.scope(id)) }
@@ -219,7 +237,7 @@ func (r *farmRules) deactivates(d *farmDaemon, id cluster.ScopeID) { r.ends(d.li
 func (r *farmRules) ends(l *farmLife, s *scopeTruth) {
 	if i := slices.Index(s.active, l); i >= 0 {
 		s.active = slices.Delete(s.active, i, i+1)
-		s.changed = r.w.now
+		s.before, s.reached, s.changed = l, l.owned[s.id], r.w.now
 		if s.split {
 			s.sides = append(s.sides, l)
 		}
@@ -362,15 +380,18 @@ func (r *farmRules) uses(p *farmPlane, s *farmSA, x *farmRecord, dir xfrm.Direct
 	if t.split {
 		l.used[x] = true
 	}
+	mine := l.owned[id]
 	if dir == xfrm.Inbound && s.ReplayWindow == 0 {
 		return
 	}
-	mine := l.owned[id]
 	for _, o := range w.members[1:] {
 		if o == l.m || o.guard == nil || o.d == nil {
 			continue
 		}
 		e, ok := o.guard.EntitledTo(id)
+		if e.Node == l.m.id && e.Less(mine) { // left behind, or what it claims
+			l.used[x] = true
+		}
 		if !ok || e.Node != l.m.id || e.Less(mine) || mine == (cluster.Epoch{}) {
 			continue
 		}
@@ -406,7 +427,8 @@ func ended(d *farmDaemon, spi ipsec.ESPSPI) bool {
 // handed: a frame of d is about to be handed to o.
 func (r *farmRules) handed(o, d *farmDaemon, e statesync.SendFrame) {
 	f := &syncpb.Frame{}
-	if proto.Unmarshal(e.Frame, f) == nil && len(f.Events) > 0 && f.Events[0].GetUnite() == nil { // a side that gives way tells what it did
+	// A side that gives way tells what it did, and who writes a letter does not own.
+	if proto.Unmarshal(e.Frame, f) == nil && len(f.Events) > 0 && f.Events[0].GetUnite() == nil && f.Events[0].GetLetter() == nil {
 		h := handedOver{epoch: cluster.Epoch{Counter: f.EpochCounter, Node: cluster.NodeID(f.EpochNode)}}
 		if seen := o.lifetime.seen[e.Scope]; h.epoch.Less(seen) && h.epoch.Node != seen.Node {
 			h.passed = seen

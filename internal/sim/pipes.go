@@ -44,7 +44,8 @@ type pipe[H streamEnd[D], D streamDaemon[D]] struct {
 	gen      uint64 // of the connection
 	tries    uint64 // generation of dialling
 	unacked  []statesync.SendFrame
-	size     int // bytes
+	size     int                        // bytes
+	have     map[cluster.ScopeID]uint64 // what the receiver has acknowledged; its hello says so
 	last     time.Duration
 	lastAck  time.Duration
 	stalled  time.Duration // until when nothing arrives
@@ -102,7 +103,7 @@ func (p *pipe[H, D]) drop(which func(statesync.SendFrame) bool) {
 func (s *pipes[H, D]) hears(p *pipe[H, D], process cluster.ProcessID, heard bool) {
 	if process != 0 && process != p.toward {
 		s.down(p)
-		p.toward, p.unacked, p.size = process, nil, 0
+		p.toward, p.unacked, p.size, p.have = process, nil, 0, nil
 	}
 	if p.heard == heard && (p.up || !heard) {
 		return
@@ -128,6 +129,7 @@ func (s *pipes[H, D]) dial(p *pipe[H, D], try uint64, backoff time.Duration) {
 			p.up = true
 			p.gen++
 			d.shellOf().stream(p.to.machineOf().id, p.toward, true)
+			s.greeted(p, d, o)
 			for _, f := range slices.Clone(p.unacked) {
 				s.transmit(p, d, f)
 			}
@@ -139,6 +141,19 @@ func (s *pipes[H, D]) dial(p *pipe[H, D], try uint64, backoff time.Duration) {
 			}
 		})
 	})
+}
+
+// greeted: the receiver's hello says what it acknowledged while nothing could carry that.
+func (s *pipes[H, D]) greeted(p *pipe[H, D], d, o D) {
+	var lost []statesync.SendAck
+	for _, f := range p.unacked {
+		if seq := p.have[f.Scope]; f.Seq <= seq && !slices.ContainsFunc(lost, func(a statesync.SendAck) bool { return a.Scope == f.Scope }) {
+			lost = append(lost, statesync.SendAck{Scope: f.Scope, Node: cluster.NodeID(p.from.machineOf().id), Process: d.shellOf().process, Seq: seq})
+		}
+	}
+	for _, a := range lost {
+		s.ack(p, o, a)
+	}
 }
 
 func (s *pipes[H, D]) down(p *pipe[H, D]) {
@@ -170,7 +185,7 @@ func (s *pipes[H, D]) died(on, other H, process cluster.ProcessID) {
 	if chance(w.chance, 0.5) {
 		p.cutAt -= between(w.chance, 0, 300*time.Microsecond)
 	}
-	p.up, p.heard, p.toward, p.unacked, p.size = false, false, 0, nil, 0
+	p.up, p.heard, p.toward, p.unacked, p.size, p.have = false, false, 0, nil, 0, nil
 	p.tries++
 	q := s.pipe(other, on)
 	if q.toward == process && on.machineOf().powered {
@@ -244,7 +259,16 @@ func (s *pipes[H, D]) transmit(p *pipe[H, D], d D, e statesync.SendFrame) {
 func (s *pipes[H, D]) ack(p *pipe[H, D], d D, e statesync.SendAck) {
 	w, owner := s.scene, p.from.daemonOf()
 	var none D
-	if !p.up || owner == none || owner.shellOf().process != e.Process {
+	if owner == none || owner.shellOf().process != e.Process {
+		return
+	}
+	if p.toward == d.shellOf().process {
+		if p.have == nil {
+			p.have = map[cluster.ScopeID]uint64{}
+		}
+		p.have[e.Scope] = max(p.have[e.Scope], e.Seq)
+	}
+	if !p.up {
 		return
 	}
 	gen := p.gen
