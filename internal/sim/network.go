@@ -113,6 +113,9 @@ func (n *network) sendIKE(h *host, d ike.Datagram) {
 	switch {
 	case h.id != 0 && t != nil && t.far != nil:
 		r := w.realmAt(d.Remote.Addr())
+		if r == nil {
+			break // an attacker's address
+		}
 		to = r.called()
 		if h.wanCut[0] == 0 && h.of(w.realmAt(d.Local.Addr())).holds && !n.loses(d.Data) {
 			x := ike.Datagram{Local: d.Remote, Remote: d.Local, NonESP: d.NonESP, Data: d.Data}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"time"
 
 	"tandem/cluster"
@@ -80,8 +81,9 @@ func (o *observer) keys(k ike.KeyLog) {
 	if o.openers[k.SPIs] == nil {
 		// The engine wipes its keys when the IKE SA ends.
 		x := &ikeKeys{aead: k.Suite.Encr.AEAD(), name: [2]uint64{keyName(k.Ei), keyName(k.Er)}}
-		x.sealer[0], _ = keymat.NewOpener(k.Suite, k.Ei, k.Ai)
-		x.sealer[1], _ = keymat.NewOpener(k.Suite, k.Er, k.Ar)
+		own := func(k ipsec.Key) ipsec.Key { return ipsec.NewKey(slices.Clone(k.Bytes())) }
+		x.sealer[0], _ = keymat.NewOpener(k.Suite, own(k.Ei), own(k.Ai))
+		x.sealer[1], _ = keymat.NewOpener(k.Suite, own(k.Er), own(k.Ar))
 		o.openers[k.SPIs] = x
 	}
 	o.learnKey(k.Ei, k.Er, k.Ai, k.Ar)
