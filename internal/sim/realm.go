@@ -47,6 +47,7 @@ type tunnel struct {
 	noPath    time.Duration // since when its ends do not reach each other; 0: they do
 	carriedAt time.Duration // when a packet came through last
 	splitIKE  map[ipsec.IKESPIs]bool
+	twice     bool // both ends were split at a time
 }
 
 // newPair makes two gateways with their realms.

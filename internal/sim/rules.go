@@ -144,6 +144,9 @@ func (r *rules) activates(d *daemon) {
 				}
 			}
 			r.split = true
+			for _, t := range r.realm.tunnels() {
+				t.twice = t.twice || t.far != nil && t.near.rule.split && t.far.rule.split
+			}
 			w.Result.States["split"]++
 			w.note(d.h.name, "truth", "two owners now%s: %s and %s", r.realm.suffix(), o.host.name, d.h.name)
 		}
