@@ -165,7 +165,7 @@ func (r *realm) disagreement(o *host) string {
 	if len(r.lanes(o.other())) != len(at) {
 		return "left behind: the standby does not hold all SAs of the owner"
 	}
-	n := 0
+	theirs := map[ipsec.ESPSPI]bool{} // inbound SPIs of the owner, as its peers have them
 	for _, t := range r.tunnels() {
 		c := t.end(r)
 		if c == nil || c.d == nil {
@@ -179,7 +179,7 @@ func (r *realm) disagreement(o *host) string {
 				w.Result.States["SA of a split left at a client"]++
 				continue
 			}
-			n++
+			theirs[s.SPIOut] = true
 			if !at[s.SPIOut] {
 				return "left behind: " + c.name + " holds SPI " + s.SPIOut.String() + ", the owner does not"
 			}
@@ -188,8 +188,10 @@ func (r *realm) disagreement(o *host) string {
 			return "left behind: " + text
 		}
 	}
-	if n != len(at) {
-		return "left behind: the owner holds SAs that no peer has"
+	for _, s := range r.lanes(o) {
+		if !theirs[s.SPIIn] && !r.strayed(s) {
+			return "left behind: the owner holds SPI " + s.SPIIn.String() + ", and no peer does"
+		}
 	}
 	for _, x := range r.ledger.list {
 		if x.tainted > 0 {
@@ -201,6 +203,17 @@ func (r *realm) disagreement(o *host) string {
 		}
 	}
 	return ""
+}
+
+// strayed says that the pair at the other end was split when an SA was installed here: its
+// owner may never have heard of it.
+func (r *realm) strayed(s *sa) bool {
+	for _, t := range r.tunnels() {
+		if t.far != nil && (r == t.near && t.far.rule.strays[s.SPIIn] || r == t.far && t.near.rule.strays[s.SPIIn]) {
+			return true
+		}
+	}
+	return false
 }
 
 // differ says how the two ends of a tunnel do not hold the same one IKE SA. Where both
