@@ -303,7 +303,9 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		if s.request[m.MessageID] == 0 {
 			w.violate(RuleWindow, "%s answers %s, which nobody sent", d.h.name, t.text)
 		}
-		if old, ok := s.response[m.MessageID]; ok && old != h && !split {
+		// Who answered in a split may have died alone, and so may who asked, if that is a pair.
+		both := path.far != nil && s.apart[m.MessageID]
+		if old, ok := s.response[m.MessageID]; ok && old != h && !split && !both {
 			w.violate(RuleWindow, "%s: another answer than before: %s", d.h.name, t.text)
 		}
 		s.response[m.MessageID] = h
