@@ -123,12 +123,16 @@ func (w *world) act(a Action) {
 
 // disturbed tells the checkers of a fault.
 func (w *world) disturbed(p *pair, about *realm, a Action) {
+	switch a.Verb {
+	case Handover, Monitor, Prefer: // nothing of the other ones
+		about.rule.disturbed(a.Verb, a.For)
+		about.rule.moved(a.For)
+		return
+	}
 	for _, r := range p.realms {
 		r.rule.disturbed(a.Verb, a.For)
 	}
 	switch a.Verb {
-	case Handover, Monitor, Prefer:
-		about.rule.moved(a.For)
 	case CutClient, Lossy, FlapARP, CutWAN, LoseSync, ReplaySync:
 	default:
 		p.unsettles(a.For)
