@@ -287,7 +287,7 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 	}
 	o.checkIV(d, m, raw)
 	if t.syncs {
-		o.synchronises(d, m, t, h)
+		o.synchronises(d, m, t, h, path)
 		// These have an ID of their own, and what follows begins above all that was used
 		for _, initiator := range []bool{true, false} {
 			s := o.side(m.SPIs, initiator)
@@ -323,6 +323,8 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		s.request[m.MessageID] = h
 		return
 	}
+	// Those who came so far in a split may both be gone, if the peer is a pair.
+	split = split || path.far != nil && s.apart[s.last]
 	if s.any && m.MessageID != s.last+1 && !split {
 		w.violate(RuleWindow, "%s sends %s after request %d", d.h.name, t.text, s.last)
 	}

@@ -84,7 +84,7 @@ func isSync(raw []byte) bool {
 
 // synchronises looks at a message that synchronises message IDs: a request is answered
 // once, a retransmission of it with the same bytes; and nobody asks for ever.
-func (o *observer) synchronises(d *daemon, m *message.Message, t *told, h uint64) {
+func (o *observer) synchronises(d *daemon, m *message.Message, t *told, h uint64, path *tunnel) {
 	w := o.w
 	s := o.side(m.SPIs, m.Initiator)
 	if m.Response {
@@ -95,7 +95,9 @@ func (o *observer) synchronises(d *daemon, m *message.Message, t *told, h uint64
 		if s.syncs == nil {
 			s.syncs = map[uint32]uint64{}
 		}
-		s.syncs[t.nonce] = h
+		if path == nil || !path.split() { // who answers in a split may die alone
+			s.syncs[t.nonce] = h
+		}
 		return
 	}
 	w.Result.States["message ID sync asked"]++
