@@ -199,7 +199,7 @@ func (r *rules) died(h *host, d *daemon) {
 		r.w.Result.States["memory of a split lost"]++
 		r.forgot = r.w.now
 	}
-	if wasActive && !r.split && entitled && r.w.now-r.disturbedAt > 10*time.Second && r.pair.linksWhole() {
+	if wasActive && !r.split && entitled && o.d != nil && !o.d.still() && r.w.now-r.disturbedAt > 10*time.Second && r.pair.linksWhole() {
 		r.fell = &fallen{l, r.w.now}
 	}
 	if wasActive && !entitled {
