@@ -49,7 +49,9 @@ fuzz:
 # Seeded simulation of whole clusters: docs/simulation.md.
 sim:
 	CGO_ENABLED=0 $(GO) build -o bin/simulate ./internal/sim/simulate
-	bin/simulate $(if $(HELP),--help) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FARM_SEEDS),--farm-seeds $(FARM_SEEDS)) $(if $(FARM_SEED),--farm-seed $(FARM_SEED)) $(if $(FROM),--from $(FROM)) $(if $(REAL),--real $(REAL)) \
+	bin/simulate $(if $(HELP),--help) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FARM_SEEDS),--farm-seeds $(FARM_SEEDS)) $(if $(FARM_SEED),--farm-seed $(FARM_SEED)) \
+		$(if $(VCLUSTER_SEEDS),--vcluster-seeds $(VCLUSTER_SEEDS)) $(if $(VCLUSTER_SEED),--vcluster-seed $(VCLUSTER_SEED)) \
+		$(if $(FACING_SEEDS),--facing-seeds $(FACING_SEEDS)) $(if $(FACING_SEED),--facing-seed $(FACING_SEED)) $(if $(FROM),--from $(FROM)) $(if $(REAL),--real $(REAL)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(CRASH),--crash "$(CRASH)") $(if $(SCHEDULE),--schedule $(SCHEDULE)) \
 		$(if $(OUT),--out $(OUT)) $(if $(JSON),--json $(JSON))
 

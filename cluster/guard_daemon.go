@@ -76,6 +76,7 @@ func (g *Guard) watch(now time.Time) {
 		if g.killing--; g.killing == 0 {
 			g.unresponsive = true
 			g.killing = -1
+			g.held = nil // the owners are told that it is out, and no longer wait for it
 			g.logf("the daemon was killed and does not end")
 			g.send(now, lastWords, true)
 		}

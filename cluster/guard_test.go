@@ -505,6 +505,25 @@ func TestWatchdog(t *testing.T) {
 			t.Error("its end is not announced")
 		}
 	})
+	t.Run("hangs, entitled to something else", func(t *testing.T) {
+		b := newBench(t)
+		mine, other := Epoch{Counter: 6, Node: 2}, Epoch{Counter: 6, Node: 1}
+		b.peer.Announce.Owned, b.peer.EntitledTo = []Tenure{{1, other}}, []Tenure{{2, mine}}
+		b.g.HandleAnnounce(b.now, Announce{Owned: []Tenure{{2, mine}}})
+		progress(b, 50, 1)
+		b.g.HandleEntitle(b.now, Entitle{Scope: 1, Epoch: other, On: true})
+		if _, ok := b.g.EntitledTo(1); !ok {
+			t.Fatal("not entitled")
+		}
+		progress(b, 150, 0)
+		if !b.sent.Unresponsive {
+			t.Fatal("not announced as unresponsive")
+		}
+		// The owner no longer waits for it: should the daemon go on, it has nothing to claim.
+		if e, ok := b.g.EntitledTo(1); ok {
+			t.Errorf("its daemon does not end, and is entitled at epoch %s", e)
+		}
+	})
 	t.Run("pause of the host", func(t *testing.T) {
 		b := owner(t)
 		b.now = b.now.Add(10 * time.Second)

@@ -51,11 +51,17 @@ func (p *Pair) heal(now time.Time, why string) {
 		p.emit(Leave{p.peer.Node})
 	}
 	p.choose(p.opt.Self)
+	// Who yields brings its state; but it may have started only after the one ended from
+	// whom we took over, and have gone on alone without what that one knew.
+	forgot := p.tookFrom == p.peer.Node && p.peer.Process != p.tookProc
 	p.tookFrom = 0
 	o := Own{Trusted: true, Renewal: true, Reason: "healed: " + why, From: p.name()}
 	p.changed(now, o)
 	p.takeovers++
 	p.own(now, o)
+	if forgot {
+		p.memoryLost()
+	}
 }
 
 // rivalLost: before a split was healed, the other owner was lost. It may have been the

@@ -244,6 +244,26 @@ func TestSplitThenOneSideLosesItsMemory(t *testing.T) {
 	}
 }
 
+// TestSplitThenOneSideGoesOnAnew: behind the cut one side ends, starts again and owns once
+// more, without memory.
+func TestSplitThenOneSideGoesOnAnew(t *testing.T) {
+	w := newWorld(t, 1)
+	o, s := w.pairUp()
+	o.pair.opt.HA.Priority, s.pair.opt.HA.Priority = 100, 200
+	w.cutAll(true)
+	w.until(100*time.Millisecond, "both own", func() bool { return o.owner && s.owner })
+	w.pass(time.Second)
+	o.crash()
+	o.boot()
+	o.pair.opt.HA.Priority = 100
+	w.until(5*time.Second, "both own again", func() bool { return o.owner && s.owner })
+	w.cutAll(false)
+	w.until(3*time.Second, "synchronised", w.synchronised)
+	if !s.owner || s.rekeys != 1 {
+		t.Errorf("owner %v, rekeyed early %d times", s.owner, s.rekeys)
+	}
+}
+
 func TestOneWayCut(t *testing.T) {
 	for _, deaf := range []string{"owner", "standby"} {
 		w := newWorld(t, 1)

@@ -236,8 +236,13 @@ func (p *Pair) earlyRekey() {
 	if p.phase != owning || p.tookFrom != m.Node || !m.Running || m.Process == p.tookProc || m.Role == RoleOwner {
 		return
 	}
+	p.memoryLost()
+}
+
+// memoryLost: the process that may have gone on with what we own is another one by now.
+func (p *Pair) memoryLost() {
 	p.tookFrom = 0
-	switch m.Coverage {
+	switch p.peer.Coverage {
 	case CoverageNote:
 		p.emit(RekeyEarly{p.name() + " went on alone before it ended"})
 	case CoverageLost:

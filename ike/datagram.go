@@ -183,7 +183,7 @@ func (e *Engine) heard(sa *ikeSA) {
 
 func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 	if sa.nextRecv > 0 && h.MessageID == sa.nextRecv-1 {
-		e.repeat(sa, d)
+		e.repeat(sa, d, h)
 		return
 	}
 	if h.MessageID != sa.nextRecv {
@@ -212,10 +212,12 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 	e.heard(sa)
 	ev := &event{d: d, m: m}
 	var ps []message.Payload
-	if err == nil {
-		ps, err = e.serve(sa, ev)
-	} else {
+	if err != nil {
 		err = codecRefusal(err)
+	} else if ps = e.again(sa, m); ps != nil {
+		e.debug(sa, "request was answered before under another message ID")
+	} else {
+		ps, err = e.serve(sa, ev)
 	}
 	var refusal *NotifyError
 	if errors.As(err, &refusal) {
@@ -281,12 +283,12 @@ func (e *Engine) respond(sa *ikeSA, d Datagram, h message.Header, ps []message.P
 }
 
 // repeat answers a retransmitted request from the cache, to the bit (RFC 7296 §2.1).
-func (e *Engine) repeat(sa *ikeSA, d Datagram) {
+func (e *Engine) repeat(sa *ikeSA, d Datagram, h message.Header) {
 	if _, ok, _ := e.open(sa, d); !ok {
 		return
 	}
 	e.heard(sa)
-	if sa.answered || sa.answerTicket > e.done || sa.lastResponse == nil {
+	if sa.answered || sa.answerTicket > e.done || !sa.repeatable(h.MessageID) {
 		return // the response is still waiting for its record
 	}
 	e.counters.Duplicates++

@@ -234,7 +234,7 @@ func (e *Engine) synced(sa *ikeSA, d Datagram, v midValues) {
 func (e *Engine) renumber(sa *ikeSA, send, recv uint32) {
 	e.touch(sa)
 	if recv != sa.nextRecv {
-		sa.nextRecv, sa.lastResponse, sa.answered = recv, nil, false
+		sa.nextRecv = recv // the last response stays: see again
 	}
 	x := sa.req
 	if x == nil {

@@ -81,7 +81,7 @@ type ikeSA struct {
 	keyID ipsec.KeyID
 
 	nextSend, nextRecv uint32
-	lastResponse       []byte    // answer to request nextRecv-1
+	lastResponse       []byte    // the last answer: to request nextRecv-1, unless message IDs were synchronised since
 	lastRequest        []byte    // request nextSend-1, answered or not
 	req                *exchange // waits for its response
 

@@ -164,6 +164,9 @@ func (e *Engine) take(sa, old *ikeSA) {
 		e.tunnelChanged(sa.tunnel, "united")
 	}
 	e.arm(sa)
+	if sa.sync.wanted || sa.closing {
+		e.proceed(sa) // nothing else would ever begin what the other side was about
+	}
 }
 
 // merge unites two states of one IKE SA.

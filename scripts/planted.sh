@@ -62,14 +62,15 @@ plant() {
 
 build() { (cd "$1" && "$GO" build -trimpath -o "$2" ./internal/sim/planted/hunt); }
 
-# Patches named farm-… are looked for by schedules of farms, the others by those of pairs.
-kind=()
-kindOf() { case $1 in farm-*) kind=(-farms) ;; *) kind=() ;; esac; }
+# Patches named farm-…, vcluster-… or facing-… are looked for by schedules of that kind,
+# the others by those of pairs.
+kind=""
+kindOf() { case $1 in farm-* | vcluster-* | facing-*) kind=${1%%-*} ;; *) kind="" ;; esac; }
 
 # hunt BINARY FROM TO: the first violation as seed, rule, text; nothing if there is none.
 hunt() {
 	local status=0
-	"$1" -from "$2" -to "$3" ${workers:+-workers "$workers"} ${kind[@]+"${kind[@]}"} ${4:-} || status=$?
+	"$1" -from "$2" -to "$3" ${workers:+-workers "$workers"} ${kind:+-kind "$kind"} ${4:-} || status=$?
 	[ $status -le 1 ]
 }
 
@@ -86,7 +87,8 @@ if [ -n "$check" ]; then
 fi
 
 build "$work/clean" "$work/control"
-last=$((first + limit - 1)) highest=-1 highestFarm=-1 missed=0 rows=()
+last=$((first + limit - 1)) missed=0 rows=()
+declare -A highest=([pair]=-1 [farm]=-1 [vcluster]=-1 [facing]=-1)
 for b in "${bugs[@]}"; do
 	kindOf "$b"
 	begin=$(date +%s.%N)
@@ -114,9 +116,7 @@ for b in "${bugs[@]}"; do
 		continue
 	fi
 	IFS=$'\t' read -r seed rule text <<<"$found"
-	if [ ${#kind[@]} -gt 0 ]; then
-		if [ "$seed" -gt "$highestFarm" ]; then highestFarm=$seed; fi
-	elif [ "$seed" -gt "$highest" ]; then highest=$seed; fi
+	if [ "$seed" -gt "${highest[${kind:-pair}]}" ]; then highest[${kind:-pair}]=$seed; fi
 	echo "$b: found by seed $seed, $took s: $rule: $text"
 	rows+=("| $b | $rule | $((seed - first + 1)) | $seed | $took |")
 done
@@ -138,8 +138,7 @@ unplanted() {
 	fi
 	echo "without any bug, the $1 seeds $first to $2 violate nothing"
 }
-unplanted pair- "$highest"
-unplanted farm- "$highestFarm"
+for k in pair farm vcluster facing; do unplanted "$k-" "${highest[$k]}"; done
 if [ "$missed" -gt 0 ]; then
 	echo "$missed of ${#bugs[@]} bugs were not found"
 	exit 1

@@ -64,12 +64,12 @@ func (r *rules) frame(o, from *daemon, e statesync.SendFrame) {
 		r.w.violate(RuleEffects, "%s sends a frame that does not parse: %v", from.h.name, err)
 		return
 	}
-	a := &o.h.life.acked
+	a := &r.life(o.h).acked
 	if a.of != from.process {
 		*a = acknowledged{of: from.process, entry: a.entry, since: a.since, spis: map[ipsec.ESPSPI]ipsec.IKESPIs{}, ever: map[ipsec.ESPSPI]bool{}, bounds: map[boundOf]uint64{}, messages: map[uint64]bool{}, synced: map[ipsec.IKESPIs]uint32{}, gone: map[ipsec.IKESPIs]bool{}}
 	}
 	if f.Seq > a.seq {
-		a.handed = append(a.handed, handedFrame{f, o.h.life.owned})
+		a.handed = append(a.handed, handedFrame{f, r.life(o.h).owned})
 	}
 }
 
@@ -79,7 +79,7 @@ func (r *rules) acks(d *daemon, e statesync.SendAck) {
 		r.w.violate(RuleEcho, "%s acknowledges frame %d of its own", d.h.name, e.Seq)
 		return
 	}
-	a := &d.h.life.acked
+	a := &r.life(d.h).acked
 	if a.of != e.Process || e.Seq <= a.seq {
 		return
 	}
@@ -169,18 +169,29 @@ func (r *rules) syncSet(d *daemon) *acknowledged {
 	if o.guard == nil || o.d == nil {
 		return nil
 	}
-	if e, ok := o.guard.Entitled(); !ok || e != d.h.said.Epoch || o.life.acked.of != d.process {
+	l := r.life(o)
+	if e, ok := o.guard.EntitledTo(cluster.ScopeID(r.realm.scope)); !ok || e != d.h.of(r.realm).said.Epoch || l.acked.of != d.process {
 		return nil
 	}
-	return &o.life.acked
+	return &l.acked
+}
+
+// sentIKE: an IKE message leaves; it is judged by its realm.
+func (w *world) sentIKE(d *daemon, x ike.Datagram) {
+	if d.h.id == 0 {
+		return
+	}
+	r := w.realmAt(x.Local.Addr())
+	if r == nil || r.pair != d.h.pair {
+		w.violate(RuleEffects, "%s sends from %s, which is no address of its own", d.h.name, x.Local)
+		return
+	}
+	r.rule.sentIKE(d, x)
 }
 
 // sentIKE: an IKE message leaves. The member has to hold the record that it rests
 // on: one with the message as sent, or with the end of its IKE SA.
 func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
-	if d.h.id == 0 {
-		return
-	}
 	h := r.w.wire.hash(x.Data)
 	if r.left[h] {
 		return
@@ -197,7 +208,7 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 		}
 		return
 	}
-	d.h.life.sent(h, m.SPIs, t.text, r.w.now)
+	r.life(d.h).sent(h, m.SPIs, t.text, r.w.now)
 	r.begins(d, m, t.text, h, x)
 	a := r.syncSet(d)
 	if a == nil || a.messages[h] || a.gone[m.SPIs] {
@@ -210,7 +221,7 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 // SA and a bound that is not below.
 func (r *rules) uses(d *daemon, s *sa, dir xfrm.Direction, seq uint64) {
 	if d.p.sas[s.SPIIn] == s {
-		d.h.life.numbers(s, dir, seq)
+		r.life(d.h).numbers(s, dir, seq)
 	}
 	a := r.syncSet(d)
 	if a == nil {

@@ -2,24 +2,23 @@ package sim
 
 import (
 	"time"
+
+	"tandem/cluster"
 )
 
 // act does what the schedule wants now.
 func (w *world) act(a Action) {
-	h := w.node(a.Node)
+	h, about := w.node(a), w.named(a)
+	p := about.pair
 	if !w.begins(a, h != nil) {
 		return
 	}
 	if a.Verb.Fault() {
 		w.busy(5*time.Second + min(a.For, time.Minute))
-		if h != nil {
-			w.rule.disturbed(h, a.Verb, a.For)
-		} else {
-			w.rule.disturbed(w.gw[0], a.Verb, a.For)
-		}
+		w.disturbed(p, about, a)
 	}
 	if h == nil {
-		h = w.gw[0]
+		h = p.gw[0]
 	}
 	switch a.Verb {
 	case Kill:
@@ -41,9 +40,9 @@ func (w *world) act(a Action) {
 		h.freeze(a.For, true)
 	case PauseBoth:
 		d := min(a.For, 2*time.Second)
-		w.rule.excuse(0)
-		w.gw[0].freeze(d, false)
-		w.gw[1].freeze(d+between(w.chance, 0, 3*time.Millisecond), false)
+		about.rule.excuse(0)
+		p.gw[0].freeze(d, false)
+		p.gw[1].freeze(d+between(w.chance, 0, 3*time.Millisecond), false)
 	case CutHB, LossHB:
 		w.cutHeartbeats(h, a)
 	case CutWAN:
@@ -58,21 +57,23 @@ func (w *world) act(a Action) {
 		})
 	case Lossy:
 		w.net.lossy = max(w.net.lossy, a.Rate)
-		w.rule.excuse(a.For + 60*time.Second)
+		for _, t := range w.tunnels {
+			t.excuse(a.For + 60*time.Second)
+		}
 		w.after(a.For, func() { w.net.lossy = 0 })
 	case StallStream:
-		for _, h := range w.gw {
-			w.pipe(h).stall(w.now + min(a.For, 5*time.Second))
+		for _, h := range p.gw {
+			p.pipe(h).stall(w.now + min(a.For, 5*time.Second))
 		}
 	case BreakStream:
-		w.streams.reset(w.pipe(w.gw[0]))
-		w.streams.reset(w.pipe(w.gw[1]))
+		p.streams.reset(p.pipe(p.gw[0]))
+		p.streams.reset(p.pipe(p.gw[1]))
 	case Handover:
-		w.handover(a.For)
+		w.handover(about, a.For)
 	case Restart:
 		w.restart(h, a.For)
 	case Rolling:
-		g, o := w.gw[0], w.gw[1]
+		g, o := p.gw[0], p.gw[1]
 		w.restart(g, 2*time.Second)
 		w.after(15*time.Second, func() {
 			if !w.healing {
@@ -86,14 +87,16 @@ func (w *world) act(a Action) {
 	case StepClock:
 		h.clock.wall += a.For
 	case Monitor:
-		w.monitor(h, 0)
-		w.after(a.For, func() { w.monitor(h, 1) })
+		w.monitor(h, about, 0)
+		w.after(a.For, func() { w.monitor(h, about, 1) })
 	case Stubborn:
 		if h.id != 0 && h.d != nil {
 			d := h.d
 			d.hung = true
 			h.stubborn = w.now + a.For
-			w.rule.disturbedAt = w.now + a.For
+			for _, r := range p.realms {
+				r.rule.disturbedAt = w.now + a.For
+			}
 			w.after(a.For, func() {
 				if d.hung {
 					d.hung = false
@@ -104,15 +107,35 @@ func (w *world) act(a Action) {
 	case FlapARP:
 		for i := range 6 {
 			w.after(time.Duration(i)*between(w.chance, 5*time.Millisecond, 400*time.Millisecond), func() {
-				if o := w.gw[w.chance.IntN(2)]; o.holds {
-					w.net.announce(o)
+				if o := p.gw[w.chance.IntN(2)]; o.of(about).holds {
+					about.announce(o)
 				}
 			})
 		}
 	case Echo:
 		w.echo = w.now + min(a.For, 5*time.Second)
 	default:
-		w.everyday(h, a)
+		if !w.actOnScopes(h, about, a) {
+			w.everyday(h, a)
+		}
+	}
+}
+
+// disturbed tells the checkers of a fault.
+func (w *world) disturbed(p *pair, about *realm, a Action) {
+	switch a.Verb {
+	case Handover, Monitor, Prefer: // nothing of the other ones
+		about.rule.disturbed(a.Verb, a.For)
+		about.rule.moved(a.For)
+		return
+	}
+	for _, r := range p.realms {
+		r.rule.disturbed(a.Verb, a.For)
+	}
+	switch a.Verb {
+	case CutClient, Lossy, FlapARP, CutWAN, LoseSync, ReplaySync:
+	default:
+		p.unsettles(a.For)
 	}
 }
 
@@ -122,16 +145,18 @@ func (w *world) everyday(h *host, a Action) {
 	name, phase2 := "", ""
 	if len(w.flows) > 0 {
 		f := w.flows[a.Flow%len(w.flows)]
-		name, phase2 = "gw", "net-"+digit(f.network)
-		if h.id != 0 {
-			name, phase2 = tunnelName(f.client), tunnelName(f.client)+"-"+digit(f.network)
-		} else if f.client != h.index {
+		if h.id == 0 && f.tunnel.index != h.index {
 			f = w.flowOf(h.index)
-			phase2 = "net-" + digit(f.network)
 		}
+		if o := f.tunnel.near.owner(); o != nil && a.Node == "owner" && len(h.pair.realms) > 1 {
+			h, d = o, o.d // of that virtual cluster
+		}
+		name, phase2 = f.tunnel.name(h), f.tunnel.network(h, f.network)
 		switch a.Verb {
 		case Clear, Down, Passive:
-			w.rule.excuse(a.For + 60*time.Second)
+			for _, t := range w.tunnels {
+				t.excuse(a.For + 60*time.Second)
+			}
 		}
 		if a.Verb == Burst {
 			f.burst(a.Count, a.Rate, a.Direction)
@@ -149,8 +174,8 @@ func (w *world) everyday(h *host, a Action) {
 		w.people.flood(a.Count)
 		return
 	case Passive:
-		w.passive(true)
-		w.after(a.For, func() { w.passive(false) })
+		w.passive(w.named(a).pair, true)
+		w.after(a.For, func() { w.passive(w.named(a).pair, false) })
 		return
 	}
 	if d == nil {
@@ -180,7 +205,7 @@ func digit(n int) string { return string(rune('0' + n)) }
 
 func (w *world) flowOf(client int) *flow {
 	for _, f := range w.flows {
-		if f.client == client {
+		if f.tunnel.index == client {
 			return f
 		}
 	}
@@ -189,8 +214,8 @@ func (w *world) flowOf(client int) *flow {
 
 // provoke starts the exchange in which a crash point lies.
 func (w *world) provoke(a Action) {
-	o, c := w.owner(), w.clients[int(a.At/time.Millisecond)%len(w.clients)]
-	who := c
+	t := w.tunnels[int(a.At/time.Millisecond)%len(w.tunnels)]
+	o, who := t.near.owner(), t.end(t.near)
 	if a.Cell.Initiator {
 		who = o
 	}
@@ -279,12 +304,12 @@ func (w *world) cutHeartbeats(h *host, a Action) {
 	case 2:
 		dirs = []int{2 - int(h.id)}
 	}
-	for i := range w.links {
+	for i := range h.pair.links {
 		if a.Links&(1<<i) == 0 {
 			continue
 		}
 		for _, dir := range dirs {
-			l := &w.links[i]
+			l := &h.pair.links[i]
 			if a.Verb == CutHB {
 				l.cut[dir]++
 			} else {
@@ -296,17 +321,19 @@ func (w *world) cutHeartbeats(h *host, a Action) {
 		if w.healing {
 			return
 		}
-		w.rule.disturbedAt = w.now
+		for _, r := range h.pair.realms {
+			r.rule.disturbedAt = w.now
+		}
 		w.busy(10 * time.Second)
-		for i := range w.links {
+		for i := range h.pair.links {
 			if a.Links&(1<<i) == 0 {
 				continue
 			}
 			for _, dir := range dirs {
 				if a.Verb == CutHB {
-					w.links[i].cut[dir]--
+					h.pair.links[i].cut[dir]--
 				} else {
-					w.links[i].loss[dir] = 0
+					h.pair.links[i].loss[dir] = 0
 				}
 			}
 		}
@@ -334,16 +361,16 @@ func (w *world) cutWAN(h *host, a Action) {
 }
 
 // handover is `execute ha failover set` on the owner, and unset a little later.
-func (w *world) handover(d time.Duration) {
-	o := w.owner()
+func (w *world) handover(r *realm, d time.Duration) {
+	o := r.owner()
 	if o == nil || o.d == nil {
 		return
 	}
 	x := o.d
-	x.run(func(now time.Time) { _ = x.n.Failover(now, true) })
+	x.run(func(now time.Time) { _ = x.n.Failover(now, cluster.ScopeID(r.scope), true) })
 	w.after(min(d, 5*time.Second), func() {
 		if !x.dead {
-			x.run(func(now time.Time) { _ = x.n.Failover(now, false) })
+			x.run(func(now time.Time) { _ = x.n.Failover(now, cluster.ScopeID(r.scope), false) })
 		}
 	})
 }
@@ -354,7 +381,7 @@ func (w *world) restart(h *host, d time.Duration) {
 	if x == nil || h.id == 0 {
 		return
 	}
-	h.dontStart, x.leaving = true, true
+	h.dontStart = true
 	x.run(func(now time.Time) { x.n.Shutdown(now) })
 	w.after(5*time.Second, func() {
 		if h.d == x {
@@ -369,23 +396,19 @@ func (w *world) restart(h *host, d time.Duration) {
 	})
 }
 
-func (w *world) monitor(h *host, up int) {
-	if h.id == 0 || h.monitors == up {
+func (w *world) monitor(h *host, r *realm, up int) {
+	if h.id == 0 || h.of(r).monitors == up {
 		return
 	}
-	h.monitors = up
+	h.of(r).monitors = up
 	w.busy(5 * time.Second)
 	if d := h.d; d != nil {
-		d.run(func(now time.Time) { d.n.HandleMonitors(now, up) })
+		d.run(func(now time.Time) { d.n.HandleMonitored(now, h.monitored) })
 	}
 }
 
 // passive reloads both gateways with or without passive-mode.
-func (w *world) passive(on bool) {
-	for g, h := range w.gw {
-		h.conf = load("gw.conf", w.s.Setup.gatewayConfig(g, on))
-		if d := h.d; d != nil {
-			d.run(func(now time.Time) { d.n.Reload(now, h.conf) })
-		}
-	}
+func (w *world) passive(p *pair, on bool) {
+	p.passive = on
+	p.reload()
 }

@@ -35,7 +35,7 @@ func (a *attacker) replay(count int) {
 		if c.ike != nil {
 			n.toGateway(*c.ike)
 		} else {
-			n.espToGateway(c.esp, c.from)
+			n.espToGateway(c.esp, c.from, c.to)
 		}
 	})
 }
@@ -89,7 +89,7 @@ func (a *attacker) garbage(count int) {
 			}
 		}
 		a.tell("a forged ESP packet")
-		n.espToGateway(&x, from)
+		n.espToGateway(&x, from, c.to)
 	})
 }
 
@@ -114,8 +114,8 @@ func (a *attacker) flood(count int) {
 
 func (a *attacker) tell(text string) {
 	to := "cluster"
-	if w := a.w; w.net.target != nil {
-		to = w.net.target.name
+	if r := a.w.realms()[0]; r.target != nil {
+		to = r.target.name
 	}
 	a.w.message("attacker", to, "hostile", a.w.now, func() string { return text })
 }

@@ -64,7 +64,7 @@ func (w *world) crash(d *daemon, c Cell) {
 	if w.tracing != nil {
 		w.fault(d.h.name, "SIGKILL %s", c)
 	}
-	w.rule.disturbed(d.h, CrashAt, 0)
+	w.disturbed(d.h.pair, d.h.pair.realms[0], Action{Verb: CrashAt})
 	d.h.die(d, "crash point")
 }
 

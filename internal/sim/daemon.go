@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -17,12 +16,10 @@ import (
 // daemon is one process: the production node over a model of its shell.
 type daemon struct {
 	shell
-	h       *host
-	n       *node.Node
-	p       *plane
-	hung    bool // its loop does not turn
-	peer    cluster.Peer
-	leaving bool
+	h    *host
+	n    gateway
+	p    *plane
+	hung bool // its loop does not turn
 
 	pending []due
 
@@ -46,7 +43,7 @@ func (h *host) startDaemon() {
 	d.p = newPlane(d, rnd.Uint64())
 	o := node.Options{
 		Config: h.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
-		LocalAddr:     func(string, bool) (netip.Addr, bool) { return h.addr, true },
+		LocalAddr:     h.localAddr,
 		CookieSecret:  ipsec.NewKey(make([]byte, 32)),
 		HalfOpenLimit: halfOpenLimit,
 	}
@@ -56,12 +53,14 @@ func (h *host) startDaemon() {
 			Floor: uint64(max(0, h.clock.unix(w.now))),
 		}
 	}
-	h.said = cluster.Announce{}
-	h.release() // what an earlier process left behind
-	d.n = node.New(o)
+	for _, x := range h.scopes {
+		x.said = cluster.VCluster{}
+		x.release() // what an earlier process left behind
+		x.life = &lifetime{host: h, process: d.process, began: w.now}
+	}
+	d.n = newGateway(o)
 	d.core = d.n
 	h.d = d
-	h.life = &lifetime{host: h, process: d.process, began: w.now}
 	w.Result.Starts++
 	w.state(h.name, "starts")
 	w.busy(5 * time.Second)
@@ -70,7 +69,7 @@ func (h *host) startDaemon() {
 		h.carryGuard()
 	}
 	d.run(func(now time.Time) {
-		d.n.HandleMonitors(now, h.monitors)
+		d.n.HandleMonitored(now, h.monitored)
 		d.n.Start(now)
 	})
 }
@@ -196,7 +195,7 @@ func (w *world) crashPoint(d *daemon, effect string, after bool) bool {
 		if a.Cell != c && w.now < a.At+a.For {
 			continue
 		}
-		if a.Node != "" && w.node(a.Node) != d.h && w.now < a.At+2*a.For {
+		if a.Node != "" && w.node(a) != d.h && w.now < a.At+2*a.For {
 			continue
 		}
 		w.armed = append(w.armed[:i:i], w.armed[i+1:]...)
@@ -213,7 +212,7 @@ func (d *daemon) carry(e node.Effect) {
 	switch e := e.(type) {
 	case ike.Send:
 		w.wire.sent(d, e.Datagram)
-		w.rule.sentIKE(d, e.Datagram)
+		w.sentIKE(d, e.Datagram)
 		w.net.sendIKE(h, e.Datagram)
 	case ike.SendKeepalive:
 		w.net.keepalive(h, e)
@@ -231,44 +230,57 @@ func (d *daemon) carry(e node.Effect) {
 		}
 		d.p.carry(e)
 	case node.Activate:
-		w.note(h.name, "plane", "activate")
-		w.rule.activates(d)
+		w.note(h.name, "plane", "activate%s", h.realmOf(e.Scope).suffixAt(h))
+		if h.id != 0 {
+			h.realmOf(e.Scope).rule.activates(d)
+		}
 		d.p.carry(e)
 	case node.Retire:
-		w.note(h.name, "plane", "retire")
+		w.note(h.name, "plane", "retire%s", h.realmOf(e.Scope).suffixAt(h))
 		d.p.carry(e)
 	case node.Deactivate:
-		w.note(h.name, "plane", "deactivate")
+		w.note(h.name, "plane", "deactivate%s", h.realmOf(e.Scope).suffixAt(h))
 		d.p.carry(e)
-		w.rule.deactivates(d)
+		if r := h.realmOf(e.Scope); h.id != 0 {
+			r.rule.inactive(h.of(r).life)
+		}
 	case node.TakeWindows:
-		d.n.HandleWindows(h.local(), d.p.windows(e.Scope))
+		d.n.HandleWindows(h.local(), e.Scope, d.p.windows(e.Scope))
 	case node.Claim:
-		h.claim()
+		if h.id != 0 {
+			h.claim(h.realmOf(e.Scope))
+		}
 	case node.Reassert:
-		if h.holds {
-			h.announce(100 * time.Millisecond)
+		if r := h.realmOf(e.Scope); h.of(r).holds {
+			h.announce(r, 100*time.Millisecond)
 		}
 	case node.Release:
-		h.release()
+		h.of(h.realmOf(e.Scope)).release()
 	case node.AddRoute, node.RemoveRoute:
 		// The model's routes follow from the networks.
 	case node.Log:
 		d.logged(e)
 	case statesync.SendFrame:
-		w.streams.frame(w.pipe(h), d, e)
+		h.pair.streams.frame(h.pair.pipe(h), d, e)
 	case statesync.SendAck:
-		w.rule.acks(d, e)
-		w.streams.ack(w.pipe(h.other()), d, e)
+		h.pair.realm(xfrm.Scope(e.Scope)).rule.acks(d, e)
+		h.pair.streams.ack(h.pair.pipe(h.other()), d, e)
 	case cluster.Announce:
-		h.said = e
-		w.rule.announced(d, e)
-		w.state(h.name, roleName(e.Role))
+		role := cluster.RoleNone
+		for _, r := range h.pair.realms {
+			said := announcedOf(e, r.scope)
+			role = max(role, said.Role)
+			h.of(r).said = said
+			r.rule.announced(d, said)
+		}
+		w.state(h.name, roleName(role))
 		h.tellGuard(d, func(now time.Time) { h.guard.HandleAnnounce(now, e) })
 	case cluster.Entitle:
 		h.tellGuard(d, func(now time.Time) {
 			h.guard.HandleEntitle(now, e)
-			w.rule.pollSplit()
+			for _, r := range h.pair.realms {
+				r.rule.pollSplit()
+			}
 		})
 	case cluster.Claim:
 		h.tellGuard(d, func(now time.Time) { h.guard.HandleClaim(now, e) })
@@ -348,7 +360,7 @@ func (d *daemon) writeNote(e cluster.WriteNote) {
 // logged looks at a line as a reader of the log would.
 func (d *daemon) logged(e node.Log) {
 	w := d.h.w
-	w.rule.logged(d, e)
+	w.logged(d, e)
 	if w.tracing != nil {
 		w.note(d.h.name, "log", "%s", logLine(e))
 	}

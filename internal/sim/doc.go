@@ -8,6 +8,9 @@
 // run, always the same. Checkers watch the run from outside: they know what every
 // process sealed, delivered, said on the wire and held, and nothing of why.
 //
+// A world is one pair with its clients, a pair with virtual clusters, or two pairs that
+// face each other; a farm is a world of its own. What of a pair moves as one is a realm.
+//
 // A walk: Generate(seed) → Run → a Violation → Shrink drops actions of the schedule
 // as long as the same rule is violated → the shrunk run is repeated with a trace.
 package sim

@@ -43,7 +43,7 @@ type callerDaemon struct {
 }
 
 func newCaller(w *farm, i int) *caller {
-	return &caller{w: w, index: i, name: fmt.Sprintf("client%d", i+1), conf: load("client.conf", w.s.Setup.clientConfig(i)), r: stream(w.s.Seed, fmt.Sprintf("farm client %d", i))}
+	return &caller{w: w, index: i, name: fmt.Sprintf("client%d", i+1), conf: load("client.conf", w.s.Setup.clientConfig(i, clusterAddr)), r: stream(w.s.Seed, fmt.Sprintf("farm client %d", i))}
 }
 
 func (c *caller) excuse(d time.Duration) { c.excused = max(c.excused, c.w.now+d) }

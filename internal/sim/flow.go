@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// flow is the traffic between a client's network and the server behind the gateways.
+// flow is the traffic of a network beyond a tunnel with the server behind the gateways.
 type flow struct {
 	w       *world
-	client  int
+	tunnel  *tunnel
 	network int
 	r       *rand.Rand
 
@@ -37,9 +37,12 @@ func (f *flow) send(toSite bool) {
 	w.serial++
 	pkt := &packet{serial: w.serial, flow: f, toSite: toSite, at: w.now}
 	w.Result.Packets++
-	h := w.clients[f.client]
+	h, from := f.tunnel.client, f.tunnel.far
 	if toSite {
-		if h = w.net.target; h == nil || !h.holds || !h.powered {
+		from = f.tunnel.near
+	}
+	if from != nil {
+		if h = from.target; h == nil || !h.of(from).holds || !h.powered {
 			return
 		}
 	}

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"net/netip"
 	"time"
 
 	"tandem/cluster"
@@ -11,12 +10,14 @@ import (
 // host is a machine: power, clock, disk, guardian, daemon. A client has no guardian.
 type host struct {
 	machine
-	w     *world
-	index int // of a client
-	addr  netip.Addr
-	clock clock
-	conf  *config.Config
-	disk  disk
+	w      *world
+	pair   *pair  // nil: a client
+	near   *realm // of a client: where its tunnel leads
+	index  int    // of a client; of a gateway, that of its pair
+	clock  clock
+	conf   *config.Config
+	disk   disk
+	scopes []*hosted // of its pair's realms, in their order; a client has one
 
 	asleep    bool // the guardian's ticks are skipped: nothing can happen
 	sleptAt   time.Duration
@@ -24,13 +25,17 @@ type host struct {
 	skipped   time.Duration // by all sleeps
 	stubborn  time.Duration // until when the daemon does not die
 	dontStart bool          // the schedule starts it again
-	said      cluster.Announce
-	holds     bool // the shared addresses are on its interfaces
-	claims    uint64
-	monitors  int
-	wanCut    [2]int // from it, towards it: how many faults cut it
+	wanCut    [2]int        // from it, towards it: how many faults cut it
 	d         *daemon
-	life      *lifetime // of the daemon that lives or lived last
+}
+
+// hosted is what a host has of a realm.
+type hosted struct {
+	said     cluster.VCluster // its role and epoch
+	holds    bool             // the shared addresses are on its interfaces
+	claims   uint64
+	monitors int       // monitored interfaces that work
+	life     *lifetime // of the daemon that lives or lived last
 }
 
 // disk keeps a node's epoch and note.
@@ -45,7 +50,10 @@ type disk struct {
 }
 
 // newHost makes a machine that is off.
-func newHost(h host, id cluster.NodeID, name string) *host {
+func newHost(h host, id cluster.NodeID, name string, realms int) *host {
+	for range realms {
+		h.scopes = append(h.scopes, &hosted{monitors: 1})
+	}
 	h.machine = machine{scene: &h.w.scene, id: id, name: name, parts: &h}
 	return &h
 }
@@ -59,7 +67,15 @@ func (h *host) running() *shell {
 	return &h.d.shell
 }
 
-func (h *host) other() *host { return h.w.gw[2-int(h.id)] }
+func (h *host) other() *host { return h.pair.gw[2-int(h.id)] }
+
+// of is what the host has of a realm.
+func (h *host) of(r *realm) *hosted {
+	if h.pair == nil {
+		return h.scopes[0]
+	}
+	return h.scopes[r.index]
+}
 
 func (h *host) local() time.Time { return h.clock.at(h.w.now) }
 
@@ -94,7 +110,7 @@ func (h *host) guardTime() time.Time { return h.clock.at(h.w.now).Add(-h.skipped
 func (h *host) tick() {
 	w := h.w
 	d := h.guard.TickInterval()
-	if until := w.nothingBefore(); until > w.now+20*d {
+	if until := w.nothingBefore(h.pair); until > w.now+20*d {
 		h.sleep(until)
 		return
 	}
@@ -123,16 +139,22 @@ func (h *host) wake() {
 
 // nothingBefore is up to when no guardian can have anything to notice: both hear each
 // other and no fault is on or due. It is the present when something is going on.
-func (w *world) nothingBefore() time.Duration {
+func (w *world) nothingBefore(p *pair) time.Duration {
 	if w.now < w.quiet {
 		return w.now
 	}
-	for _, h := range w.gw {
-		if h.guard == nil || h.frozen || h.d == nil || h.d.stopped || h.d.hung || h.said.Role == cluster.RoleNone || h.stubborn > w.now {
+	for _, h := range p.gw {
+		if h.guard == nil || h.frozen || h.d == nil || h.d.stopped || h.d.hung || h.stubborn > w.now {
 			return w.now
 		}
 	}
-	if w.gw[0].said.Role == w.gw[1].said.Role || !w.linksWhole() || w.healing {
+	for i := range p.realms {
+		a, b := p.gw[0].scopes[i].said.Role, p.gw[1].scopes[i].said.Role
+		if a == cluster.RoleNone || b == cluster.RoleNone || a == b {
+			return w.now
+		}
+	}
+	if !p.linksWhole() || w.healing {
 		return w.now
 	}
 	for i, a := range w.s.Actions {
@@ -146,8 +168,9 @@ func (w *world) nothingBefore() time.Duration {
 // busy keeps the guardians awake for a while.
 func (w *world) busy(d time.Duration) {
 	w.quiet = max(w.quiet, w.now+d)
-	w.gw[0].wake()
-	w.gw[1].wake()
+	for _, h := range w.gateways() {
+		h.wake()
+	}
 }
 
 // carryGuard does what the guardian wants done.
@@ -163,7 +186,7 @@ func (h *host) carryGuard() {
 			w.sendHeartbeat(h, e)
 		case cluster.KillDaemon:
 			w.fault(h.name, "the guardian kills the daemon: %s", e.Reason)
-			h.release()
+			h.releaseAll()
 			if d := h.d; d != nil {
 				w.after(max(between(w.chance, 200*time.Microsecond, 3*time.Millisecond), h.stubborn-w.now), func() { h.die(d, "SIGKILL by its guardian") })
 			}
@@ -187,26 +210,27 @@ func (h *host) tellDaemon(e cluster.GuardEffect) {
 	case cluster.TellPeer:
 		w.note(h.name, "guardian", "hears %s: process %x, running %v, role %d, epoch %s, entitled %v", e.Peer.Name, uint64(e.Peer.Process)&0xffff, e.Peer.Running, e.Peer.Role, e.Peer.Epoch, e.Peer.Entitled)
 	case cluster.TellLoss:
-		w.note(h.name, "guardian", "lost gw%d (%d), entitled %v", e.Node, e.Kind, e.Entitled)
+		w.note(h.name, "guardian", "lost %s (%d), entitled %v, claims %v", h.other().name, e.Kind, e.Entitled, e.Claimed)
 		w.busy(5 * time.Second)
-		w.rule.loses(h)
+		for _, x := range h.pair.realms {
+			x.rule.loses(h)
+		}
 	}
 	h.toDaemon = w.fifo(h.toDaemon, w.hop(), func() {
 		d.run(func(now time.Time) {
 			switch e := e.(type) {
 			case cluster.TellPeer:
-				d.peer = e.Peer
-				w.streams.hears(w.pipe(h), e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
+				h.pair.streams.hears(h.pair.pipe(h), e.Peer.Process, len(e.Peer.Links) > 0 && e.Peer.Running)
 				d.n.HandlePeer(now, e.Peer)
 			case cluster.TellLoss:
-				w.streams.hears(w.pipe(h), 0, false)
-				d.n.HandleLoss(now, e.Node, e.Kind, e.Entitled, e.Detected)
+				h.pair.streams.hears(h.pair.pipe(h), 0, false)
+				d.n.HandleLoss(now, e)
 			case cluster.TellRemoved:
-				d.n.HandleRemoved(now, e.Node)
+				d.n.HandleRemoved(now, e.Scope, e.Node)
 			case cluster.TellEntitled:
-				d.n.HandleEntitled(now, e.Epoch)
+				d.n.HandleEntitled(now, e.Scope, e.Epoch)
 			case cluster.TellClaimed:
-				d.n.HandleClaimed(now, e.Epoch, e.OK)
+				d.n.HandleClaimed(now, e.Scope, e.Epoch, e.OK)
 			}
 		})
 	})
@@ -229,14 +253,25 @@ func (h *host) die(d *daemon, why string) {
 	w.mix("die", uint64(h.id), uint64(h.boots))
 	d.end()
 	h.d = nil
-	w.rule.died(h, d)
+	h.died(d)
 	w.busy(5 * time.Second)
 	if h.id == 0 {
 		w.after(between(w.chance, 100*time.Millisecond, 2*time.Second), h.startDaemon)
 		return
 	}
-	w.streams.died(h, h.other(), d.process)
-	h.tellDeath(h.release, func() bool { return !h.dontStart })
+	h.pair.streams.died(h, h.other(), d.process)
+	h.tellDeath(h.releaseAll, func() bool { return !h.dontStart })
+}
+
+// died tells the checkers that a process is gone.
+func (h *host) died(d *daemon) {
+	if h.id == 0 {
+		h.w.tunnels[h.index].excuse(60 * time.Second)
+		return
+	}
+	for _, x := range h.pair.realms {
+		x.rule.died(h, d)
+	}
 }
 
 // endGuardian ends guardian and daemon (PDEATHSIG) without a word; the shared
@@ -247,12 +282,14 @@ func (h *host) endGuardian() {
 	}
 	h.dropGuard()
 	h.asleep = false
-	h.said = cluster.Announce{}
+	for _, x := range h.scopes {
+		x.said = cluster.VCluster{}
+	}
 	if d := h.d; d != nil {
 		d.end()
 		h.d = nil
-		h.w.rule.died(h, d)
-		h.w.streams.died(h, h.other(), d.process)
+		h.died(d)
+		h.pair.streams.died(h, h.other(), d.process)
 	}
 	h.w.busy(5 * time.Second)
 }
@@ -263,7 +300,10 @@ func (h *host) powerOff() {
 		return
 	}
 	h.w.fault(h.name, "the host is lost")
-	h.powered, h.holds = false, false
+	h.powered = false
+	for _, x := range h.scopes {
+		x.holds = false
+	}
 	if h.id != 0 {
 		h.endGuardian()
 		return
@@ -271,17 +311,14 @@ func (h *host) powerOff() {
 	if d := h.d; d != nil {
 		d.end()
 		h.d = nil
-		h.w.rule.died(h, d)
+		h.died(d)
 	}
 }
 
-// claim puts the shared addresses on the host, and announces them a moment later.
-func (h *host) claim() {
-	if h.id == 0 {
-		return
-	}
-	h.holds = true
-	h.announce(between(h.w.chance, 100*time.Microsecond, 5*time.Millisecond))
+// claim puts a realm's shared addresses on the host, and announces them a moment later.
+func (h *host) claim(r *realm) {
+	h.of(r).holds = true
+	h.announce(r, between(h.w.chance, 100*time.Microsecond, 5*time.Millisecond))
 }
 
 // The arps and arps-interval of the configurations.
@@ -291,16 +328,17 @@ const (
 )
 
 // announce tells the neighbours after a while, and a few times more.
-func (h *host) announce(after time.Duration) {
-	h.claims++
-	n, d, left := h.claims, h.d, arps
+func (h *host) announce(r *realm, after time.Duration) {
+	x := h.of(r)
+	x.claims++
+	n, d, left := x.claims, h.d, arps
 	var again func()
 	again = func() {
-		if h.claims != n || h.d != d || d == nil {
+		if x.claims != n || h.d != d || d == nil {
 			return
 		}
 		if !h.frozen && !d.stopped {
-			h.w.net.announce(h)
+			r.announce(h)
 		}
 		if left--; left > 0 {
 			h.w.after(arpsInterval, again)
@@ -309,9 +347,15 @@ func (h *host) announce(after time.Duration) {
 	h.w.after(after, again)
 }
 
-func (h *host) release() {
-	h.holds = false
-	h.claims++
+func (h *host) releaseAll() {
+	for _, x := range h.scopes {
+		x.release()
+	}
+}
+
+func (x *hosted) release() {
+	x.holds = false
+	x.claims++
 }
 
 // freeze stops everything on a host; with its clock too if the hypervisor does it.

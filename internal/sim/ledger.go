@@ -10,10 +10,9 @@ import (
 	"tandem/xfrm"
 )
 
-// ledger remembers every packet that was sealed and every inner packet that was
-// delivered, by whom.
+// ledger remembers every packet of a realm's tunnels that was sealed and every inner
+// packet that was delivered, by whom.
 type ledger struct {
-	ivs   ivLedger
 	flows map[saID]*record
 	list  []*record
 }
@@ -44,7 +43,6 @@ type saID struct {
 type record struct {
 	id        saID
 	ofCluster bool // the cluster is its sender
-	client    int
 	maxSent   uint64
 	sentBy    map[cluster.ProcessID]uint64
 	got       map[uint64]cluster.ProcessID // delivered, by sequence number
@@ -56,14 +54,14 @@ type record struct {
 }
 
 func (l *ledger) init() {
-	l.ivs, l.flows = ivLedger{}, map[saID]*record{}
+	l.flows = map[saID]*record{}
 }
 
 func (l *ledger) record(spi ipsec.ESPSPI, key uint64) *record {
 	id := saID{spi, key}
 	r := l.flows[id]
 	if r == nil {
-		r = &record{id: id, client: -1, sentBy: map[cluster.ProcessID]uint64{}, got: map[uint64]cluster.ProcessID{}}
+		r = &record{id: id, sentBy: map[cluster.ProcessID]uint64{}, got: map[uint64]cluster.ProcessID{}}
 		l.flows[id] = r
 		l.list = append(l.list, r)
 	}
@@ -87,19 +85,20 @@ func (l *ledger) sealed(w *world, d *daemon, s *sa, x *sealed, iv [8]byte) {
 	r := l.record(s.SPIOut, s.keyOut)
 	r.last = w.now
 	if s.Suite.Encr.AEAD() {
-		l.ivs.used(&w.scene, r.id.key, binary.BigEndian.Uint64(iv[:]), x.inner.serial<<20^x.seq, d.process, d.h.name)
+		w.ivs.used(&w.scene, r.id.key, binary.BigEndian.Uint64(iv[:]), x.inner.serial<<20^x.seq, d.process, d.h.name)
 	}
 	if own := r.sentBy[d.process]; x.seq <= own {
 		w.violate(RuleSequence, "%s sends #%d after #%d on SPI %s", d.h.name, x.seq, own, x.spi)
 	}
 	if d.h.id != 0 {
 		r.ofCluster = true
-		if x.seq <= r.maxSent && !w.rule.excused(r) {
+		rule := &d.h.realmOf(s.scope.id).rule
+		if x.seq <= r.maxSent && !rule.excused(r) {
 			w.violate(RuleSequence, "%s sends #%d on SPI %s, on which the cluster had sent #%d", d.h.name, x.seq, x.spi, r.maxSent)
 		}
-		w.rule.sends(d, r)
-		w.rule.uses(d, s, xfrm.Outbound, x.seq)
-		w.rule.sendsTo(d, r, x.to, x.inner.flow.client)
+		rule.sends(d, r)
+		rule.uses(d, s, xfrm.Outbound, x.seq)
+		rule.sendsTo(d, r, x.to, x.inner.flow.tunnel)
 	}
 	r.maxSent = max(r.maxSent, x.seq)
 	r.sentBy[d.process] = x.seq
@@ -122,8 +121,9 @@ func containsMarker(b []byte) bool {
 func (l *ledger) delivered(w *world, d *daemon, s *sa, seq uint64, pkt *packet) {
 	r := l.record(s.SPIIn, s.keyIn)
 	r.last = w.now
+	rule := &d.h.realmOf(s.scope.id).rule
 	if by, ok := r.got[seq]; ok && s.ReplayWindow > 0 {
-		if by == d.process || d.h.id == 0 || !w.rule.excused(r) {
+		if by == d.process || d.h.id == 0 || !rule.excused(r) {
 			w.violate(RuleReplay, "%s delivers #%d of SPI %s, which was delivered before", d.h.name, seq, s.SPIIn)
 		}
 	}
@@ -131,8 +131,8 @@ func (l *ledger) delivered(w *world, d *daemon, s *sa, seq uint64, pkt *packet) 
 	r.maxGot = max(r.maxGot, seq)
 	if d.h.id != 0 {
 		r.price.count(w.now)
-		w.rule.sends(d, r)
-		w.rule.uses(d, s, xfrm.Inbound, seq)
+		rule.sends(d, r)
+		rule.uses(d, s, xfrm.Inbound, seq)
 	}
 	dir := 0
 	if pkt.toSite {
@@ -142,7 +142,7 @@ func (l *ledger) delivered(w *world, d *daemon, s *sa, seq uint64, pkt *packet) 
 	pkt.flow.count[dir]++
 	w.Result.Delivered++
 	w.mix("deliver", pkt.serial, seq)
-	w.rule.carried(pkt)
+	pkt.flow.tunnel.carriedAt = w.now
 }
 
 // refused notes a packet that d did not open: hostile, a replay, or the price of a
@@ -155,7 +155,7 @@ func (l *ledger) refused(w *world, d *daemon, s *sa, x *sealed) {
 	if _, ok := r.got[x.seq]; !ok && x.key == s.keyIn {
 		w.Result.Rejected++
 		if !d.p.left(s, x.seq) {
-			w.rule.pays(d, s, r, x)
+			d.h.realmOf(s.scope.id).rule.pays(d, s, r, x)
 		}
 	}
 }

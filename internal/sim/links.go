@@ -8,6 +8,7 @@ import (
 	"tandem/cluster"
 	"tandem/internal/ipsec"
 	statesync "tandem/sync"
+	"tandem/xfrm"
 )
 
 var errDisk = errors.New("no space left on device")
@@ -19,25 +20,6 @@ type hbLink struct {
 }
 
 var heartbeatKey = ipsec.NewKey([]byte("example: heartbeat key of the simulation"))
-
-func (w *world) linksWhole() bool {
-	for _, l := range w.links {
-		if l.cut != [2]int{} || l.loss != [2]float64{} {
-			return false
-		}
-	}
-	return true
-}
-
-// connected: TCP works, which needs both directions of a link.
-func (w *world) connected() bool {
-	for _, l := range w.links {
-		if l.cut == [2]int{} {
-			return w.gw[0].powered && w.gw[1].powered
-		}
-	}
-	return false
-}
 
 func (w *world) sendHeartbeat(h *host, e cluster.SendHeartbeat) {
 	to, dir := h.other(), int(h.id)-1
@@ -52,8 +34,8 @@ func (w *world) sendHeartbeat(h *host, e cluster.SendHeartbeat) {
 			return
 		}
 	}
-	for i := range w.links {
-		l := &w.links[i]
+	for i := range h.pair.links {
+		l := &h.pair.links[i]
 		for range e.Copies {
 			if l.cut[dir] > 0 || chance(w.chance, l.loss[dir]) || !to.powered {
 				continue
@@ -64,7 +46,9 @@ func (w *world) sendHeartbeat(h *host, e cluster.SendHeartbeat) {
 						to.wake()
 					}
 					x := *hb
-					w.rule.hears(to, &x)
+					for _, r := range to.pair.realms {
+						r.rule.hears(to, &x)
+					}
 					_ = to.guard.HandleHeartbeat(to.guardTime(), cluster.Link{Device: fmt.Sprintf("hb%d", i), Addr: fmt.Sprintf("fe80::%d", h.id)}, &x)
 					to.carryGuard()
 				})
@@ -74,15 +58,16 @@ func (w *world) sendHeartbeat(h *host, e cluster.SendHeartbeat) {
 }
 
 // initStreams makes the replication streams between the gateways.
-func (w *world) initStreams() {
-	w.streams.init(&w.scene, len(w.gw))
-	w.streams.delay = w.streamDelay
-	w.streams.opens = func(p *pipe[*host, *daemon]) bool { return w.connected() && !p.to.frozen }
-	w.streams.whole = func(*pipe[*host, *daemon]) bool { return w.connected() }
-	w.streams.leaves = func(p *pipe[*host, *daemon], d *daemon, e statesync.SendFrame) {
+func (p *pair) initStreams() {
+	w := p.w
+	p.streams.init(&w.scene, len(p.gw))
+	p.streams.delay = w.streamDelay
+	p.streams.opens = func(x *pipe[*host, *daemon]) bool { return p.connected() && !x.to.frozen }
+	p.streams.whole = func(*pipe[*host, *daemon]) bool { return p.connected() }
+	p.streams.leaves = func(x *pipe[*host, *daemon], d *daemon, e statesync.SendFrame) {
 		if w.now < w.echo {
 			w.after(w.streamDelay(), func() {
-				d.run(func(now time.Time) { _ = d.n.HandleFrame(now, p.from.id, d.process, e.Frame) })
+				d.run(func(now time.Time) { _ = d.n.HandleFrame(now, x.from.id, d.process, e.Scope, e.Frame) })
 			})
 		}
 	}
@@ -95,14 +80,11 @@ func (w *world) streamDelay() time.Duration {
 	return between(w.chance, 30*time.Microsecond, 800*time.Microsecond)
 }
 
-// pipe is the stream from a gateway to the other one.
-func (w *world) pipe(from *host) *pipe[*host, *daemon] { return w.streams.pipe(from, from.other()) }
-
 func (d *daemon) takesFrame(now time.Time, from *daemon, e statesync.SendFrame) error {
-	d.h.w.rule.frame(d, from, e)
-	return d.n.HandleFrame(now, from.h.id, from.process, e.Frame)
+	d.h.pair.realm(xfrm.Scope(e.Scope)).rule.frame(d, from, e)
+	return d.n.HandleFrame(now, from.h.id, from.process, e.Scope, e.Frame)
 }
 
 func (d *daemon) takesAck(now time.Time, from *daemon, e statesync.SendAck) {
-	d.n.HandleAck(now, from.h.id, from.process, e.Seq)
+	d.n.HandleAck(now, from.h.id, from.process, e.Scope, e.Seq)
 }

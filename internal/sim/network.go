@@ -10,16 +10,15 @@ import (
 	"tandem/internal/sim/trace"
 )
 
-// network is the outer network between clients and gateways, and who of these the
-// neighbours believe to have the shared addresses.
+// network is the outer network between clients and gateways.
 type network struct {
-	w       *world
-	r       *rand.Rand
-	target  *host
-	lossy   float64 // while a fault lasts
-	cut     []int   // of each client's link
-	outside []natState
-	seen    []captured // what went to the cluster last, for attackers
+	w        *world
+	r        *rand.Rand
+	lossy    float64       // while a fault lasts
+	cut      []int         // of each client's link
+	syncless time.Duration // until when messages that synchronise message IDs get lost
+	outside  []natState
+	seen     []captured // what went to the cluster last, for attackers
 }
 
 // natState is how a client looks from outside.
@@ -33,28 +32,10 @@ type captured struct {
 	ike  *ike.Datagram // as it arrives
 	esp  *sealed
 	from netip.AddrPort
+	to   *realm
 }
 
 const capturedMax = 200
-
-// announce: the neighbours learn where the shared addresses are.
-func (n *network) announce(h *host) {
-	if !h.holds || !h.powered {
-		return
-	}
-	if n.target != h {
-		n.w.note(h.name, "arp", "announces the shared addresses")
-	}
-	n.target = h
-}
-
-// gateway is who gets what is sent to the shared addresses; nil: nobody.
-func (n *network) gateway() *host {
-	if h := n.target; h != nil && h.holds && h.powered && h.wanCut[1] == 0 {
-		return h
-	}
-	return nil
-}
 
 // seenFrom is a client's address as the cluster sees it.
 func (n *network) seenFrom(i int, a netip.AddrPort) netip.AddrPort {
@@ -128,32 +109,59 @@ func (n *network) sendIKE(h *host, d ike.Datagram) {
 	w := n.w
 	until := time.Duration(-1)
 	to := ""
-	if h.id != 0 {
+	t := w.tunnelAt(h, d)
+	switch {
+	case h.id != 0 && t != nil && t.far != nil:
+		r := w.realmAt(d.Remote.Addr())
+		if r == nil {
+			break // an attacker's address
+		}
+		to = r.called()
+		if h.wanCut[0] == 0 && h.of(w.realmAt(d.Local.Addr())).holds && !n.loses(d.Data) {
+			x := ike.Datagram{Local: d.Remote, Remote: d.Local, NonESP: d.NonESP, Data: d.Data}
+			n.capture(captured{ike: &x, from: d.Local, to: r})
+			until = n.carry(len(d.Data)+28, func() { n.toGateway(x) })
+		}
+		w.wire.onWire(d.Data, t, until < 0)
+	case h.id != 0:
 		if i, local := n.inside(d.Remote); i >= 0 {
 			to = w.clients[i].name
-			if h.wanCut[0] == 0 && h.holds {
+			if h.wanCut[0] == 0 && h.of(w.tunnels[i].near).holds && !n.loses(d.Data) {
 				until = n.carry(len(d.Data)+28, func() {
 					if !n.clientCut(i) {
 						n.toClient(i, ike.Datagram{Local: local, Remote: d.Local, NonESP: d.NonESP, Data: d.Data})
 					}
 				})
 			}
-			w.wire.onWire(d.Data, i, until < 0)
+			w.wire.onWire(d.Data, w.tunnels[i], until < 0)
 		}
-	} else {
-		to = "cluster"
-		if n.target != nil {
-			to = n.target.name
-		}
-		if !n.clientCut(h.index) && d.Remote.Addr() == clusterAddr {
+	default:
+		r := t.near
+		to = r.called()
+		if !n.clientCut(h.index) && d.Remote.Addr() == r.addr {
 			from := n.seenFrom(h.index, d.Local)
 			x := ike.Datagram{Local: d.Remote, Remote: from, NonESP: d.NonESP, Data: d.Data}
-			n.capture(captured{ike: &x, from: from})
-			until = n.carry(len(d.Data)+28, func() { n.toGateway(x) })
+			n.capture(captured{ike: &x, from: from, to: r})
+			if !n.loses(d.Data) {
+				until = n.carry(len(d.Data)+28, func() { n.toGateway(x) })
+			}
 		}
-		w.wire.onWire(d.Data, h.index, until < 0)
+		w.wire.onWire(d.Data, t, until < 0)
 	}
 	w.message(h.name, to, trace.ClassIKE, until, func() string { return w.wire.describe(d.Data) })
+}
+
+// called is the host that the neighbours believe in, for people.
+func (r *realm) called() string {
+	if r.target != nil {
+		return r.target.name
+	}
+	return "cluster"
+}
+
+// loses: while a fault lasts, every other message that synchronises message IDs is lost.
+func (n *network) loses(raw []byte) bool {
+	return n.w.now < n.syncless && isSync(raw) && chance(n.r, 0.5)
 }
 
 func (n *network) toClient(i int, d ike.Datagram) {
@@ -164,7 +172,11 @@ func (n *network) toClient(i int, d ike.Datagram) {
 }
 
 func (n *network) toGateway(d ike.Datagram) {
-	if h := n.gateway(); h != nil && h.d != nil {
+	r := n.w.realmAt(d.Local.Addr())
+	if r == nil {
+		return
+	}
+	if h := r.gateway(); h != nil && h.d != nil {
 		g := h.d
 		n.w.wire.received(g, d)
 		g.run(func(now time.Time) { g.n.HandleIKE(now, d) })
@@ -177,7 +189,19 @@ func (n *network) keepalive(h *host, k ike.SendKeepalive) {}
 func (n *network) sendESP(h *host, s *sa, x *sealed) {
 	w := n.w
 	until, to := time.Duration(-1), ""
-	if h.id != 0 {
+	t := x.inner.flow.tunnel
+	switch {
+	case t.far != nil:
+		r := w.realmAt(s.Remote.Addr())
+		if r == nil || r.pair == h.pair {
+			break
+		}
+		to = r.called()
+		if h.wanCut[0] == 0 && h.of(h.realmOf(s.scope.id)).holds {
+			n.capture(captured{esp: x, from: s.Local, to: r})
+			until = n.carry(100, func() { n.espToGateway(x, s.Local, r) })
+		}
+	case h.id != 0:
 		at := s.Remote
 		if !s.UDPEncap {
 			at = netip.AddrPortFrom(s.Remote.Addr(), 0)
@@ -187,7 +211,7 @@ func (n *network) sendESP(h *host, s *sa, x *sealed) {
 		}
 		if i, _ := n.inside(at); i >= 0 {
 			to = w.clients[i].name
-			if h.wanCut[0] == 0 && h.holds {
+			if h.wanCut[0] == 0 && h.of(h.realmOf(s.scope.id)).holds {
 				until = n.carry(100, func() {
 					if c := w.clients[i].d; c != nil && !n.clientCut(i) {
 						c.p.run(func() { c.p.receive(x, s.Local) })
@@ -195,22 +219,19 @@ func (n *network) sendESP(h *host, s *sa, x *sealed) {
 				})
 			}
 		}
-	} else {
-		to = "cluster"
-		if n.target != nil {
-			to = n.target.name
-		}
+	default:
+		to = t.near.called()
 		if !n.clientCut(h.index) {
 			from := n.seenFrom(h.index, s.Local)
-			n.capture(captured{esp: x, from: from})
-			until = n.carry(100, func() { n.espToGateway(x, from) })
+			n.capture(captured{esp: x, from: from, to: t.near})
+			until = n.carry(100, func() { n.espToGateway(x, from, t.near) })
 		}
 	}
 	w.message(h.name, to, trace.ClassESP, until, func() string { return fmt.Sprintf("ESP %s #%d", x.spi, x.seq) })
 }
 
-func (n *network) espToGateway(x *sealed, from netip.AddrPort) {
-	if h := n.gateway(); h != nil && h.d != nil {
+func (n *network) espToGateway(x *sealed, from netip.AddrPort, to *realm) {
+	if h := to.gateway(); h != nil && h.d != nil {
 		g := h.d
 		g.p.run(func() { g.p.receive(x, from) })
 	}

@@ -2,10 +2,13 @@ package sim
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"time"
 
+	"tandem/cluster"
 	"tandem/ike"
 	"tandem/ike/keymat"
 	"tandem/ike/message"
@@ -21,6 +24,7 @@ type observer struct {
 	known   map[uint64]*told // by hash of the message
 	sides   map[sideID]*side
 	fake    map[uint64]bool // messages that an attacker made
+	keysHex []string        // what must never be read in a log
 }
 
 type ikeKeys struct {
@@ -34,6 +38,7 @@ type told struct {
 	label    label // exchange; initiator says that it is a request
 	text     string
 	syncs    bool   // message IDs (RFC 6311)
+	nonce    uint32 // of a message that does
 	proposes uint32 // the next message ID of its sender, of a request that does
 }
 
@@ -56,6 +61,14 @@ type side struct {
 	attempts map[uint32]int  // transmissions of the request
 	lost     map[uint32]int  // of the request or of its response, by the network
 	apart    map[uint32]bool // the request was first sent while there were two owners
+
+	// Messages with which this end synchronises message IDs: its answers by nonce, and how
+	// often a process asked.
+	syncs map[uint32]uint64
+	asks  struct {
+		of    cluster.ProcessID
+		times int
+	}
 }
 
 func (o *observer) init(w *world) {
@@ -68,11 +81,24 @@ func (o *observer) keys(k ike.KeyLog) {
 	if o.openers[k.SPIs] == nil {
 		// The engine wipes its keys when the IKE SA ends.
 		x := &ikeKeys{aead: k.Suite.Encr.AEAD(), name: [2]uint64{keyName(k.Ei), keyName(k.Er)}}
-		x.sealer[0], _ = keymat.NewOpener(k.Suite, k.Ei, k.Ai)
-		x.sealer[1], _ = keymat.NewOpener(k.Suite, k.Er, k.Ar)
+		own := func(k ipsec.Key) ipsec.Key { return ipsec.NewKey(slices.Clone(k.Bytes())) }
+		x.sealer[0], _ = keymat.NewOpener(k.Suite, own(k.Ei), own(k.Ai))
+		x.sealer[1], _ = keymat.NewOpener(k.Suite, own(k.Er), own(k.Ar))
 		o.openers[k.SPIs] = x
 	}
-	o.w.rule.learnKey(k.Ei, k.Er, k.Ai, k.Ar)
+	o.learnKey(k.Ei, k.Er, k.Ai, k.Ar)
+}
+
+// learnKey remembers what must never be read in a log. Half of a key is enough.
+func (o *observer) learnKey(keys ...ipsec.Key) {
+	if !o.w.s.Real {
+		return
+	}
+	for _, k := range keys {
+		if k.Len() >= 16 && len(o.keysHex) < 4096 {
+			o.keysHex = append(o.keysHex, hex.EncodeToString(k.Bytes()[:8]))
+		}
+	}
 }
 
 func (o *observer) hash(b []byte) uint64 { return maphash.Bytes(o.seed, b) }
@@ -124,8 +150,11 @@ func (o *observer) read(b []byte) (*message.Message, *told) {
 	if m.Exchange == message.Informational && m.MessageID == 0 {
 		if c := o.open(m, b); c != nil {
 			n, ok := c.Notify(message.MessageIDSync)
-			if t.syncs = ok; ok && !m.Response && len(n.Data) == 12 {
-				t.proposes = binary.BigEndian.Uint32(n.Data[4:])
+			if t.syncs = ok; ok && len(n.Data) == 12 {
+				t.nonce = binary.BigEndian.Uint32(n.Data)
+				if !m.Response {
+					t.proposes = binary.BigEndian.Uint32(n.Data[4:])
+				}
 			}
 		}
 	}
@@ -195,7 +224,7 @@ func (o *observer) sent(d *daemon, x ike.Datagram) {
 		o.w.violate(RuleEffects, "%s sends a message that does not parse", d.h.name)
 		return
 	}
-	o.check(d, m, t, x.Data)
+	o.check(d, m, t, x)
 }
 
 // received is a message that arrived at a daemon.
@@ -211,7 +240,9 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 		o.side(m.SPIs, m.Initiator != m.Response).answered[m.MessageID] = true
 	}
 	if d.h.id != 0 {
-		d.h.life.hearsFrom(o.w.clientOf(x.Remote.Addr()))
+		if r := o.w.realmAt(x.Local.Addr()); r != nil && r.pair == d.h.pair {
+			d.h.of(r).life.hearsFrom(o.w.tunnelAt(d.h, x))
+		}
 	}
 	d.takesPart(label{t.label.exchange, !t.label.initiator})
 }
@@ -219,8 +250,8 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 // onWire counts the transmissions of an exchange. A requester most of whose attempts
 // the network lost, with the request or with its response, may give up (an attempt that
 // comes while the answer to the one before is made is not answered apart); that excuses
-// the client at either end.
-func (o *observer) onWire(raw []byte, client int, lost bool) {
+// those at either end.
+func (o *observer) onWire(raw []byte, t *tunnel, lost bool) {
 	m, _ := o.read(raw)
 	if m == nil {
 		return
@@ -233,20 +264,21 @@ func (o *observer) onWire(raw []byte, client int, lost bool) {
 		s.lost[m.MessageID]++
 	}
 	if n := s.attempts[m.MessageID]; n >= 3 && 2*s.lost[m.MessageID] >= n {
-		o.w.rule.excuseClient(client, 60*time.Second)
+		t.excuse(60 * time.Second)
 	}
 }
 
 // check is RFC 7296: one request at a time, retransmissions to the bit (§2.1), one
 // response to a request, and no IV twice under SK keys.
-func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
-	w := o.w
+func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram) {
+	w, raw := o.w, x.Data
+	path := w.tunnelAt(d.h, x)
 	h := o.hash(raw)
 	requester := m.Initiator != m.Response
 	s := o.side(m.SPIs, requester)
 	if m.Exchange == message.IKESAInit {
 		if !m.Response {
-			w.rule.saInit(d)
+			w.saInit(d, path)
 		}
 		return // cookies and INVALID_KE_PAYLOAD change the request, and SPIs are not settled
 	}
@@ -254,19 +286,26 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 		return // an error to somebody unknown (RFC 7296 §2.21)
 	}
 	o.checkIV(d, m, raw)
-	if t.syncs { // these have an ID of their own, and what follows begins above all that was used
+	if t.syncs {
+		o.synchronises(d, m, t, h, path)
+		// These have an ID of their own, and what follows begins above all that was used
 		for _, initiator := range []bool{true, false} {
 			s := o.side(m.SPIs, initiator)
 			s.any, s.synced = false, true
 		}
 		return
 	}
-	split := w.rule.split || w.now < w.rule.tolerate || w.rule.splitIKE[m.SPIs]
+	if path == nil {
+		return // an answer to an attacker's address
+	}
+	split := path.apart(m.SPIs)
 	if m.Response {
 		if s.request[m.MessageID] == 0 {
 			w.violate(RuleWindow, "%s answers %s, which nobody sent", d.h.name, t.text)
 		}
-		if old, ok := s.response[m.MessageID]; ok && old != h && !split {
+		// Who answered in a split may have died alone, and so may who asked, if that is a pair.
+		both := path.far != nil && s.apart[m.MessageID]
+		if old, ok := s.response[m.MessageID]; ok && old != h && !split && !both {
 			w.violate(RuleWindow, "%s: another answer than before: %s", d.h.name, t.text)
 		}
 		s.response[m.MessageID] = h
@@ -278,12 +317,14 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 		if old != h && !split && !apart {
 			w.violate(RuleWindow, "%s sends %s again with other bytes", d.h.name, t.text)
 		}
-		if w.rule.split || apart {
-			w.rule.splitIKE[m.SPIs] = w.rule.splitIKE[m.SPIs] || old != h
+		if path.split() || apart {
+			path.splitIKE[m.SPIs] = path.splitIKE[m.SPIs] || old != h
 		}
 		s.request[m.MessageID] = h
 		return
 	}
+	// Those who came so far in a split may both be gone, if the peer is a pair.
+	split = split || path.far != nil && s.apart[s.last]
 	if s.any && m.MessageID != s.last+1 && !split {
 		w.violate(RuleWindow, "%s sends %s after request %d", d.h.name, t.text, s.last)
 	}
@@ -295,7 +336,7 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, raw []byte) {
 	}
 	s.last, s.any = max(s.last, m.MessageID), true
 	s.request[m.MessageID], s.exchange[m.MessageID] = h, t.label.exchange
-	if w.rule.split {
+	if path.split() {
 		s.apart[m.MessageID] = true
 	}
 	if len(s.request) > 64 && m.MessageID > 64 {
@@ -337,6 +378,6 @@ func (o *observer) checkIV(d *daemon, m *message.Message, raw []byte) {
 		if m.Initiator {
 			key = k.name[0]
 		}
-		o.w.ledger.ivs.used(&o.w.scene, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), d.process, d.h.name)
+		o.w.ivs.used(&o.w.scene, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), d.process, d.h.name)
 	}
 }

@@ -43,7 +43,7 @@ type sealed struct {
 }
 
 const (
-	onlyScope   = xfrm.Scope(0) // of a pair, and of a client
+	onlyScope   = xfrm.Scope(0) // of a pair without virtual clusters, and of a client
 	innerLength = 60            // bytes of an inner packet, for the network's MTU and lifetimes in bytes
 )
 
@@ -59,7 +59,7 @@ func newPlane(d *daemon, seed uint64) *plane {
 
 func (p *plane) install(x xfrm.SA) {
 	if s := p.lanes.install(x); s != nil {
-		p.d.h.w.rule.installed(p.d, s)
+		p.d.h.realmOf(s.scope.id).rule.installed(p.d, s)
 	}
 }
 
@@ -67,16 +67,13 @@ func (p *plane) again(pkt *packet) { p.send(pkt) }
 
 // send takes an inner packet from the interface.
 func (p *plane) send(pkt *packet) {
-	w := p.d.h.w
-	if !p.scope(onlyScope).takes() {
+	h, w, t := p.d.h, p.d.h.w, pkt.flow.tunnel
+	if !p.scope(h.scopeOf(t)).takes() {
 		return
 	}
 	s := p.lookup(pkt)
 	if s == nil {
-		tunnel := "gw"
-		if p.d.h.id != 0 {
-			tunnel = tunnelName(pkt.flow.client)
-		}
+		tunnel := t.name(h)
 		if at, ok := p.asked[tunnel]; !ok || w.now-at >= time.Second {
 			p.asked[tunnel] = w.now
 			src, dst := pkt.addrs()
@@ -117,7 +114,7 @@ func (p *plane) seal(s *sa, seq uint64, pkt *packet) {
 		}
 	}
 	p.sent(s)
-	w.ledger.sealed(w, p.d, s, x, iv)
+	h.realmOf(s.scope.id).ledger.sealed(w, p.d, s, x, iv)
 	w.net.sendESP(h, s, x)
 }
 
@@ -131,13 +128,13 @@ func (p *plane) receive(x *sealed, from netip.AddrPort) {
 	s.activateIn()
 	seq, ok := p.opens(s, x)
 	if !ok {
-		w.ledger.refused(w, p.d, s, x)
+		h.realmOf(s.scope.id).ledger.refused(w, p.d, s, x)
 		return
 	}
 	if x.forged {
 		w.violate(RuleForgery, "%s accepted a forged packet on SPI %s", h.name, x.spi)
 	}
-	h.life.hearsFrom(x.inner.flow.client)
+	h.of(h.realmOf(s.scope.id)).life.hearsFrom(x.inner.flow.tunnel)
 	p.opened(s, seq, x.inner, from)
 }
 
@@ -163,12 +160,12 @@ func (p *plane) opens(s *sa, x *sealed) (seq uint64, ok bool) {
 }
 
 func (p *plane) deliver(s *sa, seq uint64, pkt *packet) {
-	p.d.h.w.ledger.delivered(p.d.h.w, p.d, s, seq, pkt)
+	p.d.h.realmOf(s.scope.id).ledger.delivered(p.d.h.w, p.d, s, seq, pkt)
 }
 
 // addrs are the packet's addresses.
 func (pkt *packet) addrs() (src, dst netip.Addr) {
-	return innerAddrs(pkt.flow.client, pkt.flow.network, pkt.toSite)
+	return innerAddrs(pkt.flow.tunnel.index, pkt.flow.network, pkt.toSite)
 }
 
 func innerAddrs(client, network int, toSite bool) (src, dst netip.Addr) {

@@ -46,8 +46,8 @@ func (p *price) count(now time.Duration) {
 // prices begins to count: a gateway's data plane was activated.
 func (r *rules) prices() {
 	w := r.w
-	telling := w.now-r.disturbedAt > 10*time.Second && w.linksWhole() && w.now >= w.quietFaults()
-	for _, x := range w.ledger.list {
+	telling := w.now-r.disturbedAt > 10*time.Second && r.pair.linksWhole() && w.now >= r.pair.quietFaults()
+	for _, x := range r.realm.ledger.list {
 		p := &x.price
 		if p.since > 0 && !p.fresh && p.limit >= 0 && telling && !r.excused(x) {
 			continue // what the takeover before may cost is not paid yet

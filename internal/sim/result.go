@@ -29,6 +29,8 @@ const (
 	RuleForgery   Rule = "nothing forged is believed"
 	RuleBounded   Rule = "memory and queues are bounded"
 	RuleEffects   Rule = "effects can be carried out"
+	RuleScopes    Rule = "a virtual cluster moves alone"
+	RuleSync      Rule = "message IDs are synchronised once"
 )
 
 // Violation is a broken rule.

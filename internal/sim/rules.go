@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"encoding/hex"
 	"log/slog"
 	"slices"
 	"strings"
@@ -10,11 +9,14 @@ import (
 	"tandem/cluster"
 	"tandem/internal/ipsec"
 	"tandem/internal/node"
+	"tandem/xfrm"
 )
 
-// rules knows the truth about who owns, and judges.
+// rules knows the truth about who owns a realm, and judges.
 type rules struct {
-	w *world
+	w     *world
+	realm *realm
+	pair  *pair
 
 	active  []*lifetime // processes whose data plane is active
 	epochs  map[cluster.Epoch]cluster.ProcessID
@@ -24,22 +26,17 @@ type rules struct {
 
 	split    bool // two were active, and it has not healed yet
 	splitAt  time.Duration
-	tolerate time.Duration          // until when rules 2 to 4 rest
-	splitIKE map[ipsec.IKESPIs]bool // messages differ since a split
-	parted   time.Duration          // until when something kept the gateways, or one of them, from acting
-	forgot   time.Duration          // when an owner began without the SAs, or died in a split
-	left     map[uint64]bool        // IKE messages that gateways have sent, by hash
-	double   time.Duration          // since when two are active although nothing is broken
+	tolerate time.Duration   // until when rules 2 to 4 rest
+	parted   time.Duration   // until when something kept the gateways, or one of them, from acting
+	forgot   time.Duration   // when an owner began without the SAs, or died in a split
+	left     map[uint64]bool // IKE messages that gateways have sent, by hash
+	double   time.Duration   // since when two are active although nothing is broken
 
-	excuses     []time.Duration // until when each client may have to begin anew
-	noPath      []time.Duration // since when each client has no owner that it reaches; 0: it has
-	disturbedAt time.Duration   // when anything but a crash disturbed the pair last
-	fell        *fallen         // the latest owner that died
-	keysHex     []string
-	strays      map[ipsec.ESPSPI]bool // installed by clients in a split
+	disturbedAt time.Duration         // when anything but a crash disturbed the pair last
+	fell        *fallen               // the latest owner that died
+	strays      map[ipsec.ESPSPI]bool // installed by peers in a split
 	wiped       time.Duration         // when nobody had the memory of the SAs any more
-	heals       time.Duration
-	carriedAt   []time.Duration
+	movable     time.Duration         // until when something moves this scope
 }
 
 // lifetime is one run of a daemon, as far as checkers remember it.
@@ -57,7 +54,7 @@ type lifetime struct {
 
 	highest   map[boundOf]uint64 // numbers used
 	messages  []sentMessage      // the latest
-	heardFrom map[int]bool       // clients, since the last takeover; nil: there was none
+	heardFrom map[*tunnel]bool   // of which peers were heard since the last takeover; nil: there was none
 	heard     cluster.Epoch      // highest that the other node said to own
 	excluded  cluster.Epoch      // without this node, when the other one was lost
 }
@@ -68,18 +65,12 @@ type fallen struct {
 	at   time.Duration
 }
 
-func (r *rules) init(w *world) {
-	r.w = w
+func (r *rules) init(x *realm) {
+	w := x.w
+	r.w, r.realm, r.pair = w, x, x.pair
 	r.epochs = map[cluster.Epoch]cluster.ProcessID{}
-	r.splitIKE = map[ipsec.IKESPIs]bool{}
 	r.strays = map[ipsec.ESPSPI]bool{}
 	r.left = map[uint64]bool{}
-	r.excuses = make([]time.Duration, len(w.s.Setup.Clients))
-	r.noPath = make([]time.Duration, len(w.s.Setup.Clients))
-	r.carriedAt = make([]time.Duration, len(w.s.Setup.Clients))
-	for i := range r.excuses {
-		r.excuses[i] = 20 * time.Second // it has to come up first
-	}
 	w.after(time.Second, r.poll)
 }
 
@@ -88,19 +79,18 @@ func (r *rules) excused(x *record) bool {
 	return r.split || r.w.now < r.tolerate || x.tainted > 0
 }
 
-// excuse lets every client begin anew for a while.
+// excuse lets every tunnel begin anew for a while.
 func (r *rules) excuse(d time.Duration) {
-	for i := range r.excuses {
-		r.excuseClient(i, d)
+	for _, t := range r.realm.tunnels() {
+		t.excuse(d)
 	}
 }
 
-func (r *rules) excuseClient(i int, d time.Duration) {
-	r.excuses[i] = max(r.excuses[i], r.w.now+d)
-}
+// life is what is known of a host's last daemon.
+func (r *rules) life(h *host) *lifetime { return h.of(r.realm).life }
 
 // disturbed notes that something other than the crash of one process happens, for d.
-func (r *rules) disturbed(h *host, v Verb, d time.Duration) {
+func (r *rules) disturbed(v Verb, d time.Duration) {
 	switch v {
 	case CutHB, LossHB, StopDaemon, FreezeHost, PauseHost, PauseBoth, Stubborn:
 		r.parted = max(r.parted, r.w.now+d)
@@ -113,9 +103,12 @@ func (r *rules) disturbed(h *host, v Verb, d time.Duration) {
 }
 
 // announced: an epoch belongs to one process.
-func (r *rules) announced(d *daemon, a cluster.Announce) {
+func (r *rules) announced(d *daemon, a cluster.VCluster) {
 	if a.Role != cluster.RoleOwner {
 		return
+	}
+	if _, ok := r.epochs[a.Epoch]; !ok {
+		r.moves(d, a.Epoch)
 	}
 	if a.Epoch.Node != d.h.id {
 		r.w.violate(RuleEpoch, "%s owns in epoch %s, which is another node's", d.h.name, a.Epoch)
@@ -124,10 +117,10 @@ func (r *rules) announced(d *daemon, a cluster.Announce) {
 		r.w.violate(RuleEpoch, "%s owns in epoch %s, as another process did", d.h.name, a.Epoch)
 	}
 	r.epochs[a.Epoch] = d.process
-	if l := d.h.life; l.owned.Less(a.Epoch) {
+	if l := r.life(d.h); l.owned.Less(a.Epoch) {
 		l.owned = a.Epoch
 	}
-	if l := d.h.life; l.epoch != a.Epoch {
+	if l := r.life(d.h); l.epoch != a.Epoch {
 		l.epoch, l.epochAt = a.Epoch, r.w.now
 	}
 	if r.highest.Less(a.Epoch) {
@@ -137,8 +130,8 @@ func (r *rules) announced(d *daemon, a cluster.Announce) {
 
 // activates: d's data plane begins to carry packets.
 func (r *rules) activates(d *daemon) {
-	w, l := r.w, d.h.life
-	if d.h.id == 0 || l.active {
+	w, l := r.w, r.life(d.h)
+	if l.active {
 		return
 	}
 	split := r.split
@@ -146,13 +139,16 @@ func (r *rules) activates(d *daemon) {
 		if o != l {
 			if !r.split {
 				r.splitAt = w.now
-				if w.now > r.parted+10*time.Second && w.linksWhole() && o.host.monitors > 0 {
+				if w.now > r.parted+10*time.Second && r.pair.linksWhole() && o.host.of(r.realm).monitors > 0 {
 					w.violate(RuleOwners, "%s begins to own while %s owns, although nothing has come between them", d.h.name, o.host.name)
 				}
 			}
 			r.split = true
+			for _, t := range r.realm.tunnels() {
+				t.twice = t.twice || t.far != nil && t.near.rule.split && t.far.rule.split
+			}
 			w.Result.States["split"]++
-			w.note(d.h.name, "truth", "two owners now: %s and %s", o.host.name, d.h.name)
+			w.note(d.h.name, "truth", "two owners now%s: %s and %s", r.realm.suffix(), o.host.name, d.h.name)
 		}
 	}
 	l.active = true
@@ -172,8 +168,6 @@ func (r *rules) activates(d *daemon) {
 	r.before, r.last = r.last, l
 }
 
-func (r *rules) deactivates(d *daemon) { r.inactive(d.h.life) }
-
 func (r *rules) inactive(l *lifetime) {
 	if l == nil || !l.active {
 		return
@@ -184,11 +178,7 @@ func (r *rules) inactive(l *lifetime) {
 
 // died: a process is gone, and its memory with it.
 func (r *rules) died(h *host, d *daemon) {
-	l := h.life
-	if h.id == 0 {
-		r.excuseClient(h.index, 60*time.Second)
-		return
-	}
+	l := r.life(h)
 	wasActive := l.active
 	r.inactive(l)
 	r.fell = nil
@@ -196,7 +186,7 @@ func (r *rules) died(h *host, d *daemon) {
 	o := h.other()
 	entitled := false
 	if o.guard != nil {
-		_, entitled = o.guard.Entitled()
+		_, entitled = o.guard.EntitledTo(cluster.ScopeID(r.realm.scope))
 	}
 	if r.split && l.epochAt > r.splitAt-time.Second {
 		// What it did in the split under an epoch of its own, nobody else knows. An owner
@@ -209,7 +199,7 @@ func (r *rules) died(h *host, d *daemon) {
 		r.w.Result.States["memory of a split lost"]++
 		r.forgot = r.w.now
 	}
-	if wasActive && !r.split && entitled && r.w.now-r.disturbedAt > 10*time.Second && r.w.linksWhole() {
+	if wasActive && !r.split && entitled && o.d != nil && !o.d.still() && r.w.now-r.disturbedAt > 10*time.Second && r.pair.linksWhole() {
 		r.fell = &fallen{l, r.w.now}
 	}
 	if wasActive && !entitled {
@@ -227,52 +217,52 @@ func (r *rules) died(h *host, d *daemon) {
 
 // sends: d used an SA in a split.
 func (r *rules) sends(d *daemon, x *record) {
-	if r.split && d.h.life != nil {
-		if d.h.life.used == nil {
-			d.h.life.used = map[*record]bool{}
+	if l := r.life(d.h); r.split && l != nil {
+		if l.used == nil {
+			l.used = map[*record]bool{}
 		}
-		d.h.life.used[x] = true
+		l.used[x] = true
 	}
 }
 
 func (r *rules) installed(d *daemon, s *sa) {
-	if d.h.id == 0 && (r.split || r.w.now < r.tolerate) {
-		r.strays[s.SPIIn] = true
+	for _, x := range r.w.realms() { // of which this is a peer
+		if x.pair != d.h.pair && (x.rule.split || r.w.now < x.rule.tolerate) && (d.h.pair != nil || x == d.h.near) {
+			x.rule.strays[s.SPIIn] = true
+		}
 	}
-	r.learnKey(s.EncrIn, s.EncrOut)
+	r.w.wire.learnKey(s.EncrIn, s.EncrOut)
 	if len(d.p.list) > 64*(1+len(r.w.s.Setup.Clients)) {
 		r.w.violate(RuleBounded, "%s has %d Child SAs installed", d.h.name, len(d.p.list))
 	}
 }
 
-// learnKey remembers what must never be read in a log. Half of a key is enough.
-func (r *rules) learnKey(keys ...ipsec.Key) {
-	if !r.w.s.Real {
-		return
-	}
-	for _, k := range keys {
-		if k.Len() >= 16 && len(r.keysHex) < 4096 {
-			r.keysHex = append(r.keysHex, hex.EncodeToString(k.Bytes()[:8]))
-		}
-	}
-}
-
-// logged reads a log line: how a takeover is told, and no key.
-func (r *rules) logged(d *daemon, e node.Log) {
-	w := r.w
-	if r.w.s.Real {
+// logged reads a log line: no key, and how a takeover is told.
+func (w *world) logged(d *daemon, e node.Log) {
+	if w.s.Real {
 		for _, a := range e.Attrs {
 			text := a.Value.String()
-			for _, k := range r.keysHex {
+			for _, k := range w.wire.keysHex {
 				if len(text) >= len(k) && strings.Contains(text, k) {
 					w.violate(RuleKeys, "a key is in the log of %s: %s", d.h.name, e.Message)
 				}
 			}
 		}
 	}
-	if e.Message != "takeover" || d.h.id == 0 {
-		return
+	if e.Message == "takeover" && d.h.id != 0 {
+		scope := onlyScope
+		for _, a := range e.Attrs {
+			if a.Key == "vcluster" {
+				scope = xfrm.Scope(a.Value.Int64())
+			}
+		}
+		d.h.pair.realm(scope).rule.takeover(d, e)
 	}
+}
+
+// takeover judges how one is told.
+func (r *rules) takeover(d *daemon, e node.Log) {
+	w := r.w
 	covered, trusted, handover := false, false, false
 	for _, a := range e.Attrs {
 		if a.Value.Kind() == slog.KindBool {
@@ -300,7 +290,7 @@ func (r *rules) logged(d *daemon, e node.Log) {
 		w.Result.Uncovered++
 		w.Result.States["uncovered takeover"]++
 		r.tolerate = max(r.tolerate, w.now+time.Second)
-		for _, x := range w.ledger.list {
+		for _, x := range r.realm.ledger.list {
 			if trusted && x.tainted == 0 && w.now-x.last < 10*time.Minute {
 				x.tainted = w.now
 			}
@@ -321,27 +311,20 @@ func (r *rules) logged(d *daemon, e node.Log) {
 }
 
 // saInit: somebody begins an IKE SA.
-func (r *rules) saInit(d *daemon) {
-	w := r.w
-	if w.now < 20*time.Second {
+func (w *world) saInit(d *daemon, t *tunnel) {
+	if w.now < 20*time.Second || t == nil || d.h.id != 0 && t.far == nil {
 		return
 	}
-	i := d.h.index
-	if d.h.id != 0 {
+	if w.now < t.excused || t.split() || t.carriedAt == 0 {
 		return
 	}
-	if w.now < r.excuses[i] || r.split || w.now < r.tolerate+60*time.Second && r.tolerate > 0 {
-		return
+	for _, r := range t.realms() {
+		if at := r.rule.tolerate; at > 0 && w.now < at+60*time.Second {
+			return
+		}
 	}
-	since := r.carriedAt[i]
-	if since == 0 {
-		return
-	}
-	w.violate(RuleLost, "%s begins with IKE_SA_INIT although its tunnel stood (it last carried a packet at %v) and nothing excuses that", d.h.name, since)
+	w.violate(RuleLost, "%s begins with IKE_SA_INIT although its tunnel stood (it last carried a packet at %v) and nothing excuses that", d.h.name, t.carriedAt)
 }
-
-// carried: a packet came through.
-func (r *rules) carried(pkt *packet) { r.carriedAt[pkt.flow.client] = r.w.now }
 
 // poll looks at the whole once a second.
 func (r *rules) poll() {
@@ -351,15 +334,20 @@ func (r *rules) poll() {
 	}
 	w.after(time.Second, r.poll)
 	r.pollSplit()
-	for i := range w.clients {
-		r.pollPath(i)
+	if r.realm.index > 0 {
+		return // the rest is looked at once
 	}
-	for _, h := range w.hosts() {
-		if h.d == nil {
-			continue
+	if r.pair.index == 0 {
+		for _, t := range w.tunnels {
+			w.pollPath(t)
 		}
-		if n := len(h.d.inbox); n >= inboxLimit && h.id != 0 && !h.d.stopped && !h.frozen {
-			w.violate(RuleBounded, "%s has %d messages waiting", h.name, n)
+		for _, h := range w.hosts() {
+			if h.d == nil {
+				continue
+			}
+			if n := len(h.d.inbox); n >= inboxLimit && h.id != 0 && !h.d.stopped && !h.frozen {
+				w.violate(RuleBounded, "%s has %d messages waiting", h.name, n)
+			}
 		}
 	}
 	r.pollGateways()
@@ -369,8 +357,8 @@ func (r *rules) poll() {
 func (r *rules) pollSplit() {
 	w := r.w
 	if len(r.active) > 1 {
-		ok := w.linksWhole() && w.now >= w.quietFaults()
-		for _, h := range w.gw {
+		ok := r.pair.linksWhole() && w.now >= r.pair.quietFaults()
+		for _, h := range r.pair.gw {
 			ok = ok && h.powered && !h.frozen && h.guard != nil && h.d != nil && !h.d.stopped && !h.d.hung && h.wanCut == [2]int{}
 		}
 		switch {
@@ -387,16 +375,16 @@ func (r *rules) pollSplit() {
 	if !r.split {
 		return
 	}
-	o := w.owner()
+	o := r.realm.owner()
 	if o == nil {
 		return
 	}
 	other := o.other()
 	entitled := false
 	if other.guard != nil && other.d != nil {
-		_, entitled = other.guard.Entitled()
+		_, entitled = other.guard.EntitledTo(cluster.ScopeID(r.realm.scope))
 	}
-	dead := other.d == nil || other.life.began > r.splitAt
+	dead := other.d == nil || r.life(other).began > r.splitAt
 	if !entitled && !dead {
 		return
 	}
@@ -406,42 +394,35 @@ func (r *rules) pollSplit() {
 	r.split = false
 	r.tolerate = max(r.tolerate, w.now+time.Second)
 	r.excuse(90 * time.Second)
-	w.note("", "truth", "the split has healed")
+	w.note("", "truth", "the split has healed%s", r.realm.suffix())
 }
 
-// quietFaults is when the last fault that keeps nodes apart ended.
-func (w *world) quietFaults() time.Duration {
-	t := time.Duration(0)
-	w.streams.each(func(p *pipe[*host, *daemon]) { t = max(t, p.stalled) })
-	for _, h := range w.gw {
-		t = max(t, h.disk.until, h.disk.full)
+// pollPath excuses a tunnel whose ends did not reach each other for long.
+func (w *world) pollPath(t *tunnel) {
+	ok := !w.net.clientCut(t.index) && w.net.lossy < 0.25
+	for _, r := range t.realms() {
+		g := r.gateway()
+		ok = ok && g != nil && g.d != nil && g.d.p.active(r.scope) && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{}
 	}
-	return t
-}
-
-// pollPath excuses a client that could not reach an owner for long.
-func (r *rules) pollPath(i int) {
-	w := r.w
-	g := w.net.gateway()
-	ok := g != nil && g.d != nil && g.d.p.active(onlyScope) && !g.frozen && !g.d.stopped && !g.d.hung && g.wanCut == [2]int{} && !w.net.clientCut(i) && w.net.lossy < 0.25
-	c := w.clients[i]
-	ok = ok && c.d != nil && !c.frozen && !c.d.stopped && !c.d.hung
+	if c := t.client; c != nil {
+		ok = ok && c.d != nil && !c.frozen && !c.d.stopped && !c.d.hung
+	}
 	if ok {
-		r.noPath[i] = 0
+		t.noPath = 0
 		return
 	}
-	if r.noPath[i] == 0 {
-		r.noPath[i] = w.now
+	if t.noPath == 0 {
+		t.noPath = w.now
 	}
-	if w.now-r.noPath[i] >= 3*time.Second {
-		r.excuseClient(i, 90*time.Second)
+	if w.now-t.noPath >= 3*time.Second {
+		t.excuse(90 * time.Second)
 	}
 }
 
 // pollGateways looks at what the owner holds.
 func (r *rules) pollGateways() {
 	w := r.w
-	for _, h := range w.gw {
+	for _, h := range r.pair.gw {
 		if h.d == nil || h.frozen {
 			continue
 		}
@@ -449,8 +430,8 @@ func (r *rules) pollGateways() {
 		for _, g := range h.d.n.Status(h.local()).Gateways {
 			n += len(g.IKE)
 		}
-		if limit := 2*halfOpenLimit + 16*len(w.clients); n > limit {
-			w.violate(RuleBounded, "%s holds %d IKE SAs for %d clients", h.name, n, len(w.clients))
+		if limit := 2*halfOpenLimit*len(r.pair.realms) + 16*len(w.tunnels); n > limit {
+			w.violate(RuleBounded, "%s holds %d IKE SAs for %d tunnels", h.name, n, len(w.tunnels))
 		}
 	}
 }

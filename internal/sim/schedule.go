@@ -35,6 +35,9 @@ type Setup struct {
 	Delay      time.Duration
 	MTU        int  // bytes that an IP packet of the outer network may have
 	TightLoop  bool // a process gets its messages without pause between them
+
+	VClusters []VCluster `json:",omitempty"` // of the gateways; client i is in the (i mod their number)th
+	Faces     *FarPair   `json:",omitempty"` // the clients' part is played by another pair
 }
 
 // Client is one VPN client, our own engine in the client's role.
@@ -107,7 +110,7 @@ var ordinary = []Verb{Burst, RekeyChild, RekeyIKE, Clear, Down, Up, Move, Replay
 
 // Fault says whether the verb breaks something.
 func (v Verb) Fault() bool {
-	return !slices.Contains(ordinary, v) && !slices.Contains(farmOrdinary, v)
+	return !slices.Contains(ordinary, v) && !slices.Contains(farmOrdinary, v) && v != ReplaySync
 }
 
 // Action is one thing that happens to the world.
@@ -122,11 +125,15 @@ type Action struct {
 	Count     int
 	Flow      int
 	Cell      Cell
+	VCluster  int `json:",omitempty"` // which one, from 0 on
 }
 
 func (a Action) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s", a.Verb, a.Node)
+	if a.VCluster > 0 {
+		fmt.Fprintf(&b, " of virtual cluster %d", a.VCluster+1)
+	}
 	if a.Cell != (Cell{}) {
 		fmt.Fprintf(&b, " %s", a.Cell)
 	}
@@ -155,6 +162,12 @@ func (s *Schedule) String() string {
 		s.Seed, s.Length, s.Setup.HBInterval, s.Setup.Threshold, s.Setup.Loss, s.Setup.Duplicate, s.Setup.Reorder, s.Setup.Delay, s.Real)
 	if s.Farm != nil {
 		fmt.Fprintf(&b, "farm: %+v\n", *s.Farm)
+	}
+	for i, v := range s.Setup.VClusters {
+		fmt.Fprintf(&b, "virtual cluster %d: %+v\n", i+1, v)
+	}
+	if s.Setup.Faces != nil {
+		fmt.Fprintf(&b, "the other pair: %+v\n", *s.Setup.Faces)
 	}
 	for i, c := range s.Setup.Clients {
 		fmt.Fprintf(&b, "client%d: %+v\n", i+1, c)

@@ -1,9 +1,9 @@
 package sim
 
 import (
-	"fmt"
 	"time"
 
+	"tandem/cluster"
 	"tandem/internal/ipsec"
 )
 
@@ -13,17 +13,20 @@ func (w *world) heal() {
 	w.armed = nil
 	w.net.lossy = 0
 	clear(w.net.cut)
-	for i := range w.links {
-		w.links[i] = hbLink{}
+	w.net.syncless = 0
+	for _, p := range w.pairs {
+		p.links = [2]hbLink{}
+		p.streams.heal()
 	}
-	w.streams.heal()
 	for _, h := range w.hosts() {
-		h.wanCut, h.dontStart, h.monitors = [2]int{}, false, 1
+		h.wanCut, h.dontStart = [2]int{}, false
 		h.disk.until, h.disk.full, h.stubborn = 0, 0, 0
+		for _, x := range h.scopes {
+			x.monitors = 1
+		}
 		if h.d != nil {
 			h.d.hung, h.d.stopped = false, false
-			h.d.leaving = false
-			h.d.run(func(now time.Time) { h.d.n.HandleMonitors(now, 1) })
+			h.d.run(func(now time.Time) { h.d.n.HandleMonitored(now, h.monitored) })
 		}
 		switch {
 		case !h.powered:
@@ -40,43 +43,41 @@ func (w *world) heal() {
 			h.d.p.goOn()
 		}
 	}
-	for _, h := range w.gw {
+	for _, h := range w.gateways() {
 		if d := h.d; d != nil && d.n.Status(h.local()).HA != nil {
-			d.run(func(now time.Time) { _ = d.n.Failover(now, false) })
+			d.run(func(now time.Time) {
+				for _, r := range h.pair.realms {
+					_ = d.n.Failover(now, cluster.ScopeID(r.scope), false)
+				}
+			})
 		}
 	}
 	w.fault("", "everything works again")
-	w.rule.heals, w.rule.parted = w.now, max(w.rule.parted, w.now)
-	w.rule.excuse(healLimit)
+	w.healed = w.now
+	for _, r := range w.realms() {
+		r.rule.parted = max(r.rule.parted, w.now)
+		r.rule.excuse(healLimit)
+	}
+	for _, p := range w.pairs {
+		p.unsettles(healLimit)
+	}
 	w.busy(healLimit)
 	w.after(5*time.Second, w.settled)
 }
 
 // settled looks whether everything is well again.
 func (w *world) settled() {
-	if !w.done && !w.ends(w.unsettled(), w.rule.heals) {
+	if !w.done && !w.ends(w.unsettled(), w.healed) {
 		w.after(2*time.Second, w.settled)
 	}
 }
 
 // unsettled says what is not well yet.
 func (w *world) unsettled() string {
-	if len(w.rule.active) != 1 || w.rule.split {
-		return "there is no one owner"
-	}
-	o := w.owner()
-	if o == nil {
-		return "nobody owns"
-	}
-	if o.wanCut != [2]int{} || w.net.gateway() != o {
-		return o.name + " owns without the shared addresses"
-	}
-	s := o.other()
-	if s.guard == nil || s.d == nil {
-		return "the standby is not there"
-	}
-	if _, ok := s.guard.Entitled(); !ok {
-		return "the standby is not entitled"
+	for _, r := range w.realms() {
+		if text := r.unsettled(); text != "" {
+			return text + r.suffix()
+		}
 	}
 	for _, f := range w.flows {
 		for dir, at := range f.arrived {
@@ -85,64 +86,113 @@ func (w *world) unsettled() string {
 			}
 		}
 	}
-	return w.disagreement(o)
+	for _, r := range w.realms() {
+		if text := r.disagreement(r.owner()); text != "" {
+			return text + r.suffix()
+		}
+	}
+	return ""
+}
+
+// unsettled says what is not well yet with who owns.
+func (r *realm) unsettled() string {
+	if len(r.rule.active) != 1 || r.rule.split {
+		return "there is no one owner"
+	}
+	o := r.owner()
+	if o == nil {
+		return "nobody owns"
+	}
+	if o.wanCut != [2]int{} || r.gateway() != o {
+		return o.name + " owns without the shared addresses"
+	}
+	s := o.other()
+	if s.guard == nil || s.d == nil {
+		return "the standby is not there"
+	}
+	if _, ok := s.guard.EntitledTo(cluster.ScopeID(r.scope)); !ok {
+		return "the standby is not entitled"
+	}
+	return ""
 }
 
 func describeFlow(f *flow, dir int) string {
-	if dir == 0 {
-		return f.w.clients[f.client].name + " to server, network " + string(rune('0'+f.network))
+	who := "the other pair, tunnel " + f.tunnel.name(f.tunnel.near.pair.gw[0])
+	if f.tunnel.client != nil {
+		who = f.tunnel.client.name
 	}
-	return "server to " + f.w.clients[f.client].name + ", network " + string(rune('0'+f.network))
+	if dir == 0 {
+		return who + " to server, network " + string(rune('0'+f.network))
+	}
+	return "server to " + who + ", network " + string(rune('0'+f.network))
 }
 
-// disagreement says what owner, standby and clients do not hold in common.
-func (w *world) disagreement(o *host) string {
+// lanes are a host's Child SAs of a realm.
+func (r *realm) lanes(h *host) (out []*sa) {
+	for _, s := range h.d.p.list {
+		if s.scope.id == r.scope {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// lanesOf are those of a tunnel at the host at its other end.
+func (r *realm) lanesOf(t *tunnel, h *host) (out []*sa) {
+	for _, s := range h.d.p.list {
+		if h.pair == nil || s.Tunnel == t.name(h) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// disagreement says what owner, standby and peers do not hold in common.
+func (r *realm) disagreement(o *host) string {
+	w := r.w
 	at := map[ipsec.ESPSPI]bool{} // inbound SPIs of the owner
-	for _, s := range o.d.p.list {
+	for _, s := range r.lanes(o) {
 		at[s.SPIIn] = true
 	}
-	for _, s := range o.other().d.p.list {
+	for _, s := range r.lanes(o.other()) {
 		if !at[s.SPIIn] {
 			return "left behind: the standby holds SPI " + s.SPIIn.String() + ", the owner does not"
 		}
 	}
-	if len(o.other().d.p.list) != len(at) {
+	if len(r.lanes(o.other())) != len(at) {
 		return "left behind: the standby does not hold all SAs of the owner"
 	}
-	n := 0
-	for _, c := range w.clients {
-		if c.d == nil {
-			return c.name + " is not there"
+	theirs := map[ipsec.ESPSPI]bool{} // inbound SPIs of the owner, as its peers have them
+	for _, t := range r.tunnels() {
+		c := t.end(r)
+		if c == nil || c.d == nil {
+			return "the peer of " + t.name(o) + " is not there"
 		}
-		for _, s := range c.d.p.list {
-			if !at[s.SPIOut] && w.rule.strays[s.SPIIn] {
+		for _, s := range r.lanesOf(t, c) {
+			if !at[s.SPIOut] && r.rule.strays[s.SPIIn] {
 				// The answer that made it went to the gateway that had not asked, and the
 				// one that had gave up: nobody knows its SPI but the client, until its
 				// lifetime ends.
 				w.Result.States["SA of a split left at a client"]++
 				continue
 			}
-			n++
+			theirs[s.SPIOut] = true
 			if !at[s.SPIOut] {
 				return "left behind: " + c.name + " holds SPI " + s.SPIOut.String() + ", the owner does not"
 			}
 		}
-		for _, g := range c.d.n.Status(c.local()).Gateways {
-			var sas []string
-			for _, k := range g.IKE {
-				sas = append(sas, k.SPIs.String()+" "+k.State)
-			}
-			if len(sas) != 1 || g.IKE[0].State != "established" {
-				return fmt.Sprintf("left behind: %s has not one IKE SA but %q", c.name, sas)
-			}
+		if text := r.differ(t, o, c); text != "" {
+			return "left behind: " + text
 		}
 	}
-	if n != len(at) {
-		return "left behind: the owner holds SAs that no client has"
+	for _, s := range r.lanes(o) {
+		if !theirs[s.SPIIn] && !r.strayed(s) {
+			return "left behind: the owner holds SPI " + s.SPIIn.String() + ", and no peer does"
+		}
 	}
-	for _, x := range w.ledger.list {
+	for _, x := range r.ledger.list {
 		if x.tainted > 0 {
-			for _, s := range o.d.p.list {
+			for _, s := range r.lanes(o) {
 				if s.SPIOut == x.id.spi && s.keyOut == x.id.key || s.SPIIn == x.id.spi && s.keyIn == x.id.key {
 					return "left behind: SPI " + x.id.spi.String() + " was used by both sides of a split, one of which lost its memory, and was not rekeyed"
 				}

@@ -36,22 +36,13 @@ const psk = "example-only"
 // gatewayConfig is the configuration of gateway g (0 or 1).
 func (s *Setup) gatewayConfig(g int, passive bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, `config system ha
-set mode a-p
-set group-id 1
-set group-name "sim"
-set password "example-only"
-set hbdev "hb0" 50 "hb1" 50
-set hb-interval %d
-set hb-interval-in-milliseconds 10ms
-set hb-lost-threshold %d
-set priority %d
-set override %s
-set monitor "wan0"
-end
-`, s.HBInterval/(10*time.Millisecond), s.Threshold, s.Priority[g], onOff(s.Override))
+	if len(s.VClusters) > 0 {
+		s.vclusters(&b, g)
+	} else {
+		s.onePair(&b, g)
+	}
 	for i, c := range s.Clients {
-		fmt.Fprintf(&b, "config vpn ipsec phase1-interface\nedit \"%s\"\nset interface \"wan0\"\nset ike-version 2\nset local-gw %s\n", tunnelName(i), clusterAddr)
+		fmt.Fprintf(&b, "config vpn ipsec phase1-interface\nedit \"%s\"\nset interface \"%s\"\nset ike-version 2\nset local-gw %s\n", tunnelName(i), wan(s.realmOf(i)), s.addrOf(i))
 		if c.Dialup {
 			fmt.Fprintf(&b, "set type dynamic\nset peertype one\nset peerid \"client%d\"\n", i+1)
 		} else {
@@ -66,14 +57,32 @@ end
 	return b.String()
 }
 
+// onePair writes how the gateways of a pair without virtual clusters rank.
+func (s *Setup) onePair(b *strings.Builder, g int) {
+	fmt.Fprintf(b, `config system ha
+set mode a-p
+set group-id 1
+set group-name "sim"
+set password "example-only"
+set hbdev "hb0" 50 "hb1" 50
+set hb-interval %d
+set hb-interval-in-milliseconds 10ms
+set hb-lost-threshold %d
+set priority %d
+set override %s
+set monitor "wan0"
+end
+`, s.HBInterval/(10*time.Millisecond), s.Threshold, s.Priority[g], onOff(s.Override))
+}
+
 func tunnelName(i int) string { return fmt.Sprintf("vpn%d", i+1) }
 
 // clientConfig is the configuration of client i (from 0).
-func (s *Setup) clientConfig(i int) string {
+func (s *Setup) clientConfig(i int, gateway netip.Addr) string {
 	c := s.Clients[i]
 	var b strings.Builder
 	fmt.Fprintf(&b, "config vpn ipsec phase1-interface\nedit \"gw\"\nset interface \"wan0\"\nset ike-version 2\nset local-gw %s\nset remote-gw %s\nset localid \"client%d\"\nset localid-type fqdn\nset peertype any\nset auto-negotiate %s\n",
-		clientAddr(i), clusterAddr, i+1, onOff(c.Begins != "gateway"))
+		clientAddr(i), gateway, i+1, onOff(c.Begins != "gateway"))
 	c.phase1(&b, c.IKELife, c.DPD)
 	for n := range c.Networks {
 		fmt.Fprintf(&b, "config vpn ipsec phase2-interface\nedit \"net-%d\"\nset phase1name \"gw\"\nset src-subnet 10.%d.%d.0/24\nset dst-subnet 10.200.%d.0/24\n", n, 1+i, n, n)

@@ -153,14 +153,17 @@ func determined() []*Schedule {
 	for _, seed := range []uint64{0, 1, 4} {
 		out = append(out, ForFarmSeed(seed))
 	}
+	for _, seed := range []uint64{1, 8} {
+		out = append(out, ForVClusterSeed(seed, RealEvery), ForFacingSeed(seed, RealEvery))
+	}
 	return out
 }
 
 func TestSameSeedSameTrace(t *testing.T) {
 	for _, s := range determined() {
 		again := Generate(s.Seed, s.Real)
-		if s.Farm != nil {
-			again = ForFarmSeed(s.Seed)
+		if k := s.Kind(); k != KindPair {
+			again = k.Schedule(s.Seed, RealEvery)
 		}
 		a, b := traced(s), traced(again)
 		if !bytes.Equal(a, b) {
@@ -181,7 +184,7 @@ func TestSameSeedSameTrace(t *testing.T) {
 func TestSameTraceInAnyProcess(t *testing.T) {
 	if os.Getenv("SIM_PRINT_TRACES") != "" {
 		for _, s := range determined() {
-			fmt.Printf("trace of seed %d, farm %v: %x\n", s.Seed, s.Farm != nil, sha256.Sum256(traced(s)))
+			fmt.Printf("trace of seed %d, kind %q: %x\n", s.Seed, s.Kind(), sha256.Sum256(traced(s)))
 		}
 		return
 	}
@@ -208,7 +211,7 @@ func TestSameTraceInAnyProcess(t *testing.T) {
 	here := ""
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	for _, s := range determined() {
-		here += fmt.Sprintf("trace of seed %d, farm %v: %x\n", s.Seed, s.Farm != nil, sha256.Sum256(traced(s)))
+		here += fmt.Sprintf("trace of seed %d, kind %q: %x\n", s.Seed, s.Kind(), sha256.Sum256(traced(s)))
 	}
 	if here != sums[1] {
 		t.Errorf("in this process\n%sin another\n%s", here, sums[1])

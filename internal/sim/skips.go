@@ -34,10 +34,11 @@ func (p *lanes[P]) skip(bs []xfrm.Bound) {
 // counters were synchronised. Its peer must have sent it before it added to them: what it
 // sends after its answer is not lost.
 func (p *lanes[P]) left(s *lane[P], seq uint64) bool {
+	added := p.scene.skips[saID{s.SPIIn, s.keyIn}]
 	if seq > s.skipped {
-		return false
+		return seq <= added // it came after a packet with a number that was added to
 	}
-	if added := p.scene.skips[saID{s.SPIIn, s.keyIn}]; seq > added {
+	if seq > added {
 		p.scene.violate(RulePrice, "%s rejects #%d of SPI %s, which was sent after its peer had skipped to #%d at its request; everything up to #%d is rejected",
 			p.who, seq, s.SPIIn, added, s.skipped)
 	}

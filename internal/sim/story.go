@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"tandem/internal/sim/trace"
@@ -107,6 +108,10 @@ func (s *Schedule) check() error {
 		return fmt.Errorf("heartbeats every %v with threshold %d, or MTU %d, are out of range", s.Setup.HBInterval, s.Setup.Threshold, s.Setup.MTU)
 	case s.Farm != nil:
 		return s.checkFarm()
+	case len(s.Setup.VClusters) > 30 || s.Setup.Faces != nil && len(s.Setup.VClusters) > 0:
+		return fmt.Errorf("a pair has up to 30 virtual clusters, or faces another one")
+	case s.Setup.Faces != nil && slices.ContainsFunc(s.Setup.Clients, func(c Client) bool { return c.Dialup || c.NAT }):
+		return fmt.Errorf("pairs that face each other have static tunnels without NAT")
 	}
 	return nil
 }

@@ -40,8 +40,9 @@ func (l *lifetime) numbers(s *sa, dir xfrm.Direction, seq uint64) {
 
 // hears: h's guardian takes a heartbeat of the other node.
 func (r *rules) hears(h *host, x *cluster.Heartbeat) {
-	if l := h.life; l != nil && x.Running && x.Announce.Role == cluster.RoleOwner && l.heard.Less(x.Announce.Epoch) {
-		l.heard = x.Announce.Epoch
+	a := announcedOf(x.Announce, r.realm.scope)
+	if l := r.life(h); l != nil && x.Running && a.Role == cluster.RoleOwner && l.heard.Less(a.Epoch) {
+		l.heard = a.Epoch
 	}
 }
 
@@ -49,7 +50,7 @@ func (r *rules) hears(h *host, x *cluster.Heartbeat) {
 // heard from there. An owner that went on under a later epoch than that of the latest
 // entry has excluded h.
 func (r *rules) loses(h *host) {
-	l := h.life
+	l := r.life(h)
 	entry := l.acked.entry
 	for _, f := range l.acked.handed {
 		for _, v := range f.f.Events {
@@ -68,15 +69,15 @@ func (r *rules) loses(h *host) {
 // Unless something had come between the two, d has acknowledged all that the other
 // one did last.
 func (r *rules) succeeds(d *daemon, o *lifetime) {
-	w, a := r.w, &d.h.life.acked
+	w, a := r.w, &r.life(d.h).acked
 	if o == nil || o.host == d.h {
 		return // it takes back what it handed over in vain
 	}
-	if e := d.h.life.excluded; e != (cluster.Epoch{}) {
+	if e := r.life(d.h).excluded; e != (cluster.Epoch{}) {
 		w.violate(RuleCoverage, "%s succeeds and calls that covered, but it had heard the other one own in epoch %s, without an entry in that", d.h.name, e)
 		return
 	}
-	if w.now <= r.parted+10*time.Second || !w.linksWhole() || r.split {
+	if w.now <= r.parted+10*time.Second || !r.pair.linksWhole() || r.split {
 		return
 	}
 	if a.of != o.process {
@@ -84,6 +85,9 @@ func (r *rules) succeeds(d *daemon, o *lifetime) {
 		return
 	}
 	for _, s := range d.p.list {
+		if s.scope.id != r.realm.scope {
+			continue
+		}
 		for _, dir := range []xfrm.Direction{xfrm.Outbound, xfrm.Inbound} {
 			k := boundOf{s.SPIIn, dir}
 			n := a.bounds[k]

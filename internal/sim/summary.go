@@ -32,7 +32,7 @@ type Summary struct {
 // Found is a seed that violates a rule.
 type Found struct {
 	Seed      uint64
-	Farm      bool
+	Kind      Kind `json:",omitempty"`
 	Real      bool
 	Crash     string // the crash point that was added to the seed's schedule; empty: none
 	Violation Violation
@@ -54,7 +54,7 @@ func (t *Summary) Add(s *Schedule, r *Result) {
 		crash = s.Crash.Cell.String()
 	}
 	for _, v := range r.Violations {
-		t.Violations = append(t.Violations, Found{s.Seed, s.Farm != nil, s.Real, crash, v})
+		t.Violations = append(t.Violations, Found{s.Seed, s.Kind(), s.Real, crash, v})
 	}
 	t.Virtual += r.Virtual
 	t.Starts += r.Starts
@@ -203,11 +203,11 @@ func (t *Summary) Write(w io.Writer) {
 	table(w, t.Alarms)
 }
 
-// WriteFarms tells of runs of farms to people, except the violations.
-func (t *Summary) WriteFarms(w io.Writer) {
+// WriteKind tells of runs of another kind than pairs to people, except the violations.
+func (t *Summary) WriteKind(w io.Writer, k Kind) {
 	m := t.Median()
-	fmt.Fprintf(w, "farms             %d, %.1f h of virtual time; the median has %.1f min, %d faults, %d takeovers\n", t.Schedules, t.Virtual.Hours(), m.Minutes, m.Faults, m.Takeovers)
-	fmt.Fprintf(w, "takeovers         %d of slots, %d planned handovers among them; %d beginnings of ownership were told as uncovered\n", t.Takeovers, t.Handovers, t.Uncovered)
+	fmt.Fprintf(w, "%-17s %d, %.1f h of virtual time; the median has %.1f min, %d faults, %d takeovers, %d rekeys\n", k.Plural(), t.Schedules, t.Virtual.Hours(), m.Minutes, m.Faults, m.Takeovers, m.Rekeys)
+	fmt.Fprintf(w, "takeovers         %d, %d planned handovers among them; %d beginnings of ownership were told as uncovered\n", t.Takeovers, t.Handovers, t.Uncovered)
 	t.writeActions(w)
 	fmt.Fprintf(w, "states and alarms\n")
 	table(w, t.States)

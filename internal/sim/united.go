@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
+	"tandem/ike"
 	"tandem/internal/ipsec"
 )
 
@@ -11,34 +13,37 @@ import (
 // before: then its dead peer detection has to find out.
 func (r *rules) united() {
 	w := r.w
-	for _, twice := range r.splitIKE {
-		if twice {
-			// Both sides have begun an exchange with the same message ID, and the peer's one
-			// answer may have gone to either: it has to begin anew.
-			return
+	for _, t := range r.realm.tunnels() {
+		for _, twice := range t.splitIKE {
+			if twice {
+				// Both sides have begun an exchange with the same message ID, and the peer's one
+				// answer may have gone to either: it has to begin anew.
+				return
+			}
 		}
 	}
-	for _, c := range w.clients {
-		k, ok := r.inUse(c)
-		if !ok || w.ownerHolds(k) || r.wiped > 0 && w.now-r.wiped < 2*time.Minute {
+	for _, t := range r.realm.tunnels() {
+		k, ok := r.inUse(t)
+		if !ok || r.ownerHolds(k) || r.wiped > 0 && w.now-r.wiped < 2*time.Minute {
 			continue
 		}
 		w.after(3*time.Second, func() {
-			if again, ok := r.inUse(c); ok && again == k && !w.ownerHolds(k) && !r.split {
-				w.violate(RuleLost, "%s uses IKE SA %s, but since the split healed the owner does not have it", c.name, k)
+			if again, ok := r.inUse(t); ok && again == k && !r.ownerHolds(k) && !t.split() {
+				w.violate(RuleLost, "%s uses IKE SA %s, but since the split healed the owner does not have it", t.end(r.realm).name, k)
 			}
 		})
 	}
 }
 
-// inUse is the only IKE SA that a client has, if that is established and a gateway
+// inUse is the only IKE SA that a tunnel's peer has, if that is established and a gateway
 // lately delivered a packet of one of its Child SAs.
-func (r *rules) inUse(c *host) (k ipsec.IKESPIs, ok bool) {
-	if c.d == nil || c.frozen || c.d.stopped {
+func (r *rules) inUse(t *tunnel) (k ipsec.IKESPIs, ok bool) {
+	c := t.end(r.realm)
+	if c == nil || c.d == nil || c.frozen || c.d.stopped {
 		return k, false
 	}
 	n, carried := 0, false
-	for _, g := range c.d.n.Status(c.local()).Gateways {
+	for _, g := range c.gateways(t) {
 		for _, x := range g.IKE {
 			n++
 			k, ok = x.SPIs, x.State == "established"
@@ -52,7 +57,7 @@ func (r *rules) inUse(c *host) (k ipsec.IKESPIs, ok bool) {
 
 // carries says whether a gateway lately delivered a packet with an inbound SPI of its own.
 func (r *rules) carries(spi ipsec.ESPSPI) bool {
-	for _, x := range r.w.ledger.list {
+	for _, x := range r.realm.ledger.list {
 		if x.id.spi == spi && x.price.last > 0 && r.w.now-x.price.last < 15*time.Second {
 			return true
 		}
@@ -61,8 +66,8 @@ func (r *rules) carries(spi ipsec.ESPSPI) bool {
 }
 
 // ownerHolds says whether the owner has an IKE SA; true if there is no owner.
-func (w *world) ownerHolds(k ipsec.IKESPIs) bool {
-	o := w.owner()
+func (r *rules) ownerHolds(k ipsec.IKESPIs) bool {
+	o := r.realm.owner()
 	if o == nil {
 		return true
 	}
@@ -74,4 +79,13 @@ func (w *world) ownerHolds(k ipsec.IKESPIs) bool {
 		}
 	}
 	return false
+}
+
+// gateways is what a daemon says of a tunnel; of a dialup one, what it says of all.
+func (h *host) gateways(t *tunnel) []ike.GatewayStatus {
+	all := h.d.n.Status(h.local()).Gateways
+	if h.pair == nil {
+		return all
+	}
+	return slices.DeleteFunc(all, func(g ike.GatewayStatus) bool { return g.Name != t.name(h) })
 }

@@ -81,7 +81,7 @@ func TestPatches(t *testing.T) {
 func patches(t *testing.T) []string {
 	t.Helper()
 	all, err := filepath.Glob("*.patch")
-	if err != nil || len(all) < 26 {
+	if err != nil || len(all) < 31 {
 		t.Fatalf("%d patches, %v", len(all), err)
 	}
 	return all

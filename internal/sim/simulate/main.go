@@ -27,6 +27,10 @@ what is a model).
   make sim SEEDS=1000 REAL=1       all with real cryptography (1/8 is usual, 0: none)
   make sim SEEDS=0 FARM_SEEDS=1000 farms instead of pairs; both with SEEDS=1000
   make sim FARM_SEED=42            replays a farm's seed
+  make sim SEEDS=0 VCLUSTER_SEEDS=1000
+                                   pairs with virtual clusters; VCLUSTER_SEED=42 replays
+  make sim SEEDS=0 FACING_SEEDS=1000
+                                   two pairs that face each other; FACING_SEED=42 replays
   make sim SEED=42                 replays seed 42 and writes its trace and diagrams
   make sim SEED=42 CRASH="before node.Claim"
                                    the same with a crash at the first such moment
@@ -53,15 +57,30 @@ Flags:
 
 type options struct {
 	seeds, from, every uint64
-	farms              uint64
+	kinds              map[sim.Kind]*kindOptions
 	seed, schedule     string
-	farm               string
 	crash, census      string
 	out, json          string
 	workers, shrink    int
 	runs               int
 	at                 time.Duration
 	coverage           bool
+}
+
+// kindOptions are of a kind of schedules other than pairs.
+type kindOptions struct {
+	seeds uint64
+	seed  string // to replay
+}
+
+// lastKind is the one that is run last.
+func (o *options) lastKind() (last sim.Kind) {
+	for _, k := range sim.Kinds {
+		if o.kinds[k].seeds > 0 {
+			last = k
+		}
+	}
+	return last
 }
 
 func main() {
@@ -79,8 +98,13 @@ func run(args []string, out io.Writer) int {
 		f.PrintDefaults()
 	}
 	f.Uint64Var(&o.seeds, "seeds", 200, "how many seeds to run")
-	f.Uint64Var(&o.farms, "farm-seeds", 0, "how many seeds of farms to run before")
-	f.StringVar(&o.farm, "farm-seed", "", "replay this seed of a farm")
+	o.kinds = map[sim.Kind]*kindOptions{}
+	for _, k := range sim.Kinds {
+		x := &kindOptions{}
+		o.kinds[k] = x
+		f.Uint64Var(&x.seeds, string(k)+"-seeds", 0, "how many seeds of "+k.Plural()+" to run before")
+		f.StringVar(&x.seed, string(k)+"-seed", "", "replay this seed of "+k.Plural())
+	}
 	f.Uint64Var(&o.from, "from", 0, "the first of them")
 	f.StringVar(&share, "real", "1/8", "share of seeds with real cryptography: 1/n, 1 or 0")
 	f.StringVar(&o.seed, "seed", "", "replay this seed")
@@ -106,9 +130,15 @@ func run(args []string, out io.Writer) int {
 	}
 	if err == nil {
 		var ok bool
+		kind := sim.KindPair
+		for _, k := range sim.Kinds {
+			if o.kinds[k].seed != "" {
+				kind = k
+			}
+		}
 		switch {
-		case o.farm != "":
-			ok, err = replayFarm(out, o)
+		case kind != sim.KindPair:
+			ok, err = replayKind(out, kind, o)
 		case o.seed != "":
 			ok, err = replaySeed(out, o)
 		case o.schedule != "":
@@ -160,16 +190,16 @@ func replaySeed(out io.Writer, o options) (bool, error) {
 	return replay(out, s, dir, o)
 }
 
-func replayFarm(out io.Writer, o options) (bool, error) {
-	seed, err := strconv.ParseUint(o.farm, 10, 64)
+func replayKind(out io.Writer, k sim.Kind, o options) (bool, error) {
+	seed, err := strconv.ParseUint(o.kinds[k].seed, 10, 64)
 	if err != nil {
-		return false, fmt.Errorf("--farm-seed %q is not a number from 0 to 2^64-1", o.farm)
+		return false, fmt.Errorf("--%s-seed %q is not a number from 0 to 2^64-1", k, o.kinds[k].seed)
 	}
-	dir := fmt.Sprintf("out/sim/farm-%d", seed)
+	dir := fmt.Sprintf("out/sim/%s-%d", k, seed)
 	if o.out != "" {
 		dir = o.out
 	}
-	return replay(out, sim.ForFarmSeed(seed), dir, o)
+	return replay(out, k.Schedule(seed, o.every), dir, o)
 }
 
 func replayFile(out io.Writer, o options) (bool, error) {

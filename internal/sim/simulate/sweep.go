@@ -25,7 +25,7 @@ type fleet struct {
 	mu    sync.Mutex
 	next  uint64 // index of the next job
 	sum   *sim.Summary
-	farms *sim.Summary // nil: none ran, or nothing else
+	found []sim.Found // in runs of other kinds than pairs
 	under map[uint64]underWay
 	count int // violations so far
 }
@@ -39,17 +39,22 @@ type underWay struct {
 // sweep runs o.seeds seeds and reports.
 func sweep(out io.Writer, o options) (bool, error) {
 	f := &fleet{out: out, o: o, begin: time.Now(), sum: sim.NewSummary(), under: map[uint64]underWay{}}
-	if o.farms > 0 {
-		farms := sim.NewSummary()
-		fmt.Fprintf(out, "seeds %d to %d of farms, %d at a time\n", o.from, o.from+o.farms-1, o.workers)
-		f.each(o.farms, "farms", farms, func(i uint64) *sim.Schedule { return sim.ForFarmSeed(o.from + i) })
-		fmt.Fprintln(out)
-		farms.WriteFarms(out)
-		if o.seeds == 0 {
-			return f.end(farms)
+	last := f.sum
+	for _, k := range sim.Kinds {
+		if n := o.kinds[k].seeds; n > 0 {
+			last = sim.NewSummary()
+			fmt.Fprintf(out, "seeds %d to %d of %s, %d at a time\n", o.from, o.from+n-1, k.Plural(), o.workers)
+			f.each(n, k.Plural(), last, func(i uint64) *sim.Schedule { return k.Schedule(o.from+i, o.every) })
+			fmt.Fprintln(out)
+			last.WriteKind(out, k)
+			if o.seeds > 0 || k != o.lastKind() {
+				f.found = append(f.found, last.SortedViolations()...)
+				f.begin = time.Now()
+			}
 		}
-		f.farms = farms
-		f.begin = time.Now()
+	}
+	if o.seeds == 0 && last != f.sum {
+		return f.end(last)
 	}
 	fmt.Fprintf(out, "seeds %d to %d, %d at a time\n", o.from, o.from+o.seeds-1, o.workers)
 	f.each(o.seeds, "seeds", f.sum, func(i uint64) *sim.Schedule { return sim.ForSeed(o.from+i, o.every) })
@@ -85,10 +90,7 @@ func (f *fleet) end(sum *sim.Summary) (bool, error) {
 			return false, err
 		}
 	}
-	found := sum.SortedViolations()
-	if f.farms != nil {
-		found = append(f.farms.SortedViolations(), found...)
-	}
+	found := append(f.found, sum.SortedViolations()...)
 	if len(found) == 0 {
 		fmt.Fprintln(out, "0 violations")
 		return true, nil
@@ -121,15 +123,15 @@ func (f *fleet) explain(found []sim.Found) error {
 		if f.o.out != "" {
 			dir = fmt.Sprintf("%s/seed-%d", f.o.out, v.Seed)
 		}
-		if v.Farm {
-			dir = fmt.Sprintf("%s/farm-%d", strings.TrimSuffix(dir, fmt.Sprintf("/seed-%d", v.Seed)), v.Seed)
+		if v.Kind != sim.KindPair {
+			dir = fmt.Sprintf("%s/%s-%d", strings.TrimSuffix(dir, fmt.Sprintf("/seed-%d", v.Seed)), v.Kind, v.Seed)
 		}
-		s, err := seeded(v.Seed, v.Crash, f.o.every)
-		if err != nil {
-			return err
-		}
-		if v.Farm {
-			s = sim.ForFarmSeed(v.Seed)
+		s := v.Kind.Schedule(v.Seed, f.o.every)
+		if v.Crash != "" {
+			var err error
+			if s, err = seeded(v.Seed, v.Crash, f.o.every); err != nil {
+				return err
+			}
 		}
 		if v.Crash != "" {
 			dir += "-" + slug(v.Crash)
@@ -154,8 +156,8 @@ func slug(text string) string {
 
 // name is how a run is called.
 func name(v sim.Found) string {
-	if v.Farm {
-		return fmt.Sprintf("farm seed %d", v.Seed)
+	if v.Kind != sim.KindPair {
+		return fmt.Sprintf("%s seed %d", v.Kind, v.Seed)
 	}
 	if v.Crash == "" {
 		return fmt.Sprintf("seed %d", v.Seed)
@@ -165,10 +167,10 @@ func name(v sim.Found) string {
 
 // command replays a run.
 func command(v sim.Found, every uint64) string {
-	if v.Farm {
+	if v.Kind == sim.KindFarm {
 		return fmt.Sprintf("make sim FARM_SEED=%d", v.Seed)
 	}
-	c := fmt.Sprintf("make sim SEED=%d", v.Seed)
+	c := fmt.Sprintf("make sim %sSEED=%d", v.Kind.Variable(), v.Seed)
 	if v.Crash != "" {
 		c += fmt.Sprintf(" CRASH=%q", v.Crash)
 	}
@@ -261,7 +263,7 @@ func (f *fleet) started(i uint64, s *sim.Schedule) {
 
 // found names a run.
 func found(s *sim.Schedule) sim.Found {
-	x := sim.Found{Seed: s.Seed, Farm: s.Farm != nil, Real: s.Real}
+	x := sim.Found{Seed: s.Seed, Kind: s.Kind(), Real: s.Real}
 	if s.Crash.Nth > 0 {
 		x.Crash = s.Crash.Cell.String()
 	}

@@ -17,13 +17,13 @@ import (
 // stuck is after how many seconds of this process a run counts as one that never ends.
 const stuck = 180
 
-var farms bool // the kind of schedules
+var kind sim.Kind // of the schedules
 
 func main() {
 	from := flag.Uint64("from", 0, "the first seed")
 	to := flag.Uint64("to", 0, "the last seed")
 	all := flag.Bool("all", false, "go on after a violation")
-	flag.BoolVar(&farms, "farms", false, "seeds of farms instead of pairs")
+	flag.StringVar((*string)(&kind), "kind", "", "seeds of this kind instead of pairs: farm, vcluster or facing")
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "how many runs at a time")
 	flag.Parse()
 	found := false
@@ -59,11 +59,7 @@ func together(from, n uint64) []string {
 func one(seed uint64) string {
 	done := make(chan string, 1)
 	go func() {
-		s := sim.ForSeed(seed, sim.RealEvery)
-		if farms {
-			s = sim.ForFarmSeed(seed)
-		}
-		r := sim.Run(s)
+		r := sim.Run(kind.Schedule(seed, sim.RealEvery))
 		if len(r.Violations) == 0 {
 			done <- ""
 			return
