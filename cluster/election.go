@@ -47,15 +47,6 @@ func rank(a, b Election, override bool, margin time.Duration) (r int, why string
 	return cmp.Compare(a.Serial, b.Serial), bySerial
 }
 
-// election is what we let be compared.
-func (p *Pair) election(now time.Time) Election {
-	return Election{
-		MonitorsUp: p.monitors, Age: now.Sub(p.ageFrom), Priority: p.opt.HA.Priority,
-		Override: p.opt.HA.Override, Serial: p.opt.Serial, Failover: p.failover,
-		Penalty: p.weight(now), Handed: p.health.handed, OverrideWait: p.opt.HA.OverrideWaitTime,
-	}
-}
-
 // peerElection is the other node's, its age carried forward to now.
 func (p *Pair) peerElection(now time.Time) Election {
 	e := p.peer.Election
