@@ -125,6 +125,7 @@ type Own struct {
 	Reason   string        // one line for people: who, why
 	Evidence string        // what the decision rests on
 	By       NodeID        // who decided; 0: this node
+	Logged   bool          // the members' log decided, not a node
 	From     string        // name of the owner before, if there was one
 	Detected time.Duration // from the last sign of life to the decision
 	Handover bool          // exact windows were imported

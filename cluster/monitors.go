@@ -31,6 +31,8 @@ type candidate struct {
 	health   health
 	failover bool // execute ha failover set
 	change   Change
+	said     Announce
+	saidAt   time.Time
 }
 
 func newCandidate(g *engine, ha *config.HA, serial string) candidate {
@@ -124,6 +126,18 @@ func (c *candidate) tookBack() {
 	if c.health.handed == HandedPingservers {
 		c.health.flipUntil = time.Time{}
 	}
+}
+
+// tells says whether a is news to those who listen; then it is told.
+func (c *candidate) tells(now time.Time, a Announce) bool {
+	old := c.said
+	old.Election.Age = a.Election.Age
+	drift := a.Election.Age - c.said.Election.Age - now.Sub(c.saidAt)
+	if old.equal(a) && !c.saidAt.IsZero() && drift.Abs() < time.Second {
+		return false
+	}
+	c.said, c.saidAt = a, now
+	return true
 }
 
 // show completes a status.

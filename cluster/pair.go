@@ -83,8 +83,6 @@ type Pair struct {
 	floor    uint64 // no epoch is made with a counter up to it
 	disk     uint64 // highest counter known to be on disk
 	peer     member
-	said     Announce
-	saidAt   time.Time
 	coverage Coverage
 
 	shutdown bool
@@ -297,14 +295,9 @@ func (p *Pair) announce(now time.Time) {
 		// makes our epoch, and must go above.
 		a.Epoch = Epoch{Counter: p.floor, Node: p.opt.Self}
 	}
-	old := p.said
-	old.Election.Age = a.Election.Age
-	drift := a.Election.Age - p.said.Election.Age - now.Sub(p.saidAt)
-	if old.equal(a) && !p.saidAt.IsZero() && drift.Abs() < time.Second {
-		return
+	if p.tells(now, a) {
+		p.emit(a.ofScope(p.opt.Scope))
 	}
-	p.said, p.saidAt = a, now
-	p.emit(a.ofScope(p.opt.Scope))
 }
 
 func (p *Pair) alarm(name, text string, on bool) { p.raise(name, name, text, on) }
