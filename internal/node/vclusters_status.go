@@ -24,8 +24,10 @@ func (v *VClusters) Summary(now time.Time) Status {
 	var all cluster.HAStatus
 	for i, id := range v.order {
 		n := v.scopes[id]
-		h := n.pair.Status(now)
-		s.VClusters = append(s.VClusters, VClusterStatus{int(id), h})
+		h := n.authority.Status(now)
+		if v.cfg.HA.VClusterStatus {
+			s.VClusters = append(s.VClusters, VClusterStatus{int(id), h})
+		}
 		s.Owner = s.Owner || n.owner
 		s.IKE.Add(n.ike.Counters())
 		if i == 0 {
@@ -49,9 +51,12 @@ func (v *VClusters) Summary(now time.Time) Status {
 			all.LastChange, all.LastReason, all.LastCovered, all.LastDetected = h.LastChange, h.LastReason, h.LastCovered, h.LastDetected
 		}
 		for _, a := range h.Alarms {
-			a.Name = alarmName(id, a.Name)
+			a.Name = v.alarmName(id, a.Name)
 			all.Alarms = append(all.Alarms, a)
 		}
+	}
+	if q := v.quorum.alarm(); v.group() && q.On {
+		all.Alarms = append(all.Alarms, q)
 	}
 	s.HA = &all
 	return s
