@@ -278,6 +278,8 @@ type HAStatus struct {
 	Election     Election
 	Coverage     Coverage
 	Alarms       []Alarm
+	// Successor is who was promised the scope; 0: nobody, or no log decides.
+	Successor NodeID
 	// Seen is how many monitored interfaces work at this moment; Held is when they count
 	// in the election if they stay so, and Flip when pingservers may cause a change again.
 	// Zero times: nothing is waited for. Of a pair.

@@ -149,6 +149,7 @@ func (p *Slot) announceRanked(now time.Time, owned Epoch) {
 // showRanked completes a status.
 func (p *Slot) showRanked(now time.Time, s *HAStatus) {
 	p.rank.show(now, s)
+	s.Successor = p.decided.Successor
 	for i := range s.Peers {
 		m := p.peer(s.Peers[i].Node)
 		s.Peers[i].Election = m.electionOf(now)

@@ -58,7 +58,7 @@ func (v *VClusters) Summary(now time.Time) Status {
 	if q := v.quorum.alarm(); v.group() && q.On {
 		all.Alarms = append(all.Alarms, q)
 	}
-	s.HA = &all
+	s.HA, s.Quorum = &all, v.group() && !v.quorum.Lost
 	return s
 }
 
