@@ -383,7 +383,11 @@ func (p *Slot) propose(now time.Time, c *clusterpb.Command) {
 }
 
 func (p *Slot) alarm(name, text string, on bool) {
-	p.raise(name, fmt.Sprintf("%s, %v", name, p.opt.Scope), text, on)
+	known := name
+	if !p.ranked() {
+		known = fmt.Sprintf("%s, %v", name, p.opt.Scope)
+	}
+	p.raise(name, known, text, on)
 }
 
 // SyncSet lists the members that are copied to or counted.

@@ -63,7 +63,7 @@ func (p *Slot) Ranking(now time.Time, able func(NodeID) bool) (order []NodeID, w
 // until it is unset or must own again.
 func (p *Slot) Failover(now time.Time, set bool) error {
 	p.enter(now)
-	m := p.peer(p.decided.Successor)
+	m := p.next()
 	switch {
 	case !set:
 	case p.phase == handing:
@@ -72,12 +72,20 @@ func (p *Slot) Failover(now time.Time, set bool) error {
 		return errors.New("this node is not the primary")
 	case p.lost:
 		return errors.New("no quorum: nothing new is decided")
-	case m.Node == 0 || m.join != in || m.asking || m.leaving || m.stream != m.Process:
+	case m == nil || m.join != in || m.asking || m.leaving || m.stream != m.Process:
 		return errors.New("no standby is synchronised: a failover would lose the tunnels")
 	}
 	p.rank.failover = set
 	p.consider(now)
 	return nil
+}
+
+// next is the member that was promised the scope in our place; nil: none.
+func (p *Slot) next() *member {
+	if n := p.decided.Successor; n == 0 || n == p.opt.Self {
+		return nil
+	}
+	return p.peer(p.decided.Successor)
 }
 
 // handoverDue says why the successor should own instead of this node, if it should by now.
@@ -157,7 +165,7 @@ func (p *Slot) showRanked(now time.Time, s *HAStatus) {
 			s.Peers[i].Links = nil
 		}
 	}
-	if m := p.peer(p.decided.Successor); p.phase == owning && m.Node != 0 && m.join == in {
+	if m := p.next(); p.phase == owning && m != nil && m.join == in {
 		_, s.Next, s.NextAt = p.rank.succession(s.Election, m.electionOf(now), nameOf(m), p.hold, m.synced)
 	}
 }

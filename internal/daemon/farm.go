@@ -360,7 +360,7 @@ func (f *farmEnds) follow() {
 			quorum = true
 			l.offerRemote(func(now time.Time) { f.by.HandleQuorum(now, node.Quorum{}) })
 		}
-		if now := leader != 0; now != led {
+		if now := leader != 0 && f.log.Joined(); now != led {
 			led = now
 			f.c.revisions.role(led, cluster.Epoch{})
 		}
