@@ -16,7 +16,8 @@ import (
 
 const exampleGroup = "../examples/group"
 
-// group is an FGCP group of three or four gateways, of which one is active.
+// group is an FGCP group of three or four gateways, of which one is active; with two
+// sides, two virtual clusters, of which each has its own outer and inner network.
 //
 //	10.1.0.10 host ─ client 192.0.2.10 ─┬─ gw1 ─┬─ server 10.2.0.10
 //	                                    ├─ gw2 ─┤
@@ -24,33 +25,60 @@ const exampleGroup = "../examples/group"
 //	                                    └─ gw4 ─┘
 type group struct {
 	*site
-	bin     string
-	names   []string
-	gws     map[string]*gateway
-	client  *gateway
-	caps    []*lab.Capture
-	up      time.Time
-	probes  *lab.Probes
-	faults  []time.Time
-	stopped bool
+	bin    string
+	names  []string
+	gws    map[string]*gateway
+	sides  []*groupSide
+	faults []time.Time
 }
 
-var groupSwitches = map[string]string{lab.NodeWAN: "wan0", lab.NodeLAN: "lan0", "hb": "hb0", "sync": "sync0"}
+// groupSide is one outer and one inner network with a client and hosts.
+type groupSide struct {
+	suffix                string // of the nodes' names
+	outer, inside, behind string // first three bytes of the networks: outer, the client's, the group's
+	caps                  []*lab.Capture
+	stopped               bool
+	up                    time.Time
+	probes                *lab.Probes
+}
 
-func groupPlan(names []string) lab.Plan {
-	p := lab.Plan{
-		Nodes: []lab.PlanNode{{Name: lab.NodeWAN}, {Name: lab.NodeLAN}, {Name: "hb"}, {Name: "sync"}, {Name: lab.NodeHost}, {Name: lab.NodeServer}, {Name: lab.NodeClient, Forward: true}},
-		Cables: []lab.PlanCable{
-			{A: lab.NodeHost, AIf: "lan0", B: lab.NodeClient, BIf: "lan0", AAddrs: []string{hostIn + "/24"}, BAddrs: []string{"10.1.0.1/24"}},
-			{A: lab.NodeClient, AIf: "wan0", B: lab.NodeWAN, BIf: lab.NodeClient, AAddrs: []string{peerWAN + "/24"}},
-			{A: lab.NodeServer, AIf: "lan0", B: lab.NodeLAN, BIf: lab.NodeServer, AAddrs: []string{serverIn + "/24"}},
-		},
-		Routes: []lab.PlanRoute{{Node: lab.NodeHost, Dst: "10.2.0.0/24", Via: "10.1.0.1/24"}, {Node: lab.NodeServer, Dst: "0.0.0.0/0", Via: "10.2.0.1/24"}},
+var groupSides = []groupSide{
+	{outer: "192.0.2", inside: "10.1.0", behind: "10.2.0"},
+	{suffix: "2", outer: "198.51.100", inside: "10.3.0", behind: "10.4.0"},
+}
+
+func (s *groupSide) node(name string) string { return name + s.suffix }
+func (s *groupSide) host() string            { return s.inside + ".10" }
+func (s *groupSide) server() string          { return s.behind + ".10" }
+func (s *groupSide) shared() netip.Addr      { return netip.MustParseAddr(s.outer + ".1") }
+
+// devices are the switches with the gateways' devices at them.
+func (g *group) devices() map[string]string {
+	m := map[string]string{"hb": "hb0", "sync": "sync0"}
+	for i, s := range g.sides {
+		m[s.node(lab.NodeWAN)], m[s.node(lab.NodeLAN)] = fmt.Sprint("wan", i), fmt.Sprint("lan", i)
 	}
-	for i, g := range names {
-		p.Nodes = append(p.Nodes, lab.PlanNode{Name: g, Forward: true})
-		for sw, dev := range groupSwitches {
-			c := lab.PlanCable{A: g, AIf: dev, B: sw, BIf: g}
+	return m
+}
+
+func (g *group) plan() lab.Plan {
+	p := lab.Plan{Nodes: []lab.PlanNode{{Name: "hb"}, {Name: "sync"}}}
+	for _, s := range g.sides {
+		for _, n := range []string{lab.NodeWAN, lab.NodeLAN, lab.NodeHost, lab.NodeServer, lab.NodeClient} {
+			p.Nodes = append(p.Nodes, lab.PlanNode{Name: s.node(n), Forward: n == lab.NodeClient})
+		}
+		p.Cables = append(p.Cables,
+			lab.PlanCable{A: s.node(lab.NodeHost), AIf: "lan0", B: s.node(lab.NodeClient), BIf: "lan0", AAddrs: []string{s.host() + "/24"}, BAddrs: []string{s.inside + ".1/24"}},
+			lab.PlanCable{A: s.node(lab.NodeClient), AIf: "wan0", B: s.node(lab.NodeWAN), BIf: lab.NodeClient, AAddrs: []string{s.outer + ".10/24"}},
+			lab.PlanCable{A: s.node(lab.NodeServer), AIf: "lan0", B: s.node(lab.NodeLAN), BIf: lab.NodeServer, AAddrs: []string{s.server() + "/24"}})
+		p.Routes = append(p.Routes,
+			lab.PlanRoute{Node: s.node(lab.NodeHost), Dst: s.behind + ".0/24", Via: s.inside + ".1/24"},
+			lab.PlanRoute{Node: s.node(lab.NodeServer), Dst: "0.0.0.0/0", Via: s.behind + ".1/24"})
+	}
+	for i, n := range g.names {
+		p.Nodes = append(p.Nodes, lab.PlanNode{Name: n, Forward: true})
+		for sw, dev := range g.devices() {
+			c := lab.PlanCable{A: n, AIf: dev, B: sw, BIf: n}
 			if sw == "sync" {
 				c.AAddrs = []string{fmt.Sprintf("172.31.1.%d/24", i+1)}
 			}
@@ -61,22 +89,26 @@ func groupPlan(names []string) lab.Plan {
 }
 
 // newGroup starts so many gateways with the example's configuration, changed by change, and
-// waits until the first is active and all others stand by for it. Then the client dials.
-func newGroup(t *testing.T, count int, change func(i int, conf string) string) *group {
+// waits until ready. Then the clients dial.
+func newGroup(t *testing.T, count, sides int, change func(g *group, i int, conf string) string, ready func(*group)) *group {
 	t.Helper()
 	g := &group{bin: program(t), gws: map[string]*gateway{}}
 	for i := range count {
 		g.names = append(g.names, fmt.Sprintf("gw%d", i+1))
 	}
-	g.site = build(t, groupPlan(g.names))
-	for sw := range groupSwitches {
+	for i := range sides {
+		s := groupSides[i]
+		g.sides = append(g.sides, &s)
+	}
+	g.site = build(t, g.plan())
+	for sw := range g.devices() {
 		g.must(sw, "ip", "link", "add", "br0", "type", "bridge")
 		g.must(sw, "ip", "link", "set", "br0", "up")
 		ports := slices.Clone(g.names)
-		switch sw {
-		case lab.NodeWAN:
+		switch sw[:2] {
+		case "wa":
 			ports = append(ports, lab.NodeClient)
-		case lab.NodeLAN:
+		case "la":
 			ports = append(ports, lab.NodeServer)
 		}
 		for _, port := range ports {
@@ -89,33 +121,39 @@ func newGroup(t *testing.T, count int, change func(i int, conf string) string) *
 	for i, n := range g.names {
 		conf := g.conf(i)
 		if change != nil {
-			conf = change(i, conf)
+			conf = change(g, i, conf)
 		}
 		g.gws[n] = g.node(n, conf)
 		g.start(g.gws[n])
 	}
-	for _, port := range append(slices.Clone(g.names), lab.NodeClient) {
-		c, err := g.topo.StartCapture(lab.NodeWAN, port)
-		if err != nil {
-			t.Fatal(err)
+	for _, s := range g.sides {
+		for _, port := range append(slices.Clone(g.names), lab.NodeClient) {
+			c, err := g.topo.StartCapture(s.node(lab.NodeWAN), port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.caps = append(s.caps, c)
 		}
-		g.caps = append(g.caps, c)
+		t.Cleanup(func() { g.endCaptures(s) })
 	}
-	t.Cleanup(g.endCaptures)
-	g.settled("gw1", "gw2")
-	g.client = g.node(lab.NodeClient, g.example("client"))
-	g.start(g.client)
-	g.wantPing(lab.NodeHost, hostIn, serverIn)
-	g.up = time.Now()
+	ready(g)
+	for _, s := range g.sides {
+		text := strings.NewReplacer("192.0.2.", s.outer+".", "10.1.0.", s.inside+".", "10.2.0.", s.behind+".", "/client", "/"+s.node(lab.NodeClient)).Replace(g.example("client"))
+		g.start(g.node(s.node(lab.NodeClient), text))
+	}
+	for _, s := range g.sides {
+		g.wantPing(s.node(lab.NodeHost), s.host(), s.server())
+		s.up = time.Now()
+	}
 	return g
 }
 
-func (g *group) endCaptures() {
-	if g.stopped {
+func (g *group) endCaptures(s *groupSide) {
+	if s.stopped {
 		return
 	}
-	g.stopped = true
-	for _, c := range g.caps {
+	s.stopped = true
+	for _, c := range s.caps {
 		if _, err := c.Stop(); err != nil {
 			g.t.Error(err)
 		}
@@ -180,13 +218,15 @@ type groupHA struct {
 	groupScope
 	Hostname  string       `json:"hostname"`
 	VClusters []groupScope `json:"vclusters"`
-	Alarms    []struct {
-		Name string `json:"name"`
-	} `json:"alarms"`
-	Log struct {
+	Alarms    []groupAlarm `json:"alarms"`
+	Log       struct {
 		Leader string `json:"leader"`
 		Quorum bool   `json:"quorum"`
 	} `json:"log"`
+}
+
+type groupAlarm struct {
+	Name string `json:"name"`
 }
 
 // groupScope is one virtual cluster, or all that there is.
@@ -241,21 +281,21 @@ func (g *group) crash(n string) {
 	if err := g.gws[n].proc.Kill(); err != nil { // the guardian, and with it the daemon
 		g.t.Fatal(err)
 	}
-	for sw := range groupSwitches {
+	for sw, dev := range g.devices() {
 		g.must(sw, "ip", "link", "set", n, "down")
+		if dev != "sync0" { // what a host that is lost has of shared addresses ends with it
+			g.must(n, "ip", "-4", "addr", "flush", "dev", dev)
+		}
 	}
-	// What a host that is lost has of shared addresses ends with it.
-	g.must(n, "ip", "addr", "flush", "dev", "wan0")
-	g.must(n, "ip", "addr", "flush", "dev", "lan0")
 }
 
 // restore starts a crashed member again.
 func (g *group) restore(n string) {
 	g.t.Helper()
-	for sw := range groupSwitches {
+	for sw := range g.devices() {
 		g.must(sw, "ip", "link", "set", n, "up")
 	}
-	for sw := range groupSwitches { // which the kernel may put off for a second
+	for sw := range g.devices() { // which the kernel may put off for a second
 		eventually(g.t, 5*time.Second, n+"'s port of "+sw+" carries", func() bool {
 			return strings.Contains(g.must(sw, "ip", "link", "show", n), "state UP")
 		})
@@ -291,20 +331,23 @@ const groupProbes = 10 * time.Millisecond
 
 func (g *group) probe() {
 	g.t.Helper()
-	var err error
-	if g.probes, err = g.topo.StartProbes(lab.NodeHost, netip.MustParseAddr(hostIn), lab.NodeServer, netip.MustParseAddr(serverIn), groupProbes); err != nil {
-		g.t.Fatal(err)
+	for _, s := range g.sides {
+		var err error
+		if s.probes, err = g.topo.StartProbes(s.node(lab.NodeHost), netip.MustParseAddr(s.host()), s.node(lab.NodeServer), netip.MustParseAddr(s.server()), groupProbes); err != nil {
+			g.t.Fatal(err)
+		}
 	}
 }
 
-// replay sends everything the client sent so far to a member again.
+// replay sends everything that the first client sent so far to a member again.
 func (g *group) replay(n string) {
 	g.t.Helper()
-	c := g.caps[len(g.caps)-1]
+	s := g.sides[0]
+	c := s.caps[len(s.caps)-1]
 	if err := c.Flush(); err != nil {
 		g.t.Fatal(err)
 	}
-	frames, err := lab.ClientESP(c.Path, g.up, time.Now())
+	frames, err := lab.ClientESP(c.Path, s.up, time.Now())
 	if err != nil || len(frames) == 0 {
 		g.t.Fatalf("nothing to send again: %v", err)
 	}
@@ -313,56 +356,63 @@ func (g *group) replay(n string) {
 	}
 }
 
-// verdict ends probes and captures, and wants the invariants kept and no silence longer
-// than the budget, but around the faults that are named.
-func (g *group) verdict(budget time.Duration) {
+// verdict ends probes and captures, and wants the invariants kept. budget is the longest
+// silence after each fault of each side; the last of a side stands for all that follow.
+func (g *group) verdict(budget ...[]time.Duration) {
 	g.t.Helper()
 	end := time.Now()
-	for i, s := range g.probes.Stop(500 * time.Millisecond) {
-		seen := map[uint64]int{}
-		for _, a := range s.Arrivals {
-			if seen[a.Seq]++; seen[a.Seq] == 2 {
-				g.t.Errorf("direction %d: probe %d was delivered twice", i, a.Seq)
+	for i, s := range g.sides {
+		for _, stream := range s.probes.Stop(500 * time.Millisecond) {
+			g.judge(stream, end, budget[i])
+		}
+		g.endCaptures(s)
+		check := lab.NewChecker(lab.CheckOptions{Client: lab.NodeClient, Up: s.up, End: end, Shared: []netip.Addr{s.shared()}})
+		for _, c := range s.caps {
+			if err := lab.ReadCapture(c.Path, func(f lab.Frame) error { f.Port = c.Port; check.Add(f); return nil }); err != nil {
+				g.t.Fatal(err)
 			}
 		}
-		for k, at := range g.faults {
-			until := end
-			if k+1 < len(g.faults) {
-				until = g.faults[k+1]
-			}
-			out := lab.Outage(s.Arrivals, at, until, groupProbes)
-			g.t.Logf("direction %d: %v of silence", i, out.Round(100*time.Microsecond))
-			if out > budget {
-				g.t.Errorf("direction %d: %v of silence after a loss, more than %v", i, out, budget)
-			}
-		}
-		if len(s.Arrivals) == 0 {
-			g.t.Errorf("direction %d: nothing arrived", i)
+		r := check.Report()
+		if r.ESP == 0 || r.IVRepeats != 0 || r.SeqRegressions != 0 || r.SAInitAfterUp != 0 || r.AuthAfterUp != 0 || r.CreateChildUnanswered != 0 || len(r.Violations) != 0 {
+			g.t.Errorf("the wire of %s: %d ESP packets, %d IV repeats, %d regressions, %d IKE_SA_INIT and %d IKE_AUTH after up, %d unanswered: %q",
+				s.node(lab.NodeClient), r.ESP, r.IVRepeats, r.SeqRegressions, r.SAInitAfterUp, r.AuthAfterUp, r.CreateChildUnanswered, r.Violations)
 		}
 	}
-	g.endCaptures()
-	check := lab.NewChecker(lab.CheckOptions{Client: lab.NodeClient, Up: g.up, End: end, Shared: []netip.Addr{netip.MustParseAddr(gwWAN)}})
-	for _, c := range g.caps {
-		if err := lab.ReadCapture(c.Path, func(f lab.Frame) error { f.Port = c.Port; check.Add(f); return nil }); err != nil {
-			g.t.Fatal(err)
+}
+
+// judge looks at one direction of the probes.
+func (g *group) judge(s lab.Stream, end time.Time, budget []time.Duration) {
+	g.t.Helper()
+	seen := map[uint64]bool{}
+	for _, a := range s.Arrivals {
+		if seen[a.Seq] {
+			g.t.Errorf("%s → %s: probe %d was delivered twice", s.From, s.To, a.Seq)
 		}
+		seen[a.Seq] = true
 	}
-	r := check.Report()
-	if r.ESP == 0 || r.IVRepeats != 0 || r.SeqRegressions != 0 || r.SAInitAfterUp != 0 || r.AuthAfterUp != 0 || r.CreateChildUnanswered != 0 || len(r.Violations) != 0 {
-		g.t.Errorf("the wire: %d ESP packets, %d IV repeats, %d regressions, %d IKE_SA_INIT and %d IKE_AUTH after up, %d unanswered: %q",
-			r.ESP, r.IVRepeats, r.SeqRegressions, r.SAInitAfterUp, r.AuthAfterUp, r.CreateChildUnanswered, r.Violations)
+	if len(seen) == 0 {
+		g.t.Errorf("%s → %s: nothing arrived", s.From, s.To)
+	}
+	for k, at := range g.faults {
+		until := end
+		if k+1 < len(g.faults) {
+			until = g.faults[k+1].Add(-2 * groupProbes)
+		}
+		out, most := lab.Outage(s.Arrivals, at, until, groupProbes), budget[min(k, len(budget)-1)]
+		g.t.Logf("%s → %s: %v of silence", s.From, s.To, out.Round(100*time.Microsecond))
+		if out > most {
+			g.t.Errorf("%s → %s: %v of silence after loss %d, more than %v", s.From, s.To, out, k+1, most)
+		}
 	}
 }
 
 // groupBudget is the longest silence at a takeover, on machines that do other things, too.
 const groupBudget = 300 * time.Millisecond
 
-// TestGroupOfThree: three daemons elect by priority; the active one's host is lost, then
-// the next one's, and the third goes on without a majority. Both come back: nothing moves
-// without override; with it the best one takes the ownership back, after which SIGKILL of
-// its daemon has the one that was promised it take over.
-func TestGroupOfThree(t *testing.T) {
-	g := newGroup(t, 3, nil)
+// twoLosses: the log has chosen gw1; its host is lost, then the next one's, and the third
+// goes on without a majority. gw1 comes back, and stands by.
+func (g *group) twoLosses() {
+	g.t.Helper()
 	waitStatus(g.gws["gw1"], "gw1", time.Second, "the log chose it by priority", func(h groupHA) bool {
 		return h.Change.DecidedBy == "the members' log" && h.Change.Evidence == "priority: 200 against 150"
 	})
@@ -374,15 +424,19 @@ func TestGroupOfThree(t *testing.T) {
 	g.crash("gw2")
 	g.owns("gw3")
 	waitStatus(g.gws["gw3"], "gw3", 10*time.Second, "says that it has no quorum", func(h groupHA) bool {
-		return !h.Log.Quorum && h.Alone && slices.ContainsFunc(h.Alarms, func(a struct {
-			Name string `json:"name"`
-		}) bool {
-			return a.Name == "quorum"
-		})
+		return !h.Log.Quorum && h.Alone && slices.ContainsFunc(h.Alarms, func(a groupAlarm) bool { return a.Name == "quorum" })
 	})
 	g.replay("gw3")
 	g.restore("gw1")
 	g.settled("gw3", "gw1", "gw2")
+}
+
+// TestGroupOfThree: three daemons elect by priority; two hosts are lost one after another
+// and come back: nothing moves without override; with it the best one takes the ownership
+// back, after which SIGKILL of its daemon has the one that was promised it take over.
+func TestGroupOfThree(t *testing.T) {
+	g := newGroup(t, 3, 1, nil, func(g *group) { g.settled("gw1", "gw2") })
+	g.twoLosses()
 	g.restore("gw2")
 	g.settled("gw3", "gw1") // without override who is active stays so
 	text, err := os.ReadFile(g.gws["gw1"].conf)
@@ -401,5 +455,89 @@ func TestGroupOfThree(t *testing.T) {
 	g.kill("gw1")
 	g.owns("gw2")
 	g.replay("gw2")
-	g.verdict(groupBudget)
+	g.verdict([]time.Duration{groupBudget})
 }
+
+// TestGroupOfFour: the same two losses with a fourth member, which has no vote: three
+// copies are kept, and when the majority of the three voters is back, all stand by again.
+// Then the active one's daemon is killed, and last an interface fails that is monitored.
+func TestGroupOfFour(t *testing.T) {
+	g := newGroup(t, 4, 1, nil, func(g *group) { g.settled("gw1", "gw2") })
+	g.twoLosses()
+	g.kill("gw3")
+	g.owns("gw1")
+	g.restore("gw2")
+	g.settled("gw1", "gw2")
+	g.faults = append(g.faults, time.Now())
+	g.must("gw1", "ip", "link", "set", "lan0", "down")
+	g.owns("gw2")
+	g.settled("gw2", "gw3")
+	waitStatus(g.gws["gw2"], "gw2", 5*time.Second, "says why", func(h groupHA) bool {
+		return strings.HasSuffix(h.Reason, "gw1 handed over: monitored interfaces failed") && h.Change.Evidence == "monitored interfaces: 2 work against 1"
+	})
+	// gw1 was promised the ownership a moment before gw3's end, in gw4's place, and lets that
+	// settle; and the ownership stays for a second where it has come to.
+	g.verdict([]time.Duration{groupBudget, groupBudget, groupBudget + 250*time.Millisecond, groupBudget + time.Second})
+}
+
+// groupOfTwo makes a member of two virtual clusters of the example: each has a network, a
+// tunnel and an order of its own.
+func groupOfTwo(g *group, i int, conf string) string {
+	second := conf[strings.Index(conf, "config system interface\n"):]
+	second = strings.NewReplacer("vpn1", "vpn2", "wan0", "wan1", "lan0", "lan1", "192.0.2.", "198.51.100.", "10.1.0.", "10.3.0.", "10.2.0.", "10.4.0.",
+		"    edit 1\n", "    edit 2\n").Replace(second)
+	vdom := func(text, name string) string {
+		for _, dev := range []string{"wan0", "wan1", "lan0", "lan1"} {
+			text = strings.Replace(text, "    edit \""+dev+"\"\n", "    edit \""+dev+"\"\n        set vdom \""+name+"\"\n", 1)
+		}
+		return text
+	}
+	block := "    set vcluster-status enable\n    config vcluster\n"
+	for k, order := range [][]int{{200, 150, 100}, {100, 200, 150}} {
+		block += fmt.Sprintf("        edit %d\n            set priority %d\n            set vdom \"%c\"\n        next\n", k+1, order[i], 'a'+k)
+	}
+	conf = strings.Replace(conf, "    config unicast-peers\n", block+"    end\n    config unicast-peers\n", 1)
+	return vdom(conf, "a") + vdom(second, "b")
+}
+
+// vclusters waits until each member that is there has each virtual cluster as wanted.
+func (g *group) vclusters(want map[int][2]string, away ...string) {
+	g.t.Helper()
+	for _, n := range g.names {
+		if slices.Contains(away, n) {
+			continue
+		}
+		waitStatus(g.gws[n], n, 30*time.Second, fmt.Sprintf("has %v", want), func(h groupHA) bool {
+			good := 0
+			for _, v := range h.VClusters {
+				role := lab.RoleSecondary
+				if want[v.ID][0] == n {
+					role = lab.RolePrimary
+				}
+				if v.settled(role, want[v.ID][0], want[v.ID][1]) {
+					good++
+				}
+			}
+			return good == len(want)
+		})
+	}
+}
+
+// TestGroupOfThreeVirtualClusters: two virtual clusters on three members, each active on
+// another one. The host of the second one's is lost, and the first is handed over by hand:
+// neither moves with the other, and nothing of the other's is lost.
+func TestGroupOfThreeVirtualClusters(t *testing.T) {
+	g := newGroup(t, 3, 2, groupOfTwo, func(g *group) { g.vclusters(map[int][2]string{1: {"gw1", "gw2"}, 2: {"gw2", "gw3"}}) })
+	g.probe()
+	g.crash("gw2")
+	g.vclusters(map[int][2]string{1: {"gw1", "gw3"}, 2: {"gw3", "gw1"}}, "gw2")
+	g.faults = append(g.faults, time.Now())
+	g.gws["gw1"].must("execute ha failover set 1")
+	g.vclusters(map[int][2]string{1: {"gw3", "gw1"}, 2: {"gw3", "gw1"}}, "gw2")
+	g.wantPing(lab.NodeHost, hostIn, serverIn)
+	g.verdict([]time.Duration{undisturbed, groupBudget}, []time.Duration{groupBudget, undisturbed})
+}
+
+// undisturbed is the longest silence where nothing is done: what a busy machine makes of
+// one probe every ten milliseconds.
+const undisturbed = 100 * time.Millisecond
