@@ -409,6 +409,21 @@ func (g *group) judge(s lab.Stream, end time.Time, budget []time.Duration) {
 // groupBudget is the longest silence at a takeover, on machines that do other things, too.
 const groupBudget = 300 * time.Millisecond
 
+// reload changes a member's `set mode a-p` to more, and has it take that.
+func (g *group) reload(n, more string) {
+	g.t.Helper()
+	conf := g.gws[n].conf
+	text, err := os.ReadFile(conf)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	changed := strings.Replace(strings.Replace(string(text), "    set override disable\n", "", 1), "    set mode a-p\n", more, 1)
+	if err := os.WriteFile(conf, []byte(changed), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+	g.gws[n].must("execute reload")
+}
+
 // twoLosses: the log has chosen gw1; its host is lost, then the next one's, and the third
 // goes on without a majority. gw1 comes back, and stands by.
 func (g *group) twoLosses() {
@@ -439,14 +454,7 @@ func TestGroupOfThree(t *testing.T) {
 	g.twoLosses()
 	g.restore("gw2")
 	g.settled("gw3", "gw1") // without override who is active stays so
-	text, err := os.ReadFile(g.gws["gw1"].conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(g.gws["gw1"].conf, []byte(strings.Replace(string(text), "set override disable", "set override enable", 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	g.gws["gw1"].must("execute reload")
+	g.reload("gw1", "    set override enable\n    set mode a-p\n")
 	g.owns("gw1")
 	g.settled("gw1", "gw2")
 	waitStatus(g.gws["gw1"], "gw1", 5*time.Second, "says why", func(h groupHA) bool {
@@ -463,6 +471,12 @@ func TestGroupOfThree(t *testing.T) {
 // Then the active one's daemon is killed, and last an interface fails that is monitored.
 func TestGroupOfFour(t *testing.T) {
 	g := newGroup(t, 4, 1, nil, func(g *group) { g.settled("gw1", "gw2") })
+	g.reload("gw4", "    set arps-interval 3\n    set mode a-p\n")
+	for _, n := range g.names { // what one shares is on all
+		eventually(t, 5*time.Second, n+" has what was changed on gw4", func() bool {
+			return strings.Contains(g.gws[n].must("show system ha"), "set arps-interval 3\n")
+		})
+	}
 	g.twoLosses()
 	g.kill("gw3")
 	g.owns("gw1")
