@@ -142,7 +142,7 @@ func rankedSlot(t *testing.T, ha config.HA, its func(n NodeID) Election) (*Slot,
 	ha.UptimeDiffMargin = rankMargin
 	p := NewSlot(SlotOptions{Self: 1, Name: "gw1", Serial: "s1", Scope: 1, HA: &ha, Interval: 10 * time.Millisecond, Threshold: 3})
 	p.Start(now)
-	s := fsm.Scope{ID: 1, Owner: 1, Epoch: Epoch{1 << fsm.LocalBits, 1}, Standbys: []NodeID{2, 3}}
+	s := fsm.Scope{ID: 1, Owner: 1, Epoch: Epoch{Counter: 1 << fsm.LocalBits, Node: 1}, Standbys: []NodeID{2, 3}}
 	p.HandleMonitors(now, len(ha.Monitor))
 	for _, n := range s.Standbys {
 		p.HandlePeer(now, Peer{Node: n, Name: []string{"", "gw1", "gw2", "gw3"}[n], Process: ProcessID(n), Running: true, Role: RoleStandby, Election: its(n)})
@@ -155,7 +155,7 @@ func rankedSlot(t *testing.T, ha config.HA, its func(n NodeID) Election) (*Slot,
 		x.Entitled, x.Epoch = true, s.Epoch
 		p.HandlePeer(now, x)
 	}
-	s.Sync, s.Successor, s.Next = []NodeID{2, 3}, 2, Epoch{2 << fsm.LocalBits, 2}
+	s.Sync, s.Successor, s.Next = []NodeID{2, 3}, 2, Epoch{Counter: 2 << fsm.LocalBits, Node: 2}
 	p.HandleDecided(now, s, true)
 	if p.phase != owning || len(p.SyncSet()) != 2 {
 		t.Fatalf("phase %v with %v", p.phase, p.SyncSet())

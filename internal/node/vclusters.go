@@ -21,7 +21,7 @@ import (
 // concurrent use.
 type VClusters struct {
 	scopeSet
-	decisions // of a group; see group.go
+	decisions // of a group; see vclusters_group.go
 	opt       Options
 	cfg       *config.Config
 	said      map[cluster.ScopeID]cluster.Announce
