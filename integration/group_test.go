@@ -249,6 +249,9 @@ type groupScope struct {
 		Role     string `json:"role"`
 		Running  bool   `json:"running"`
 		Priority int    `json:"priority"`
+		Links    []struct {
+			Device string `json:"device"`
+		} `json:"links"`
 	} `json:"peers"`
 }
 
@@ -492,6 +495,31 @@ func TestGroupOfFour(t *testing.T) {
 	// gw1 was promised the ownership a moment before gw3's end, in gw4's place, and lets that
 	// settle; and the ownership stays for a second where it has come to.
 	g.verdict([]time.Duration{groupBudget, groupBudget, groupBudget + 250*time.Millisecond, groupBudget + time.Second})
+}
+
+// TestGroupLosesANetwork: the network of peer-ip fails. Heartbeats and the log go on over
+// hbdev, so that nothing moves, and who is next takes over when the active one is lost.
+func TestGroupLosesANetwork(t *testing.T) {
+	g := newGroup(t, 3, 1, nil, func(g *group) { g.settled("gw1", "gw2") })
+	g.probe()
+	g.faults = append(g.faults, time.Now())
+	g.must("sync", "ip", "link", "set", "br0", "down")
+	for _, n := range g.names {
+		waitStatus(g.gws[n], n, 20*time.Second, "hears the others on hb0 alone", func(h groupHA) bool {
+			alone := 0
+			for _, p := range h.Peers {
+				if p.Running && len(p.Links) == 1 && p.Links[0].Device == "hb0" {
+					alone++
+				}
+			}
+			return alone == 2
+		})
+	}
+	g.settled("gw1", "gw2")
+	g.crash("gw1")
+	g.owns("gw2")
+	g.settled("gw2", "gw3", "gw1") // decided since
+	g.verdict([]time.Duration{undisturbed, groupBudget})
 }
 
 // groupOfTwo makes a member of two virtual clusters of the example: each has a network, a
