@@ -1,4 +1,4 @@
-// Package fsm is what the members of a farm decide together, as a state machine:
+// Package fsm is what the members of a farm, or of an FGCP group of three or four, decide together, as a state machine:
 // the same entries in the same order give the same state on each of them, to the
 // byte. It is pure, and knows nothing of how entries come to be agreed.
 //
