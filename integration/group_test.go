@@ -65,6 +65,13 @@ func TestGroupOfThree(t *testing.T) {
 	waitStatus(g.gws["gw1"], "gw1", 5*time.Second, "says why", func(h groupHA) bool {
 		return strings.Contains(h.Reason, "gw3 handed over") && strings.Contains(h.Change.Evidence, "priority: 200 against 100") && h.Change.DecidedBy == "gw3"
 	})
+	text := g.gws["gw1"].must("get system ha status")
+	for _, want := range []string{"gw1 is selected as the primary because gw3 handed over", "decided by: gw3, evidence: priority: 200 against 100",
+		"successor: gw2", "Members' log: quorum yes", "Primary     : gw1", "Secondary   : gw2", "Secondary   : gw3"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("get system ha status does not say %q:\n%s", want, text)
+		}
+	}
 	g.kill("gw1")
 	g.owns("gw2")
 	g.replay("gw2")
