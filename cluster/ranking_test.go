@@ -91,7 +91,9 @@ func TestRankOfMany(t *testing.T) {
 		if again, _ := Rank(all, rankMargin); !slices.Equal(order, again) {
 			t.Fatalf("%+v: %v and %v", all, order, again)
 		}
-		at := func(n NodeID) Candidate { return all[slices.IndexFunc(all, func(c Candidate) bool { return c.Node == n })] }
+		at := func(n NodeID) Candidate {
+			return all[slices.IndexFunc(all, func(c Candidate) bool { return c.Node == n })]
+		}
 		for i, n := range order {
 			for _, m := range order[i+1:] {
 				a, b := at(n).Election, at(m).Election
