@@ -125,6 +125,7 @@ type Own struct {
 	Reason   string        // one line for people: who, why
 	Evidence string        // what the decision rests on
 	By       NodeID        // who decided; 0: this node
+	Logged   bool          // the members' log decided, not a node
 	From     string        // name of the owner before, if there was one
 	Detected time.Duration // from the last sign of life to the decision
 	Handover bool          // exact windows were imported
@@ -277,6 +278,8 @@ type HAStatus struct {
 	Election     Election
 	Coverage     Coverage
 	Alarms       []Alarm
+	// Successor is who was promised the scope; 0: nobody, or no log decides.
+	Successor NodeID
 	// Seen is how many monitored interfaces work at this moment; Held is when they count
 	// in the election if they stay so, and Flip when pingservers may cause a change again.
 	// Zero times: nothing is waited for. Of a pair.

@@ -1,9 +1,6 @@
 package cluster
 
-import (
-	"cmp"
-	"time"
-)
+import "time"
 
 // What decides an election, in this order; with override, priority before age.
 const (
@@ -19,41 +16,15 @@ const (
 // tells them apart. With override, priority stands before age. Ages that differ
 // by no more than margin are equal. why names what decided.
 func rank(a, b Election, override bool, margin time.Duration) (r int, why string) {
-	if a.Failover != b.Failover {
-		if b.Failover {
-			return 1, byFailover
+	for _, key := range electionOrder(override) {
+		switch {
+		case better(key, &a, &b, margin):
+			return 1, key
+		case better(key, &b, &a, margin):
+			return -1, key
 		}
-		return -1, byFailover
 	}
-	if r := cmp.Compare(a.MonitorsUp, b.MonitorsUp); r != 0 {
-		return r, byMonitors
-	}
-	if r := cmp.Compare(b.Penalty, a.Penalty); r != 0 {
-		return r, byPingservers
-	}
-	age, priority := 0, cmp.Compare(a.Priority, b.Priority)
-	if (a.Age - b.Age).Abs() > margin {
-		age = cmp.Compare(a.Age, b.Age)
-	}
-	if override && priority != 0 {
-		return priority, byPriority
-	}
-	if age != 0 {
-		return age, byAge
-	}
-	if priority != 0 {
-		return priority, byPriority
-	}
-	return cmp.Compare(a.Serial, b.Serial), bySerial
-}
-
-// election is what we let be compared.
-func (p *Pair) election(now time.Time) Election {
-	return Election{
-		MonitorsUp: p.monitors, Age: now.Sub(p.ageFrom), Priority: p.opt.HA.Priority,
-		Override: p.opt.HA.Override, Serial: p.opt.Serial, Failover: p.failover,
-		Penalty: p.weight(now), Handed: p.health.handed, OverrideWait: p.opt.HA.OverrideWaitTime,
-	}
+	return 0, bySerial
 }
 
 // peerElection is the other node's, its age carried forward to now.

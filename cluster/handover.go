@@ -38,10 +38,7 @@ func (p *Pair) considerGivingUp(now time.Time) {
 
 func (p *Pair) handOver(now time.Time, kind Handed, why string) {
 	m := &p.peer
-	p.health.handed = kind
-	if kind == HandedPingservers {
-		p.health.flipUntil = now.Add(p.opt.HA.Pingserver.FlipTimeout)
-	}
+	p.handsOver(now, kind)
 	p.handFor = kind.evidence(p.election(now), p.peerElection(now))
 	e := p.nextFor(m.Node)
 	p.floor, p.highest = 0, e
@@ -93,9 +90,7 @@ func (p *Pair) takeBack(now time.Time, covered bool, why string) {
 		p.excluded(now)
 		p.emit(Leave{p.peer.Node})
 	}
-	if p.health.handed == HandedPingservers {
-		p.health.flipUntil = time.Time{} // nothing has flipped
-	}
+	p.tookBack()
 	p.own(now, Own{Covered: covered, Trusted: true, Reason: "handover failed: " + why, From: p.opt.Name})
 	p.hold = now.Add(failedHoldDown)
 	p.peer.notOld = now.Add(rejoinMin)

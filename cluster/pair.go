@@ -76,20 +76,15 @@ func (m *member) live() bool { return m.heard && m.Running }
 // concurrent use: inputs take now, and Poll is drained after each.
 type Pair struct {
 	engine
+	candidate
 	opt      PairOptions
 	epoch    Epoch  // owned, or of the owner known
 	highest  Epoch  // highest ever seen or made by this process
 	floor    uint64 // no epoch is made with a counter up to it
 	disk     uint64 // highest counter known to be on disk
 	peer     member
-	said     Announce
-	saidAt   time.Time
 	coverage Coverage
 
-	ageFrom  time.Time
-	monitors int
-	health   health
-	failover bool // execute ha failover set
 	shutdown bool
 	chosen   NodeID
 	uniting  bool  // our state has not yet been sent to the owner that healing chose
@@ -118,7 +113,6 @@ type Pair struct {
 
 	lastChange time.Time
 	last       Own
-	change     Change
 	takeovers  int
 }
 
@@ -127,8 +121,9 @@ func NewPair(o PairOptions) *Pair {
 	p := &Pair{
 		opt: o, disk: o.Epoch.Counter,
 		coverage: o.Coverage, noteOn: o.Coverage != CoverageProven, // a lost disk counts as a note until covered
-		monitors: len(o.HA.Monitor), engine: engine{alarms: map[string]Alarm{}},
+		engine: engine{alarms: map[string]Alarm{}},
 	}
+	p.candidate = newCandidate(&p.engine, &p.opt.HA, o.Serial)
 	// What this node made last may not have reached its disk; epochReserve says
 	// how far behind that can be. Without a disk only the clock is above it.
 	if o.Coverage == CoverageLost {
@@ -300,14 +295,9 @@ func (p *Pair) announce(now time.Time) {
 		// makes our epoch, and must go above.
 		a.Epoch = Epoch{Counter: p.floor, Node: p.opt.Self}
 	}
-	old := p.said
-	old.Election.Age = a.Election.Age
-	drift := a.Election.Age - p.said.Election.Age - now.Sub(p.saidAt)
-	if old.equal(a) && !p.saidAt.IsZero() && drift.Abs() < time.Second {
-		return
+	if p.tells(now, a) {
+		p.emit(a.ofScope(p.opt.Scope))
 	}
-	p.said, p.saidAt = a, now
-	p.emit(a.ofScope(p.opt.Scope))
 }
 
 func (p *Pair) alarm(name, text string, on bool) { p.raise(name, name, text, on) }
@@ -351,16 +341,11 @@ func (p *Pair) SyncSet() []NodeID {
 // Status is what `get system ha status` shows.
 func (p *Pair) Status(now time.Time) HAStatus {
 	s := HAStatus{
-		Self: p.opt.Self, Name: p.opt.Name, Serial: p.opt.Serial, Role: p.Role(), Epoch: p.epoch,
+		Self: p.opt.Self, Name: p.opt.Name, Role: p.Role(), Epoch: p.epoch,
 		LastChange: p.lastChange, LastReason: p.last.Reason, LastCovered: p.last.Covered, LastDetected: p.last.Detected,
-		Change: p.change, Takeovers: p.takeovers, Election: p.election(now), Coverage: p.coverage, Seen: p.health.seen,
+		Takeovers: p.takeovers, Coverage: p.coverage,
 	}
-	if h := &p.health; h.seen != p.monitors && h.looked {
-		s.Held = h.changed.Add(p.opt.HA.FailoverHoldTime)
-	}
-	if p.health.flipUntil.After(now) {
-		s.Flip = p.health.flipUntil
-	}
+	p.show(now, &s)
 	if p.phase == owning && p.peer.join == in {
 		_, s.Next, s.NextAt = p.succession(s.Election, p.peerElection(now))
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tandem/cluster/fsm"
+	"tandem/internal/config"
 	"tandem/proto/clusterpb"
 )
 
@@ -19,6 +20,9 @@ type SlotOptions struct {
 	// Interval and Threshold of heartbeats: silence of their product loses a peer.
 	Interval  time.Duration
 	Threshold int
+	// HA is of an FGCP group, whose members its election ranks; nil: of a farm.
+	HA     *config.HA
+	Serial string
 }
 
 const (
@@ -51,6 +55,7 @@ func (Propose) effect() {}
 type Slot struct {
 	engine
 	opt      SlotOptions
+	rank     *candidate // nil: of a farm, see slot_ranked.go
 	decided  fsm.Scope
 	granted  bool // the log counts this process as a member
 	since    time.Time
@@ -88,6 +93,7 @@ type Slot struct {
 	handBy   time.Time
 	handAsk  bool
 	handWhy  string
+	handFor  string // evidence
 	wanted   bool   // the plan wants a handover to the successor
 	home     NodeID // that the plan brings the scope to when it is there
 	proposed map[string]time.Time
@@ -118,12 +124,22 @@ type unitedWith struct {
 
 // NewSlot makes an engine that does nothing before Start.
 func NewSlot(o SlotOptions) *Slot {
-	return &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, engine: engine{alarms: map[string]Alarm{}}}
+	p := &Slot{opt: o, home: o.Scope.Home(), coverage: o.Coverage, away: map[NodeID]ProcessID{}, apart: map[NodeID]ProcessID{}, proposed: map[string]time.Time{}, engine: engine{alarms: map[string]Alarm{}}}
+	if o.HA != nil {
+		ha := *o.HA
+		c := newCandidate(&p.engine, &ha, o.Serial)
+		p.rank = &c
+	}
+	return p
 }
 
 // Start begins.
 func (p *Slot) Start(now time.Time) {
 	p.started, p.lastChange = true, now
+	if p.ranked() {
+		p.rank.ageFrom = now
+		p.changed(now, Own{Reason: "listening for the other members"}, 0)
+	}
 	p.consider(now)
 }
 
@@ -201,6 +217,9 @@ func (p *Slot) consider(now time.Time) {
 	}
 	for {
 		p.wake = time.Time{}
+		if p.ranked() {
+			p.rank.considerHealth(now)
+		}
 		was := p.phase
 		switch p.phase {
 		case listening, standing:
@@ -217,7 +236,7 @@ func (p *Slot) consider(now time.Time) {
 		}
 	}
 	if p.phase != stopped {
-		p.announce()
+		p.announce(now)
 	}
 }
 
@@ -251,6 +270,9 @@ func (p *Slot) HandlePeer(now time.Time, x Peer) {
 	// What it held of the owner before us has ended with that one's epoch, and its word on
 	// that may come after its entry into our sync set.
 	wasEntitled := m.Entitled && m.Process == x.Process && !passed && m.Epoch.SameTenure(p.epoch)
+	if p.ranked() {
+		p.rank.heardHanded(now, &m.Election, &x)
+	}
 	m.Peer, m.heard, m.seen = x, true, now
 	if p.highest.Less(x.Epoch) {
 		p.highest = x.Epoch
@@ -319,10 +341,14 @@ func (p *Slot) HandleTimeout(now time.Time) {
 }
 
 // announce tells the guardian what we own, when that changes.
-func (p *Slot) announce() {
+func (p *Slot) announce(now time.Time) {
 	var e Epoch
 	if p.phase == owning || p.phase == handing {
 		e = p.epoch
+	}
+	if p.ranked() {
+		p.announceRanked(now, e)
+		return
 	}
 	if e == p.said {
 		return
@@ -357,7 +383,11 @@ func (p *Slot) propose(now time.Time, c *clusterpb.Command) {
 }
 
 func (p *Slot) alarm(name, text string, on bool) {
-	p.raise(name, fmt.Sprintf("%s, %v", name, p.opt.Scope), text, on)
+	known := name
+	if !p.ranked() {
+		known = fmt.Sprintf("%s, %v", name, p.opt.Scope)
+	}
+	p.raise(name, known, text, on)
 }
 
 // SyncSet lists the members that are copied to or counted.
@@ -455,6 +485,9 @@ func (p *Slot) Status(now time.Time) HAStatus {
 		s.Peers = append(s.Peers, x)
 	}
 	s.Alarms = p.raised()
+	if p.ranked() {
+		p.showRanked(now, &s)
+	}
 	return s
 }
 

@@ -387,7 +387,7 @@ func (p *Slot) renewed(now time.Time) {
 	if p.highest.Less(p.epoch) {
 		p.highest = p.epoch
 	}
-	p.announce()
+	p.announce(now)
 	for _, m := range p.peers {
 		switch {
 		case m.join == out:
@@ -422,7 +422,7 @@ func (p *Slot) dropAll() {
 
 // considerHandover: the successor shall own, because the plan wants it or we end.
 func (p *Slot) considerHandover(now time.Time) {
-	if p.renewal != nil || !p.wanted && !p.shutdown || !p.tenure() || p.decided.Successor == 0 {
+	if p.renewal != nil || !p.wanted && !p.shutdown && !p.ranked() || !p.tenure() || p.decided.Successor == 0 {
 		return
 	}
 	if p.lost && !p.shutdown {
@@ -435,9 +435,18 @@ func (p *Slot) considerHandover(now time.Time) {
 	if !p.shutdown && p.home == m.Node && !p.due(now, m.synced.Add(goHome)) {
 		return
 	}
-	why := "the plan wants it there"
-	if p.shutdown {
-		why = "shutdown"
+	why, kind := "the plan wants it there", HandedNot
+	switch {
+	case p.shutdown:
+		why, kind = "shutdown", HandedShutdown
+	case !p.wanted:
+		if kind, why = p.handoverDue(now, m); kind == HandedNot {
+			return
+		}
+	}
+	if p.ranked() {
+		p.rank.handsOver(now, kind)
+		p.handFor = kind.evidence(p.rank.election(now), m.electionOf(now))
 	}
 	p.phase, p.handTo, p.handNode, p.handWhy = handing, p.decided.Next, m.Node, why
 	p.handBy, p.handAsk = now.Add(handoverWait), false
@@ -451,13 +460,16 @@ func (p *Slot) considerHanding(now time.Time) {
 	case m.live() && m.Role == RoleOwner && !m.Epoch.Less(p.handTo):
 		p.disown(now, m.Epoch, "handed over to "+nameOf(m)+": "+p.handWhy)
 		p.epoch = m.Epoch
+		if p.ranked() {
+			p.rank.change.Why, p.rank.change.Evidence = p.rank.health.handed, p.handFor
+		}
 		if p.shutdown {
-			p.stop()
+			p.stop(now)
 		}
 	case !p.due(now, p.handBy):
 	case p.shutdown:
 		p.disown(now, p.handTo, "shutdown")
-		p.stop()
+		p.stop(now)
 	case !p.handAsk:
 		p.handFailed(now)
 	default:
@@ -479,6 +491,9 @@ func (p *Slot) takeBack(now time.Time, covered bool, why string) {
 		why = nameOf(m) + " did not confirm"
 	}
 	p.dropAll()
+	if p.ranked() {
+		p.rank.tookBack()
+	}
 	p.own(now, Own{Epoch: p.epoch.Next(p.opt.Self), Covered: covered, Trusted: true, Reason: "handover failed: " + why, From: p.opt.Name})
 	p.hold = now.Add(failedHoldDown)
 	m.notOld = now.Add(rejoinMin)
@@ -490,7 +505,7 @@ func (p *Slot) successorLost(now time.Time, m *member, kind Loss) {
 	switch {
 	case p.shutdown:
 		p.disown(now, p.handTo, "shutdown")
-		p.stop()
+		p.stop(now)
 	case kind == LossDeath:
 		p.takeBack(now, false, nameOf(m)+" ended")
 	default:
@@ -526,19 +541,19 @@ func (p *Slot) Shutdown(now time.Time) {
 	case owning:
 		if p.considerHandover(now); p.phase == owning {
 			p.disown(now, Epoch{}, "shutdown")
-			p.stop()
+			p.stop(now)
 			return
 		}
 	default:
 		p.unentitle()
-		p.stop()
+		p.stop(now)
 		return
 	}
 	p.consider(now)
 }
 
-func (p *Slot) stop() {
-	p.announce()
+func (p *Slot) stop(now time.Time) {
+	p.announce(now)
 	p.phase, p.wake = stopped, time.Time{}
 	p.emit(Stopped{})
 }

@@ -25,7 +25,7 @@ func (p *Slot) considerStanding(now time.Time) {
 		p.copying, p.lapsed = Epoch{}, true // an owner that gives up a copy does not say so
 	}
 	if o := p.owner(); o != nil {
-		p.follow(o)
+		p.follow(now, o)
 		if p.claim != nil && !o.Epoch.Less(p.claim.epoch) {
 			p.heardAgain(o) // or succeeded by another
 		}
@@ -109,11 +109,15 @@ func (p *Slot) given(now time.Time) {
 	if p.uniting {
 		// What we did when we owned has come to nobody. Whoever followed us is lost, may have
 		// gone further, and unites with us when it is back.
-		p.own(now, Own{Epoch: d.Epoch, Trusted: true, Reason: fmt.Sprintf("%v was given back to this node (%v)", d.ID, d.Reason)})
+		p.own(now, Own{Epoch: d.Epoch, Trusted: true, Logged: true, Reason: fmt.Sprintf("%v was given back to this node (%v)", d.ID, d.Reason)})
 		return
 	}
 	// Nobody holds what was acknowledged: peers begin anew.
-	p.own(now, Own{Epoch: d.Epoch, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)})
+	o := Own{Epoch: d.Epoch, Logged: true, Reason: fmt.Sprintf("%v was given to this node (%v)", d.ID, d.Reason)}
+	if p.ranked() {
+		o.Evidence = p.elected(now)
+	}
+	p.own(now, o)
 }
 
 // decline leaves the scope, which this node was given or promised, to another member.
@@ -138,7 +142,7 @@ func (p *Slot) take(now time.Time, e Epoch, c *claimed) {
 	m := p.peer(c.node)
 	p.lastKind = c.kind
 	t := takeover{epoch: e, process: c.process, claim: true, claimBy: now.Add(handoverWait),
-		own: Own{Epoch: e, Covered: true, Trusted: true, From: nameOf(m), Detected: c.detected}}
+		own: Own{Epoch: e, Covered: true, Trusted: true, From: nameOf(m), Detected: c.detected, Evidence: p.promise(e)}}
 	switch c.kind {
 	case LossDeath:
 		t.own.Reason = nameOf(m) + " announced the end of its daemon"
@@ -232,12 +236,15 @@ func (p *Slot) own(now time.Time, o Own) {
 		p.entitled, p.asked, p.removed = Epoch{}, Epoch{}, Epoch{}
 		p.hold = now.Add(slotHoldDown)
 		p.takeovers++
-		p.last, p.lastChange = o, now
+		if p.ranked() {
+			p.rank.failover, p.rank.health.handed = false, HandedNot
+		}
+		p.changed(now, o, p.other(now, p.from.Node))
 		p.alarm("unsynchronised", "", false)
 		p.alarm("handover", "", false)
 	}
 	p.alarm("alone", "no standby could succeed this node", true)
-	p.announce() // the guardian first: the entitlement that we used up must not be granted away
+	p.announce(now) // the guardian first: the entitlement that we used up must not be granted away
 	p.emit(o)
 }
 
@@ -250,17 +257,18 @@ func (p *Slot) disown(now time.Time, to Epoch, why string) {
 	clear(p.away)
 	clear(p.apart)
 	p.leaveBy, p.renewal, p.lapsed = time.Time{}, nil, true
-	p.last, p.lastChange = Own{Reason: why}, now
+	p.changed(now, Own{Epoch: to, Reason: why, By: to.Node}, to.Node)
 	p.alarm("alone", "", false)
 	p.alarm("rival", "", false)
 	p.emit(Disown{To: to, Reason: why})
 }
 
 // follow is standing by an owner that is heard.
-func (p *Slot) follow(o *member) {
+func (p *Slot) follow(now time.Time, o *member) {
 	if p.phase == listening {
 		p.phase = standing
 	}
+	p.followed(now, o)
 	if p.epoch.Less(o.Epoch) || p.entitled == (Epoch{}) {
 		p.epoch = o.Epoch
 	}
@@ -334,7 +342,7 @@ func (p *Slot) HandleHandover(now time.Time, e Epoch) {
 	from := nameOf(p.peer(p.entitled.Node))
 	p.phase = taking
 	p.pending = &takeover{epoch: e, handover: true, claim: true, claimBy: now.Add(handoverWait),
-		own: Own{Epoch: e, Covered: true, Trusted: true, Handover: true, Reason: from + " handed over", From: from}}
+		own: Own{Epoch: e, Covered: true, Trusted: true, Handover: true, Reason: from + " handed over", From: from, By: p.entitled.Node, Evidence: "its word"}}
 	p.emit(Claim{Scope: p.opt.Scope, Epoch: e})
 	p.consider(now)
 }

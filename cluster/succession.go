@@ -60,30 +60,36 @@ func (h Handed) evidence(owner, successor Election) string {
 	return compared(h.key(), successor, owner)
 }
 
-// succession says why the other node, which is synchronised, should own instead of this
-// one, and from when on; HandedNot if it should not. Unlike an election it leaves alone
-// what works: age, priority and serial number move the ownership only with override.
-func (p *Pair) succession(mine, its Election) (why Handed, text string, from time.Time) {
+// succession says why another node, which is synchronised since then, should own instead
+// of this one, and from when on; HandedNot if it should not. Nothing moves before hold.
+// Unlike an election it leaves alone what works: age, priority and serial number move the
+// ownership only with override.
+func (c *candidate) succession(mine, its Election, name string, hold, since time.Time) (why Handed, text string, from time.Time) {
 	switch {
 	case mine.Failover && !its.Failover:
 		return HandedFailover, "execute ha failover set", from
 	case its.Failover && !mine.Failover:
 		return HandedNot, "", from
 	case its.MonitorsUp > mine.MonitorsUp:
-		return HandedMonitors, "monitored interfaces failed", p.hold
+		return HandedMonitors, "monitored interfaces failed", hold
 	case its.MonitorsUp == mine.MonitorsUp && its.Penalty < mine.Penalty:
-		return HandedPingservers, "pingservers failed", later(p.hold, p.health.flipUntil)
+		return HandedPingservers, "pingservers failed", later(hold, c.health.flipUntil)
 	case !mine.Override && !its.Override:
 		return HandedNot, "", from
 	}
-	r, key := rank(mine, its, true, p.opt.HA.UptimeDiffMargin)
+	r, key := rank(mine, its, true, c.ha.UptimeDiffMargin)
 	if r >= 0 {
 		return HandedNot, "", from
 	}
 	for why = HandedPriority; why < handedMax && why.key() != key; why++ {
 	}
 	wait := max(mine.OverrideWait, its.OverrideWait)
-	return why, fmt.Sprintf("override: %s goes first by %s", p.name(), key), later(p.hold, p.peer.synced.Add(wait))
+	return why, fmt.Sprintf("override: %s goes first by %s", name, key), later(hold, since.Add(wait))
+}
+
+// succession is the same with the other node.
+func (p *Pair) succession(mine, its Election) (why Handed, text string, from time.Time) {
+	return p.candidate.succession(mine, its, p.name(), p.hold, p.peer.synced)
 }
 
 // compared words what decided between two nodes, for people: the one that goes first,

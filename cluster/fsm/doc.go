@@ -1,6 +1,6 @@
-// Package fsm is what the members of a farm decide together, as a state machine:
-// the same entries in the same order give the same state on each of them, to the
-// byte. It is pure, and knows nothing of how entries come to be agreed.
+// Package fsm is what the members of a farm, or of an FGCP group of three or four,
+// decide together, as a state machine: the same entries in the same order give the
+// same state on each of them, to the byte. It is pure, and knows nothing of how entries come to be agreed.
 //
 // Decided are: who the members are, which of them owns each scope under which
 // epoch, who holds its records, who succeeds and with which epoch, which ranges

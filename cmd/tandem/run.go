@@ -108,6 +108,9 @@ func guardianOptions(cfg *config.Config) (guardian.Options, error) {
 			return o, nil
 		}
 	}
+	if cfg.Group() {
+		o.Peers = cfg.LogPeers()
+	}
 	for _, d := range cfg.HA.HBDev {
 		o.HBDevs = append(o.HBDevs, d.Name)
 	}

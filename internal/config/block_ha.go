@@ -18,6 +18,7 @@ type haDraft struct {
 	second    VCluster
 	wroteOld  *source // where `config secondary-vcluster` stands, if anywhere
 	vclusters *table[VCluster]
+	unicast   *table[UnicastPeer]
 }
 
 // heartbeatWords writes an interval as hb-interval and its unit.
@@ -40,12 +41,13 @@ func draftHA(h HA) haDraft {
 	d := haDraft{HA: h}
 	d.count, d.unit = heartbeatWords(h.HBInterval)
 	d.vclusters = newTable(vclusterSpec, "").fill(h.VClusters, func(v *VCluster) string { return strconv.Itoa(v.ID) })
+	d.unicast = unicastTable(h.UnicastPeers)
 	return d
 }
 
 var haSpec = &spec[haDraft]{
 	path: "system ha",
-	help: "A pair that acts as one gateway (FGCP).",
+	help: "A pair, or a group of three or four, that acts as one gateway (FGCP).",
 	rows: append([]row[haDraft]{
 		{key: "group-id", value: number{0, 1023, 0}, def: "0", at: func(h *haDraft) any { return &h.GroupID }, help: "tells clusters on one network apart; the same on all members"},
 		{key: "group-name", value: text{max: 32}, at: func(h *haDraft) any { return &h.GroupName }, help: "the same on all members"},
@@ -65,7 +67,7 @@ var haSpec = &spec[haDraft]{
 		{key: "session-pickup", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.SessionPickup }, help: "read for FortiOS's sake; SAs are synchronised in either case"},
 		{key: "encryption", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.EncryptionEnabled }, help: "encrypts heartbeats; state always travels under mTLS"},
 		{key: "authentication", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.AuthenticationEnabled }, help: "authenticates heartbeats with the password"},
-		{key: "sync-config", value: toggle{}, def: "enable", at: func(h *haDraft) any { return &h.SyncConfig }, local: true, help: "shares the configuration with the other members of the pair: a change on one of them is on all"},
+		{key: "sync-config", value: toggle{}, def: "enable", at: func(h *haDraft) any { return &h.SyncConfig }, local: true, help: "shares the configuration with the other members of the pair or group: a change on one of them is on all"},
 		{key: "standalone-config-sync", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.StandaloneConfigSync }, local: true, help: "the same for the members of a farm (`config system standalone-cluster`) that have nothing but their own settings different; not in a site"},
 		{key: "vcluster-status", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.VClusterStatus }, help: "virtual clusters: parts of the configuration that are active on different members"},
 		{key: "vcluster2", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.vcluster2 }, omit: func(*haDraft) bool { return true }, help: "older spelling: two virtual clusters, the second in `config secondary-vcluster`"},
@@ -73,6 +75,7 @@ var haSpec = &spec[haDraft]{
 		{key: "failover-hold-time", value: number{0, 300, time.Second}, def: "0", at: func(h *haDraft) any { return &h.FailoverHoldTime }, help: "how long a changed number of working monitored interfaces must last before it counts"},
 		{key: "link-flap-damping", value: toggle{}, def: "enable", at: func(h *haDraft) any { return &h.FlapDamping }, help: "our own: a monitored interface that failed again and again counts only when it has worked for a while, see above"},
 		{key: "auto-virtual-mac-interface", value: names{max: 15, what: "interface names"}, at: func(h *haDraft) any { return &h.VirtualMAC }, help: "interfaces whose MAC address moves with the shared addresses, see above"},
+		{key: "unicast-status", value: toggle{}, def: "disable", at: func(h *haDraft) any { return &h.UnicastStatus }, help: "a group of three or four members, which `config unicast-peers` names, see above"},
 	}, pingserverRows(func(h *haDraft) *Pingserver { return &h.Pingserver })...),
 	ignored: append(plain(`key session-sync-dev route-ttl route-wait route-hold multicast-ttl evpn-ttl load-balance-all
 		sync-packet-balance hello-holddown gratuitous-arps session-pickup-* link-failed-signal upgrade-mode uninterruptible-upgrade
@@ -81,7 +84,7 @@ var haSpec = &spec[haDraft]{
 		http-proxy-threshold ftp-proxy-threshold imap-proxy-threshold nntp-proxy-threshold pop3-proxy-threshold smtp-proxy-threshold
 		ha-direct ssd-failover memory-compatible-mode memory-based-failover memory-failover-*
 		check-secondary-dev-health ipsec-phase2-proposal inter-cluster-session-sync backup-hbdev`),
-		ignored{key: "unicast-hb", only: []string{"disable"}}, ignored{key: "unicast-status", only: []string{"disable"}},
+		ignored{key: "unicast-hb", only: []string{"disable"}},
 		ignored{key: "unicast-hb-peerip"}, ignored{key: "unicast-hb-netmask"}),
 	children: []child[haDraft]{
 		{path: "vcluster",
@@ -103,7 +106,16 @@ var haSpec = &spec[haDraft]{
 				h.wroteOld = o.src
 				return o
 			}},
-		{path: "ha-mgmt-interfaces"}, {path: "unicast-peers"}, {path: "frup-settings"}, {path: "backup-hbdev"},
+		{path: "ha-mgmt-interfaces"},
+		{path: "unicast-peers",
+			open: func(h *haDraft, _ *source) scope {
+				if h.unicast == nil {
+					h.unicast = newTable(unicastSpec, "system ha")
+				}
+				return h.unicast
+			},
+			show: func(h *haDraft, p *printer) { p.optional(h.unicast) }},
+		{path: "frup-settings"}, {path: "backup-hbdev"},
 	},
 }
 
@@ -145,6 +157,7 @@ func (ld *loader) buildHA(c *Config) HA {
 			fault(s.at("hbdev"), "hbdev", "hbdev (%s) must not be a tunnel: it is the name of a phase 1", dev.Name)
 		}
 	}
+	ld.buildUnicast(&h, farm)
 	if h.AuthenticationEnabled && h.Password.Len() == 0 {
 		fault(s.at("authentication"), "password", "password is missing: authentication enable needs it")
 	}

@@ -36,7 +36,9 @@ func init() {
 			init: func(ld *loader) { ld.ha = newSingle(haSpec) },
 			open: func(ld *loader) scope { return ld.ha },
 			view: func(c *Config) printable { return viewOf(haSpec, draftHA(c.HA)) },
-			ref:  func() []refBlock { return append(refsOf(haSpec), refsOf(vclusterSpec)...) }},
+			ref: func() []refBlock {
+				return append(append(refsOf(haSpec), refsOf(vclusterSpec)...), refsOf(unicastSpec)...)
+			}},
 		{path: standaloneSpec.path,
 			init: func(ld *loader) { ld.standalone = newSingle(standaloneSpec) },
 			open: func(ld *loader) scope { return ld.standalone },
@@ -136,6 +138,7 @@ func (ld *loader) build() *Config {
 	ld.checkWitness(c)
 	c.Interfaces = ld.buildInterfaces()
 	ld.checkVClusters(c)
+	ld.checkUnicast(c)
 	ld.checkVirtualMACs(c)
 	c.LinkMonitors = ld.buildMonitors(c)
 	c.HasPolicy = ld.policy.opened

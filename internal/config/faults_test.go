@@ -67,6 +67,16 @@ func TestFaults(t *testing.T) {
 		{"set outside of an entry", "config vpn ipsec phase1-interface\nset keylife 100\nend\n", []string{"f:2: vpn ipsec phase1-interface: set stands outside of an entry: write edit NAME (up to 15 bytes) first"}},
 		{"set outside of every block", "set keylife 100\n", []string{"f:1: set stands outside of every block: write config PATH first"}},
 		{"unknown nested block", ha("config vclusters\nend"), []string{"f:2: system ha: `config system ha` holds no block vclusters; it knows vcluster, secondary-vcluster, ha-mgmt-interfaces, unicast-peers, frup-settings or backup-hbdev"}},
+		{"group without members", ha("set mode a-p\nset hbdev a 1\nset unicast-status enable"), []string{"f:4: system ha: unicast-status (enable) needs `config unicast-peers` with the other members"}},
+		{"group of two", ha("set mode a-p\nset hbdev a 1\nset unicast-status enable\nconfig unicast-peers\nedit 1\nset peer-ip 172.31.1.2\nnext\nend"), []string{"f:4: system ha: unicast-status (enable) with one peer would be a pair, whose nodes find each other on hbdev: leave it out, or name two or three peers"}},
+		{"group of five", ha("set mode a-p\nset hbdev a 1\nset unicast-status enable\nconfig unicast-peers\nedit 1\nset peer-ip 172.31.1.2\nnext\nedit 2\nset peer-ip 172.31.1.3\nnext\nedit 3\nset peer-ip 172.31.1.4\nnext\nedit 4\nset peer-ip 172.31.1.5\nnext\nend"), []string{"f:4: system ha: an FGCP group has at most 4 members: 4 peers beside this one are too many (`config system standalone-cluster` has up to 16)"}},
+		{"group of one alone", ha("set unicast-status enable\nconfig unicast-peers\nedit 1\nset peer-ip 172.31.1.2\nnext\nedit 2\nset peer-ip 172.31.1.3\nnext\nend"), []string{"f:2: system ha: unicast-status (enable) needs `set mode a-p`"}},
+		{"member twice, member without address", ha("set mode a-p\nset hbdev a 1\nset unicast-status enable\nconfig unicast-peers\nedit 1\nset peer-ip 172.31.1.2\nnext\nedit 2\nset peer-ip 172.31.1.2\nnext\nedit 3\nnext\nend"), []string{
+			"f:10: system ha: unicast-peers 2: peer-ip (172.31.1.2) belongs to unicast-peers 1 already",
+			"f:12: system ha: unicast-peers 3: peer-ip is missing: a unicast peer needs its address on a network that all members share"}},
+		{"member at a shared address, and ourselves", ha("set mode a-p\nset hbdev a 1\nset unicast-status enable\nconfig unicast-peers\nedit 1\nset peer-ip 192.0.2.1\nnext\nedit 2\nset peer-ip 192.0.2.2\nnext\nend") + "config system interface\nedit a\nset ip 192.0.2.1/24\nset management-ip 192.0.2.2/24\nnext\nend\n", []string{
+			"f:7: system ha: unicast-peers 1: peer-ip (192.0.2.1) is the shared address of a, which moves: name the member's own",
+			"f:10: system ha: unicast-peers 2: peer-ip (192.0.2.2) is this member's own address on a: name the others"}},
 		{"words behind end", "config system ha\nend now\n", []string{"f:2: config system ha: end takes nothing behind it"}},
 		{"quote not closed", ha("set group-name \"pair\nset priority 200"), []string{"f:2: the quote that opens here is not closed"}},
 		{"quote closed by the next one", ha("set group-name \"pair\nset password \"x y\""), []string{"f:2: the quote that opens here is not closed"}},

@@ -57,6 +57,8 @@ type HA struct {
 	VirtualMAC            []string // interfaces that have a virtual MAC address
 	SyncConfig            bool     // this node shares its configuration with the rest of its pair; default true
 	StandaloneConfigSync  bool     // the same in a farm; default false
+	UnicastStatus         bool
+	UnicastPeers          []UnicastPeer // see Config.Group
 }
 
 // HBDev is one heartbeat interface with its priority (0–512).

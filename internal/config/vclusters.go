@@ -9,8 +9,17 @@ import (
 // firstVCluster is the virtual cluster of what belongs to no other, as FortiOS' root.
 const firstVCluster = 1
 
-// Virtual says that virtual clusters are active.
-func (c *Config) Virtual() bool { return c.HA.Mode == "a-p" && c.HA.VClusterStatus }
+// Virtual says that what is owned are virtual clusters: where they are active, and in a
+// group of three or four, which without them has the one that is always there.
+func (c *Config) Virtual() bool { return c.HA.Mode == "a-p" && (c.HA.VClusterStatus || c.Group()) }
+
+// listedVClusters are those that are configured and active.
+func (c *Config) listedVClusters() []VCluster {
+	if !c.HA.VClusterStatus {
+		return nil
+	}
+	return c.HA.VClusters
+}
 
 // VirtualClusters are all of them by number; 1 is always there: where it is not
 // configured, it ranks as `config system ha` says. Nil without virtual clusters.
@@ -18,9 +27,9 @@ func (c *Config) VirtualClusters() []VCluster {
 	if !c.Virtual() {
 		return nil
 	}
-	out := slices.Clone(c.HA.VClusters)
+	out := slices.Clone(c.listedVClusters())
 	slices.SortFunc(out, func(a, b VCluster) int { return a.ID - b.ID })
-	if out[0].ID != firstVCluster {
+	if len(out) == 0 || out[0].ID != firstVCluster {
 		h := &c.HA
 		out = slices.Insert(out, 0, VCluster{ID: firstVCluster, Priority: h.Priority, Override: h.Override, OverrideWaitTime: h.OverrideWaitTime, Monitor: h.Monitor, Pingserver: h.Pingserver})
 	}
@@ -42,7 +51,7 @@ func (c *Config) VClusterOfInterface(name string) int {
 		if c.Interfaces[i].Name != name {
 			continue
 		}
-		for _, v := range c.HA.VClusters {
+		for _, v := range c.listedVClusters() {
 			if slices.Contains(v.VDOM, c.Interfaces[i].VDOM) {
 				return v.ID
 			}
@@ -69,7 +78,7 @@ func (c *Config) VClusterOf(p *Phase1) int {
 
 // listed is the virtual cluster that names a phase 1; 0: none.
 func (c *Config) listed(phase1 string) int {
-	for _, v := range c.HA.VClusters {
+	for _, v := range c.listedVClusters() {
 		if slices.Contains(v.Phase1, phase1) {
 			return v.ID
 		}
@@ -91,7 +100,7 @@ func (c *Config) home(p *Phase1) string {
 
 // checkVClusters: a tunnel and the shared address that it is reached at move together.
 func (ld *loader) checkVClusters(c *Config) {
-	if !c.Virtual() || len(c.HA.VClusters) == 0 {
+	if !c.Virtual() || len(c.listedVClusters()) == 0 {
 		return
 	}
 	for i := range c.Phase1 {
@@ -106,7 +115,7 @@ func (ld *loader) checkVClusters(c *Config) {
 
 // checkVClusterRoutes: a gateway announces its routes as a whole.
 func (ld *loader) checkVClusterRoutes(c *Config) {
-	if c.Virtual() && c.BGP.AS != 0 {
+	if c.HA.VClusterStatus && c.BGP.AS != 0 {
 		ld.warn(ld.ha.src.at("vcluster-status", "vcluster2"), "system ha", "vcluster-status",
 			"router bgp announces its networks while any virtual cluster is active here: those of another one, too")
 	}

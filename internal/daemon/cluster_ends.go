@@ -20,7 +20,7 @@ type clusterEnds struct {
 	identity *cluster.Identity
 	state    *cluster.StateDir
 	streams  *streams
-	farm     *farmEnds // nil: a pair
+	farm     *farmEnds // what decides by a log has; nil: a pair
 	gossip   *gossipEnds
 	// What the members share of their configuration.
 	revisions *revisions
@@ -54,6 +54,9 @@ func (d *Daemon) openCluster(o node.Options) (*clusterEnds, gateway, error) {
 	if d.cfg.Standalone.Farm() {
 		n, err := c.openFarm(o)
 		return c, n, err
+	}
+	if d.cfg.Group() {
+		return c, c.openGroup(o), nil
 	}
 	o.Pair = &cluster.PairOptions{
 		Self: id.Node, Name: d.hostname(), Serial: id.Serial, HA: d.cfg.HA,

@@ -218,7 +218,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 			return err
 		}
 		closers = append(closers, d.cluster.close)
-		if d.cluster.farm == nil {
+		if !d.cfg.Standalone.Farm() {
 			d.pinger = newPinger(d.log, func() { _ = d.loop.post(d.pingservers) })
 			closers = append(closers, d.pinger.close)
 		}
@@ -413,6 +413,8 @@ func needsRestart(old, next *config.Config) string {
 		return "system ha: mode"
 	case fmt.Sprint(old.Standalone) != fmt.Sprint(next.Standalone):
 		return "system standalone-cluster"
+	case old.HA.UnicastStatus != next.HA.UnicastStatus || fmt.Sprint(old.HA.UnicastPeers) != fmt.Sprint(next.HA.UnicastPeers):
+		return "system ha: unicast-peers"
 	case old.Tandem.Witness != next.Tandem.Witness:
 		return "system tandem: witness"
 	case old.Site() != 0 && (old.HA.Priority != next.HA.Priority || old.HA.Override != next.HA.Override):

@@ -2,16 +2,11 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,13 +38,15 @@ const (
 	sharedScope xfrm.Scope = 0
 )
 
-// farmEnds are what a member of a farm has beside a pair's ends: the log that the
-// members share, and the link on which packets go to the member that owns their SA.
-// Its methods belong to the loop, but for stray and what says otherwise.
+// farmEnds are what a member of a farm, or of an FGCP group of three or four, has beside a
+// pair's ends: the log that the members share, and in a farm the link on which packets go
+// to the member that owns their SA. Its methods belong to the loop, but for stray and what
+// says otherwise.
 type farmEnds struct {
 	c    *clusterEnds
-	node *node.Farm
-	link *forward.Link
+	by   decider
+	node *node.Farm     // by; nil: of a group
+	link *forward.Link  // nil: of a group
 	log  *raftauth.Node // nil until all members have been heard once
 	// The same, for those who change the configuration.
 	decider atomic.Pointer[raftauth.Node]
@@ -58,6 +55,7 @@ type farmEnds struct {
 
 	unfit    bool                                          // this build does not understand the log: the daemon ends
 	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
+	links    sync.Map                                      // of a group: cluster.NodeID → []netip.Addr, where it is heard
 	owners   atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
 	begins   atomic.Pointer[map[string]xfrm.Scope]         // of static tunnels, where another member begins them
 	limbo    limbo
@@ -71,6 +69,24 @@ type farmEnds struct {
 	wg       sync.WaitGroup
 	ctx      context.Context
 	cancel   context.CancelFunc
+}
+
+// decider is a node that acts on what the members' log decides.
+type decider interface {
+	HandleDecided(time.Time, *fsm.Machine)
+	HandleQuorum(time.Time, node.Quorum)
+	HandleLeader(time.Time, bool)
+	Lost(cluster.NodeID) bool
+}
+
+// newFarmEnds are those of a member whose node is by.
+func (c *clusterEnds) newFarmEnds(by decider) *farmEnds {
+	const most = 4 * fsm.MaxNodes * fsm.SlotsPerMember
+	f := &farmEnds{c: c, by: by, queue: make(chan *clusterpb.Command, most), urgent: make(chan *clusterpb.Command, most), kick: make(chan struct{}, 1)}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
+	f.begins.Store(&map[string]xfrm.Scope{})
+	return f
 }
 
 // openFarm prepares the ends of a member of a farm and makes its node.
@@ -87,21 +103,20 @@ func (c *clusterEnds) openFarm(o node.Options) (*node.Farm, error) {
 	if w.Node == int(c.identity.Node) {
 		return nil, configErrorf("system tandem: witness: node %d is this member itself", w.Node)
 	}
-	const most = 4 * fsm.MaxNodes * fsm.SlotsPerMember
-	f := &farmEnds{c: c, queue: make(chan *clusterpb.Command, most), urgent: make(chan *clusterpb.Command, most), kick: make(chan struct{}, 1)}
-	f.ctx, f.cancel = context.WithCancel(context.Background())
-	f.owners.Store(&map[xfrm.Scope]cluster.NodeID{})
-	f.begins.Store(&map[string]xfrm.Scope{})
 	interval, threshold := cfg.Heartbeats()
-	f.node = node.NewFarm(node.FarmOptions{
+	n := node.NewFarm(node.FarmOptions{
 		Options: o, Self: c.identity.Node, Name: c.d.hostname(), Coverage: c.state.Coverage(), Interval: interval, Threshold: threshold,
 	})
-	c.farm = f
-	return f.node, nil
+	c.farm = c.newFarmEnds(n)
+	c.farm.node = n
+	return n, nil
 }
 
 // start opens the sockets. The log begins when it is known who the members are.
 func (f *farmEnds) start() error {
+	if f.node == nil {
+		return f.startGroup()
+	}
 	d, id := f.c.d, f.c.identity
 	here, err := addrTowards(d.cfg.Standalone.Peers[0].PeerIP)
 	if err != nil {
@@ -124,15 +139,13 @@ func (f *farmEnds) start() error {
 		return fmt.Errorf("the members' log: %w", err)
 	}
 	f.tcp = raftauth.NewStreamLayer(id, l, f.resolve, d.log)
+	f.recall()
 	d.plane.Activate(sharedScope)
 	if d.cfg.Site() == 0 {
 		// What a farm's members have of addresses and routes is their own, and stays.
 		d.addresses.claim(sharedScope, func() {
 			d.routes.apply(func(r config.Route) bool { return d.cfg.Phase1ByName(r.Device) == nil })
 		})
-	}
-	for n, a := range f.remembered() {
-		f.addrs.Store(n, a)
 	}
 	d.strays.Store(f)
 	f.begin()
@@ -155,11 +168,8 @@ func (f *farmEnds) resolve(n fsm.NodeID) (string, bool) {
 	if w := f.c.d.cfg.Tandem.Witness; w.Node != 0 && n == fsm.NodeID(w.Node) {
 		return net.JoinHostPort(w.Addr.String(), strconv.Itoa(raftPort)), true
 	}
-	a, ok := f.addrs.Load(n)
-	if !ok {
-		return "", false
-	}
-	return net.JoinHostPort(a.(netip.Addr).String(), strconv.Itoa(raftPort)), true
+	a, ok := f.at(n)
+	return net.JoinHostPort(a.String(), strconv.Itoa(raftPort)), ok
 }
 
 // heard takes what heartbeats say of a member: where it is, and what it owns.
@@ -169,12 +179,13 @@ func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
 	}
 	for _, l := range p.Links { // heartbeat devices, which a site may have, have other addresses
 		a, err := netip.ParseAddr(l.Addr)
-		peer := slices.ContainsFunc(f.c.d.cfg.Standalone.Peers, func(q config.ClusterPeer) bool { return q.PeerIP == a })
+		peer := slices.Contains(f.c.d.cfg.LogPeers(), a)
 		if old, ok := f.addrs.Load(p.Node); err == nil && peer && (!ok || old != a) {
 			f.addrs.Store(p.Node, a)
 			f.remember()
 		}
 	}
+	f.reachable(p)
 	f.begin()
 	f.moved()
 }
@@ -187,7 +198,7 @@ func (f *farmEnds) lost() {
 	if f.log != nil {
 		gone := map[cluster.NodeID]bool{}
 		for _, n := range f.members() {
-			gone[n] = f.node.Lost(n)
+			gone[n] = f.by.Lost(n)
 		}
 		f.log.Lost(func(n cluster.NodeID) bool { return gone[n] })
 	}
@@ -208,47 +219,11 @@ func (f *farmEnds) members() []cluster.NodeID {
 	return slices.Compact(list)
 }
 
-// remembered are the members' addresses as an earlier life heard them.
-func (f *farmEnds) remembered() map[cluster.NodeID]netip.Addr {
-	var m map[cluster.NodeID]netip.Addr
-	b, err := os.ReadFile(filepath.Join(f.c.d.cfg.Tandem.StateDir, membersFile))
-	if err == nil {
-		err = json.Unmarshal(b, &m)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		f.c.d.log.Warn("the members' numbers are learnt anew", "file", membersFile, "error", err)
-	}
-	peers := map[netip.Addr]bool{}
-	for i := range f.c.d.cfg.Standalone.Peers {
-		peers[f.c.d.cfg.Standalone.Peers[i].PeerIP] = true
-	}
-	maps.DeleteFunc(m, func(n cluster.NodeID, a netip.Addr) bool { return !peers[a] || n == f.c.identity.Node })
-	return m
-}
-
-func (f *farmEnds) remember() {
-	m := map[cluster.NodeID]netip.Addr{}
-	f.addrs.Range(func(n, a any) bool {
-		m[n.(cluster.NodeID)] = a.(netip.Addr)
-		return true
-	})
-	b, err := json.Marshal(m)
-	if err == nil {
-		path := filepath.Join(f.c.d.cfg.Tandem.StateDir, membersFile)
-		if err = os.WriteFile(path+".new", b, 0o600); err == nil {
-			err = os.Rename(path+".new", path)
-		}
-	}
-	if err != nil {
-		f.c.d.log.Warn("the members' numbers could not be kept", "error", err)
-	}
-}
-
 // begin starts the log once every configured member's number is known.
 func (f *farmEnds) begin() {
 	all, d := f.members(), f.c.d
 	w := cluster.NodeID(d.cfg.Tandem.Witness.Node)
-	want := len(d.cfg.Standalone.Peers) + 1
+	want := len(d.cfg.LogPeers()) + 1
 	if w != 0 {
 		want++
 	}
@@ -286,8 +261,8 @@ func (f *farmEnds) sayUnheard() {
 		return true
 	})
 	var missing []string
-	for i := range f.c.d.cfg.Standalone.Peers {
-		if a := f.c.d.cfg.Standalone.Peers[i].PeerIP; !heard[a] {
+	for _, a := range f.c.d.cfg.LogPeers() {
+		if !heard[a] {
 			missing = append(missing, a.String())
 		}
 	}
@@ -304,11 +279,15 @@ func (f *farmEnds) open(all, voters []cluster.NodeID) (err error) {
 	if f.disk, err = raftauth.OpenDisk(d.cfg.Tandem.StateDir, raftauth.Logger(d.log)); err != nil {
 		return err
 	}
-	synced := slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return p.FGSPSync })
+	synced := f.node == nil || slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return p.FGSPSync })
+	standbys := raftauth.DefaultStandbys
+	if f.node == nil {
+		standbys = 0 // the node plans
+	}
 	f.log, err = raftauth.New(raftauth.Options{
 		Self: id.Node, Name: d.hostname(), Process: uint64(d.process), Floor: f.c.state.Epoch().Counter, Aside: !synced,
 		Site:   fsm.Site{Number: d.cfg.Site(), Priority: d.cfg.HA.Priority, Override: d.cfg.HA.Override},
-		Voters: voters, Members: all, Standbys: raftauth.DefaultStandbys,
+		Voters: voters, Members: all, Standbys: standbys,
 		Disk: f.disk, Transport: f.tcp.Transport(d.log), Peers: f.tcp, Log: d.log, Notify: f.notify,
 	})
 	if err != nil {
@@ -333,7 +312,7 @@ func (f *farmEnds) notify(e raftauth.Event) {
 		}
 	case e.Quorum != nil:
 		q := node.Quorum{Lost: !e.Quorum.Has, Stop: e.Quorum.Stop || f.c.d.cfg.Tandem.QuorumLoss == "stop"}
-		l.offerRemote(func(now time.Time) { f.node.HandleQuorum(now, q) })
+		l.offerRemote(func(now time.Time) { f.by.HandleQuorum(now, q) })
 	case e.Disk != nil:
 		stalled := e.Disk.Stalled
 		l.offerRemote(func(time.Time) {
@@ -371,7 +350,7 @@ func (f *farmEnds) follow() {
 			f.next(view)
 			f.c.revisions.decided(view.Config())
 			l.offerRemote(func(now time.Time) {
-				f.node.HandleDecided(now, view)
+				f.by.HandleDecided(now, view)
 				f.moved()
 			})
 		case <-tick.C:
@@ -379,15 +358,15 @@ func (f *farmEnds) follow() {
 		leader := f.log.Leader()
 		if leader != 0 && !quorum { // the log speaks of losses only
 			quorum = true
-			l.offerRemote(func(now time.Time) { f.node.HandleQuorum(now, node.Quorum{}) })
+			l.offerRemote(func(now time.Time) { f.by.HandleQuorum(now, node.Quorum{}) })
 		}
-		if now := leader != 0; now != led {
+		if now := leader != 0 && f.log.Joined(); now != led {
 			led = now
 			f.c.revisions.role(led, cluster.Epoch{})
 		}
 		if now := leader == f.c.identity.Node; now != leads {
 			leads = now
-			l.offerRemote(func(now time.Time) { f.node.HandleLeader(now, leader == f.c.identity.Node) })
+			l.offerRemote(func(now time.Time) { f.by.HandleLeader(now, leader == f.c.identity.Node) })
 		}
 	}
 }

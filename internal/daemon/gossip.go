@@ -47,8 +47,8 @@ type gossipEnds struct {
 func openGossip(c *clusterEnds) *gossipEnds {
 	e := &gossipEnds{c: c, first: make(chan struct{})}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
-	for i, p := range c.d.cfg.Standalone.Peers {
-		e.meet(cluster.NodeID(100+i), p.PeerIP) // its number does not matter
+	for i, a := range c.d.cfg.LogPeers() {
+		e.meet(cluster.NodeID(100+i), a) // its number does not matter
 	}
 	e.wg.Go(e.run)
 	return e

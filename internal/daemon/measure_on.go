@@ -45,7 +45,7 @@ func cloneTunnels(s *session, args []string) error {
 	if err != nil {
 		return usagef("expected a number")
 	}
-	if d.cluster == nil || d.cluster.farm == nil {
+	if d.cluster == nil || d.cluster.farm == nil || d.cluster.farm.node == nil {
 		return errNoFarm
 	}
 	made := 0
@@ -82,7 +82,7 @@ type heldJSON struct {
 
 func heldHere(s *session, _ []string) error {
 	d, ok := s.d.(*Daemon)
-	if !ok || d.cluster == nil || d.cluster.farm == nil {
+	if !ok || d.cluster == nil || d.cluster.farm == nil || d.cluster.farm.node == nil {
 		return errNoFarm
 	}
 	j := heldJSON{Started: d.started.UnixNano()}

@@ -95,7 +95,7 @@ func openRevisions(c *clusterEnds) *revisions {
 	if have.Number > 0 && have.Digest != now {
 		d.log.Warn("the configuration file is not the revision that this node had; what the cluster runs will count", "file", r.file, "revision", have.Number)
 	}
-	r.keeper = revision.New(c.identity.Node, uint64(d.process), have, now, d.cfg.Standalone.Farm())
+	r.keeper = revision.New(c.identity.Node, uint64(d.process), have, now, d.cfg.Standalone.Farm() || d.cfg.Group())
 	r.keeper.HandleAside(!d.cfg.SharesConfig())
 	return r
 }

@@ -119,6 +119,7 @@ type electionJSON struct {
 	MACs         []macJSON        `json:"virtual_macs"`
 	Change       *changeJSON      `json:"change,omitempty"`
 	Next         *nextJSON        `json:"next_change,omitempty"`
+	Successor    string           `json:"successor,omitempty"` // who was promised the ownership, in a group of three or four
 }
 
 // nextJSON is a change of owner that is waited for.
@@ -177,12 +178,13 @@ func (v *view) electionJSON(c *node.VClusterStatus) (j electionJSON) {
 			j.MACs = append(j.MACs, macJSON{m.Name, macText(m.Virtual), macText(m.Own), m.Active})
 		}
 	}
+	j.Successor = v.nodeName(h.Successor)
 	if h.Next != "" {
 		j.Next = &nextJSON{h.Next, until(v.Now, h.NextAt)}
 	}
 	if c := &h.Change; !c.At.IsZero() {
 		x := &changeJSON{Time: c.At.UTC().Format(time.RFC3339Nano), Epoch: c.Epoch.Counter, EpochNode: v.nodeName(c.Epoch.Node), Reason: c.Reason,
-			Evidence: c.Evidence, DecidedBy: v.nodeName(c.By), Covered: c.Covered, DetectMS: milliseconds(c.Detected),
+			Evidence: c.Evidence, DecidedBy: v.decider(c.By), Covered: c.Covered, DetectMS: milliseconds(c.Detected),
 			Compared: []comparedJSON{comparedOf(h.Name, &c.Mine)}}
 		if c.Peer != 0 {
 			x.Compared = append(x.Compared, comparedOf(v.nodeName(c.Peer), &c.Its))
@@ -190,6 +192,14 @@ func (v *view) electionJSON(c *node.VClusterStatus) (j electionJSON) {
 		j.Change = x
 	}
 	return j
+}
+
+// decider is who decided on a change of owner: a node, or in a group the members' log.
+func (v *view) decider(n cluster.NodeID) string {
+	if n == 0 && v.Config.Group() {
+		return "the members' log"
+	}
+	return v.nodeName(n)
 }
 
 func macText(m [6]byte) string { return net.HardwareAddr(m[:]).String() }
@@ -208,6 +218,9 @@ func (s *session) printChange(j *electionJSON) {
 	for _, x := range c.Compared {
 		s.printf("    %s: monitors %d, pingserver penalty %d, age %d s, priority %d, override %s, failover %s\n",
 			x.Hostname, x.MonitorsUp, x.Penalty, x.Age, x.Priority, enabled(x.Override), map[bool]string{true: "set", false: "unset"}[x.Failover])
+	}
+	if j.Successor != "" {
+		s.printf("    successor: %s\n", j.Successor)
 	}
 	if n := j.Next; n != nil {
 		s.printf("    next change: in %.1f s: %s\n", n.InS, n.Reason)

@@ -40,9 +40,16 @@ type haJSON struct {
 	Alarms       []alarmJSON `json:"alarms"`
 	Peers        []peerJSON  `json:"peers"`
 	electionJSON
+	Log *logJSON `json:"log,omitempty"` // of a group of three or four
 	// With virtual clusters; role, epoch, … above are then of the node as a whole:
 	// primary if it is of any of them, synchronised if all of them are.
 	VClusters []vclusterJSON `json:"vclusters,omitempty"`
+}
+
+// logJSON is the log by which the members of a group decide.
+type logJSON struct {
+	Leader string `json:"leader"` // empty: none is known
+	Quorum bool   `json:"quorum"`
 }
 
 type alarmJSON struct {
@@ -167,6 +174,9 @@ func (v *view) haJSON() haJSON {
 		j.Alarms = append(j.Alarms, alarmJSON{a.Name, a.Text})
 	}
 	j.Peers = peersJSON(h)
+	if v.Config.Group() {
+		j.Log = &logJSON{v.nodeName(v.Farm.Leader), v.Node.Quorum}
+	}
 	if v.ConfigAlarm != "" {
 		j.Alarms = append(j.Alarms, alarmJSON{"configuration", v.ConfigAlarm})
 	}
@@ -244,6 +254,9 @@ func (s *session) printHA(v *view, j *haJSON) {
 			x := v.electionJSON(c)
 			s.printChange(&x)
 		}
+	}
+	if j.Log != nil {
+		p("Members' log: quorum %s, leader %s\n", yesNo(j.Log.Quorum), j.Log.Leader)
 	}
 	p("ses_pickup: %s\n", enabled(v.Config.HA.SessionPickup))
 	if len(v.Node.VClusters) == 0 {

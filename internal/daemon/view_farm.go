@@ -81,7 +81,7 @@ func (d *Daemon) drain(ctx context.Context, on bool) error {
 	switch {
 	case err != nil:
 		return err
-	case d.cluster == nil || d.cluster.farm == nil:
+	case d.cluster == nil || d.cluster.farm == nil || d.cluster.farm.node == nil:
 		return errNoFarm
 	case log == nil:
 		return errors.New("the members' log has not begun: not every member has been heard yet")

@@ -47,7 +47,7 @@ func virtualOf(c *config.Config) map[string][6]byte {
 	out := map[string][6]byte{}
 	for i, n := range names {
 		vcluster := 0
-		if c.Virtual() {
+		if c.HA.VClusterStatus {
 			vcluster = c.VClusterOfInterface(n)
 		}
 		out[n] = virtualMAC(c.HA.GroupID, vcluster, i)

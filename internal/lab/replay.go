@@ -19,6 +19,9 @@ func replayable(path string, from, to time.Time) ([][]byte, error) {
 	return capturedESP(path, true, from, to)
 }
 
+// ClientESP is the same, for who plays the lab's part itself.
+func ClientESP(path string, from, to time.Time) ([][]byte, error) { return replayable(path, from, to) }
+
 // clientESP is the same from a capture at the port towards a gateway.
 func clientESP(path string, from, to time.Time) ([][]byte, error) {
 	return capturedESP(path, false, from, to)

@@ -14,6 +14,12 @@
 // IKE message's tells its virtual cluster, and what begins something new falls to the one
 // whose shared address it came to. Neither knows anything of the other ones.
 //
+// In an FGCP group of three or four the same VClusters have a Slot each instead of a Pair,
+// and the members' log decides (vclusters_group.go). The member that leads the log ranks
+// who is there by FGCP's election (cluster.Rank), as heartbeats tell it, and proposes who
+// owns what nobody owns, who stands by in which order, and who is promised the next epoch.
+// When to hand over is the owner's to say, as a Pair's.
+//
 // A Farm is a member of a farm: a Node for each scope that it owns or stands by for.
 // An IKE message goes to the scope that knows its SPIs, or to the member that owns
 // that scope (Forward); one that begins something new falls to a scope that is owned

@@ -30,11 +30,6 @@ const (
 	// shares is into how many parts SPIs and instance indexes are split: one for each
 	// slot that a farm can have.
 	shares = fsm.MaxNodes * fsm.SlotsPerMember
-	// A loss is reported to the log by its leader, when those who were promised the
-	// scopes have had their time to act.
-	reportDeath   = 200 * time.Millisecond
-	reportSilence = time.Second
-	reportAgain   = 500 * time.Millisecond
 )
 
 var errNoScope = errors.New("a farm has no such scope")
@@ -43,12 +38,11 @@ var errNoScope = errors.New("a farm has no such scope")
 // and what the members have decided about them. It is not safe for concurrent use.
 type Farm struct {
 	scopeSet
+	decisions
 	opt       FarmOptions
 	cfg       *config.Config
-	decided   *fsm.Machine
 	static    map[string]cluster.ScopeID // of the static phase 1 entries that synchronise; see place
 	placeAt   time.Time                  // when they are placed anew; zero: they are in place
-	losses    map[cluster.NodeID]loss
 	spis      map[ipsec.ESPSPI]place
 	owned     map[cluster.ScopeID]cluster.Epoch // as announced
 	routes    map[AddRoute]int
@@ -64,13 +58,9 @@ type Farm struct {
 	superseded []superseded
 	asked      time.Time
 
-	started, leads, stopping bool
-	quorum                   Quorum
-	counters                 FarmCounters
+	started, stopping bool
+	counters          FarmCounters
 }
-
-// Quorum is whether the log has a leader, and whether to stop without one.
-type Quorum struct{ Lost, Stop bool }
 
 // FarmCounters count since this process began.
 type FarmCounters struct {
@@ -79,21 +69,12 @@ type FarmCounters struct {
 	OwnerMoves               uint64 // tunnels that came here by a planned handover
 }
 
-// loss is a member that was lost and has not been heard since.
-type loss struct {
-	process  cluster.ProcessID
-	at       time.Time
-	report   time.Time
-	reported time.Time
-}
-
 // NewFarm makes a member that does nothing before Start.
 func NewFarm(o FarmOptions) *Farm {
 	f := &Farm{
-		scopeSet: newScopeSet(), opt: o, cfg: o.Config, decided: fsm.New(),
-		losses: map[cluster.NodeID]loss{}, spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
+		scopeSet: newScopeSet(), decisions: newDecisions(), opt: o, cfg: o.Config,
+		spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
 		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: o.Coverage != cluster.CoverageProven,
-		quorum: Quorum{Lost: true},
 	}
 	f.collect = f.carry
 	f.opt.routes = f.routes
@@ -115,8 +96,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 	// Which scope a static phase 1 falls to follows from all that there are.
 	moved := !slices.EqualFunc(f.decided.Scopes(), scopes, func(a, b fsm.Scope) bool { return a.ID == b.ID })
 	f.decided = m
-	self, _ := m.Member(f.opt.Self)
-	granted := self.Process == uint64(f.opt.Process) && self.State != fsm.Left && !self.Lost
+	granted := f.grants(f.opt.Self, f.opt.Process)
 	wanted := m.HandOvers(f.opt.Self)
 	fresh := false
 	for _, s := range scopes {
@@ -281,16 +261,12 @@ func (f *Farm) HandleLoss(now time.Time, l cluster.TellLoss) {
 	p := f.peers[id]
 	p.Running, p.Owned, p.EntitledTo = false, nil, nil
 	f.peers[id] = p
-	wait := reportDeath
-	if kind == cluster.LossSilence {
-		wait = reportSilence
-	}
-	f.losses[id] = loss{process: p.Process, at: now, report: now.Add(wait)}
+	f.lose(now, id, p.Process, kind)
 	f.each(func(n *Node) {
 		ours := slices.ContainsFunc(l.Claimed, func(t cluster.Tenure) bool { return t.Scope == cluster.ScopeID(n.scope) })
 		n.HandleLoss(now, id, kind, ours, l.Detected)
 	})
-	f.reportLosses(now)
+	f.reports(now, f.emit)
 }
 
 // HandleEntitled says that our guardian holds our entitlement.
@@ -308,18 +284,14 @@ func (f *Farm) HandleAck(now time.Time, from cluster.NodeID, process cluster.Pro
 // HandleQuorum says whether the log has a leader.
 func (f *Farm) HandleQuorum(now time.Time, q Quorum) {
 	f.quorum = q
-	text := "no quorum: going on with what is owned or promised, nothing new is decided"
-	if q.Stop {
-		text = "no quorum: stopped, as quorum-loss stop says"
-	}
-	f.emit(cluster.Alarm{Name: "quorum", Text: text, On: q.Lost})
+	f.emit(q.alarm())
 	f.each(func(n *Node) { n.slot.HandleQuorum(now, q.Lost, q.Stop); n.pump(now) })
 }
 
 // HandleLeader says whether this member leads the log.
 func (f *Farm) HandleLeader(now time.Time, leads bool) {
 	f.leads = leads
-	f.reportLosses(now)
+	f.reports(now, f.emit)
 }
 
 // HandleMonitors is for pairs: a member without its interfaces gets no traffic from the router.
@@ -336,7 +308,7 @@ func (f *Farm) HandleTimeout(now time.Time) {
 		f.configure(now)
 		f.announce() // so that it is asked anew who begins what
 	}
-	f.reportLosses(now)
+	f.reports(now, f.emit)
 	f.moves(now)
 	f.dropSpare(now)
 }
@@ -351,51 +323,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 	t, ok = earlier(t, ok, f.nextMove)
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.lookAgain, !f.lookAgain.IsZero() })
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.placeAt, !f.placeAt.IsZero() })
-	if f.leads {
-		for _, k := range slices.Sorted(maps.Keys(f.losses)) {
-			l := f.losses[k]
-			if p, known := f.decided.Member(k); known && !p.Lost && p.Process == uint64(l.process) {
-				t, ok = earlier(t, ok, func() (time.Time, bool) { return f.reportDue(k, l), true })
-			}
-		}
-	}
-	return t, ok
-}
-
-// reportLosses has the leader report who was lost, so that what nobody was promised
-// is given to somebody.
-func (f *Farm) reportLosses(now time.Time) {
-	if !f.leads {
-		return
-	}
-	for _, k := range slices.Sorted(maps.Keys(f.losses)) {
-		l := f.losses[k]
-		p, known := f.decided.Member(k)
-		if !known || p.Lost || p.Process != uint64(l.process) || now.Before(f.reportDue(k, l)) {
-			continue
-		}
-		l.reported = now
-		f.losses[k] = l
-		f.emit(reportLoss(k, l.process))
-	}
-}
-
-// Lost says that a member was lost and has not been heard since.
-func (f *Farm) Lost(n cluster.NodeID) bool { return f.losses[n] != loss{} }
-
-// reportDue is when a loss is reported, first or again: at once if a scope waits for
-// it, because its owner is lost as well and somebody else has to be promised it.
-func (f *Farm) reportDue(n cluster.NodeID, l loss) time.Time {
-	if !l.reported.IsZero() {
-		return l.reported.Add(reportAgain)
-	}
-	for _, s := range f.decided.Scopes() {
-		o, lost := f.losses[s.Owner]
-		if p, _ := f.decided.Member(s.Owner); s.Successor == n && lost && p.Process == uint64(o.process) {
-			return l.at
-		}
-	}
-	return l.report
+	return earlier(t, ok, f.nextReport)
 }
 
 // considerNote takes the note off the disk when everything that this member has to do

@@ -50,8 +50,7 @@ func (f *Farm) Summary(now time.Time) Status {
 		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(), Version: f.decided.Version(),
 		Counters: f.counters, Owned: map[string]bool{}, Sites: f.sites(),
 	}}
-	self, _ := f.decided.Member(f.opt.Self)
-	s.Farm.Joined = self.Process == uint64(f.opt.Process) && self.State != fsm.Left && !self.Lost
+	s.Farm.Joined = f.grants(f.opt.Self, f.opt.Process)
 	for _, k := range slices.Sorted(maps.Keys(f.peers)) {
 		s.Farm.Peers = append(s.Farm.Peers, f.peers[k])
 	}

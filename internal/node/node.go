@@ -35,6 +35,7 @@ type Node struct {
 	authority cluster.Authority
 	pair      *cluster.Pair
 	slot      *cluster.Slot
+	elector   elector // nil: nothing here is elected
 	journal   *statesync.Journal
 	replica   *statesync.Replica
 	ledger    *statesync.Ledger
@@ -76,6 +77,14 @@ type Node struct {
 
 	//lint:ignore U1000 what uses it is in test builds
 	testBuild
+}
+
+// elector is an authority whose owner FGCP's election chooses.
+type elector interface {
+	HandleMonitors(now time.Time, up int)
+	HandlePingservers(now time.Time, penalty, stale int)
+	Reconfigure(now time.Time, ha config.HA)
+	Failover(now time.Time, set bool) error
 }
 
 // childSA is what the node knows of an installed Child SA. The bounds are the
@@ -130,11 +139,14 @@ func New(o Options) *Node {
 	case o.Pair != nil:
 		n.scope = xfrm.Scope(o.Pair.Scope)
 		n.pair = cluster.NewPair(*o.Pair)
-		n.authority = n.pair
+		n.authority, n.elector = n.pair, n.pair
 	case o.Slot != nil:
 		n.scope = xfrm.Scope(o.Slot.Scope)
 		n.slot = cluster.NewSlot(*o.Slot)
 		n.authority = n.slot
+		if o.Slot.HA != nil {
+			n.elector = n.slot
+		}
 	}
 	n.journal = statesync.NewScopeJournal(cluster.ScopeID(n.scope), o.Process, n.ledger, queueLimit)
 	n.replica = statesync.NewScopeReplica(cluster.ScopeID(n.scope), o.Process, n.ledger)
@@ -278,16 +290,16 @@ func (n *Node) HandleNote(now time.Time, err error) {
 
 // HandleMonitors says how many monitored interfaces work.
 func (n *Node) HandleMonitors(now time.Time, up int) {
-	if n.pair != nil {
-		n.pair.HandleMonitors(now, up)
+	if n.elector != nil {
+		n.elector.HandleMonitors(now, up)
 		n.pump(now)
 	}
 }
 
 // HandlePingservers says what the servers weigh that do not answer, see cluster.Pair.
 func (n *Node) HandlePingservers(now time.Time, penalty, stale int) {
-	if n.pair != nil {
-		n.pair.HandlePingservers(now, penalty, stale)
+	if n.elector != nil {
+		n.elector.HandlePingservers(now, penalty, stale)
 		n.pump(now)
 	}
 }
@@ -360,8 +372,8 @@ func (n *Node) Reload(now time.Time, c *config.Config) {
 	n.cfg = c
 	n.resume(now)
 	n.ike.Reconfigure(now, c)
-	if n.pair != nil {
-		n.pair.Reconfigure(now, c.HA)
+	if n.elector != nil {
+		n.elector.Reconfigure(now, c.HA)
 	}
 	n.pump(now)
 }
@@ -396,11 +408,11 @@ func (n *Node) Rekey(now time.Time, name string, ike bool) int {
 
 // Failover asks for (or takes back) a planned handover to the other node.
 func (n *Node) Failover(now time.Time, set bool) error {
-	if n.pair == nil {
+	if n.elector == nil {
 		return errStandalone
 	}
 	defer n.pump(now)
-	return n.pair.Failover(now, set)
+	return n.elector.Failover(now, set)
 }
 
 // Shutdown hands over if somebody can take over, deletes its SAs where nobody ever

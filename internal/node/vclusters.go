@@ -16,17 +16,23 @@ import (
 	"tandem/xfrm"
 )
 
-// VClusters is a node of a pair with virtual clusters: a Node for each of them, which
-// owns and moves by itself. It is not safe for concurrent use.
+// VClusters is a node of a pair with virtual clusters, or of a group of three or four: a
+// Node for each virtual cluster, which owns and moves by itself. It is not safe for
+// concurrent use.
 type VClusters struct {
 	scopeSet
-	opt     Options
-	cfg     *config.Config
-	said    map[cluster.ScopeID]cluster.Announce
-	noted   map[cluster.ScopeID]bool // what each scope wants the note on disk to say
-	tunnels map[string]cluster.ScopeID
-	addrs   map[netip.Addr]cluster.ScopeID
-	missing map[cluster.ScopeID]bool // told that the other node does not have it
+	decisions // of a group; see vclusters_group.go
+	opt       Options
+	cfg       *config.Config
+	said      map[cluster.ScopeID]cluster.Announce
+	noted     map[cluster.ScopeID]bool // what each scope wants the note on disk to say
+	tunnels   map[string]cluster.ScopeID
+	addrs     map[netip.Addr]cluster.ScopeID
+	missing   map[cluster.ScopeID][]cluster.NodeID // who is heard not to have it
+
+	ledAt   time.Time // since when we lead the log, or do not
+	planAt  time.Time // when to look at the plan again
+	planNot time.Time // nothing is proposed before
 
 	quiet, stopping bool
 	strays          uint64
@@ -35,22 +41,31 @@ type VClusters struct {
 // vshares is into how many parts SPIs are split: any of them tells its virtual cluster.
 const vshares = fsm.MaxVClusters
 
-// NewVClusters makes a node that does nothing before Start. Of o.Pair, HA and Scope are
-// set for each virtual cluster that the configuration has.
+// NewVClusters makes a node that does nothing before Start. Of o.Pair, or of o.Slot in a
+// group, HA and Scope are set for each virtual cluster that the configuration has.
 func NewVClusters(o Options) *VClusters {
 	v := &VClusters{
 		scopeSet: newScopeSet(), opt: o, said: map[cluster.ScopeID]cluster.Announce{}, noted: map[cluster.ScopeID]bool{},
-		missing: map[cluster.ScopeID]bool{},
+		missing: map[cluster.ScopeID][]cluster.NodeID{}, decisions: newDecisions(),
 	}
 	v.collect = v.carry
 	v.opt.turns = &copyTurns{}
 	v.learn(o.Config)
 	for _, c := range v.cfg.VirtualClusters() {
-		x, pair := v.opt, *o.Pair
-		pair.Scope, pair.HA = cluster.ScopeID(c.ID), v.cfg.HAOf(c)
-		x.Pair, x.Config = &pair, v.configOf(c)
+		x, id, ha := v.opt, cluster.ScopeID(c.ID), v.cfg.HAOf(c)
+		if v.group() {
+			slot := *o.Slot
+			slot.Scope, slot.HA = id, &ha
+			x.Slot = &slot
+			v.noted[id] = slot.Coverage != cluster.CoverageProven
+		} else {
+			pair := *o.Pair
+			pair.Scope, pair.HA = id, ha
+			x.Pair = &pair
+		}
+		x.Config = v.configOf(c)
 		x.Share = ike.Share{Part: c.ID, Of: vshares}
-		v.put(pair.Scope, New(x))
+		v.put(id, New(x))
 	}
 	return v
 }
@@ -84,7 +99,13 @@ func (v *VClusters) configOf(x config.VCluster) *config.Config {
 // Start begins to listen for the other node.
 func (v *VClusters) Start(now time.Time) {
 	v.quiet = true // the first word is about all of them
-	v.each(func(n *Node) { n.Start(now) })
+	v.each(func(n *Node) {
+		n.Start(now)
+		if v.group() {
+			n.slot.HandleQuorum(now, true, v.quorum.Stop)
+			n.pump(now)
+		}
+	})
 	v.quiet = false
 	v.announce()
 }
@@ -148,32 +169,40 @@ func (v *VClusters) HandlePlane(now time.Time, events []xfrm.Event) {
 // vclusterOf is the virtual cluster whose engine chose the SPI.
 func vclusterOf(spi ipsec.ESPSPI) cluster.ScopeID { return cluster.ScopeID(spi % vshares) }
 
-// HandlePeer takes what the other node's heartbeats say of all virtual clusters.
+// HandlePeer takes what another node's heartbeats say of all virtual clusters.
 func (v *VClusters) HandlePeer(now time.Time, p cluster.Peer) {
 	v.peers[p.Node] = p
+	if p.Running {
+		delete(v.losses, p.Node)
+	}
 	for _, id := range v.order {
 		x, ok := p.Of(id)
-		v.with(id, func(n *Node) { n.HandlePeer(now, x) })
-		if v.missing[id] != (p.Running && !ok) {
-			v.missing[id] = !v.missing[id]
-			v.emit(cluster.Alarm{Name: alarmName(id, "configuration"), On: v.missing[id],
-				Text: fmt.Sprintf("%s does not have virtual cluster %d: it cannot succeed this node there", p.Name, id)})
+		if v.group() {
+			x = groupPeer(p, x, id)
 		}
+		v.with(id, func(n *Node) { n.HandlePeer(now, x) })
+		v.miss(id, &p, p.Running && !ok)
 	}
+	v.plan(now)
 	v.forgetStopped()
 }
 
-// HandleLoss says that the other node was lost, and for which virtual clusters our
+// HandleLoss says that another node was lost, and for which virtual clusters our
 // guardian held our entitlement then.
 func (v *VClusters) HandleLoss(now time.Time, l cluster.TellLoss) {
 	if p, ok := v.peers[l.Node]; ok {
 		p.Running = false
 		v.peers[l.Node] = p
+		if v.group() {
+			v.lose(now, l.Node, p.Process, l.Kind)
+		}
 	}
 	v.each(func(n *Node) {
 		ours := slices.ContainsFunc(l.Claimed, func(t cluster.Tenure) bool { return xfrm.Scope(t.Scope) == n.scope })
 		n.HandleLoss(now, l.Node, l.Kind, ours, l.Detected)
 	})
+	v.reports(now, v.emit)
+	v.plan(now)
 }
 
 // HandleFrame takes a frame of the other node's journal for a virtual cluster.
@@ -206,14 +235,23 @@ func (v *VClusters) HandlePinged(now time.Time, weigh func(interfaces []string) 
 }
 
 // HandleTimeout runs what is due.
-func (v *VClusters) HandleTimeout(now time.Time) { v.dueScopes(now) }
+func (v *VClusters) HandleTimeout(now time.Time) {
+	v.dueScopes(now)
+	v.reports(now, v.emit)
+	if v.leads && !now.Before(v.planAt) {
+		v.plan(now)
+	}
+}
 
 // NextTimeout is when HandleTimeout is due.
 func (v *VClusters) NextTimeout() (t time.Time, ok bool) {
 	for _, id := range v.order {
 		t, ok = earlier(t, ok, v.scopes[id].NextTimeout)
 	}
-	return t, ok
+	if v.leads && !v.quorum.Lost {
+		t, ok = earlier(t, ok, func() (time.Time, bool) { return v.planAt, true })
+	}
+	return earlier(t, ok, v.nextReport)
 }
 
 // Reload takes a new configuration with the same virtual clusters; what did not change is
@@ -227,6 +265,9 @@ func (v *VClusters) Reload(now time.Time, c *config.Config) {
 
 // Failover asks for (or takes back) a planned handover of a virtual cluster.
 func (v *VClusters) Failover(now time.Time, s cluster.ScopeID, set bool) (err error) {
+	if s == 0 && !v.cfg.HA.VClusterStatus {
+		s = v.order[0]
+	}
 	if v.scopes[s] == nil {
 		return fmt.Errorf("there is no virtual cluster %d", s)
 	}
@@ -287,7 +328,18 @@ func (v *VClusters) announce() {
 	v.emit(cluster.AnnounceTogether(all))
 }
 
-func alarmName(id cluster.ScopeID, name string) string { return id.String() + ": " + name }
+// alarmName is the name of an alarm about a virtual cluster, where there are some.
+func (v *VClusters) alarmName(id cluster.ScopeID, name string) string {
+	if !v.cfg.HA.VClusterStatus {
+		return name
+	}
+	return id.String() + ": " + name
+}
+
+// anyNoted says what the one file for all says: that this node went on alone with any.
+func (v *VClusters) anyNoted() bool {
+	return slices.Contains(slices.Collect(maps.Values(v.noted)), true)
+}
 
 // carry takes over what a scope wants done.
 func (v *VClusters) carry(id cluster.ScopeID) {
@@ -302,13 +354,12 @@ func (v *VClusters) carry(id cluster.ScopeID) {
 			v.said[id] = e
 			v.announce()
 		case cluster.WriteNote:
-			// One file for all: it says that this node went on alone with any of them.
 			v.noted[id] = e.On
 			v.notes = append(v.notes, id)
-			e.On = slices.Contains(slices.Collect(maps.Values(v.noted)), true)
+			e.On = v.anyNoted()
 			v.emit(e)
 		case cluster.Alarm:
-			e.Name = alarmName(id, e.Name)
+			e.Name = v.alarmName(id, e.Name)
 			v.emit(e)
 		case cluster.Stopped:
 			n.stopped = true

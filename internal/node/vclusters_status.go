@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/cluster/fsm"
 	"tandem/ike"
 )
 
@@ -24,8 +25,11 @@ func (v *VClusters) Summary(now time.Time) Status {
 	var all cluster.HAStatus
 	for i, id := range v.order {
 		n := v.scopes[id]
-		h := n.pair.Status(now)
-		s.VClusters = append(s.VClusters, VClusterStatus{int(id), h})
+		h := n.authority.Status(now)
+		h.Peers = v.withUnheard(h.Peers)
+		if v.cfg.HA.VClusterStatus {
+			s.VClusters = append(s.VClusters, VClusterStatus{int(id), h})
+		}
 		s.Owner = s.Owner || n.owner
 		s.IKE.Add(n.ike.Counters())
 		if i == 0 {
@@ -49,12 +53,27 @@ func (v *VClusters) Summary(now time.Time) Status {
 			all.LastChange, all.LastReason, all.LastCovered, all.LastDetected = h.LastChange, h.LastReason, h.LastCovered, h.LastDetected
 		}
 		for _, a := range h.Alarms {
-			a.Name = alarmName(id, a.Name)
+			a.Name = v.alarmName(id, a.Name)
 			all.Alarms = append(all.Alarms, a)
 		}
 	}
-	s.HA = &all
+	if q := v.quorum.alarm(); v.group() && q.On {
+		all.Alarms = append(all.Alarms, q)
+	}
+	s.HA, s.Quorum = &all, v.group() && !v.quorum.Lost
 	return s
+}
+
+// withUnheard adds the members that the log knows and that were never heard.
+func (v *VClusters) withUnheard(peers []cluster.Peer) []cluster.Peer {
+	for _, m := range v.decided.Members() {
+		known := slices.ContainsFunc(peers, func(p cluster.Peer) bool { return p.Node == m.Node })
+		if v.group() && !known && m.Node != v.self() && !m.Witness && m.State != fsm.Left {
+			peers = append(peers, cluster.Peer{Node: m.Node, Name: m.Name})
+		}
+	}
+	slices.SortFunc(peers, func(a, b cluster.Peer) int { return int(a.Node) - int(b.Node) })
+	return peers
 }
 
 // More adds some of the gateways to a Summary, and says whether there are others.
