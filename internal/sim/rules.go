@@ -26,17 +26,19 @@ type rules struct {
 
 	split    bool // two were active, and it has not healed yet
 	splitAt  time.Duration
+	alone    time.Duration   // when one stopped last, beside another or not
 	tolerate time.Duration   // until when rules 2 to 4 rest
 	parted   time.Duration   // until when something kept the gateways, or one of them, from acting
 	forgot   time.Duration   // when an owner began without the SAs, or died in a split
 	left     map[uint64]bool // IKE messages that gateways have sent, by hash
 	double   time.Duration   // since when two are active although nothing is broken
 
-	disturbedAt time.Duration         // when anything but a crash disturbed the pair last
-	fell        *fallen               // the latest owner that died
-	strays      map[ipsec.ESPSPI]bool // installed by peers in a split
-	wiped       time.Duration         // when nobody had the memory of the SAs any more
-	movable     time.Duration         // until when something moves this scope
+	disturbedAt time.Duration                   // when anything but a crash disturbed the pair last
+	fell        *fallen                         // the latest owner that died
+	strays      map[ipsec.ESPSPI]bool           // installed by peers in a split
+	unanswered  map[ipsec.IKESPIs]time.Duration // when the only owner gave an IKE SA up, for the network's losses
+	wiped       time.Duration                   // when nobody had the memory of the SAs any more
+	movable     time.Duration                   // until when something moves this scope
 }
 
 // lifetime is one run of a daemon, as far as checkers remember it.
@@ -70,6 +72,7 @@ func (r *rules) init(x *realm) {
 	r.w, r.realm, r.pair = w, x, x.pair
 	r.epochs = map[cluster.Epoch]cluster.ProcessID{}
 	r.strays = map[ipsec.ESPSPI]bool{}
+	r.unanswered = map[ipsec.IKESPIs]time.Duration{}
 	r.left = map[uint64]bool{}
 	w.after(time.Second, r.poll)
 }
@@ -139,6 +142,7 @@ func (r *rules) activates(d *daemon) {
 		if o != l {
 			if !r.split {
 				r.splitAt = w.now
+				o.wentAlone(w.now, l)
 				if w.now > r.parted+10*time.Second && r.pair.linksWhole() && o.host.of(r.realm).monitors > 0 {
 					w.violate(RuleOwners, "%s begins to own while %s owns, although nothing has come between them", d.h.name, o.host.name)
 				}
@@ -174,6 +178,7 @@ func (r *rules) inactive(l *lifetime) {
 	}
 	l.active = false
 	r.active = slices.DeleteFunc(r.active, func(x *lifetime) bool { return x == l })
+	r.alone = r.w.now
 }
 
 // died: a process is gone, and its memory with it.
@@ -257,6 +262,9 @@ func (w *world) logged(d *daemon, e node.Log) {
 			}
 		}
 		d.h.pair.realm(scope).rule.takeover(d, e)
+	}
+	if e.Message == "negotiation of IKE SA failed due to retry timeout" && d.h.id != 0 {
+		w.gaveUp(d, e)
 	}
 }
 

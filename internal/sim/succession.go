@@ -17,13 +17,30 @@ type sentMessage struct {
 	spis ipsec.IKESPIs
 	text string
 	at   time.Duration
+
+	id   uint32 // of a request
+	side *side  // that began it; nil: it is a response
 }
 
-func (l *lifetime) sent(hash uint64, spis ipsec.IKESPIs, text string, now time.Duration) {
+func (l *lifetime) sent(x sentMessage) {
 	if len(l.messages) == lastMessages {
 		l.messages = append(l.messages[:0], l.messages[lastMessages/2:]...)
 	}
-	l.messages = append(l.messages, sentMessage{hash, spis, text, now})
+	l.messages = append(l.messages, x)
+}
+
+// wentAlone: a split begins, o owns beside l. What l has begun since it went on under an
+// epoch of its own, a moment ago, o does not know, and if l dies nobody does: that belongs
+// to the split. What o has acknowledged does not.
+func (l *lifetime) wentAlone(now time.Duration, o *lifetime) {
+	if l.epochAt <= now-time.Second {
+		return
+	}
+	for _, m := range l.messages {
+		if m.side != nil && m.at >= l.epochAt && !o.acked.messages[m.hash] {
+			m.side.apart[m.id] = true
+		}
+	}
 }
 
 // numbers notes the highest number that a process used of a Child SA.
