@@ -73,3 +73,24 @@ func TestGivenUpForLosses(t *testing.T) {
 		}
 	}
 }
+
+// TestBegunAloneBeforeADeath: what an owner began alone before it died belongs to a split
+// only if something had come between the two.
+func TestBegunAloneBeforeADeath(t *testing.T) {
+	for _, cut := range []bool{true, false} {
+		w := newWorld(ForFacingSeed(1, 0), nil)
+		x := w.pairs[0].realms[0]
+		r, d := &x.rule, &daemon{h: x.pair.gw[1]}
+		l, s := &lifetime{host: x.pair.gw[0], epochAt: time.Minute, dead: true}, &side{apart: map[uint32]bool{}}
+		l.sent(sentMessage{hash: 7, at: time.Minute, id: 1, side: s})
+		d.h.of(x).life = &lifetime{host: d.h}
+		r.last, w.now = l, time.Minute+time.Millisecond
+		r.parted = -time.Minute
+		if cut {
+			x.pair.links[0].cut = [2]int{1, 0}
+		}
+		if r.activates(d); s.apart[1] != cut {
+			t.Errorf("heartbeats cut: %v, belongs to a split: %v", cut, s.apart[1])
+		}
+	}
+}

@@ -138,11 +138,13 @@ func (r *rules) activates(d *daemon) {
 		return
 	}
 	split := r.split
+	if o := r.last; o != nil && o != l && (o.active || o.dead && r.between()) {
+		o.wentAlone(w.now, l)
+	}
 	for _, o := range r.active {
 		if o != l {
 			if !r.split {
 				r.splitAt = w.now
-				o.wentAlone(w.now, l)
 				if w.now > r.parted+10*time.Second && r.pair.linksWhole() && o.host.of(r.realm).monitors > 0 {
 					w.violate(RuleOwners, "%s begins to own while %s owns, although nothing has come between them", d.h.name, o.host.name)
 				}
@@ -171,6 +173,9 @@ func (r *rules) activates(d *daemon) {
 	}
 	r.before, r.last = r.last, l
 }
+
+// between says that something keeps the gateways apart, or did lately.
+func (r *rules) between() bool { return r.w.now <= r.parted+10*time.Second || !r.pair.linksWhole() }
 
 func (r *rules) inactive(l *lifetime) {
 	if l == nil || !l.active {

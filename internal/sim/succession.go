@@ -29,9 +29,9 @@ func (l *lifetime) sent(x sentMessage) {
 	l.messages = append(l.messages, x)
 }
 
-// wentAlone: a split begins, o owns beside l. What l has begun since it went on under an
-// epoch of its own, a moment ago, o does not know, and if l dies nobody does: that belongs
-// to the split. What o has acknowledged does not.
+// wentAlone: o begins to own beside l, or after its death if something had come between the
+// two. What l has begun since it went on under an epoch of its own, a moment ago, o does not
+// know, and if l is dead nobody does: as in a split. What o has acknowledged it knows.
 func (l *lifetime) wentAlone(now time.Duration, o *lifetime) {
 	if l.epochAt <= now-time.Second {
 		return
@@ -94,7 +94,7 @@ func (r *rules) succeeds(d *daemon, o *lifetime) {
 		w.violate(RuleCoverage, "%s succeeds and calls that covered, but it had heard the other one own in epoch %s, without an entry in that", d.h.name, e)
 		return
 	}
-	if w.now <= r.parted+10*time.Second || !r.pair.linksWhole() || r.split {
+	if r.between() || r.split {
 		return
 	}
 	if a.of != o.process {
