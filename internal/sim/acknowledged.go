@@ -208,7 +208,11 @@ func (r *rules) sentIKE(d *daemon, x ike.Datagram) {
 		}
 		return
 	}
-	r.life(d.h).sent(h, m.SPIs, t.text, r.w.now)
+	said := sentMessage{hash: h, spis: m.SPIs, text: t.text, at: r.w.now}
+	if !m.Response {
+		said.id, said.side = m.MessageID, r.w.wire.side(m.SPIs, m.Initiator)
+	}
+	r.life(d.h).sent(said)
 	r.begins(d, m, t.text, h, x)
 	a := r.syncSet(d)
 	if a == nil || a.messages[h] || a.gone[m.SPIs] {

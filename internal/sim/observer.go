@@ -263,9 +263,15 @@ func (o *observer) onWire(raw []byte, t *tunnel, lost bool) {
 	if lost {
 		s.lost[m.MessageID]++
 	}
-	if n := s.attempts[m.MessageID]; n >= 3 && 2*s.lost[m.MessageID] >= n {
+	if s.mostlyLost(m.MessageID) {
 		t.excuse(60 * time.Second)
 	}
+}
+
+// mostlyLost says that the network lost most attempts of an exchange.
+func (s *side) mostlyLost(id uint32) bool {
+	n := s.attempts[id]
+	return n >= 3 && 2*s.lost[id] >= n
 }
 
 // check is RFC 7296: one request at a time, retransmissions to the bit (§2.1), one

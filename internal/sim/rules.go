@@ -26,17 +26,19 @@ type rules struct {
 
 	split    bool // two were active, and it has not healed yet
 	splitAt  time.Duration
+	alone    time.Duration   // when one stopped last, beside another or not
 	tolerate time.Duration   // until when rules 2 to 4 rest
 	parted   time.Duration   // until when something kept the gateways, or one of them, from acting
 	forgot   time.Duration   // when an owner began without the SAs, or died in a split
 	left     map[uint64]bool // IKE messages that gateways have sent, by hash
 	double   time.Duration   // since when two are active although nothing is broken
 
-	disturbedAt time.Duration         // when anything but a crash disturbed the pair last
-	fell        *fallen               // the latest owner that died
-	strays      map[ipsec.ESPSPI]bool // installed by peers in a split
-	wiped       time.Duration         // when nobody had the memory of the SAs any more
-	movable     time.Duration         // until when something moves this scope
+	disturbedAt time.Duration                   // when anything but a crash disturbed the pair last
+	fell        *fallen                         // the latest owner that died
+	strays      map[ipsec.ESPSPI]bool           // installed by peers in a split
+	unanswered  map[ipsec.IKESPIs]time.Duration // when the only owner gave an IKE SA up, for the network's losses
+	wiped       time.Duration                   // when nobody had the memory of the SAs any more
+	movable     time.Duration                   // until when something moves this scope
 }
 
 // lifetime is one run of a daemon, as far as checkers remember it.
@@ -70,6 +72,7 @@ func (r *rules) init(x *realm) {
 	r.w, r.realm, r.pair = w, x, x.pair
 	r.epochs = map[cluster.Epoch]cluster.ProcessID{}
 	r.strays = map[ipsec.ESPSPI]bool{}
+	r.unanswered = map[ipsec.IKESPIs]time.Duration{}
 	r.left = map[uint64]bool{}
 	w.after(time.Second, r.poll)
 }
@@ -135,6 +138,9 @@ func (r *rules) activates(d *daemon) {
 		return
 	}
 	split := r.split
+	if o := r.last; o != nil && o != l && (o.active || o.dead && r.between()) {
+		o.wentAlone(w.now, l)
+	}
 	for _, o := range r.active {
 		if o != l {
 			if !r.split {
@@ -168,12 +174,16 @@ func (r *rules) activates(d *daemon) {
 	r.before, r.last = r.last, l
 }
 
+// between says that something keeps the gateways apart, or did lately.
+func (r *rules) between() bool { return r.w.now <= r.parted+10*time.Second || !r.pair.linksWhole() }
+
 func (r *rules) inactive(l *lifetime) {
 	if l == nil || !l.active {
 		return
 	}
 	l.active = false
 	r.active = slices.DeleteFunc(r.active, func(x *lifetime) bool { return x == l })
+	r.alone = r.w.now
 }
 
 // died: a process is gone, and its memory with it.
@@ -257,6 +267,9 @@ func (w *world) logged(d *daemon, e node.Log) {
 			}
 		}
 		d.h.pair.realm(scope).rule.takeover(d, e)
+	}
+	if e.Message == "negotiation of IKE SA failed due to retry timeout" && d.h.id != 0 {
+		w.gaveUp(d, e)
 	}
 }
 

@@ -17,13 +17,30 @@ type sentMessage struct {
 	spis ipsec.IKESPIs
 	text string
 	at   time.Duration
+
+	id   uint32 // of a request
+	side *side  // that began it; nil: it is a response
 }
 
-func (l *lifetime) sent(hash uint64, spis ipsec.IKESPIs, text string, now time.Duration) {
+func (l *lifetime) sent(x sentMessage) {
 	if len(l.messages) == lastMessages {
 		l.messages = append(l.messages[:0], l.messages[lastMessages/2:]...)
 	}
-	l.messages = append(l.messages, sentMessage{hash, spis, text, now})
+	l.messages = append(l.messages, x)
+}
+
+// wentAlone: o begins to own beside l, or after its death if something had come between the
+// two. What l has begun since it went on under an epoch of its own, a moment ago, o does not
+// know, and if l is dead nobody does: as in a split. What o has acknowledged it knows.
+func (l *lifetime) wentAlone(now time.Duration, o *lifetime) {
+	if l.epochAt <= now-time.Second {
+		return
+	}
+	for _, m := range l.messages {
+		if m.side != nil && m.at >= l.epochAt && !o.acked.messages[m.hash] {
+			m.side.apart[m.id] = true
+		}
+	}
 }
 
 // numbers notes the highest number that a process used of a Child SA.
@@ -77,7 +94,7 @@ func (r *rules) succeeds(d *daemon, o *lifetime) {
 		w.violate(RuleCoverage, "%s succeeds and calls that covered, but it had heard the other one own in epoch %s, without an entry in that", d.h.name, e)
 		return
 	}
-	if w.now <= r.parted+10*time.Second || !r.pair.linksWhole() || r.split {
+	if r.between() || r.split {
 		return
 	}
 	if a.of != o.process {

@@ -1,11 +1,13 @@
 package sim
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
 	"tandem/ike"
 	"tandem/internal/ipsec"
+	"tandem/internal/node"
 )
 
 // united: a split is over, and nobody lost their memory in it. What a client still
@@ -27,11 +29,45 @@ func (r *rules) united() {
 		if !ok || r.ownerHolds(k) || r.wiped > 0 && w.now-r.wiped < 2*time.Minute {
 			continue
 		}
+		if at, ok := r.unanswered[k]; ok && at >= r.splitAt {
+			continue
+		}
 		w.after(3*time.Second, func() {
 			if again, ok := r.inUse(t); ok && again == k && !r.ownerHolds(k) && !t.split() {
 				w.violate(RuleLost, "%s uses IKE SA %s, but since the split healed the owner does not have it", t.end(r.realm).name, k)
 			}
 		})
+	}
+}
+
+// gaveUp: a gateway ends an IKE SA whose peer has not answered (RFC 7296 §2.4). If no other
+// one has owned since it asked, no other one got an answer that it missed; if the network
+// lost most attempts, it was right. The peer's dead peer detection has to find that out,
+// split or not.
+func (w *world) gaveUp(d *daemon, e node.Log) {
+	var k ipsec.IKESPIs
+	var id uint32
+	for _, a := range e.Attrs {
+		switch a.Key {
+		case "spi":
+			if _, err := fmt.Sscanf(a.Value.String(), "%x/%x", &k.I, &k.R); err != nil {
+				return
+			}
+		case "message_id":
+			id = uint32(a.Value.Uint64())
+		}
+	}
+	for _, x := range d.h.pair.realms {
+		r := &x.rule
+		l := r.life(d.h)
+		if len(r.active) != 1 || r.active[0] != l {
+			continue
+		}
+		for _, m := range l.messages {
+			if m.side != nil && m.spis == k && m.id == id && m.at >= r.alone && m.side.mostlyLost(id) {
+				r.unanswered[k] = w.now
+			}
+		}
 	}
 }
 
