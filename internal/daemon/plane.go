@@ -30,4 +30,4 @@ func newPlane(c *config.Config, h xfrm.Handler, log *slog.Logger) (xfrm.DataPlan
 	return p, nil
 }
 
-func newGateway(o node.Options) gateway { return single{node.New(o)} }
+func newGateway(o node.Options) gateway { return node.Single{Node: node.New(o)} }

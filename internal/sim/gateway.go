@@ -41,46 +41,14 @@ func newGateway(o node.Options) gateway {
 	if o.Pair != nil && o.Config.Virtual() {
 		return node.NewVClusters(o)
 	}
-	return single{node.New(o)}
+	return single{node.Single{Node: node.New(o)}}
 }
 
 // single is a node without virtual clusters.
-type single struct{ *node.Node }
-
-func (n single) HandleWindows(now time.Time, _ xfrm.Scope, ws []xfrm.Window) {
-	n.Node.HandleWindows(now, ws)
-}
-
-func (n single) HandleFrame(now time.Time, from cluster.NodeID, process cluster.ProcessID, _ cluster.ScopeID, frame []byte) error {
-	return n.Node.HandleFrame(now, from, process, frame)
-}
-
-func (n single) HandleAck(now time.Time, from cluster.NodeID, process cluster.ProcessID, _ cluster.ScopeID, seq uint64) {
-	n.Node.HandleAck(now, from, process, seq)
-}
-
-func (n single) HandleLoss(now time.Time, l cluster.TellLoss) {
-	n.Node.HandleLoss(now, l.Node, l.Kind, l.Entitled, l.Detected)
-}
-
-func (n single) HandleRemoved(now time.Time, _ cluster.ScopeID, id cluster.NodeID) {
-	n.Node.HandleRemoved(now, id)
-}
-
-func (n single) HandleEntitled(now time.Time, _ cluster.ScopeID, e cluster.Epoch) {
-	n.Node.HandleEntitled(now, e)
-}
-
-func (n single) HandleClaimed(now time.Time, _ cluster.ScopeID, e cluster.Epoch, ok bool) {
-	n.Node.HandleClaimed(now, e, ok)
-}
+type single struct{ node.Single }
 
 func (n single) HandleMonitored(now time.Time, up func([]string) int) {
 	n.HandleMonitors(now, up([]string{wan(0)}))
-}
-
-func (n single) Failover(now time.Time, _ cluster.ScopeID, set bool) error {
-	return n.Node.Failover(now, set)
 }
 
 // announcedOf is what a node says of a scope.

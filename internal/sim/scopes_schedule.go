@@ -57,18 +57,8 @@ func (s *Setup) addrOf(i int) netip.Addr {
 
 // vclusters writes how gateway g ranks in each virtual cluster.
 func (s *Setup) vclusters(b *strings.Builder, g int) {
-	fmt.Fprintf(b, `config system ha
-set mode a-p
-set group-id 1
-set group-name "sim"
-set password "example-only"
-set hbdev "hb0" 50 "hb1" 50
-set hb-interval %d
-set hb-interval-in-milliseconds 10ms
-set hb-lost-threshold %d
-set vcluster-status enable
-config vcluster
-`, s.HBInterval/(10*time.Millisecond), s.Threshold)
+	s.beginHA(b)
+	b.WriteString("set vcluster-status enable\nconfig vcluster\n")
 	for i, v := range s.VClusters {
 		fmt.Fprintf(b, "edit %d\nset priority %d\nset override %s\nset monitor \"%s\"\nset vdom \"v%d\"\nnext\n", i+1, v.Priority[g], onOff(v.Override), wan(i), i+1)
 	}

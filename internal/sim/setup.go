@@ -59,6 +59,12 @@ func (s *Setup) gatewayConfig(g int, passive bool) string {
 
 // onePair writes how the gateways of a pair without virtual clusters rank.
 func (s *Setup) onePair(b *strings.Builder, g int) {
+	s.beginHA(b)
+	fmt.Fprintf(b, "set priority %d\nset override %s\nset monitor \"wan0\"\nend\n", s.Priority[g], onOff(s.Override))
+}
+
+// beginHA writes what every pair's `config system ha` begins with.
+func (s *Setup) beginHA(b *strings.Builder) {
 	fmt.Fprintf(b, `config system ha
 set mode a-p
 set group-id 1
@@ -68,11 +74,7 @@ set hbdev "hb0" 50 "hb1" 50
 set hb-interval %d
 set hb-interval-in-milliseconds 10ms
 set hb-lost-threshold %d
-set priority %d
-set override %s
-set monitor "wan0"
-end
-`, s.HBInterval/(10*time.Millisecond), s.Threshold, s.Priority[g], onOff(s.Override))
+`, s.HBInterval/(10*time.Millisecond), s.Threshold)
 }
 
 func tunnelName(i int) string { return fmt.Sprintf("vpn%d", i+1) }
