@@ -124,8 +124,8 @@ func newGroup(t *testing.T, count, sides int, change func(g *group, i int, conf 
 		if change != nil {
 			conf = change(g, i, conf)
 		}
-		g.gws[n] = g.node(n, conf)
-		g.start(g.gws[n])
+		g.gws[n] = g.exampleGateway(n, conf)
+		g.startExample(g.gws[n], g.bin)
 	}
 	for _, s := range g.sides {
 		for _, port := range append(slices.Clone(g.names), lab.NodeClient) {
@@ -140,7 +140,7 @@ func newGroup(t *testing.T, count, sides int, change func(g *group, i int, conf 
 	ready(g)
 	for _, s := range g.sides {
 		text := strings.NewReplacer("192.0.2.", s.outer+".", "10.1.0.", s.inside+".", "10.2.0.", s.behind+".", "/client", "/"+s.node(lab.NodeClient), "        set nattraversal forced\n", "        set nattraversal forced\n"+g.dial).Replace(g.example("client"))
-		g.start(g.node(s.node(lab.NodeClient), text))
+		g.startExample(g.exampleGateway(s.node(lab.NodeClient), text), g.bin)
 	}
 	for _, s := range g.sides {
 		g.wantPing(s.node(lab.NodeHost), s.host(), s.server())
@@ -191,27 +191,6 @@ func (g *group) conf(i int) string {
 		}
 	}
 	return b + "    end\n" + rest
-}
-
-func (g *group) node(name, conf string) *gateway {
-	g.t.Helper()
-	dir := filepath.Join(g.topo.Dir, name)
-	n := &gateway{t: g.t, s: g.site, node: name, conf: dir + ".conf", socket: filepath.Join(dir, "admin.sock")}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.WriteFile(n.conf, []byte(strings.ReplaceAll(conf, "@DIR@", g.topo.Dir)), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-	return n
-}
-
-func (g *group) start(n *gateway) {
-	g.t.Helper()
-	var err error
-	if n.proc, err = g.topo.Start(n.node, n.node, []string{g.bin, "run", "--config", n.conf, "--log-format", "json"}, nil); err != nil {
-		g.t.Fatal(err)
-	}
 }
 
 // groupHA is what these tests read of `get system ha status --json`.
@@ -308,7 +287,7 @@ func (g *group) restore(n string) {
 			return strings.Contains(g.must(sw, "ip", "link", "show", n), "state UP")
 		})
 	}
-	g.start(g.gws[n])
+	g.startExample(g.gws[n], g.bin)
 }
 
 // kill ends a member's daemon with SIGKILL; its guardian says so and starts another.

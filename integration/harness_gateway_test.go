@@ -94,6 +94,29 @@ type gateway struct {
 	stopped      bool
 }
 
+// exampleGateway prepares a node with a file of an example, in which @DIR@ is the topology's folder.
+func (s *site) exampleGateway(node, conf string) *gateway {
+	s.t.Helper()
+	dir := filepath.Join(s.topo.Dir, node)
+	g := &gateway{t: s.t, s: s, node: node, conf: dir + ".conf", socket: filepath.Join(dir, "admin.sock")}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(g.conf, []byte(strings.ReplaceAll(conf, "@DIR@", s.topo.Dir)), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return g
+}
+
+// startExample starts it, with the program that the test runs.
+func (s *site) startExample(g *gateway, bin string) {
+	s.t.Helper()
+	var err error
+	if g.proc, err = s.topo.Start(g.node, g.node, []string{bin, "run", "--config", g.conf, "--log-format", "json"}, nil); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // gateway starts Tandem on a node and waits until it answers commands.
 func (s *site) gateway(node string, c gwConf) *gateway {
 	s.t.Helper()

@@ -83,14 +83,14 @@ func newWitnessedIn(t *testing.T, plan lab.Plan, quorumLoss string, client bool)
 		w.members[m] = w.from(m, func(conf string) string {
 			return strings.Replace(conf, "set quorum-loss continue", "set quorum-loss "+quorumLoss, 1)
 		})
-		w.startGateway(w.members[m])
+		w.startExample(w.members[m], w.bin)
 	}
 	w.from(witnessNode, nil)
 	w.startWitness()
 	w.together()
 	if client {
 		w.client = w.from("client", nil)
-		w.startGateway(w.client)
+		w.startExample(w.client, w.bin)
 	}
 	return w
 }
@@ -102,27 +102,11 @@ func (w *witnessed) from(node string, change func(string) string) *gateway {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	conf := strings.ReplaceAll(string(text), "@DIR@", w.topo.Dir)
+	conf := string(text)
 	if change != nil {
 		conf = change(conf)
 	}
-	dir := filepath.Join(w.topo.Dir, node)
-	g := &gateway{t: w.t, s: w.site, node: node, conf: dir + ".conf", socket: filepath.Join(dir, "admin.sock")}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := os.WriteFile(g.conf, []byte(conf), 0o600); err != nil {
-		w.t.Fatal(err)
-	}
-	return g
-}
-
-func (w *witnessed) startGateway(g *gateway) {
-	w.t.Helper()
-	var err error
-	if g.proc, err = w.topo.Start(g.node, g.node, []string{w.bin, "run", "--config", g.conf, "--log-format", "json"}, nil); err != nil {
-		w.t.Fatal(err)
-	}
+	return w.exampleGateway(node, conf)
 }
 
 func (w *witnessed) startWitness() {
@@ -288,7 +272,7 @@ func TestWitnessPair(t *testing.T) {
 	w.startWitness()
 	w.member(lab.NodeGW2, 20*time.Second, "has quorum again", all16)
 	ping()
-	w.startGateway(w.members[lab.NodeGW1])
+	w.startExample(w.members[lab.NodeGW1], w.bin)
 	w.together()
 	ping()
 	if now := tunnel(); now != first {

@@ -67,7 +67,9 @@ cannot run here.`,
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err.Error()} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return exitError{exitUsage, fmt.Sprintf("%v; usage: %s", err, c.UseLine())}
+	})
 	root.AddCommand(runCommand(), daemonCommand(), checkCommand(), clusterCommand(), witnessCommand(), labCommand(), versionCommand())
 	for _, verb := range verbs {
 		root.AddCommand(clientCommand(verb.name, verb.short))
