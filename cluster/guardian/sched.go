@@ -117,8 +117,8 @@ func threads() int {
 //
 // With more, threads of the runtime that collect spin until others have done their part, and
 // under SCHED_FIFO one that spins is never put off its processor for another of the same
-// priority. Two guardians on two processors (one will do where there is one) stood still
-// for good, each at work; whether the runtime began the collection or the loop asked for it.
+// priority. Two guardians on two processors (one will do where there is one) can stand still
+// for good, each at work, whether the runtime begins the collection or the loop asks for it.
 // One that begins while the loop sleeps waits for it until the next tick besides,
 // since the runtime does not know of the sleep.
 type collector struct {
