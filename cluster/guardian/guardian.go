@@ -94,8 +94,7 @@ type guardian struct {
 // configuration is wrong, 1 for other failures. It takes over the process: signals,
 // scheduling, memory, garbage collector.
 func Run(ctx context.Context, o Options) int {
-	log, flush := newAsyncLogger(o.Logger)
-	defer flush()
+	log := o.Logger
 	g := &guardian{opt: o, log: log, refused: quiet.NewRefusals(log, "heartbeat refused"), buf: make([]byte, maxMessage), ctl: -1, peers: peers{beats: -1, news: -1}, reloaded: make(chan Settings, 1)}
 	if err := g.open(); err != nil {
 		log.Error("guardian cannot start", "error", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"tandem/internal/config"
 	"tandem/internal/daemon"
 	"tandem/internal/ipsec"
+	"tandem/internal/logqueue"
 )
 
 func runFlags(c *cobra.Command) (configFile, logFormat *string) {
@@ -32,10 +34,11 @@ func runCommand() *cobra.Command {
 		if err != nil {
 			return exitError{exitFailed, err.Error()}
 		}
-		log, err := newLogger(*logFormat)
+		log, closeLog, err := newLogger(*logFormat)
 		if err != nil {
 			return exitError{exitUsage, err.Error()}
 		}
+		defer closeLog()
 		if err := canRunHere(); err != nil {
 			return exitError{exitUsage, err.Error()}
 		}
@@ -57,14 +60,18 @@ func runCommand() *cobra.Command {
 	return c
 }
 
-func newLogger(format string) (*slog.Logger, error) {
+// newLogger makes the log of a process that must not wait for it; close writes what is left.
+func newLogger(format string) (log *slog.Logger, close func(), err error) {
+	handler := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) }
 	switch format {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, nil)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, nil)), nil
+		handler = func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) }
+	default:
+		return nil, nil, fmt.Errorf("--log-format %q: text and json are allowed", format)
 	}
-	return nil, fmt.Errorf("--log-format %q: text and json are allowed", format)
+	w := logqueue.New(os.Stderr, logqueue.Lines, logqueue.Say(slog.New(handler(os.Stderr))))
+	return slog.New(handler(w)), w.Close, nil
 }
 
 // canRunHere says what the machine lacks.

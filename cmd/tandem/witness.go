@@ -64,10 +64,11 @@ once before it votes for the first time; after that it starts with nobody to ask
 	c.Flags().StringArrayVar(&members, "member", nil, "address of a member, or address and port; once for each")
 	c.Flags().StringVar(&logFormat, "log-format", "text", "text or json")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		log, err := newLogger(logFormat)
+		log, closeLog, err := newLogger(logFormat)
 		if err != nil {
 			return exitError{exitUsage, err.Error()}
 		}
+		defer closeLog()
 		o := raftauth.WitnessOptions{StateDir: stateDir, Log: log}
 		node := 0
 		if configFile != "" {

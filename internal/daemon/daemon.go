@@ -124,6 +124,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	defer hub.close()
 	d := &Daemon{o: o, hub: hub, log: slog.New(hub), started: time.Now(), cfg: cfg, alarms: map[string]string{}, ends: make(chan error, 1)}
 	d.process = newProcessID()
 	switch d.guardian, err = guardian.Attach(nil); {

@@ -53,22 +53,23 @@ type farmEnds struct {
 	disk    *raftauth.Disk
 	tcp     *raftauth.StreamLayer
 
-	unfit    bool                                          // this build does not understand the log: the daemon ends
-	addrs    sync.Map                                      // cluster.NodeID → netip.Addr
-	links    sync.Map                                      // of a group: cluster.NodeID → []netip.Addr, where it is heard
-	owners   atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
-	begins   atomic.Pointer[map[string]xfrm.Scope]         // of static tunnels, where another member begins them
-	limbo    limbo
-	pointers sync.Map  // ipsec.ESPSPI → xfrm.Scope, of tunnels that have moved
-	changed  bool      // what this member owns has, since moved
-	since    time.Time // since when members are waited for; zero: they are not
-	queue    chan *clusterpb.Command
-	urgent   chan *clusterpb.Command // before those in queue: takeovers wait for them
-	waiting  sync.Map                // of commands in the queue, by what they ask for
-	kick     chan struct{}
-	wg       sync.WaitGroup
-	ctx      context.Context
-	cancel   context.CancelFunc
+	unfit       bool                                          // this build does not understand the log: the daemon ends
+	addrs       sync.Map                                      // cluster.NodeID → netip.Addr
+	remembering sync.Mutex                                    // held by who writes addrs down
+	links       sync.Map                                      // of a group: cluster.NodeID → []netip.Addr, where it is heard
+	owners      atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
+	begins      atomic.Pointer[map[string]xfrm.Scope]         // of static tunnels, where another member begins them
+	limbo       limbo
+	pointers    sync.Map  // ipsec.ESPSPI → xfrm.Scope, of tunnels that have moved
+	changed     bool      // what this member owns has, since moved
+	since       time.Time // since when members are waited for; zero: they are not
+	queue       chan *clusterpb.Command
+	urgent      chan *clusterpb.Command // before those in queue: takeovers wait for them
+	waiting     sync.Map                // of commands in the queue, by what they ask for
+	kick        chan struct{}
+	wg          sync.WaitGroup
+	ctx         context.Context
+	cancel      context.CancelFunc
 }
 
 // decider is a node that acts on what the members' log decides.
@@ -182,7 +183,7 @@ func (f *farmEnds) heard(_ time.Time, p cluster.Peer) {
 		peer := slices.Contains(f.c.d.cfg.LogPeers(), a)
 		if old, ok := f.addrs.Load(p.Node); err == nil && peer && (!ok || old != a) {
 			f.addrs.Store(p.Node, a)
-			f.remember()
+			go f.remember()
 		}
 	}
 	f.reachable(p)

@@ -100,7 +100,10 @@ func (f *farmEnds) remembered() map[cluster.NodeID]netip.Addr {
 	return m
 }
 
+// remember writes down what recall reads. A disk may take its time: not for the loop.
 func (f *farmEnds) remember() {
+	f.remembering.Lock()
+	defer f.remembering.Unlock()
 	m := map[cluster.NodeID]netip.Addr{}
 	f.addrs.Range(func(n, a any) bool {
 		m[n.(cluster.NodeID)] = a.(netip.Addr)

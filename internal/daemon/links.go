@@ -31,17 +31,38 @@ func newLinks() *links {
 	return l
 }
 
-// refresh asks the kernel again and returns the interfaces that came up since.
+// linkState is what the kernel says. To ask it may take long: others may hold its
+// configuration lock.
+type linkState struct {
+	links []netlink.Link
+	addrs []netlink.Addr
+}
+
+// readLinks asks the kernel; any goroutine may.
+func readLinks() (s linkState, err error) {
+	if s.links, err = netlink.LinkList(); err != nil {
+		return s, err
+	}
+	s.addrs, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
+	return s, err
+}
+
+// refresh asks the kernel and takes what it says.
 func (l *links) refresh() (cameUp []string) {
-	was := l.up
-	l.index, l.up, l.addrs = map[string]int{}, map[string]bool{}, map[string][]netip.Addr{}
-	l.link = map[string]netlink.Link{}
-	all, err := netlink.LinkList()
+	s, err := readLinks()
 	if err != nil {
 		return nil
 	}
+	return l.take(s)
+}
+
+// take takes what the kernel has said, and returns the interfaces that came up since.
+func (l *links) take(s linkState) (cameUp []string) {
+	was := l.up
+	l.index, l.up, l.addrs = map[string]int{}, map[string]bool{}, map[string][]netip.Addr{}
+	l.link = map[string]netlink.Link{}
 	names := map[int]string{}
-	for _, link := range all {
+	for _, link := range s.links {
 		a := link.Attrs()
 		names[a.Index] = a.Name
 		l.index[a.Name] = a.Index
@@ -51,13 +72,9 @@ func (l *links) refresh() (cameUp []string) {
 			cameUp = append(cameUp, a.Name)
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return cameUp
-	}
-	for i := range addrs {
-		if ip, ok := netip.AddrFromSlice(addrs[i].IP); ok {
-			name := names[addrs[i].LinkIndex]
+	for i := range s.addrs {
+		if ip, ok := netip.AddrFromSlice(s.addrs[i].IP); ok {
+			name := names[s.addrs[i].LinkIndex]
 			l.addrs[name] = append(l.addrs[name], ip.Unmap())
 		}
 	}
@@ -198,7 +215,12 @@ func (d *Daemon) watchLinks() (stop func(), err error) {
 			for len(addrCh) > 0 {
 				<-addrCh
 			}
-			if d.loop.call(d.loopContext(), d.linksChanged) != nil {
+			s, err := readLinks()
+			if err != nil {
+				broken(err)
+				continue
+			}
+			if d.loop.call(d.loopContext(), func(now time.Time) { d.linksChanged(now, s) }) != nil {
 				return
 			}
 		}
@@ -208,8 +230,8 @@ func (d *Daemon) watchLinks() (stop func(), err error) {
 
 // linksChanged runs on the loop. An interface that comes back has lost its IPv6
 // addresses and the routes over it; an owner puts them back and announces again.
-func (d *Daemon) linksChanged(now time.Time) {
-	cameUp := d.links.refresh()
+func (d *Daemon) linksChanged(now time.Time, s linkState) {
+	cameUp := d.links.take(s)
 	d.monitors(now)
 	d.lookAtServers(now)
 	if len(cameUp) == 0 {

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"tandem/internal/logqueue"
 )
 
 // logHub is the daemon's slog handler: lines go to the log as configured, and at
@@ -18,6 +20,7 @@ type logHub struct {
 	next  slog.Handler
 	level *slog.LevelVar
 	attrs []slog.Attr
+	close func()
 	*hubState
 }
 
@@ -39,21 +42,23 @@ type watcher struct {
 const watcherLines = 4096
 
 // newLogHub makes the handler. format is text or json; level is debug, info,
-// warning or error.
-func newLogHub(w io.Writer, format, level string) (*logHub, error) {
+// warning or error. Nobody who logs waits for out; close writes what is left.
+func newLogHub(out io.Writer, format, level string) (*logHub, error) {
 	h := &logHub{level: new(slog.LevelVar), hubState: &hubState{watchers: map[*watcher]struct{}{}, timestamp: true}}
 	if err := h.setLevel(level); err != nil {
 		return nil, err
 	}
 	o := &slog.HandlerOptions{Level: h.level}
+	handler := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, o) }
 	switch format {
 	case "", "text":
-		h.next = slog.NewTextHandler(w, o)
 	case "json":
-		h.next = slog.NewJSONHandler(w, o)
+		handler = func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, o) }
 	default:
 		return nil, fmt.Errorf("log format %q: text and json are allowed", format)
 	}
+	w := logqueue.New(out, logqueue.Lines, logqueue.Say(slog.New(handler(out))))
+	h.next, h.close = handler(w), w.Close
 	return h, nil
 }
 

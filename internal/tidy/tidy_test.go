@@ -25,6 +25,7 @@ var order = []string{
 	"internal/ipsec",
 	"internal/mmsg",
 	"internal/quiet",
+	"internal/logqueue",
 	"internal/timerslack",
 	"internal/linkhealth",
 	"internal/config",
