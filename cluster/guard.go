@@ -68,6 +68,7 @@ const (
 	watchdogTime = 500 * time.Millisecond
 	watchdogMin  = 10 // ticks
 	killTime     = 100 * time.Millisecond
+	stallBearing = 10 // watchdogs, until a daemon whose successors are stalled, too, is ended
 	lastWords    = 3 // datagrams on each device for what must not be lost
 	replayWindow = 16
 )
@@ -197,6 +198,9 @@ func (g *Guard) watchdog() int {
 	return n
 }
 
+// stalled says whether the daemon has made no progress for half of that.
+func (g *Guard) stalled() bool { return g.attached && g.watched && g.idle >= g.watchdog()/2 }
+
 // forgive begins every count of silence anew.
 func (g *Guard) forgive(now time.Time) {
 	for _, p := range g.peers {
@@ -281,7 +285,7 @@ func (g *Guard) heartbeat() SendHeartbeat {
 	g.seq++
 	h := Heartbeat{
 		Node: g.opt.Self, Name: g.opt.Name, Incarnation: g.opt.Incarnation, Seq: g.seq,
-		Process: g.process, Running: g.attached && g.announced && !g.unresponsive, Unresponsive: g.unresponsive,
+		Process: g.process, Running: g.attached && g.announced && !g.unresponsive, Unresponsive: g.unresponsive, Stalled: g.stalled(),
 		Announce: g.said, StreamPort: g.port,
 	}
 	if g.announced {

@@ -67,7 +67,10 @@ func (g *Guard) HandleProgress(n uint64) {
 	}
 }
 
-// watch ends a daemon that makes no progress, if somebody can take its place.
+// watch ends a daemon that makes no progress, if somebody can take its place. Where those
+// who could make none either, something else holds all of them up (a host that all are guests
+// of, a processor that others have): to end them would lose every copy of what they own, and
+// help nobody. That is borne for ten times as long.
 func (g *Guard) watch(now time.Time) {
 	if !g.attached {
 		return
@@ -90,7 +93,7 @@ func (g *Guard) watch(now time.Time) {
 	} else {
 		g.idle += g.step
 	}
-	if g.idle < g.watchdog() || !g.succeedable() {
+	if g.idle < g.watchdog() || !g.succeedable(g.idle >= stallBearing*g.watchdog()) {
 		return
 	}
 	g.killing = max(1, int(killTime/g.tick))

@@ -345,10 +345,11 @@ func someOf(all []Removal, at *int) (out []Removal) {
 	return append(out, others[:max(0, begin+n-len(others))]...)
 }
 
-// succeedable says whether somebody can take our daemon's place in something it owns.
-func (g *Guard) succeedable() bool {
+// succeedable says whether somebody can take our daemon's place in something it owns;
+// stalled: somebody who makes no progress either counts.
+func (g *Guard) succeedable(stalled bool) bool {
 	return slices.ContainsFunc(g.peers, func(p *guardPeer) bool {
-		if !p.heard || !p.hb.Running {
+		if !p.heard || !p.hb.Running || p.hb.Stalled && !stalled {
 			return false
 		}
 		return g.said.Role == RoleOwner && p.hb.Entitled == g.said.Epoch ||

@@ -22,6 +22,7 @@ type Heartbeat struct {
 	Process      ProcessID
 	Running      bool     // the daemon lives and has announced itself
 	Unresponsive bool     // it was killed and did not end
+	Stalled      bool     // it has made no progress for a while: it could not take anything over now
 	Entitled     Epoch    // of scope 0
 	EntitledTo   []Tenure // of the other scopes, by number, with the owners' epochs
 	Announce     Announce // Election.Age is as of sending; Owned is by number
@@ -96,7 +97,7 @@ var errTooLong = errors.New("heartbeat too long")
 func (h *Heartbeat) marshal(key ipsec.Key) ([]byte, error) {
 	m := &clusterpb.Heartbeat{
 		Node: uint32(h.Node), Name: h.Name, Incarnation: h.Incarnation, Seq: h.Seq, Process: uint64(h.Process),
-		Running: h.Running, Unresponsive: h.Unresponsive, Entitled: EpochToProto(h.Entitled),
+		Running: h.Running, Unresponsive: h.Unresponsive, Stalled: h.Stalled, Entitled: EpochToProto(h.Entitled),
 		Role: uint32(h.Announce.Role), Epoch: EpochToProto(h.Announce.Epoch), Coverage: uint32(h.Announce.Coverage),
 		Election: ElectionToProto(h.Announce.Election), Chosen: uint32(h.Announce.Chosen), StreamPort: uint32(h.StreamPort),
 		Requests: removalsToProto(h.Requests), Answers: removalsToProto(h.Answers),
@@ -145,7 +146,7 @@ func parseHeartbeat(b []byte) (*Heartbeat, error) {
 	}
 	h := &Heartbeat{
 		Node: NodeID(m.GetNode()), Name: m.GetName(), Incarnation: m.GetIncarnation(), Seq: m.GetSeq(),
-		Process: ProcessID(m.GetProcess()), Running: m.GetRunning(), Unresponsive: m.GetUnresponsive(),
+		Process: ProcessID(m.GetProcess()), Running: m.GetRunning(), Unresponsive: m.GetUnresponsive(), Stalled: m.GetStalled(),
 	}
 	var err error
 	fail := func(e error) { err = errors.Join(err, e) }

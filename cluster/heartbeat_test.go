@@ -13,7 +13,7 @@ import (
 
 func fullHeartbeat() Heartbeat {
 	return Heartbeat{
-		Node: 1, Name: "gw1", Incarnation: 1 << 60, Seq: 99, Process: 1<<64 - 1, Running: true, Entitled: Epoch{Counter: 7, Node: 2},
+		Node: 1, Name: "gw1", Incarnation: 1 << 60, Seq: 99, Process: 1<<64 - 1, Running: true, Stalled: true, Entitled: Epoch{Counter: 7, Node: 2},
 		Announce: Announce{
 			Role: RoleOwner, Epoch: Epoch{Counter: 8, Node: 1}, Coverage: CoverageNote, Chosen: 2,
 			Election: Election{MonitorsUp: 3, Age: 12345 * time.Millisecond, Priority: 255, Override: true, Serial: "TDM0001", Failover: true,

@@ -214,6 +214,7 @@ type Heartbeat struct {
 	// override << 4 | coverage << 2 | role, chosen << 5 | node of the epoch, term+, count,
 	// monitors up, priority, age in ms+.
 	Vclusters     []uint64 `protobuf:"varint,22,rep,packed,name=vclusters,proto3" json:"vclusters,omitempty"`
+	Stalled       bool     `protobuf:"varint,23,opt,name=stalled,proto3" json:"stalled,omitempty"` // the daemon has made no progress for a while
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +401,13 @@ func (x *Heartbeat) GetVclusters() []uint64 {
 		return x.Vclusters
 	}
 	return nil
+}
+
+func (x *Heartbeat) GetStalled() bool {
+	if x != nil {
+		return x.Stalled
+	}
+	return false
 }
 
 // Tenure is a scope and the epoch under which it is owned.
@@ -1633,7 +1641,7 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"\bfailover\x18\x06 \x01(\bR\bfailover\x12\x18\n" +
 	"\apenalty\x18\a \x01(\rR\apenalty\x12\x16\n" +
 	"\x06handed\x18\b \x01(\rR\x06handed\x12&\n" +
-	"\x0foverride_wait_s\x18\t \x01(\rR\roverrideWaitS\"\xf4\x05\n" +
+	"\x0foverride_wait_s\x18\t \x01(\rR\roverrideWaitS\"\x8e\x06\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1659,7 +1667,8 @@ const file_clusterpb_cluster_proto_rawDesc = "" +
 	"entitledTo\x12%\n" +
 	"\x0escope_requests\x18\x14 \x03(\x04R\rscopeRequests\x12#\n" +
 	"\rscope_answers\x18\x15 \x03(\x04R\fscopeAnswers\x12\x1c\n" +
-	"\tvclusters\x18\x16 \x03(\x04R\tvclusters\"K\n" +
+	"\tvclusters\x18\x16 \x03(\x04R\tvclusters\x12\x18\n" +
+	"\astalled\x18\x17 \x01(\bR\astalled\"K\n" +
 	"\x06Tenure\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12+\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x15.tandem.cluster.EpochR\x05epoch\"=\n" +
