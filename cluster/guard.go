@@ -69,7 +69,7 @@ const (
 	watchdogMin  = 10 // ticks
 	killTime     = 100 * time.Millisecond
 	stallBearing = 10 // watchdogs, until a daemon whose successors are stalled, too, is ended
-	lastWords    = 3 // datagrams on each device for what must not be lost
+	lastWords    = 3  // datagrams on each device for what must not be lost
 	replayWindow = 16
 )
 
