@@ -401,3 +401,100 @@ func TestCounterSyncTakesNoOtherAnswer(t *testing.T) {
 	a2.wantSkips("once", Skip{SPIIn: a2.order[0], In: 1000 + 1<<26})
 	agree(t, a2, b, 1, 1)
 }
+
+// The one side of a split has what the other one had, but its data plane knows no numbers
+// until that is acknowledged: nothing could be added to them, so the SA is rekeyed.
+func TestCounterSyncDoesNotCountOnWhatIsStillToBeInstalled(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		w, a, a2, b := used(t, 1000, 5000, false)
+		b2 := w.standby(b, 78)
+		b2.ledger.adopted = true
+		b2.resume()
+		b2.manual = true
+		b2.e.Unite(w.now, b.e.Snapshot(w.now))
+		b2.drain()
+		b.dead = true
+		if len(b2.order) != 0 {
+			t.Fatal("setup: installed before the record is acknowledged")
+		}
+		if known {
+			b2.manual = false
+			b2.drain()
+			b2.numbers[b2.order[0]] = b.numbers[b.order[0]]
+		}
+		old := a2.order[0]
+		w.died(a, a2)
+		w.settle()
+		if !known {
+			b2.manual = false
+			b2.drain()
+			b2.numbers[b2.order[0]] = b.numbers[b.order[0]]
+		}
+		w.run(10 * time.Second)
+		if n := a2.asked(); n != 1 {
+			t.Errorf("known %v: %d requests", known, n)
+		}
+		if rekeyed := a2.order[0] != old; rekeyed == known {
+			t.Errorf("known %v: rekeyed %v", known, rekeyed)
+		}
+		for _, x := range a2.skips {
+			if x.In > b2.numbers[b2.order[0]][0] {
+				t.Errorf("known %v: the asker rejects up to %d, its peer goes on from %d", known, x.In, b2.numbers[b2.order[0]][0])
+			}
+		}
+		if len(a2.skips) > 0 != known {
+			t.Errorf("known %v: the asker skips %v", known, a2.skips)
+		}
+		agree(t, a2, b2, 1, 1)
+	}
+}
+
+// A Child SA that only the other side of a split has was not there when this side raised
+// its sequence numbers at the peer's request, and the peer took its floor for it as well.
+func TestUniteRekeysWhatWasLeftLow(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		raised, newer bool
+		rekeyed       bool
+	}{
+		{"nothing raised", false, false, false},
+		{"raised by who has it not", true, false, true},
+		{"raised by who has it not, which talked to the peer last", true, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, a, a2, b := split(t, standing)
+			a.numbers[a.order[0]] = [2]uint64{5000, 7}
+			mute(w, a2)
+			if c.raised {
+				a.event(func(e *Engine) {
+					if no := e.raiseCounters(e.sorted()[0], []byte{0, 1, 0, 0}); no != nil {
+						t.Fatal(no.Err)
+					}
+				})
+			}
+			// What the other side made with the peer meanwhile.
+			ours, theirs := a.established()[0], a2.established()[0]
+			if ours.nextRecv != theirs.nextRecv {
+				t.Fatal("setup: message IDs")
+			}
+			made := *theirs.children[0]
+			made.SPIIn, made.SPIOut, made.Phase2 = 0x77777777, 0x66666666, "net2"
+			theirs.children = append(theirs.children, &made)
+			theirs.nextRecv++
+			if c.newer {
+				ours.nextRecv += 2
+			}
+			entries := a2.e.Snapshot(w.now)
+			a2.dead, b.dead = true, true
+			a.e.Unite(w.now, entries)
+			a.drain()
+			got := map[ipsec.ESPSPI]bool{}
+			for _, k := range a.established()[0].children {
+				got[k.SPIIn] = k.rekeyNow
+			}
+			if rekey, ok := got[0x77777777]; !ok || rekey != c.rekeyed || len(got) != 2 || got[a.order[0]] {
+				t.Errorf("Child SAs, and whether they are rekeyed early: %v", got)
+			}
+		})
+	}
+}
