@@ -453,37 +453,44 @@ func TestCounterSyncDoesNotCountOnWhatIsStillToBeInstalled(t *testing.T) {
 // its sequence numbers at the peer's request, and the peer took its floor for it as well.
 func TestUniteRekeysWhatWasLeftLow(t *testing.T) {
 	for _, c := range []struct {
-		name          string
-		raised, newer bool
-		rekeyed       bool
+		name            string
+		raises, newer   int // 0: ours, 1: theirs, -1: neither
+		rekeyed, theirs bool
 	}{
-		{"nothing raised", false, false, false},
-		{"raised by who has it not", true, false, true},
-		{"raised by who has it not, which talked to the peer last", true, true, true},
+		{"nothing raised", -1, 1, false, true},
+		{"raised here, made there", 0, 1, true, true},
+		{"raised here, made there, where the peer talked last", 0, 0, true, true},
+		{"raised there, made here", 1, 0, true, false},
+		{"raised there, made here, where the peer talked last", 1, 1, true, false},
+		{"raised where it was made", 1, 1, false, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, a, a2, b := split(t, standing)
 			a.numbers[a.order[0]] = [2]uint64{5000, 7}
+			a2.numbers[a.order[0]] = [2]uint64{5000, 7}
 			mute(w, a2)
-			if c.raised {
-				a.event(func(e *Engine) {
+			sides := []*side{a, a2}
+			if c.raises >= 0 {
+				sides[c.raises].event(func(e *Engine) {
 					if no := e.raiseCounters(e.sorted()[0], []byte{0, 1, 0, 0}); no != nil {
 						t.Fatal(no.Err)
 					}
 				})
 			}
-			// What the other side made with the peer meanwhile.
-			ours, theirs := a.established()[0], a2.established()[0]
-			if ours.nextRecv != theirs.nextRecv {
-				t.Fatal("setup: message IDs")
+			// What one side made with the peer meanwhile.
+			on := a
+			if c.theirs {
+				on = a2
 			}
-			made := *theirs.children[0]
-			made.SPIIn, made.SPIOut, made.Phase2 = 0x77777777, 0x66666666, "net2"
-			theirs.children = append(theirs.children, &made)
-			theirs.nextRecv++
-			if c.newer {
-				ours.nextRecv += 2
-			}
+			on.event(func(e *Engine) {
+				sa := on.established()[0]
+				made := *sa.children[0]
+				made.SPIIn, made.SPIOut, made.Phase2, made.outSeq = 0x77777777, 0x66666666, "net2", 0
+				sa.children = append(sa.children, &made)
+				e.children[made.SPIIn] = &made
+				e.refKey(made.KeyID)
+			})
+			sides[c.newer].established()[0].nextRecv++
 			entries := a2.e.Snapshot(w.now)
 			a2.dead, b.dead = true, true
 			a.e.Unite(w.now, entries)
