@@ -405,7 +405,7 @@ func TestCounterSyncTakesNoOtherAnswer(t *testing.T) {
 // The one side of a split has what the other one had, but its data plane knows no numbers
 // until that is acknowledged: nothing could be added to them, so the SA is rekeyed.
 func TestCounterSyncDoesNotCountOnWhatIsStillToBeInstalled(t *testing.T) {
-	for _, known := range []bool{false, true} {
+	for i, known := range []bool{false, false, true} {
 		w, a, a2, b := used(t, 1000, 5000, false)
 		b2 := w.standby(b, 78)
 		b2.ledger.adopted = true
@@ -413,6 +413,15 @@ func TestCounterSyncDoesNotCountOnWhatIsStillToBeInstalled(t *testing.T) {
 		b2.manual = true
 		b2.e.Unite(w.now, b.e.Snapshot(w.now))
 		b2.drain()
+		if i == 1 { // and once more, with what the peer has asked meanwhile
+			b.onRecord = nil
+			b2.dead = true
+			b.e.active = true
+			a.ask(1)
+			b2.dead = false
+			b2.e.Unite(w.now, b.e.Snapshot(w.now))
+			b2.drain()
+		}
 		b.dead = true
 		if len(b2.order) != 0 {
 			t.Fatal("setup: installed before the record is acknowledged")

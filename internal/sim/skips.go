@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"tandem/internal/node"
 	"tandem/xfrm"
 )
 
@@ -74,4 +75,18 @@ func (t *tunnel) endOf(h *host) int {
 		return 0
 	}
 	return 1
+}
+
+// carry notes, beside what lanes do, that a gateway has used up what it skips: on a side of a
+// split that dies with it, nobody else knows.
+func (p *plane) carry(e node.Effect) bool {
+	if x, ok := e.(node.Skip); ok && p.d.h.id != 0 {
+		for _, b := range x.Bounds {
+			if s := p.sas[b.SPIIn]; s != nil && b.Dir == xfrm.Outbound && s.scope.active {
+				r := p.d.h.realmOf(s.scope.id)
+				r.rule.sends(p.d, r.ledger.record(s.SPIOut, s.keyOut))
+			}
+		}
+	}
+	return p.lanes.carry(e)
 }
