@@ -143,6 +143,11 @@ type Remove struct {
 	Linger time.Duration
 }
 
+// FirstContact says that a dialup peer has begun anew with INITIAL_CONTACT here, or where a
+// record comes from: other engines of the gateway may hold its older IKE SAs
+// (Engine.FirstContact).
+type FirstContact struct{ Peer FirstContactPeer }
+
 // SendKeepalive sends a NAT keepalive.
 type SendKeepalive struct{ Local, Remote netip.AddrPort }
 

@@ -86,6 +86,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if initial {
+		sa.firstContact = true
 		e.initialContact(sa)
 	}
 	if _, ok := message.Get[*message.SA](ev.m); ok {
@@ -246,19 +247,6 @@ func (e *Engine) establish(sa *ikeSA) {
 		slog.String("peer_id", sa.peerID.String()))
 	e.route(sa)
 	e.tunnelChanged(t, "established")
-}
-
-// initialContact ends the other IKE SAs of an identity that says it has none (RFC 7296 §2.4).
-func (e *Engine) initialContact(sa *ikeSA) {
-	e.info(sa, "processing INITIAL-CONTACT")
-	for _, old := range e.ofPeer(sa.peerID) {
-		if old == sa || old.phase1 != sa.phase1 ||
-			old.state != stateEstablished && old.state != stateRekeyed {
-			continue
-		}
-		e.remove(old, true, "INITIAL-CONTACT")
-	}
-	e.debug(sa, "processed INITIAL-CONTACT")
 }
 
 // duplicates resolves two IKE SAs with the same peer for one tunnel. An older one

@@ -179,6 +179,8 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 	}
 	if e.copying != nil {
 		e.copying[sa.ownSPI()] = true
+	} else if sa.firstContact && (old == nil || !old.firstContact) {
+		e.tellFirstContact(sa)
 	}
 	if sa.tunnel != nil {
 		e.standbyTunnel(sa.tunnel)

@@ -111,6 +111,7 @@ type ikeSA struct {
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
 	adopted         bool
+	firstContact    bool // see first_contact.go
 	rekeyNow        bool // regardless of the soft lifetime
 
 	// What follows is this process's own.

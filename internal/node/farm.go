@@ -386,6 +386,19 @@ func (f *Farm) announce() {
 	f.emit(a)
 }
 
+// firstContact tells the other scopes that are owned here; members that own others are told
+// by the record, if they follow this scope.
+func (f *Farm) firstContact(id cluster.ScopeID, e firstContact) {
+	for _, other := range f.order {
+		if other != id {
+			f.with(other, func(n *Node) {
+				n.ike.FirstContact(e.now, e.FirstContactPeer)
+				n.pump(e.now)
+			})
+		}
+	}
+}
+
 // carry takes over what a scope wants done.
 func (f *Farm) carry(id cluster.ScopeID) {
 	n := f.scopes[id]
@@ -431,6 +444,8 @@ func (f *Farm) carry(id cluster.ScopeID) {
 			f.movedAway(id, e)
 		case movedHere:
 			f.movedHere(id, e)
+		case firstContact:
+			f.firstContact(id, e)
 		case letterHere:
 			f.letter(e.now, id, e.From, e.Letter)
 		case Log:

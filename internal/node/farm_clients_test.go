@@ -83,18 +83,24 @@ end
 // dial starts the clients.
 func (w *farmWorld) dial() {
 	for _, c := range w.clients {
-		text := farmClient(c.i)
-		if w.passive {
-			text = strings.Replace(strings.Replace(text, "set auto-negotiate enable", "", 1), `set psksecret`, "set passive-mode enable\n        set psksecret", 1)
-		}
-		c.node = New(Options{
-			Config: load(w.t, text), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),
-			Traffic:      func(spi ipsec.ESPSPI) (in, out time.Time) { return c.heard(spi), w.now },
-			LocalAddr:    func(string, bool) (netip.Addr, bool) { return c.addr, true },
-			CookieSecret: ipsec.NewKey(make([]byte, 32)),
-		})
-		c.do(func(n *Node) { n.Start(w.now) })
+		c.start()
 	}
+}
+
+// start starts a client that knows of nothing.
+func (c *caller) start() {
+	w, text := c.w, farmClient(c.i)
+	if w.passive {
+		text = strings.Replace(strings.Replace(text, "set auto-negotiate enable", "", 1), `set psksecret`, "set passive-mode enable\n        set psksecret", 1)
+	}
+	c.sas, c.outbound = map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
+	c.node = New(Options{
+		Config: load(w.t, text), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),
+		Traffic:      func(spi ipsec.ESPSPI) (in, out time.Time) { return c.heard(spi), w.now },
+		LocalAddr:    func(string, bool) (netip.Addr, bool) { return c.addr, true },
+		CookieSecret: ipsec.NewKey(make([]byte, 32)),
+	})
+	c.do(func(n *Node) { n.Start(w.now) })
 }
 
 // heard is when the farm last answered on a Child SA: now, if a member that the router

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"math/rand"
 	"net/netip"
 	"slices"
@@ -290,4 +291,34 @@ func TestFarmMemberDiesWithinAMove(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestFarmFirstContact: a client that comes back without its state, by way of whichever
+// member, is known once: what others own of it ends when they have the record.
+func TestFarmFirstContact(t *testing.T) {
+	w := upFarm(t, 7, 3, 9)
+	for round := range 3 {
+		for _, c := range w.clients {
+			w.route[c.i] = 1 + w.route[c.i]%3
+			before := slices.Collect(maps.Keys(w.holder(c)))
+			c.start()
+			w.run(5*time.Second, fmt.Sprintf("round %d: client %d is up again, and known once", round, c.i), func() bool {
+				at := w.holder(c)
+				if len(at) != 1 || slices.ContainsFunc(before, func(spi ipsec.ESPSPI) bool { return at[spi] != nil }) {
+					return false
+				}
+				n := 0
+				for _, m := range w.members[1:] {
+					for _, x := range m.sas {
+						if m.active[x.Scope] && x.Remote.Addr() == c.addr {
+							n++
+						}
+					}
+				}
+				return n == 1
+			})
+		}
+		w.pass(settleTime)
+	}
+	w.run(time.Second, "all carried", w.carried)
 }

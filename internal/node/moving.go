@@ -46,6 +46,10 @@ type (
 		statesync.LetterReceived
 		now time.Time
 	}
+	firstContact struct {
+		ike.FirstContactPeer
+		now time.Time
+	}
 	pointed struct {
 		ike.Pointer
 	}

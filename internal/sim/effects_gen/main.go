@@ -178,7 +178,7 @@ func ofScopes(name string) bool {
 // tunnelMoves are the effects of a tunnel that moves between the scopes of a farm.
 var tunnelMoves = map[string]bool{
 	"node.Detach": true, "node.Pointer": true, "node.movedAway": true, "node.movedHere": true,
-	"node.letterHere": true, "node.pointed": true,
+	"node.letterHere": true, "node.pointed": true, "node.firstContact": true,
 }
 
 // effectsOf are the types with the method effect.

@@ -1,0 +1,53 @@
+package ike
+
+import "time"
+
+// FirstContactPeer is whose IKE SAs of a phase 1 entry have ended: those established before
+// its first one was begun.
+type FirstContactPeer struct {
+	Phase1 string
+	begun  time.Time
+	peer   identity
+}
+
+// initialContact ends the other IKE SAs of an identity that says it has none (RFC 7296
+// §2.4). Where tunnels are spread over several engines, and several members, others may hold
+// them: every one is told that has the record.
+func (e *Engine) initialContact(sa *ikeSA) {
+	e.info(sa, "processing INITIAL-CONTACT")
+	for _, old := range e.ofPeer(sa.peerID) {
+		if old != sa {
+			e.endBefore(old, sa.phase1)
+		}
+	}
+	e.tellFirstContact(sa)
+	e.debug(sa, "processed INITIAL-CONTACT")
+}
+
+func (e *Engine) endBefore(old *ikeSA, phase1 string) {
+	if old.phase1 == phase1 && (old.state == stateEstablished || old.state == stateRekeyed) {
+		e.remove(old, true, "INITIAL-CONTACT")
+	}
+}
+
+// tellFirstContact: a static tunnel is in one engine only, and a pair has but one.
+func (e *Engine) tellFirstContact(sa *ikeSA) {
+	if e.o.Share.of() > 1 && sa.tunnel != nil && sa.tunnel.dialup {
+		e.free(FirstContact{FirstContactPeer{sa.phase1, sa.created, sa.peerID}})
+	}
+}
+
+func (FirstContact) effect() {}
+
+// FirstContact ends what this engine still owns of a peer that has begun anew elsewhere.
+func (e *Engine) FirstContact(now time.Time, p FirstContactPeer) {
+	defer e.begin(now)()
+	if !e.active {
+		return
+	}
+	for _, old := range e.ofPeer(p.peer) {
+		if old.established.Before(p.begun) {
+			e.endBefore(old, p.Phase1)
+		}
+	}
+}
