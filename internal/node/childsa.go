@@ -50,31 +50,51 @@ func (n *Node) install(e ike.Install) {
 	if e.Window != nil {
 		n.emit(SetWindows{[]xfrm.Window{*e.Window}})
 	}
-	for _, r := range n.routesOf(e.SA) {
-		n.addRoute(r)
+	c.dialup, c.bare = n.dialup(e.SA.Phase1)
+	for _, r := range c.reaches() {
+		n.addReach(r)
 	}
 }
 
-// addRoute and removeRoute count who needs a route: Child SAs by add-route, and IKE SAs
-// whose peer told the address of its tunnel interface.
-func (n *Node) addRoute(r AddRoute) {
-	if n.routes[r]++; n.routes[r] == 1 {
-		n.emit(r)
+// addReach and removeReach count who is reached by a prefix: Child SAs of dialup clients,
+// with a route if add-route says so, and IKE SAs whose peer told the address of its tunnel
+// interface.
+func (n *Node) addReach(r reach) {
+	if n.reach[r]++; n.reach[r] > 1 {
+		return
+	}
+	if r.tellable() {
+		n.reachIs.add(r)
+	}
+	switch {
+	case n.opt.ofFarm:
+		n.emit(reached{reach: r})
+	case !r.bare:
+		n.emit(AddRoute{r.Tunnel, r.Prefix})
 	}
 }
 
-func (n *Node) removeRoute(r AddRoute) {
-	if n.routes[r]--; n.routes[r] == 0 {
-		delete(n.routes, r)
-		n.emit(RemoveRoute(r))
+func (n *Node) removeReach(r reach) {
+	if n.reach[r]--; n.reach[r] > 0 {
+		return
+	}
+	delete(n.reach, r)
+	if r.tellable() {
+		n.reachIs.take(r)
+	}
+	switch {
+	case n.opt.ofFarm:
+		n.emit(reached{reach: r, gone: true})
+	case !r.bare:
+		n.emit(RemoveRoute{r.Tunnel, r.Prefix})
 	}
 }
 
-func (n *Node) peerRoute(r AddRoute, gone bool) {
+func (n *Node) peerReach(r reach, gone bool) {
 	if gone {
-		n.removeRoute(r)
+		n.removeReach(r)
 	} else {
-		n.addRoute(r)
+		n.addReach(r)
 	}
 }
 
@@ -91,12 +111,12 @@ func (n *Node) remove(e ike.Remove) {
 		e.Linger = 0
 	}
 	n.emit(Remove{SPIIn: e.SPIIn, Linger: e.Linger})
-	n.removeRoutes(c.sa)
+	n.removeReaches(c)
 }
 
-func (n *Node) removeRoutes(sa ipsec.ChildSA) {
-	for _, r := range n.routesOf(sa) {
-		n.removeRoute(r)
+func (n *Node) removeReaches(c *childSA) {
+	for _, r := range c.reaches() {
+		n.removeReach(r)
 	}
 }
 
@@ -138,19 +158,25 @@ func (n *Node) buriedBounds() []xfrm.Bound {
 	return out
 }
 
-// routesOf are the routes that add-route promises: the remote selectors of a dialup client.
-func (n *Node) routesOf(sa ipsec.ChildSA) []AddRoute {
-	var out []AddRoute
+// dialup says whether a phase 1 is for dialup clients, and whether without add-route.
+func (n *Node) dialup(phase1 string) (dialup, bare bool) {
 	for i := range n.cfg.Phase1 {
-		p1 := &n.cfg.Phase1[i]
-		if p1.Name != sa.Phase1 || !p1.Dialup() || !p1.AddRoute {
-			continue
+		if p := &n.cfg.Phase1[i]; p.Name == phase1 {
+			return p.Dialup(), !p.AddRoute
 		}
-		for _, ts := range sa.TSRemote {
-			for _, p := range netipx.IPRangeFrom(ts.Start, ts.End).Prefixes() {
-				if p.Bits() > 0 {
-					out = append(out, AddRoute{Tunnel: sa.Phase1, Prefix: p})
-				}
+	}
+	return false, false
+}
+
+// reaches are the remote selectors of a dialup client.
+func (c *childSA) reaches() (out []reach) {
+	if !c.dialup {
+		return nil
+	}
+	for _, ts := range c.sa.TSRemote {
+		for _, p := range netipx.IPRangeFrom(ts.Start, ts.End).Prefixes() {
+			if p.Bits() > 0 {
+				out = append(out, reach{AddRoute: AddRoute{c.sa.Phase1, p}, bare: c.bare})
 			}
 		}
 	}
