@@ -4,8 +4,6 @@ import (
 	"maps"
 	"slices"
 
-	"go4.org/netipx"
-
 	"tandem/ike"
 	"tandem/internal/ipsec"
 	"tandem/xfrm"
@@ -56,48 +54,6 @@ func (n *Node) install(e ike.Install) {
 	}
 }
 
-// addReach and removeReach count who is reached by a prefix: Child SAs of dialup clients,
-// with a route if add-route says so, and IKE SAs whose peer told the address of its tunnel
-// interface.
-func (n *Node) addReach(r reach) {
-	if n.reach[r]++; n.reach[r] > 1 {
-		return
-	}
-	if r.tellable() {
-		n.reachIs.add(r)
-	}
-	switch {
-	case n.opt.ofFarm:
-		n.emit(reached{reach: r})
-	case !r.bare:
-		n.emit(AddRoute{r.Tunnel, r.Prefix})
-	}
-}
-
-func (n *Node) removeReach(r reach) {
-	if n.reach[r]--; n.reach[r] > 0 {
-		return
-	}
-	delete(n.reach, r)
-	if r.tellable() {
-		n.reachIs.take(r)
-	}
-	switch {
-	case n.opt.ofFarm:
-		n.emit(reached{reach: r, gone: true})
-	case !r.bare:
-		n.emit(RemoveRoute{r.Tunnel, r.Prefix})
-	}
-}
-
-func (n *Node) peerReach(r reach, gone bool) {
-	if gone {
-		n.removeReach(r)
-	} else {
-		n.addReach(r)
-	}
-}
-
 func (n *Node) remove(e ike.Remove) {
 	c := n.sas[e.SPIIn]
 	if c == nil {
@@ -112,12 +68,6 @@ func (n *Node) remove(e ike.Remove) {
 	}
 	n.emit(Remove{SPIIn: e.SPIIn, Linger: e.Linger})
 	n.removeReaches(c)
-}
-
-func (n *Node) removeReaches(c *childSA) {
-	for _, r := range c.reaches() {
-		n.removeReach(r)
-	}
 }
 
 // maxBuried bounds the SAs whose bounds are remembered.
@@ -154,31 +104,6 @@ func (n *Node) buriedBounds() []xfrm.Bound {
 	for _, spi := range slices.Sorted(maps.Keys(n.buried)) {
 		b := n.buried[spi]
 		out = append(out, xfrm.Bound{SPIIn: spi, Dir: xfrm.Outbound, N: b.ceiling}, xfrm.Bound{SPIIn: spi, Dir: xfrm.Inbound, N: b.fence})
-	}
-	return out
-}
-
-// dialup says whether a phase 1 is for dialup clients, and whether without add-route.
-func (n *Node) dialup(phase1 string) (dialup, bare bool) {
-	for i := range n.cfg.Phase1 {
-		if p := &n.cfg.Phase1[i]; p.Name == phase1 {
-			return p.Dialup(), !p.AddRoute
-		}
-	}
-	return false, false
-}
-
-// reaches are the remote selectors of a dialup client.
-func (c *childSA) reaches() (out []reach) {
-	if !c.dialup {
-		return nil
-	}
-	for _, ts := range c.sa.TSRemote {
-		for _, p := range netipx.IPRangeFrom(ts.Start, ts.End).Prefixes() {
-			if p.Bits() > 0 {
-				out = append(out, reach{AddRoute: AddRoute{c.sa.Phase1, p}, bare: c.bare})
-			}
-		}
 	}
 	return out
 }

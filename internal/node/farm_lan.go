@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -36,12 +37,6 @@ type Lead struct {
 	Tunnel string
 	Prefix netip.Prefix
 	To     xfrm.Scope
-}
-
-// reached is what a scope of a farm tells the Farm; it never leaves that.
-type reached struct {
-	reach
-	gone bool
 }
 
 const (
@@ -284,6 +279,10 @@ func (f *Farm) enter(now time.Time, p *page, entries []lanEntry) {
 func (f *Farm) keep(p *page, r reach) {
 	m, known := p.set[r]
 	if !known && len(p.set) >= maxReach {
+		if !p.limited {
+			f.emit(Log{Level: slog.LevelWarn, Message: "a scope of another member has more prefixes than are kept; what the LAN sends to the rest finds no way through this member",
+				Attrs: []slog.Attr{slog.String("scope", p.scope.String()), slog.Int("kept", maxReach)}})
+		}
 		p.limited = true
 		return
 	}

@@ -53,65 +53,6 @@ const (
 func (k lanKind) answers() bool { return k >= lanHave }
 func (k lanKind) lists() bool   { return k >= lanChange && k <= lanWhole }
 
-// reach is an inner prefix that is reached through a tunnel interface.
-type reach struct {
-	AddRoute
-	// bare: who leads packets for it into the interface is the administrator; add-route is off.
-	bare bool
-}
-
-func compareReach(a, b reach) int {
-	if c := a.Prefix.Compare(b.Prefix); c != 0 {
-		return c
-	}
-	if a.Tunnel != b.Tunnel {
-		if a.Tunnel < b.Tunnel {
-			return -1
-		}
-		return 1
-	}
-	switch {
-	case a.bare == b.bare:
-		return 0
-	case b.bare:
-		return -1
-	}
-	return 1
-}
-
-// sum is the entry's part of a set's digest, which is the sum of all: FNV-1a, mixed so
-// that sums of similar entries do not meet.
-func (r reach) sum() uint64 {
-	h := uint64(14695981039346656037)
-	add := func(b byte) { h = (h ^ uint64(b)) * 1099511628211 }
-	for i := range len(r.Tunnel) {
-		add(r.Tunnel[i])
-	}
-	a := r.Prefix.Addr().As16()
-	for _, b := range a {
-		add(b)
-	}
-	add(byte(r.Prefix.Bits()))
-	if r.bare {
-		add(1)
-	}
-	if r.Prefix.Addr().Is4() {
-		add(4)
-	}
-	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
-	h = (h ^ h>>27) * 0x94d049bb133111eb
-	return h ^ h>>31
-}
-
-// setSum is what a set of entries is: how many, and the sum of theirs.
-type setSum struct {
-	n   uint32
-	sum uint64
-}
-
-func (s *setSum) add(r reach)  { s.n++; s.sum += r.sum() }
-func (s *setSum) take(r reach) { s.n--; s.sum -= r.sum() }
-
 // lanEntry is an entry that has come or, in a change, gone.
 type lanEntry struct {
 	reach
@@ -231,11 +172,6 @@ func (w *lanWriter) entry(x *lanEntry) bool {
 	w.b = append(w.b, byte(x.Prefix.Bits()))
 	w.b = append(w.b, x.Prefix.Addr().AsSlice()[:(x.Prefix.Bits()+7)/8]...)
 	return true
-}
-
-// tellable says whether the format can carry an entry.
-func (r reach) tellable() bool {
-	return r.Tunnel != "" && len(r.Tunnel) <= maxLANName && r.Prefix.IsValid() && r.Prefix.Bits() > 0 && r.Prefix == r.Prefix.Masked() && !r.Prefix.Addr().Is4In6()
 }
 
 var errLAN = errors.New("malformed message about inner prefixes")
