@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"runtime"
 	"testing"
 
 	"tandem/internal/node"
@@ -62,4 +63,30 @@ func TestLeadsAllocateNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { l.lookup("vpn1", a) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// BenchmarkLeads says what a prefix costs in the data plane's table and among the routes
+// that shall stand, and how long a packet's way is looked up.
+func BenchmarkLeads(b *testing.B) {
+	const n = 100_000
+	prefix := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var l leads
+	want := map[dynamicRoute]bool{}
+	for i := range n {
+		l.set(node.Lead{Tunnel: "vpn1", Prefix: prefix(i), To: 300})
+		want[dynamicRoute{"vpn1", prefix(i)}] = true
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	dst := prefix(n / 2).Addr()
+	for b.Loop() {
+		l.lookup("vpn1", dst)
+	}
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/prefix")
+	runtime.KeepAlive(want)
 }
