@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tandem/cluster"
+	"tandem/cluster/fsm"
 	"tandem/internal/config"
 	"tandem/xfrm"
 )
@@ -45,6 +46,9 @@ const (
 	lanHold = 3 * time.Second
 	// maxReach bounds the prefixes that are kept of a scope; more are not led.
 	maxReach = 1 << 16
+	// lanCopies is how long what is told waits for copies that are under way to this member:
+	// from a copy its set follows, without being sent.
+	lanCopies = 30 * time.Second
 	// lanSweep is how many prefixes are let go at a time.
 	lanSweep = 512
 )
@@ -57,6 +61,7 @@ type lan struct {
 	serial  uint32    // of the last that left
 	names   map[string]bool
 	refused uint64
+	taken   bool // a set from a copy, by the message at hand: no more than one
 
 	readers map[cluster.NodeID]*lanReader
 	due     bool // somebody may have to be told something
@@ -87,6 +92,7 @@ type page struct {
 	pass    uint32 // of the set sent whole that is under way, or was last
 	limited bool
 	let     time.Time // when all of it is let go; zero: not at all
+	waits   time.Time // since when it waits for the copy; zero: it does not
 }
 
 // mark of an entry.
@@ -179,6 +185,7 @@ func (f *Farm) lanTold(now time.Time, from cluster.NodeID, m *lanMessage) {
 		return
 	}
 	if m.number > s.number {
+		f.lan.taken = false
 		w := newLANWriter(true, f.opt.Process, m.from, m.number)
 		for i := range m.parts {
 			x := &m.parts[i]
@@ -215,12 +222,17 @@ func (f *Farm) lanTake(now time.Time, from cluster.NodeID, x *lanPartOf) lanKind
 		p.epoch, p.whole = x.epoch, false
 	}
 	p.let = time.Time{}
+	if x.kind != lanState {
+		p.waits = time.Time{}
+	}
 	switch x.kind {
 	case lanState:
-		if p.is != x.is {
-			f.fromCopy(now, p, x.is)
+		if p.is != x.is && !f.fromCopy(now, p, x.is) && f.copyComes(now, p) {
+			return lanLater
 		}
-		p.whole = p.is == x.is
+		if p.whole = p.is == x.is; p.whole {
+			p.waits = time.Time{}
+		}
 	case lanChange:
 		if !p.whole && !p.limited {
 			return lanWant
@@ -250,19 +262,41 @@ func (f *Farm) lanTake(now time.Time, from cluster.NodeID, x *lanPartOf) lanKind
 	return lanWant
 }
 
+// copyComes says whether to wait for a copy of the scope, or for others: until all are
+// here there is enough to do.
+func (f *Farm) copyComes(now time.Time, p *page) bool {
+	s, _ := f.decided.Scope(p.scope)
+	if !slices.Contains(s.Standbys, f.opt.Self) {
+		return false
+	}
+	if p.waits.IsZero() {
+		p.waits = now
+	}
+	return now.Sub(p.waits) < lanCopies && (f.lan.taken || f.copied())
+}
+
+// copied says whether copies are under way to this member.
+func (f *Farm) copied() bool {
+	return slices.ContainsFunc(f.decided.Scopes(), func(s fsm.Scope) bool {
+		return slices.Contains(s.Standbys, f.opt.Self) && !slices.Contains(s.Sync, f.opt.Self)
+	})
+}
+
 // fromCopy takes the set from the copy that this member has of the scope, if it is the
 // one that the owner speaks of.
-func (f *Farm) fromCopy(now time.Time, p *page, is setSum) {
+func (f *Farm) fromCopy(now time.Time, p *page, is setSum) bool {
 	n := f.scopes[p.scope]
-	if n == nil || n.reachIs != is || len(n.reach) > maxReach {
-		return
+	if n == nil || n.reachIs != is || len(n.reach) > maxReach || f.lan.taken || f.copied() {
+		return false
 	}
+	f.lan.taken = len(n.reach) > 0
 	f.leave(now, p, func(r reach) bool { return n.reach[r] == 0 })
 	for _, r := range slices.SortedFunc(maps.Keys(n.reach), compareReach) {
 		if r.tellable() {
 			f.keep(p, r)
 		}
 	}
+	return true
 }
 
 func (f *Farm) enter(now time.Time, p *page, entries []lanEntry) {

@@ -14,6 +14,7 @@ const (
 	// time, to lanLongest.
 	lanAgain   = 100 * time.Millisecond
 	lanLongest = 2 * time.Second
+	lanRoom    = 128 // bytes that must be left in a message for it to be gone on with
 	// maxUntold bounds what waits to be told of a scope; beyond it the set is sent whole.
 	maxUntold = 1024
 )
@@ -104,6 +105,9 @@ func (f *Farm) compose(now time.Time, r *lanReader) {
 	r.parts, r.later = r.parts[:0], time.Time{}
 	for _, pass := range []lanStep{tellChanges, tellState, tellFirst} {
 		for _, id := range f.order {
+			if len(w.b) > maxLAN-lanRoom {
+				break // before much is made ready in vain
+			}
 			e, ours := f.owned[id]
 			if !ours {
 				continue

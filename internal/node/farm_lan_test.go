@@ -19,6 +19,31 @@ func (c *caller) prefixes() []AddRoute {
 	}
 }
 
+// carryLAN carries out what is about prefixes.
+func (m *farmer) carryLAN(e Effect) {
+	w := m.w
+	switch e := e.(type) {
+	case SendLAN:
+		if w.lanLost != nil && w.lanLost() {
+			return
+		}
+		w.after(200*time.Microsecond, func() {
+			if o := w.members[e.To]; w.reach(m.id, e.To) {
+				o.do(func(f *Farm) { f.HandleLAN(w.now, m.id, e.Message) })
+			}
+		})
+	case Lead:
+		r := AddRoute{e.Tunnel, e.Prefix}
+		if m.leads[r] = e.To; e.To == 0 {
+			delete(m.leads, r)
+		}
+	case AddRoute:
+		m.routes[e] = true
+	case RemoveRoute:
+		delete(m.routes, AddRoute(e))
+	}
+}
+
 // here finds the SA by which a member sends to a client, or would if its scope were active.
 func (m *farmer) here(c *caller) (xfrm.SA, bool) {
 	for _, sa := range c.sas {

@@ -373,24 +373,8 @@ func (m *farmer) carryOut(e Effect) {
 				o.do(func(f *Farm) { f.HandleForwarded(w.now, e.Datagram, e.Last) })
 			}
 		})
-	case SendLAN:
-		if w.lanLost != nil && w.lanLost() {
-			return
-		}
-		w.after(200*time.Microsecond, func() {
-			if o := w.members[e.To]; w.reach(m.id, e.To) {
-				o.do(func(f *Farm) { f.HandleLAN(w.now, m.id, e.Message) })
-			}
-		})
-	case Lead:
-		r := AddRoute{e.Tunnel, e.Prefix}
-		if m.leads[r] = e.To; e.To == 0 {
-			delete(m.leads, r)
-		}
-	case AddRoute:
-		m.routes[e] = true
-	case RemoveRoute:
-		delete(m.routes, AddRoute(e))
+	case SendLAN, Lead, AddRoute, RemoveRoute:
+		m.carryLAN(e)
 	case Install:
 		if other, ok := m.sas[e.SA.SPIIn]; ok {
 			w.t.Errorf("member %d installs %s twice: scopes %d and %d", m.id, e.SA.SPIIn, other.Scope, e.SA.Scope)
