@@ -73,11 +73,11 @@ func TestFarmAllActive(t *testing.T) {
 	}
 	more()
 	owned("each member owns its tunnel still", home)
-	// The client's router goes on to send to the member that is drained; the answers come in
-	// through one that stays, for the drained one's routes go while it has no copy.
 	f.toClient(0, "gw2")
 	more()
 	owned("answers at another member move no tunnel", home)
+	// The routers on both sides go on to send to the member that is drained.
+	f.toClient(0, "gw1")
 	f.members["gw1"].must("execute ha drain")
 	owned("the drained member's tunnel has another owner, the others theirs", func(k int, owner string) bool {
 		return (k == 0) != home(k, owner)

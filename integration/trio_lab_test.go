@@ -38,16 +38,20 @@ func trioInner(k int) string  { return fmt.Sprintf("10.1.%d.1", k) }
 //	10.1.k.1 client ─ router ─┬─ gw1 ─┬─ lan 10.2.0.0/24 ─ server 10.2.0.100
 //	                          ├─ gw2 ─┤
 //	                          └─ gw3 ─┘   and each on sync 172.31.1.0/24
+//
+// A farm of more members is built the same way.
 type trio struct {
 	*site
+	names   []string // of the members
 	members map[string]*gateway
 	clients []*gateway
+	probes  int // that were begun
 }
 
-func trioPlan(clients int) lab.Plan {
+func farmPlan(names []string, clients int) lab.Plan {
 	p := lab.Plan{Nodes: []lab.PlanNode{{Name: "sync"}, {Name: "lan"}, {Name: trioServer}, {Name: trioRouter, Forward: true}},
 		Cables: []lab.PlanCable{{A: trioServer, AIf: "lan0", B: "lan", BIf: trioServer, AAddrs: []string{trioServing + "/24"}}}}
-	for i, m := range trioMembers {
+	for i, m := range names {
 		net := func(host int) string { return fmt.Sprintf("198.51.100.%d/30", 4*i+host) }
 		p.Nodes = append(p.Nodes, lab.PlanNode{Name: m, Forward: true, Addrs: []string{sharedGW + "/32"}})
 		p.Cables = append(p.Cables,
@@ -75,19 +79,24 @@ func newTrio(t *testing.T, bin string, clients int) *trio {
 // do before they start.
 func newTrioOf(t *testing.T, bin string, clients int, more string, before func(*trio)) *trio {
 	t.Helper()
-	f := &trio{site: build(t, trioPlan(clients)), members: map[string]*gateway{}}
+	return newFarmOf(t, bin, trioMembers, clients, more, before)
+}
+
+func newFarmOf(t *testing.T, bin string, names []string, clients int, more string, before func(*trio)) *trio {
+	t.Helper()
+	f := &trio{site: build(t, farmPlan(names, clients)), names: names, members: map[string]*gateway{}}
 	for _, sw := range []string{"sync", "lan"} {
 		f.must(sw, "ip", "link", "add", "br0", "type", "bridge")
 		f.must(sw, "ip", "link", "set", "br0", "up")
-		for _, port := range append(slices.Clone(trioMembers), map[string][]string{"lan": {trioServer}}[sw]...) {
+		for _, port := range append(slices.Clone(names), map[string][]string{"lan": {trioServer}}[sw]...) {
 			f.must(sw, "ip", "link", "set", port, "master", "br0")
 		}
 	}
-	if out, err := exec.Command(bin, append([]string{"cluster", "init", "--dir", filepath.Join(f.topo.Dir, "cluster")}, trioMembers...)...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(bin, append([]string{"cluster", "init", "--dir", filepath.Join(f.topo.Dir, "cluster")}, names...)...).CombinedOutput(); err != nil {
 		t.Fatalf("cluster init: %v: %s", err, out)
 	}
 	before(f)
-	for i, m := range trioMembers {
+	for i, m := range names {
 		f.members[m] = f.node(m, f.memberConf(i)+more)
 		f.start(f.members[m], bin)
 	}
@@ -120,13 +129,13 @@ func (f *trio) memberConf(i int) string {
 		f.t.Fatal("the example's member is not as expected")
 	}
 	b := head + "    config cluster-peer\n"
-	for j := range trioMembers {
+	for j := range f.names {
 		if j != i {
 			b += strings.NewReplacer("edit 1\n", fmt.Sprintf("edit %d\n", j+1), "172.31.1.2", fmt.Sprintf("172.31.1.%d", j+1)).Replace(peer)
 		}
 	}
 	b = strings.ReplaceAll(b+"    end\nend\n"+rest, "    set witness 172.31.1.9 3\n", "")
-	return strings.NewReplacer(`"gw1"`, `"`+trioMembers[i]+`"`, "/gw1", "/"+trioMembers[i], "group-member-id 1\n", fmt.Sprintf("group-member-id %d\n", i+1)).Replace(b)
+	return strings.NewReplacer(`"gw1"`, `"`+f.names[i]+`"`, "/gw1", "/"+f.names[i], "group-member-id 1\n", fmt.Sprintf("group-member-id %d\n", i+1)).Replace(b)
 }
 
 func (f *trio) node(name, conf string) *gateway {
@@ -161,7 +170,7 @@ func (f *trio) stop(m string) {
 // toGateway has a client's packets reach a member; toClient the packets for it.
 func (f *trio) toGateway(k int, m string) {
 	f.t.Helper()
-	via := fmt.Sprintf("198.51.100.%d", 4*slices.Index(trioMembers, m)+2)
+	via := fmt.Sprintf("198.51.100.%d", 4*slices.Index(f.names, m)+2)
 	table := strconv.Itoa(100 + k)
 	f.must(trioRouter, "ip", "route", "replace", sharedGW+"/32", "via", via, "table", table)
 	if out := f.must(trioRouter, "ip", "rule", "show", "iif", trioClient(k)); out == "" {
@@ -171,7 +180,7 @@ func (f *trio) toGateway(k int, m string) {
 
 func (f *trio) toClient(k int, m string) {
 	f.t.Helper()
-	f.must(trioServer, "ip", "route", "replace", fmt.Sprintf("10.1.%d.0/24", k), "via", fmt.Sprintf("10.2.0.%d", slices.Index(trioMembers, m)+1))
+	f.must(trioServer, "ip", "route", "replace", fmt.Sprintf("10.1.%d.0/24", k), "via", fmt.Sprintf("10.2.0.%d", slices.Index(f.names, m)+1))
 }
 
 // trioHA is what these tests read of `get system ha status --json`.
@@ -189,6 +198,7 @@ type trioHA struct {
 	Peers []struct {
 		Hostname string `json:"hostname"`
 		Stream   uint32 `json:"stream_version"`
+		Sent     uint64 `json:"packets_sent"`
 	} `json:"peers"`
 }
 
@@ -202,8 +212,8 @@ func (f *trio) member(m string, within time.Duration, what string, ok func(trioH
 // all slots between them; all three: each its own.
 func (f *trio) together(without ...string) {
 	f.t.Helper()
-	all := trioSlots * len(trioMembers)
-	for _, m := range trioMembers {
+	all := trioSlots * len(f.names)
+	for _, m := range f.names {
 		if slices.Contains(without, m) {
 			continue
 		}
@@ -233,7 +243,7 @@ type tunnelOwner struct {
 func (f *trio) owners() (owner map[string][]string, listed map[string]int) {
 	f.t.Helper()
 	owner, listed = map[string][]string{}, map[string]int{}
-	for _, m := range trioMembers {
+	for _, m := range f.names {
 		var all []tunnelOwner
 		f.members[m].decode("diagnose vpn ike gateway list", &all)
 		for _, g := range all {
@@ -282,7 +292,8 @@ const probeEvery = 20 * time.Millisecond
 
 func (f *trio) probe(node, from, to string) *prober {
 	f.t.Helper()
-	name := "probe-" + node + "-" + to
+	f.probes++
+	name := fmt.Sprintf("probe%d-%s-%s", f.probes, node, to)
 	p, err := f.topo.Start(node, name, []string{"ping", "-n", "-i", fmt.Sprint(probeEvery.Seconds()), "-I", from, to}, nil)
 	if err != nil {
 		f.t.Fatal(err)

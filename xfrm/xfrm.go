@@ -178,6 +178,10 @@ type Handler struct {
 	// packet that no SA here would carry is a Stray, too, and no Acquire. nil, or no
 	// scope: the Acquire is this member's.
 	Begins func(tunnel string) (Scope, bool)
+	// Leads tells the scope, owned by another member, to whose SAs an inner packet for an
+	// address belongs that no SA here would carry: then it is a Stray, too. nil, or no scope:
+	// nobody is known to have such an SA.
+	Leads func(tunnel string, dst netip.Addr) (Scope, bool)
 }
 
 // DataPlane carries ESP. Its methods are called from one goroutine and return

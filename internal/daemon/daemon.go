@@ -176,6 +176,7 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		handler.Stray = d.stray
 		handler.ScopeOf = d.scopeOf
 		handler.Begins = d.begins
+		handler.Leads = d.leads
 	}
 	if d.plane, err = newPlane(d.cfg, handler, d.log); err != nil {
 		return err

@@ -101,6 +101,10 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.cluster.farm.propose(e)
 	case node.Forward:
 		d.cluster.farm.forward(e)
+	case node.SendLAN:
+		d.cluster.farm.link.SendLAN(e.To, e.Message)
+	case node.Lead:
+		d.cluster.farm.leads.set(e)
 	case cluster.WriteNote:
 		d.cluster.writeNote(e)
 	case cluster.Alarm:

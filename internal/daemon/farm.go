@@ -59,6 +59,7 @@ type farmEnds struct {
 	links       sync.Map                                      // of a group: cluster.NodeID → []netip.Addr, where it is heard
 	owners      atomic.Pointer[map[xfrm.Scope]cluster.NodeID] // of every scope
 	begins      atomic.Pointer[map[string]xfrm.Scope]         // of static tunnels, where another member begins them
+	leads       leads                                         // of dialup clients, where another member has them
 	limbo       limbo
 	pointers    sync.Map  // ipsec.ESPSPI → xfrm.Scope, of tunnels that have moved
 	changed     bool      // what this member owns has, since moved
@@ -130,6 +131,9 @@ func (f *farmEnds) start() error {
 			d.loop.offerRemote(func(now time.Time) {
 				f.node.HandleForwarded(now, ike.Datagram{Local: x.Local, Remote: x.Remote, NonESP: x.NonESP, Data: x.Data}, last)
 			})
+		},
+		LAN: func(from forward.NodeID, b []byte) {
+			d.loop.offerRemote(func(now time.Time) { f.node.HandleLAN(now, from, b) })
 		},
 	})
 	if err != nil {
@@ -438,6 +442,7 @@ func (f *farmEnds) moved() {
 	}
 	owners := f.node.Owners()
 	f.owners.Store(&owners)
+	f.leads.publish(f.node.Owned())
 	begins := f.node.BegunElsewhere(owners)
 	f.begins.Store(&begins)
 	f.release(time.Now(), owners)

@@ -38,7 +38,9 @@ type farmJSON struct {
 	LogVersion       uint32          `json:"log_version"` // spoken by all members
 	LogMin           uint32          `json:"log_min"`     // understood by this build
 	LogMax           uint32          `json:"log_max"`
-	OwnerMoves       uint64          `json:"owner_moves"` // tunnels that came by a planned handover since this process began
+	OwnerMoves       uint64          `json:"owner_moves"`  // tunnels that came by a planned handover since this process began
+	LANPrefixes      int             `json:"lan_prefixes"` // of clients of scopes that other members own, as these have told
+	LANRefused       uint64          `json:"lan_refused"`  // messages about them, and parts of such
 	Alarms           []alarmJSON     `json:"alarms"`
 	DaemonPID        int             `json:"daemon_pid"`
 	GuardianPID      int             `json:"guardian_pid"`
@@ -193,6 +195,7 @@ func (v *view) farmJSON() farmJSON {
 		j.Sites = append(j.Sites, siteJSON{s.Number, v.memberNames(s.Nodes), v.memberName(s.Active), v.memberName(s.Owner), s.Here})
 	}
 	j.Joined, j.Synchronised, j.Draining = f.Joined, v.farmSynchronised(), f.Draining()
+	j.LANPrefixes, j.LANRefused = f.LAN.Prefixes, f.LAN.Refused
 	j.Quorum, j.Leader, j.OwnerMoves = !f.Quorum.Lost, v.memberName(v.Farm.Leader), f.Counters.OwnerMoves
 	j.LogVersion, j.LogMin, j.LogMax = f.Version, fsm.MinVersion, fsm.MaxVersion
 	for i := range v.Node.Gateways {

@@ -26,6 +26,7 @@ var examples = []message{
 		UDPEncap: true, Packet: bytes.Repeat([]byte{1}, 28),
 		Local: netip.MustParseAddrPort("192.0.2.1:4500"), Remote: netip.MustParseAddrPort("198.51.100.7:4500"),
 	}},
+	{kindLAN, xfrm.Stray{Packet: bytes.Repeat([]byte{3}, 500)}},
 }
 
 func encode(t testing.TB, m *message) []byte {
@@ -68,7 +69,7 @@ func TestMessageRefused(t *testing.T) {
 	good := encode(t, &examples[2])
 	for what, change := range map[string]func(b []byte){
 		"kind 0":       func(b []byte) { b[0] = 0 },
-		"kind 4":       func(b []byte) { b[0] = 4 },
+		"kind 5":       func(b []byte) { b[0] = 5 },
 		"unknown flag": func(b []byte) { b[1] |= 0x80 },
 		"long name":    func(b []byte) { b[3] = maxName + 1 },
 		"inner in UDP": func(b []byte) { b[0] = byte(kindInner) },
@@ -77,6 +78,12 @@ func TestMessageRefused(t *testing.T) {
 		change(b)
 		if new(message).decode(b, names{}) == nil {
 			t.Errorf("%s: decoded", what)
+		}
+	}
+	for i := 1; i < prefixLen; i++ {
+		b := encode(t, &examples[len(examples)-1])
+		if b[i] = 1; new(message).decode(b, names{}) == nil {
+			t.Errorf("byte %d of what is told about prefixes says something: decoded", i)
 		}
 	}
 }

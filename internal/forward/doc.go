@@ -1,6 +1,7 @@
 // Package forward carries packets from the member of a farm that they arrived at to
 // the member that owns their tunnel: ESP and IKE with their outer addresses, and
-// inner packets, over UDP between the sync addresses.
+// inner packets, over UDP between the sync addresses. It carries, too, what members tell
+// each other about inner prefixes, so that they know where inner packets go.
 //
 // # Datagrams
 //

@@ -39,6 +39,9 @@ type Options struct {
 	// IKE takes IKE messages; Data is the callee's to keep. last: it was handed on before.
 	// nil: they are dropped.
 	IKE func(from NodeID, d xfrm.IKEDatagram, last bool)
+	// LAN takes what members tell about inner prefixes; the message is the callee's to keep.
+	// nil: it is dropped.
+	LAN func(from NodeID, message []byte)
 }
 
 // Link is one member's end. Its socket belongs to the network namespace of the

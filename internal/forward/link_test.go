@@ -22,6 +22,7 @@ type live struct {
 	mu   sync.Mutex
 	got  []xfrm.Stray
 	ike  int
+	lan  []string
 	news chan struct{}
 }
 
@@ -50,6 +51,12 @@ func newLive(t testing.TB, self NodeID, at netip.AddrPort) *live {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.ike++
+			tell()
+		},
+		LAN: func(from NodeID, b []byte) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.lan = append(l.lan, fmt.Sprint(from, len(b)))
 			tell()
 		},
 	})
@@ -131,9 +138,15 @@ func TestMembers(t *testing.T) {
 			}
 			for _, l := range ls {
 				l.SendIKE(l.o.Self%3+1, xfrm.IKEDatagram{Local: stray(1).Local, Remote: stray(1).Remote, Data: make([]byte, 40)}, false)
+				l.SendLAN(l.o.Self%3+1, make([]byte, 8<<10))
+				l.SendLAN(l.o.Self, make([]byte, 1))
+				l.SendLAN(9, make([]byte, 1))
 			}
 			for _, l := range ls {
-				l.wait("all packets", func(got []xfrm.Stray, ike int) bool { return len(got) == 2*n && ike == 1 })
+				l.wait("all packets", func(got []xfrm.Stray, ike int) bool { return len(got) == 2*n && ike == 1 && len(l.lan) == 1 })
+				if want := fmt.Sprint((l.o.Self+1)%3+1, 8<<10); l.lan[0] != want {
+					t.Errorf("told by and of length %s, want %s", l.lan[0], want)
+				}
 				next := map[uint8]int{}
 				for _, x := range l.got {
 					if want := stray(100 + 40*next[x.From]); xfrm.Scope(x.From) != x.Scope || !bytes.Equal(x.Packet, want.Packet) {
@@ -144,7 +157,7 @@ func TestMembers(t *testing.T) {
 			}
 			for _, l := range ls {
 				for id, s := range l.Stats().Members {
-					if !s.Up || s.Sent < n || s.Received < n || s.Forged+s.Replayed+s.UnknownSession+s.Malformed+s.Incomplete != 0 {
+					if !s.Up || s.Sent < n || s.Sent > n+1 || s.Received < n || s.Received > n+1 || s.Forged+s.Replayed+s.UnknownSession+s.Malformed+s.Incomplete != 0 {
 						t.Errorf("member %d: %+v", id, s)
 					}
 				}

@@ -14,6 +14,7 @@ const (
 	kindInner kind = 1 + iota
 	kindESP
 	kindIKE
+	kindLAN // what members tell each other about inner prefixes
 )
 
 const (
@@ -38,6 +39,9 @@ type message struct {
 	x    xfrm.Stray // of IKE: UDPEncap is NonESP, Packet is Data
 }
 
+// addressed says whether it has outer addresses.
+func (m *message) addressed() bool { return m.kind == kindESP || m.kind == kindIKE }
+
 // head encodes what stands before the packet. It returns nil when the message
 // cannot be carried.
 func (m *message) head(dst []byte) []byte {
@@ -53,7 +57,7 @@ func (m *message) head(dst []byte) []byte {
 		flags |= flagLast
 	}
 	local, remote := x.Local.Addr().Unmap(), x.Remote.Addr().Unmap()
-	if m.kind != kindInner {
+	if m.addressed() {
 		if !local.IsValid() || !remote.IsValid() || local.Is4() != remote.Is4() {
 			return nil
 		}
@@ -62,7 +66,7 @@ func (m *message) head(dst []byte) []byte {
 		}
 	}
 	b := append(dst, byte(m.kind), flags, x.TOS, byte(len(x.Tunnel)), byte(x.Scope>>8), byte(x.Scope))
-	if m.kind != kindInner {
+	if m.addressed() {
 		b = appendAddr(b, local, x.Local.Port())
 		b = appendAddr(b, remote, x.Remote.Port())
 	}
@@ -104,7 +108,8 @@ func (m *message) decode(b []byte, n names) error {
 	}
 	m.kind = kind(b[0])
 	flags, nameLen := b[1], int(b[3])
-	if m.kind < kindInner || m.kind > kindIKE || flags&^flagsKnown != 0 || m.kind == kindInner && flags&^flagLast != 0 || nameLen > maxName {
+	if m.kind < kindInner || m.kind > kindLAN || flags&^flagsKnown != 0 || m.kind == kindInner && flags&^flagLast != 0 || nameLen > maxName ||
+		m.kind == kindLAN && [5]byte(b[1:prefixLen]) != [5]byte{} {
 		return errMalformed
 	}
 	x := &m.x
@@ -112,7 +117,7 @@ func (m *message) decode(b []byte, n names) error {
 		Scope: xfrm.Scope(binary.BigEndian.Uint16(b[4:])), Outer: m.kind == kindESP, UDPEncap: flags&flagUDP != 0, Last: flags&flagLast != 0, TOS: b[2],
 	}
 	b = b[prefixLen:]
-	if m.kind != kindInner {
+	if m.addressed() {
 		size := 4
 		if flags&flagIPv6 != 0 {
 			size = 16

@@ -262,6 +262,12 @@ func (l *Link) take(p *peer, b []byte) {
 	}
 	x := &r.m.x
 	x.From = uint8(p.id)
+	if r.m.kind == kindLAN {
+		if l.o.LAN != nil {
+			l.o.LAN(p.id, bytes.Clone(x.Packet))
+		}
+		return
+	}
 	p.stats.received.Add(1)
 	p.stats.receivedBytes.Add(uint64(len(x.Packet)))
 	if r.m.kind == kindIKE {

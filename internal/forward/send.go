@@ -58,13 +58,21 @@ func (l *Link) SendIKE(to NodeID, d xfrm.IKEDatagram, last bool) {
 	l.enqueue(to, &message{kind: kindIKE, x: xfrm.Stray{Last: last, UDPEncap: d.NonESP, Local: d.Local, Remote: d.Remote, Packet: d.Data}})
 }
 
+// SendLAN sends what a member tells another about inner prefixes, up to a few kilobytes. It
+// is no packet: it is not counted as one, and where it is lost its sender repeats it.
+func (l *Link) SendLAN(to NodeID, b []byte) {
+	if p := l.peer(to); p != nil && p.tx.Load() != nil {
+		l.enqueue(to, &message{kind: kindLAN, x: xfrm.Stray{Packet: b}})
+	}
+}
+
 func (l *Link) enqueue(to NodeID, m *message) {
 	p := l.peer(to)
 	if p == nil {
 		l.noMember.Add(1)
 		return
 	}
-	if m.kind != kindIKE {
+	if m.kind == kindInner || m.kind == kindESP {
 		if m.x.Last {
 			p.stats.tooFar.Add(1)
 			return
@@ -176,8 +184,10 @@ func (l *Link) sealMessage(p *peer, msg []byte, payload int, now time.Time) {
 		p.stats.sendFailed.Add(1) // there is no route
 		return
 	}
-	p.stats.sent.Add(1)
-	p.stats.sentBytes.Add(uint64(payload))
+	if kind(msg[0]) != kindLAN {
+		p.stats.sent.Add(1)
+		p.stats.sentBytes.Add(uint64(payload))
+	}
 	if kind(msg[0]) == kindIKE {
 		p.stats.sentIKE.Add(1)
 	}

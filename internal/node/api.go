@@ -28,8 +28,8 @@ type Options struct {
 	// Logs says whether the engine's log lines of a level are wanted; nil: all are.
 	Logs func(slog.Level) bool
 
-	// What the scopes of a Farm share.
-	routes map[AddRoute]int
+	// What the scopes of a Farm share, and that they are such.
+	ofFarm bool
 	ledger *statesync.Ledger
 	nonces ike.Nonces
 	turns  *copyTurns

@@ -4,8 +4,6 @@ import (
 	"maps"
 	"slices"
 
-	"go4.org/netipx"
-
 	"tandem/ike"
 	"tandem/internal/ipsec"
 	"tandem/xfrm"
@@ -50,31 +48,9 @@ func (n *Node) install(e ike.Install) {
 	if e.Window != nil {
 		n.emit(SetWindows{[]xfrm.Window{*e.Window}})
 	}
-	for _, r := range n.routesOf(e.SA) {
-		n.addRoute(r)
-	}
-}
-
-// addRoute and removeRoute count who needs a route: Child SAs by add-route, and IKE SAs
-// whose peer told the address of its tunnel interface.
-func (n *Node) addRoute(r AddRoute) {
-	if n.routes[r]++; n.routes[r] == 1 {
-		n.emit(r)
-	}
-}
-
-func (n *Node) removeRoute(r AddRoute) {
-	if n.routes[r]--; n.routes[r] == 0 {
-		delete(n.routes, r)
-		n.emit(RemoveRoute(r))
-	}
-}
-
-func (n *Node) peerRoute(r AddRoute, gone bool) {
-	if gone {
-		n.removeRoute(r)
-	} else {
-		n.addRoute(r)
+	c.dialup, c.bare = n.dialup(e.SA.Phase1)
+	for _, r := range c.reaches() {
+		n.addReach(r)
 	}
 }
 
@@ -91,13 +67,7 @@ func (n *Node) remove(e ike.Remove) {
 		e.Linger = 0
 	}
 	n.emit(Remove{SPIIn: e.SPIIn, Linger: e.Linger})
-	n.removeRoutes(c.sa)
-}
-
-func (n *Node) removeRoutes(sa ipsec.ChildSA) {
-	for _, r := range n.routesOf(sa) {
-		n.removeRoute(r)
-	}
+	n.removeReaches(c)
 }
 
 // maxBuried bounds the SAs whose bounds are remembered.
@@ -134,25 +104,6 @@ func (n *Node) buriedBounds() []xfrm.Bound {
 	for _, spi := range slices.Sorted(maps.Keys(n.buried)) {
 		b := n.buried[spi]
 		out = append(out, xfrm.Bound{SPIIn: spi, Dir: xfrm.Outbound, N: b.ceiling}, xfrm.Bound{SPIIn: spi, Dir: xfrm.Inbound, N: b.fence})
-	}
-	return out
-}
-
-// routesOf are the routes that add-route promises: the remote selectors of a dialup client.
-func (n *Node) routesOf(sa ipsec.ChildSA) []AddRoute {
-	var out []AddRoute
-	for i := range n.cfg.Phase1 {
-		p1 := &n.cfg.Phase1[i]
-		if p1.Name != sa.Phase1 || !p1.Dialup() || !p1.AddRoute {
-			continue
-		}
-		for _, ts := range sa.TSRemote {
-			for _, p := range netipx.IPRangeFrom(ts.Start, ts.End).Prefixes() {
-				if p.Bits() > 0 {
-					out = append(out, AddRoute{Tunnel: sa.Phase1, Prefix: p})
-				}
-			}
-		}
 	}
 	return out
 }

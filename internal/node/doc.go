@@ -36,6 +36,12 @@
 // are names: SPIs and the instance's index are not given out anew, and packets are sent
 // on. A scope that another member may have gone on with, behind a cut, gives nothing away.
 //
+// What the LAN sends arrives at any member of a Farm, and has no SPI (farm_lan.go). Each
+// scope counts by which inner prefixes its clients are reached. Its owner tells the other
+// members (SendLAN, HandleLAN): number and digest of the set, the whole of it to whoever
+// holds another one, changes from then on. They route the prefixes (AddRoute) and lead
+// packets that no SA takes to the scope (Lead).
+//
 // The effects are those of the cores, passed through, and the ones declared in
 // this package. Whoever runs a node carries them out in order, each before the
 // next, and feeds the answers back as events.

@@ -49,6 +49,7 @@ type Farm struct {
 	lookAgain time.Time // when to compare with what was decided again; zero: when it changes
 	claimed   bool      // this member has its site's addresses
 	noted     bool      // the disk says that we went on alone, or cannot say that we did not
+	lan       lan       // inner prefixes and their scopes; see farm_lan.go
 
 	// Tunnels that move from scope to scope; see farm_moves.go.
 	drifts     map[ipsec.ESPSPI]*drift
@@ -74,10 +75,10 @@ func NewFarm(o FarmOptions) *Farm {
 	f := &Farm{
 		scopeSet: newScopeSet(), decisions: newDecisions(), opt: o, cfg: o.Config,
 		spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
-		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, noted: o.Coverage != cluster.CoverageProven,
+		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, lan: newLAN(o.Config), noted: o.Coverage != cluster.CoverageProven,
 	}
 	f.collect = f.carry
-	f.opt.routes = f.routes
+	f.opt.ofFarm = true
 	f.opt.ledger = statesync.NewLedger(o.Rand)
 	f.opt.turns = &copyTurns{}
 	return f
@@ -130,6 +131,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 		}
 	}
 	f.siteAddresses()
+	f.lanDecided(now)
 }
 
 // concerns says whether this member has to do with a scope.
@@ -247,6 +249,8 @@ func peerOf(p cluster.Peer, id cluster.ScopeID) cluster.Peer {
 
 // HandlePeer takes what another member's heartbeats say.
 func (f *Farm) HandlePeer(now time.Time, p cluster.Peer) {
+	was := f.peers[p.Node]
+	f.lan.due = f.lan.due || was.Process != p.Process || was.Running != p.Running
 	f.peers[p.Node] = p
 	if p.Running {
 		delete(f.losses, p.Node)
@@ -311,6 +315,7 @@ func (f *Farm) HandleTimeout(now time.Time) {
 	f.reports(now, f.emit)
 	f.moves(now)
 	f.dropSpare(now)
+	f.lanDue(now)
 }
 
 // NextTimeout is when HandleTimeout is due.
@@ -321,6 +326,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return n.dropAt, !n.dropAt.IsZero() })
 	}
 	t, ok = earlier(t, ok, f.nextMove)
+	t, ok = earlier(t, ok, f.nextLAN)
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.lookAgain, !f.lookAgain.IsZero() })
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.placeAt, !f.placeAt.IsZero() })
 	return earlier(t, ok, f.nextReport)
@@ -355,6 +361,7 @@ func (f *Farm) considerNote() {
 // Reload takes a new configuration; what did not change is not touched.
 func (f *Farm) Reload(now time.Time, c *config.Config) {
 	f.cfg = c
+	f.lanReload(c)
 	if f.placeAt.IsZero() {
 		f.place()
 	}
@@ -411,6 +418,7 @@ func (f *Farm) carry(id cluster.ScopeID) {
 		switch e := e.(type) {
 		case cluster.Announce:
 			_, before := f.owned[id]
+			f.lan.due = true
 			delete(f.owned, id)
 			for _, t := range e.Owned {
 				f.owned[id] = t.Epoch
@@ -438,6 +446,8 @@ func (f *Farm) carry(id cluster.ScopeID) {
 			f.install(id, e)
 		case Remove:
 			f.remove(id, e)
+		case reached:
+			f.reached(id, e)
 		case pointed:
 			f.pointed(id, e)
 		case movedAway:

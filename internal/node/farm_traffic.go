@@ -159,6 +159,15 @@ func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	return m
 }
 
+// Owned are the scopes that this member owns.
+func (f *Farm) Owned() map[xfrm.Scope]bool {
+	m := make(map[xfrm.Scope]bool, len(f.owned))
+	for id := range f.owned {
+		m[xfrm.Scope(id)] = true
+	}
+	return m
+}
+
 // Owns says whether this member owns a scope, and its data plane carries it.
 func (f *Farm) Owns(s xfrm.Scope) bool {
 	n := f.scopes[cluster.ScopeID(s)]

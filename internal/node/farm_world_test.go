@@ -42,6 +42,7 @@ type farmWorld struct {
 	fromFarm int                              // IKE_SA_INIT requests
 	sent     uint64                           // sequence numbers of moved SAs
 	detached int                              // questions for windows
+	lanLost  func() bool                      // whether a message about prefixes is lost
 	made     map[string]cluster.NodeID        // epochs by who used them
 	views    map[uint64]*fsm.Machine          // the state after an entry
 }
@@ -67,6 +68,8 @@ type farmer struct {
 	sas         map[ipsec.ESPSPI]xfrm.SA
 	outbound    map[ipsec.ESPSPI]bool
 	up          map[cluster.NodeID]cluster.ProcessID
+	routes      map[AddRoute]bool
+	leads       map[AddRoute]xfrm.Scope
 	logs        []string
 }
 
@@ -142,6 +145,7 @@ func (m *farmer) boot() {
 	m.addresses = false
 	m.active, m.sas, m.outbound = map[xfrm.Scope]bool{}, map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
 	m.up = map[cluster.NodeID]cluster.ProcessID{}
+	m.routes, m.leads = map[AddRoute]bool{}, map[AddRoute]xfrm.Scope{}
 	m.guard = cluster.NewGuard(cluster.GuardOptions{Self: m.id, Name: fmt.Sprintf("vm%d", m.id), Incarnation: m.incarnation,
 		Interval: 10 * time.Millisecond, Threshold: 3})
 	coverage := cluster.CoverageProven
@@ -369,6 +373,8 @@ func (m *farmer) carryOut(e Effect) {
 				o.do(func(f *Farm) { f.HandleForwarded(w.now, e.Datagram, e.Last) })
 			}
 		})
+	case SendLAN, Lead, AddRoute, RemoveRoute:
+		m.carryLAN(e)
 	case Install:
 		if other, ok := m.sas[e.SA.SPIIn]; ok {
 			w.t.Errorf("member %d installs %s twice: scopes %d and %d", m.id, e.SA.SPIIn, other.Scope, e.SA.Scope)

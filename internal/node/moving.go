@@ -172,6 +172,6 @@ func (n *Node) detach(spi ipsec.ESPSPI) {
 func (n *Node) unroute(spi ipsec.ESPSPI) {
 	if c := n.detached[spi]; c != nil {
 		delete(n.detached, spi)
-		n.removeRoutes(c.sa)
+		n.removeReaches(c)
 	}
 }

@@ -69,7 +69,8 @@ type Node struct {
 	finishing time.Time                        // since when a handover waits for them; zero: none does
 	detached  map[ipsec.ESPSPI]*childSA
 	wanted    []xfrm.Bound
-	routes    map[AddRoute]int
+	reach     map[reach]int // how many need each
+	reachIs   setSum
 	out       outbox.Box[Effect]
 	lines     outbox.Box[Log] // that follow what is in out
 	framed    bool            // what a frame asks for has still to be done
@@ -95,6 +96,7 @@ type childSA struct {
 	skipped        [2]uint64 // by direction: what the IKE SA's record leaves out
 	asked          int       // bounds that are not effective yet: packets may wait for them
 	quietFrom      time.Time // when what waited behind the last answer would have asked, too
+	dialup, bare   bool      // whether its selectors lead to it, and whether without a route
 }
 
 // burial is what is remembered of an SA that has gone. awaited: the other side of a split
@@ -119,10 +121,7 @@ func New(o Options) *Node {
 		buried:    map[ipsec.ESPSPI]burial{},
 		detached:  map[ipsec.ESPSPI]*childSA{},
 		departing: map[ipsec.ESPSPI]cluster.ScopeID{},
-		routes:    o.routes,
-	}
-	if n.routes == nil {
-		n.routes = map[AddRoute]int{}
+		reach:     map[reach]int{},
 	}
 	if n.opt.turns == nil {
 		n.opt.turns = &copyTurns{}

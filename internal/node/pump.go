@@ -81,7 +81,7 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 	case ike.FirstContact:
 		n.emit(firstContact{e.Peer, now})
 	case ike.PeerAddress:
-		n.peerRoute(AddRoute{Tunnel: e.Phase1, Prefix: netip.PrefixFrom(e.Addr, e.Addr.BitLen())}, e.Gone)
+		n.peerReach(reach{AddRoute: AddRoute{e.Phase1, netip.PrefixFrom(e.Addr, e.Addr.BitLen())}}, e.Gone)
 	case ike.Log:
 		n.lines.Emit(Log{e.Level, e.Message, e.Attrs})
 	default: // Send, SendKeepalive, KeyLog

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ type farmDaemon struct {
 	trail    []cluster.NodeID
 	limbo    []heldStray
 	pointers map[ipsec.ESPSPI]xfrm.Scope
+	prefixes map[netip.Prefix]xfrm.Scope
 
 	// Its part of the log.
 	state  *fsm.Machine
@@ -147,6 +149,12 @@ func (d *farmDaemon) carry(e node.Effect) {
 	case node.Pointer:
 		if d.pointers[e.SPIIn] = e.To; e.To == 0 {
 			delete(d.pointers, e.SPIIn)
+		}
+	case node.SendLAN:
+		w.sendLAN(d, e)
+	case node.Lead:
+		if d.prefixes[e.Prefix] = e.To; e.To == 0 {
+			delete(d.prefixes, e.Prefix)
 		}
 	case node.Deactivate:
 		if d.p.active(e.Scope) {
@@ -270,6 +278,32 @@ func (d *farmDaemon) stray(x stray) {
 	if len(d.limbo) < 256 {
 		d.limbo = append(d.limbo, heldStray{x, d.m.w.now})
 	}
+}
+
+// byPrefix is the scope that an inner packet belongs to for which there is no SA here, by the
+// longest prefix, if another member owns it.
+func (d *farmDaemon) byPrefix(dst netip.Addr) (scope xfrm.Scope, ok bool) {
+	best := -1
+	for p, to := range d.prefixes {
+		if p.Contains(dst) && p.Bits() > best {
+			best, scope = p.Bits(), to
+		}
+	}
+	return scope, best >= 0 && !d.f.Owned()[scope]
+}
+
+// sendLAN carries what a member tells another about prefixes, over the link that carries
+// forwarded packets, too. It takes no chance of its own: schedules stay what they were.
+func (w *farm) sendLAN(d *farmDaemon, e node.SendLAN) {
+	from, to := d.m, w.members[e.To]
+	if !w.reach(from, to) {
+		return
+	}
+	w.after(200*time.Microsecond, func() {
+		if o := to.d; o != nil && w.reach(from, to) {
+			o.run(func(now time.Time) { o.f.HandleLAN(now, from.id, e.Message) })
+		}
+	})
 }
 
 // pointed is the scope of a packet whose tunnel was moved, as far as is known here.

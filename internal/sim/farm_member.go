@@ -151,11 +151,11 @@ func (m *member) startDaemon() {
 	w := m.w
 	m.boots++
 	rnd := secrets(w.s.Seed, fmt.Sprintf("farm %s %d", m.name, m.boots))
-	d := &farmDaemon{m: m, life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}}
+	d := &farmDaemon{m: m, life: uint64(w.at().UnixMilli()), pointers: map[ipsec.ESPSPI]xfrm.Scope{}, prefixes: map[netip.Prefix]xfrm.Scope{}}
 	d.shell = shell{scene: &w.scene, clock: &w.clock, process: cluster.ProcessID(rnd.Uint64() | 1), turn: d.followUp,
 		still: func() bool { return d.stopped || m.frozen }}
 	d.p = newFarmPlane(w, m.name, d.process, func() bool { return !d.dead && !d.stopped && !m.frozen }, d.events)
-	d.p.stray, d.p.ofCluster = d.stray, true
+	d.p.stray, d.p.leads, d.p.ofCluster = d.stray, d.byPrefix, true
 	d.f = node.NewFarm(node.FarmOptions{
 		Options: node.Options{Config: w.conf, Process: d.process, Rand: rnd, Traffic: d.p.traffic,
 			LocalAddr:     func(string, bool) (netip.Addr, bool) { return clusterAddr, true },

@@ -17,6 +17,7 @@ type farmPlane struct {
 	w         *farm
 	ofCluster bool
 	stray     func(stray)
+	leads     func(netip.Addr) (xfrm.Scope, bool)
 }
 
 type farmSA = lane[*farmPacket]
@@ -61,6 +62,14 @@ func (p *farmPlane) again(pkt *farmPacket) { p.send(pkt, nil) }
 func (p *farmPlane) send(pkt *farmPacket, trail []cluster.NodeID) {
 	s := p.lookup(pkt)
 	if s == nil {
+		if p.leads == nil || len(trail) >= forwardHops {
+			return
+		}
+		_, dst := pkt.addrs()
+		if scope, ok := p.leads(dst); ok {
+			p.w.Result.States["inner packet led by its prefix"]++
+			p.stray(stray{scope: scope, inner: pkt, trail: trail})
+		}
 		return
 	}
 	if !s.scope.takes() {

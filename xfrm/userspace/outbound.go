@@ -38,7 +38,7 @@ func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
 		if s == nil {
 			switch {
 			case in.linkLocal():
-			case active && p.strayNew(t, pkt, b.hop):
+			case active && p.strayNew(t, pkt, &in, b.hop):
 			case active:
 				p.noRoute(t, &in, pkt, b.hop, now)
 			default:

@@ -56,13 +56,21 @@ func (p *Plane) strayInner(s *sa, pkt []byte, in *inner, h hop) {
 	}
 }
 
-// strayNew hands an inner packet that no SA takes to the member that would make one, and
-// says whether there is such a member.
-func (p *Plane) strayNew(t *tunnel, pkt []byte, h hop) bool {
-	if p.o.Handler.Stray == nil || p.o.Handler.Begins == nil || h.last {
+// strayNew hands an inner packet that no SA takes to the member that has one or would make
+// it, and says whether there is such a member.
+func (p *Plane) strayNew(t *tunnel, pkt []byte, in *inner, h hop) bool {
+	o := &p.o.Handler
+	if o.Stray == nil || h.last {
 		return false
 	}
-	scope, ok := p.o.Handler.Begins(t.Name)
+	var scope xfrm.Scope
+	ok := false
+	if o.Begins != nil {
+		scope, ok = o.Begins(t.Name)
+	}
+	if !ok && o.Leads != nil {
+		scope, ok = o.Leads(t.Name, in.dst)
+	}
 	if ok {
 		t.strays.Add(1)
 		p.o.Handler.Stray(xfrm.Stray{Scope: scope, Tunnel: t.Name, From: h.from, Packet: pkt})

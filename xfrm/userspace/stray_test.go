@@ -188,4 +188,14 @@ func TestStrayNew(t *testing.T) {
 	if len(got) != 1 || asked != 2 {
 		t.Fatalf("%+v, %d asked for", got, asked)
 	}
+
+	// A dialup client's goes to the scope that has it, by its address.
+	led := netip.Addr{}
+	p.o.Handler.Leads = func(tunnel string, dst netip.Addr) (xfrm.Scope, bool) { led = dst; return 12, tunnel == "vpn1" }
+	send(hop{})
+	send(hop{from: 2})
+	send(hop{from: 2, last: true})
+	if in, _, _ := parseInner(template(64)); led != in.dst || len(got) != 3 || got[1].Scope != 12 || got[1].From != 0 || got[2].From != 2 || asked != 3 {
+		t.Fatalf("led for %v, %+v, %d asked for", led, got, asked)
+	}
 }

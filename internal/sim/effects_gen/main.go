@@ -175,10 +175,11 @@ func ofScopes(name string) bool {
 	return false
 }
 
-// tunnelMoves are the effects of a tunnel that moves between the scopes of a farm.
+// tunnelMoves are the effects of a tunnel that moves between the scopes of a farm, and of
+// what its members tell each other about it.
 var tunnelMoves = map[string]bool{
 	"node.Detach": true, "node.Pointer": true, "node.movedAway": true, "node.movedHere": true,
-	"node.letterHere": true, "node.pointed": true, "node.firstContact": true,
+	"node.letterHere": true, "node.pointed": true, "node.firstContact": true, "node.reached": true,
 }
 
 // effectsOf are the types with the method effect.
