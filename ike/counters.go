@@ -167,7 +167,7 @@ func (e *Engine) countersResponse(sa *ikeSA, ev *event) {
 	}
 	if n, ok := message.Get[*message.Nonce](ev.m); sa.caps&capCounterAnswer != 0 && (!ok || !bytes.Equal(n.Data, x.nonce)) {
 		e.info(sa, "peer answers another request with this message ID than the replay counter sync")
-		if !sa.canSync() {
+		if !sa.canAskSync() {
 			e.rekeyChildren(sa)
 			return
 		}
@@ -235,7 +235,9 @@ func (e *Engine) raiseCounters(sa *ikeSA, data []byte) *NotifyError {
 			last = counterLastESN
 		}
 		switch out, _ := e.numbers(c); {
-		case out == 0: // not installed yet
+		case out == 0 && c.brought:
+			return refuse(message.TemporaryFailure, "the sequence numbers of Child SA %s are not known yet", c.SPIIn)
+		case out == 0: // not installed yet: the peer has received nothing on it
 		case out <= last && delta <= last-out:
 			all = append(all, raise{c, out, out + delta})
 		case c.state == childInstalled:

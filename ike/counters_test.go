@@ -401,3 +401,116 @@ func TestCounterSyncTakesNoOtherAnswer(t *testing.T) {
 	a2.wantSkips("once", Skip{SPIIn: a2.order[0], In: 1000 + 1<<26})
 	agree(t, a2, b, 1, 1)
 }
+
+// The one side of a split has what the other one had, but its data plane knows no numbers
+// until that is acknowledged: nothing could be added to them, so the SA is rekeyed.
+func TestCounterSyncDoesNotCountOnWhatIsStillToBeInstalled(t *testing.T) {
+	for i, known := range []bool{false, false, true} {
+		w, a, a2, b := used(t, 1000, 5000, false)
+		b2 := w.standby(b, 78)
+		b2.ledger.adopted = true
+		b2.resume()
+		b2.manual = true
+		b2.e.Unite(w.now, b.e.Snapshot(w.now))
+		b2.drain()
+		if i == 1 { // and once more, with what the peer has asked meanwhile
+			b.onRecord = nil
+			b2.dead = true
+			b.e.active = true
+			a.ask(1)
+			b2.dead = false
+			b2.e.Unite(w.now, b.e.Snapshot(w.now))
+			b2.drain()
+		}
+		b.dead = true
+		if len(b2.order) != 0 {
+			t.Fatal("setup: installed before the record is acknowledged")
+		}
+		if known {
+			b2.manual = false
+			b2.drain()
+			b2.numbers[b2.order[0]] = b.numbers[b.order[0]]
+		}
+		old := a2.order[0]
+		w.died(a, a2)
+		w.settle()
+		if !known {
+			b2.manual = false
+			b2.drain()
+			b2.numbers[b2.order[0]] = b.numbers[b.order[0]]
+		}
+		w.run(10 * time.Second)
+		if n := a2.asked(); n != 1 {
+			t.Errorf("known %v: %d requests", known, n)
+		}
+		if rekeyed := a2.order[0] != old; rekeyed == known {
+			t.Errorf("known %v: rekeyed %v", known, rekeyed)
+		}
+		for _, x := range a2.skips {
+			if x.In > b2.numbers[b2.order[0]][0] {
+				t.Errorf("known %v: the asker rejects up to %d, its peer goes on from %d", known, x.In, b2.numbers[b2.order[0]][0])
+			}
+		}
+		if len(a2.skips) > 0 != known {
+			t.Errorf("known %v: the asker skips %v", known, a2.skips)
+		}
+		agree(t, a2, b2, 1, 1)
+	}
+}
+
+// A Child SA that only the other side of a split has was not there when this side raised
+// its sequence numbers at the peer's request, and the peer took its floor for it as well.
+func TestUniteRekeysWhatWasLeftLow(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		raises, newer   int // 0: ours, 1: theirs, -1: neither
+		rekeyed, theirs bool
+	}{
+		{"nothing raised", -1, 1, false, true},
+		{"raised here, made there", 0, 1, true, true},
+		{"raised here, made there, where the peer talked last", 0, 0, true, true},
+		{"raised there, made here", 1, 0, true, false},
+		{"raised there, made here, where the peer talked last", 1, 1, true, false},
+		{"raised where it was made", 1, 1, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, a, a2, b := split(t, standing)
+			a.numbers[a.order[0]] = [2]uint64{5000, 7}
+			a2.numbers[a.order[0]] = [2]uint64{5000, 7}
+			mute(w, a2)
+			sides := []*side{a, a2}
+			if c.raises >= 0 {
+				sides[c.raises].event(func(e *Engine) {
+					if no := e.raiseCounters(e.sorted()[0], []byte{0, 1, 0, 0}); no != nil {
+						t.Fatal(no.Err)
+					}
+				})
+			}
+			// What one side made with the peer meanwhile.
+			on := a
+			if c.theirs {
+				on = a2
+			}
+			on.event(func(e *Engine) {
+				sa := on.established()[0]
+				made := *sa.children[0]
+				made.SPIIn, made.SPIOut, made.Phase2, made.outSeq = 0x77777777, 0x66666666, "net2", 0
+				sa.children = append(sa.children, &made)
+				e.children[made.SPIIn] = &made
+				e.refKey(made.KeyID)
+			})
+			sides[c.newer].established()[0].nextRecv++
+			entries := a2.e.Snapshot(w.now)
+			a2.dead, b.dead = true, true
+			a.e.Unite(w.now, entries)
+			a.drain()
+			got := map[ipsec.ESPSPI]bool{}
+			for _, k := range a.established()[0].children {
+				got[k.SPIIn] = k.rekeyNow
+			}
+			if rekey, ok := got[0x77777777]; !ok || rekey != c.rekeyed || len(got) != 2 || got[a.order[0]] {
+				t.Errorf("Child SAs, and whether they are rekeyed early: %v", got)
+			}
+		})
+	}
+}

@@ -188,6 +188,7 @@ type childSA struct {
 	rekeyAt time.Time      // earliest next look at whether to rekey
 	floorAt time.Time      // when inSeq holds; zero: it does
 	expired bool           // hard limit of traffic reached
+	brought bool           // another process has used it, and its numbers come when it is installed
 	window  *ipsec.Window
 }
 

@@ -22,6 +22,11 @@ import (
 // Capabilities of the peer. The bits are in records: append only.
 const (
 	capMessageIDSync uint32 = 1 << iota
+	_                       // these two: see counters.go
+	_
+	// capSyncSilent: it answered none of our attempts, so it is asked no more. What it asks
+	// is answered all the same, since that was negotiated.
+	capSyncSilent
 )
 
 // midSync is what an IKE SA knows of it. What is marked so is in its record.
@@ -108,9 +113,11 @@ func (sa *ikeSA) canSync() bool {
 	return sa.caps&capMessageIDSync != 0 && (sa.state == stateEstablished || sa.state == stateRekeyed)
 }
 
+func (sa *ikeSA) canAskSync() bool { return sa.canSync() && sa.caps&capSyncSilent == 0 }
+
 // wantSync begins a synchronisation if the peer can.
 func (e *Engine) wantSync(sa *ikeSA) {
-	if !sa.canSync() || sa.sync.wanted {
+	if !sa.canAskSync() || sa.sync.wanted {
 		return
 	}
 	e.touch(sa)
@@ -129,7 +136,7 @@ func (e *Engine) driveSync(sa *ikeSA) {
 		// strongSwan cannot protect a second message with ID 0 by AES-GCM.
 		e.warn(sa, "peer does not answer the message ID sync: going on with the IDs of the record")
 		e.touch(sa)
-		sa.caps &^= capMessageIDSync
+		sa.caps |= capSyncSilent
 		*s = midSync{proposed: s.proposed, seen: s.seen}
 		e.proceed(sa)
 		return
@@ -198,6 +205,7 @@ func (e *Engine) answerSync(sa *ikeSA, d Datagram, v midValues, m *message.Messa
 	e.info(sa, fmt.Sprintf("current send/recv msg IDs=%d/%d updated to new send/recv msg IDs=%d/%d", sa.nextSend, sa.nextRecv, send, recv))
 	e.touch(sa)
 	s.seen = v.send
+	sa.caps &^= capSyncSilent
 	answer := midValues{nonce: v.nonce, send: send, recv: recv}
 	ps := append([]message.Payload{answer.payload()}, e.counterSync(sa, m)...)
 	b, err := e.seal(sa, message.Informational, true, 0, ps)
@@ -282,7 +290,7 @@ func (e *Engine) ownPayloads(sa *ikeSA, b []byte) ([]message.Payload, error) {
 // this cluster does not know of. They may have been about Child SAs, so ours are rekeyed
 // early: what the peer has no more is made afresh.
 func (e *Engine) missed(sa *ikeSA, d Datagram, h message.Header) {
-	if !sa.copied || !sa.canSync() || sa.sync.wanted || h.MessageID < sa.nextRecv || h.MessageID-sa.nextRecv >= maxUnasked {
+	if !sa.copied || !sa.canAskSync() || sa.sync.wanted || h.MessageID < sa.nextRecv || h.MessageID-sa.nextRecv >= maxUnasked {
 		return
 	}
 	if _, ok, _ := e.open(sa, d); !ok {

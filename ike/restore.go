@@ -72,8 +72,8 @@ func (d *childDiff) emit(e *Engine) {
 		if old == nil {
 			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes, Known: true,
 				OutSeq: c.outSeq, InSeq: c.inSeq, Window: c.window, Moves: c.ike.moves})
-			c.window = nil
-		} else if old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
+			c.window, c.brought = nil, e.active
+		} else if c.brought = old.brought; old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
 			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
 		}
 		if old != nil && (c.outSeq > old.outSeq || c.inSeq > old.inSeq || !old.floorAt.IsZero()) {

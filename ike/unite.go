@@ -202,7 +202,8 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 	open := other.nextSend > keep.nextSend || other.nextSend == keep.nextSend && keep.req == nil && other.req != nil && !finished(keep, other)
 	done := finished(other, keep)
 	rekeyed := other.state == stateRekeyed && keep.state != stateRekeyed
-	if !newer && same && !open && !done && !doubtful && !rekeyed {
+	unraised := append(leftLow(ours, theirs), leftLow(theirs, ours)...)
+	if !newer && same && !open && !done && !doubtful && !rekeyed && len(unraised) == 0 {
 		return
 	}
 	merged := theirs
@@ -236,6 +237,9 @@ func (e *Engine) merge(ours, theirs *ikeSA) {
 			}
 		}
 	}
+	for _, c := range merged.children {
+		c.rekeyNow = c.rekeyNow || slices.Contains(unraised, c.SPIIn)
+	}
 	if doubtful {
 		for _, c := range merged.children {
 			c.rekeyNow = c.rekeyNow || c.initiator
@@ -267,6 +271,30 @@ func finished(a, b *ikeSA) bool {
 func contested(a, b *ikeSA) bool {
 	x := a.req
 	return x != nil && x.kind.exchangeType() == message.CreateChildSA && x.id < b.nextSend && !bytes.Equal(x.data, b.lastRequest)
+}
+
+// leftLow are the Child SAs of one side of a split that the other side did not know when it
+// raised its sequence numbers at the peer's request (RFC 6311): the peer, which does know
+// them, may refuse what is sent on them, as that was to be among it.
+func leftLow(of, raised *ikeSA) (spis []ipsec.ESPSPI) {
+	find := func(in *ikeSA, spi ipsec.ESPSPI) *childSA {
+		if i := slices.IndexFunc(in.children, func(c *childSA) bool { return c.SPIIn == spi }); i >= 0 {
+			return in.children[i]
+		}
+		return nil
+	}
+	if !slices.ContainsFunc(raised.children, func(c *childSA) bool {
+		k := find(of, c.SPIIn)
+		return c.outSeq > 0 && (k == nil || c.outSeq > k.outSeq)
+	}) {
+		return nil
+	}
+	for _, c := range of.children {
+		if c.state == childInstalled && find(raised, c.SPIIn) == nil {
+			spis = append(spis, c.SPIIn)
+		}
+	}
+	return spis
 }
 
 // owing are the Child SAs that this side has ended and whose DELETE the peer has not

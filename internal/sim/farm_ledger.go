@@ -142,7 +142,7 @@ func (l *farmLedger) refused(w *farm, p *farmPlane, s *farmSA, x *farmESP) {
 		return
 	}
 	w.Result.Rejected++
-	if !p.left(s, x.seq) {
+	if !p.left(s, x.seq, x.seq > p.scene.skips[saID{s.SPIIn, s.keyIn}]) {
 		w.rule.pays(p, s, x)
 	}
 }

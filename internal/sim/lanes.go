@@ -73,7 +73,8 @@ type lane[P inner] struct {
 	undone          []held[P]
 	sealer          *esp.Outbound // real cryptography, of runs that have it
 	opener          *esp.Inbound
-	skipped         uint64 // inbound
+	skipped         uint64        // inbound
+	skippedAt       time.Duration // when that was last raised
 	seen            bool
 	moved           time.Duration
 	lastIn, lastOut time.Time

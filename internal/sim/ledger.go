@@ -96,6 +96,7 @@ func (l *ledger) sealed(w *world, d *daemon, s *sa, x *sealed, iv [8]byte) {
 		if x.seq <= r.maxSent && !rule.excused(r) {
 			w.violate(RuleSequence, "%s sends #%d on SPI %s, on which the cluster had sent #%d", d.h.name, x.seq, x.spi, r.maxSent)
 		}
+		x.apart = rule.excused(r)
 		rule.sends(d, r)
 		rule.uses(d, s, xfrm.Outbound, x.seq)
 		rule.sendsTo(d, r, x.to, x.inner.flow.tunnel)
@@ -154,7 +155,8 @@ func (l *ledger) refused(w *world, d *daemon, s *sa, x *sealed) {
 	r := l.record(s.SPIIn, s.keyIn)
 	if _, ok := r.got[x.seq]; !ok && x.key == s.keyIn {
 		w.Result.Rejected++
-		if !d.p.left(s, x.seq) {
+		at, raised := x.inner.flow.tunnel.countersAnswered(d.h, s.skippedAt)
+		if !d.p.left(s, x.seq, raised && x.at >= at && !x.apart) {
 			d.h.realmOf(s.scope.id).rule.pays(d, s, r, x)
 		}
 	}

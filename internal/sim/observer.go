@@ -37,6 +37,7 @@ type ikeKeys struct {
 type told struct {
 	label    label // exchange; initiator says that it is a request
 	text     string
+	counters bool   // it asks for higher sequence numbers (RFC 6311)
 	syncs    bool   // message IDs (RFC 6311)
 	nonce    uint32 // of a message that does
 	proposes uint32 // the next message ID of its sender, of a request that does
@@ -61,6 +62,7 @@ type side struct {
 	attempts map[uint32]int  // transmissions of the request
 	lost     map[uint32]int  // of the request or of its response, by the network
 	apart    map[uint32]bool // the request was first sent while there were two owners
+	counters map[uint32]bool // the request asks for higher sequence numbers
 
 	// Messages with which this end synchronises message IDs: its answers by nonce, and how
 	// often a process asked.
@@ -109,7 +111,7 @@ func (o *observer) side(spis ipsec.IKESPIs, initiator bool) *side {
 	id := sideID{spis, initiator}
 	s := o.sides[id]
 	if s == nil {
-		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}, attempts: map[uint32]int{}, lost: map[uint32]int{}, apart: map[uint32]bool{}}
+		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}, attempts: map[uint32]int{}, lost: map[uint32]int{}, apart: map[uint32]bool{}, counters: map[uint32]bool{}}
 		o.sides[id] = s
 	}
 	return s
@@ -140,7 +142,7 @@ func (o *observer) read(b []byte) (*message.Message, *told) {
 		if m.Response {
 			t.label.exchange = o.side(m.SPIs, requester).exchange[m.MessageID]
 		} else {
-			t.label.exchange = o.inner(m, b)
+			t.label.exchange, t.counters = o.inner(m, b)
 		}
 		if t.label.exchange == "" {
 			t.label.exchange = Probe
@@ -162,27 +164,29 @@ func (o *observer) read(b []byte) (*message.Message, *told) {
 	return m, t
 }
 
-// inner opens a request and says what it is about.
-func (o *observer) inner(m *message.Message, raw []byte) Exchange {
+// inner opens a request and says what it is about, and whether it synchronises replay
+// counters.
+func (o *observer) inner(m *message.Message, raw []byte) (_ Exchange, counters bool) {
 	c := o.open(m, raw)
 	if c == nil {
-		return ""
+		return "", false
 	}
+	_, counters = c.Notify(message.ReplayCounterSync)
 	if m.Exchange == message.Informational {
 		for _, p := range c.Payloads {
 			if _, ok := p.(*message.Delete); ok {
-				return Delete
+				return Delete, counters
 			}
 		}
-		return Probe
+		return Probe, counters
 	}
 	if _, ok := c.Notify(message.RekeySA); ok {
-		return RekeyChildX
+		return RekeyChildX, counters
 	}
 	if p, ok := message.Get[*message.SA](c); ok && len(p.Proposals) > 0 && p.Proposals[0].Protocol == ipsec.ProtocolIKE {
-		return RekeyIKEX
+		return RekeyIKEX, counters
 	}
-	return CreateChild
+	return CreateChild, counters
 }
 
 // open decrypts a message; nil: the keys are not known.
@@ -314,6 +318,9 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		if old, ok := s.response[m.MessageID]; ok && old != h && !split && !both {
 			w.violate(RuleWindow, "%s: another answer than before: %s", d.h.name, t.text)
 		}
+		if s.counters[m.MessageID] && s.response[m.MessageID] != h {
+			path.answersCounters(d.h)
+		}
 		s.response[m.MessageID] = h
 		return
 	}
@@ -326,7 +333,7 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		if path.split() || apart {
 			path.splitIKE[m.SPIs] = path.splitIKE[m.SPIs] || old != h
 		}
-		s.request[m.MessageID] = h
+		s.request[m.MessageID], s.counters[m.MessageID] = h, t.counters
 		return
 	}
 	// Those who came so far in a split may both be gone, if the peer is a pair.
@@ -341,7 +348,7 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		s.first = m.MessageID
 	}
 	s.last, s.any = max(s.last, m.MessageID), true
-	s.request[m.MessageID], s.exchange[m.MessageID] = h, t.label.exchange
+	s.request[m.MessageID], s.exchange[m.MessageID], s.counters[m.MessageID] = h, t.label.exchange, t.counters
 	if path.split() {
 		s.apart[m.MessageID] = true
 	}
@@ -353,6 +360,7 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		delete(s.attempts, m.MessageID-64)
 		delete(s.lost, m.MessageID-64)
 		delete(s.apart, m.MessageID-64)
+		delete(s.counters, m.MessageID-64)
 	}
 	switch t.label.exchange {
 	case RekeyChildX:

@@ -40,6 +40,8 @@ type sealed struct {
 	from   netip.AddrPort
 	to     netip.AddrPort
 	forged bool
+	at     time.Duration // when it was sealed
+	apart  bool          // in a split of those who sent it, or just after
 }
 
 const (
@@ -87,7 +89,7 @@ func (p *plane) send(pkt *packet) {
 // seal makes an ESP packet and sends it.
 func (p *plane) seal(s *sa, seq uint64, pkt *packet) {
 	h, w := p.d.h, p.d.h.w
-	x := &sealed{spi: s.SPIOut, seq: seq, inner: pkt, key: s.keyOut, from: s.Local, to: s.Remote}
+	x := &sealed{spi: s.SPIOut, seq: seq, inner: pkt, key: s.keyOut, from: s.Local, to: s.Remote, at: w.now}
 	var iv [8]byte
 	if w.s.Real {
 		if s.sealer == nil {

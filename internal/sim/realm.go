@@ -47,7 +47,8 @@ type tunnel struct {
 	noPath    time.Duration // since when its ends do not reach each other; 0: they do
 	carriedAt time.Duration // when a packet came through last
 	splitIKE  map[ipsec.IKESPIs]bool
-	twice     bool // both ends were split at a time
+	twice     bool               // both ends were split at a time
+	answers   [2][]time.Duration // when each end said that it had raised its sequence numbers
 }
 
 // newPair makes two gateways with their realms.

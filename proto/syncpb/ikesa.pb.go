@@ -60,7 +60,7 @@ type IKESA struct {
 	NatThere        bool                   `protobuf:"varint,27,opt,name=nat_there,json=natThere,proto3" json:"nat_there,omitempty"`
 	UdpEncap        bool                   `protobuf:"varint,28,opt,name=udp_encap,json=udpEncap,proto3" json:"udp_encap,omitempty"`
 	VendorIds       [][]byte               `protobuf:"bytes,29,rep,name=vendor_ids,json=vendorIds,proto3" json:"vendor_ids,omitempty"`
-	Capabilities    uint32                 `protobuf:"varint,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"` // of the peer: 1 message ID sync, 2 replay counter sync (RFC 6311)
+	Capabilities    uint32                 `protobuf:"varint,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"` // of the peer: 1 message ID sync, 2 replay counter sync (RFC 6311); all in ike/midsync.go
 	CreatedAge      int64                  `protobuf:"varint,31,opt,name=created_age,json=createdAge,proto3" json:"created_age,omitempty"`
 	EstablishedAge  int64                  `protobuf:"varint,32,opt,name=established_age,json=establishedAge,proto3" json:"established_age,omitempty"`
 	Took            int64                  `protobuf:"varint,48,opt,name=took,proto3" json:"took,omitempty"`
