@@ -442,7 +442,7 @@ func (f *farmEnds) moved() {
 	}
 	owners := f.node.Owners()
 	f.owners.Store(&owners)
-	f.leads.publish(f.node.Owned())
+	f.leads.publish(f.node.Followed())
 	begins := f.node.BegunElsewhere(owners)
 	f.begins.Store(&begins)
 	f.release(time.Now(), owners)

@@ -13,7 +13,7 @@ import (
 // leads are the inner prefixes of clients that other members have, with their scopes: the
 // longest prefix counts. The loop writes, the data plane's goroutines look up.
 type leads struct {
-	ours atomic.Pointer[map[xfrm.Scope]bool] // scopes owned here: what they do not have, nobody has
+	followed atomic.Pointer[map[xfrm.Scope]bool] // scopes whose SAs are here: nothing is led to them
 
 	mu      sync.RWMutex
 	to      map[node.AddRoute]xfrm.Scope
@@ -28,8 +28,8 @@ func familyOf(a netip.Addr) int {
 	return 1
 }
 
-// publish says which scopes are owned here.
-func (l *leads) publish(ours map[xfrm.Scope]bool) { l.ours.Store(&ours) }
+// publish says which scopes' SAs are here.
+func (l *leads) publish(followed map[xfrm.Scope]bool) { l.followed.Store(&followed) }
 
 // set enters a prefix or, with scope 0, removes it.
 func (l *leads) set(e node.Lead) {
@@ -59,7 +59,7 @@ func (l *leads) set(e node.Lead) {
 	}
 }
 
-// lookup tells the scope of an address in a tunnel interface, if another member owns it.
+// lookup tells the scope of an address in a tunnel interface, if this member has no SAs of it.
 func (l *leads) lookup(tunnel string, dst netip.Addr) (xfrm.Scope, bool) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -69,8 +69,8 @@ func (l *leads) lookup(tunnel string, dst netip.Addr) (xfrm.Scope, bool) {
 			continue
 		}
 		if to, ok := l.to[node.AddRoute{Tunnel: tunnel, Prefix: p}]; ok {
-			ours := l.ours.Load()
-			return to, ours == nil || !(*ours)[to]
+			followed := l.followed.Load()
+			return to, followed == nil || !(*followed)[to]
 		}
 	}
 	return 0, false

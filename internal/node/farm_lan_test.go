@@ -496,3 +496,27 @@ func FuzzFarmLAN(f *testing.F) {
 		}
 	})
 }
+
+// TestFarmFollowed: where a member has a scope's SAs itself, a packet for one that is missing
+// waits for it and is not led: the tunnel is under way between scopes.
+func TestFarmFollowed(t *testing.T) {
+	for members, all := range map[int]bool{3: true, 5: false} {
+		w := upFarm(t, 11, members, 10)
+		short := 0
+		for _, m := range w.members[1:] {
+			followed := m.farm.Followed()
+			for _, s := range m.farm.decided.Scopes() {
+				has := s.Owner == m.id || slices.Contains(s.Sync, m.id)
+				if followed[xfrm.Scope(s.ID)] != has {
+					t.Errorf("%d members: member %d follows %v: %v", members, m.id, s.ID, !has)
+				}
+				if s.Owner != 0 && !has {
+					short++
+				}
+			}
+		}
+		if (short == 0) != all {
+			t.Errorf("%d members: %d times a member has no copy of a scope", members, short)
+		}
+	}
+}

@@ -159,11 +159,18 @@ func (f *Farm) Owners() map[xfrm.Scope]cluster.NodeID {
 	return m
 }
 
-// Owned are the scopes that this member owns.
-func (f *Farm) Owned() map[xfrm.Scope]bool {
+// Followed are the scopes whose SAs this member has itself, as their owner or in their sync
+// set. A packet for one that is missing waits: a tunnel is under way from one scope to
+// another, and whoever it would be led to has it no earlier.
+func (f *Farm) Followed() map[xfrm.Scope]bool {
 	m := make(map[xfrm.Scope]bool, len(f.owned))
 	for id := range f.owned {
 		m[xfrm.Scope(id)] = true
+	}
+	for _, s := range f.decided.Scopes() {
+		if slices.Contains(s.Sync, f.opt.Self) {
+			m[xfrm.Scope(s.ID)] = true
+		}
 	}
 	return m
 }

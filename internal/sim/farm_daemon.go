@@ -289,7 +289,7 @@ func (d *farmDaemon) byPrefix(dst netip.Addr) (scope xfrm.Scope, ok bool) {
 			best, scope = p.Bits(), to
 		}
 	}
-	return scope, best >= 0 && !d.f.Owned()[scope]
+	return scope, best >= 0 && !d.f.Followed()[scope]
 }
 
 // sendLAN carries what a member tells another about prefixes, over the link that carries
