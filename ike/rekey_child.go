@@ -23,6 +23,11 @@ func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, err
 		return nil, err
 	}
 	old := sa.childOut(espSPI(n.SPI))
+	if old == nil && len(sa.owed) > 0 {
+		// It may be one of those whose DELETE is under way: told that it is not found, the
+		// peer would make it afresh (RFC 7296 §2.25.1).
+		return nil, refuse(message.TemporaryFailure, "Child SAs are being deleted")
+	}
 	if old == nil {
 		return nil, &NotifyError{Type: message.ChildSANotFound, Protocol: ipsec.ProtocolESP, SPI: n.SPI,
 			Err: errors.New("no Child SA with SPI " + espSPI(n.SPI).String())}
@@ -94,6 +99,14 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 			e.close(sa, "TEMPORARY_FAILURE again and again")
 			return
 		}
+		if x.kind == kindCreateChild {
+			sa.want(x.phase2)
+			sa.wantsAt = e.now.Add(temporaryWait + e.randomSpan(temporaryWait/2))
+			return
+		}
+	case peer != nil && peer.notify == message.NoAdditionalSAs && old != nil && e.afresh(sa, x.phase2):
+		old.rekeyAt = e.now.Add(sa.negotiateTimeout())
+		return
 	}
 	if old != nil {
 		// The peer's own rekey may have replaced it; then there is nothing to repeat.
@@ -103,6 +116,31 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 	if x.kind == kindCreateChild {
 		e.createFailed(sa, x.phase2)
 	}
+}
+
+// afresh negotiates a new IKE SA beside one whose peer makes nothing new on it (RFC 7296
+// §4): as soon as the new one stands, the old one ends as its duplicate.
+func (e *Engine) afresh(sa *ikeSA, phase2 string) bool {
+	t := sa.tunnel
+	if t == nil || !t.mayInitiate() {
+		return false
+	}
+	if phase2 == "" {
+		if len(sa.children) == 0 {
+			return false
+		}
+		phase2 = sa.children[0].Phase2
+	}
+	if t.connecting() {
+		return true
+	}
+	for _, c := range sa.children {
+		if c.Phase2 != phase2 && !slices.Contains(t.wants, c.Phase2) {
+			t.wants = append(t.wants, c.Phase2)
+		}
+	}
+	e.info(sa, "peer makes nothing new on this IKE SA, negotiating another one")
+	return e.initiate(t, phase2)
 }
 
 // createFailed tries a Child SA again later if it must stand by itself; whatever

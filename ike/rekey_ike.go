@@ -279,6 +279,11 @@ func (e *Engine) rekeyIKERefused(sa *ikeSA, x *exchange, rival *ikeSA, err error
 				e.close(sa, "TEMPORARY_FAILURE again and again")
 				return
 			}
+		case message.NoAdditionalSAs:
+			if e.afresh(sa, "") {
+				sa.rekeyAt = e.now.Add(sa.negotiateTimeout())
+				return
+			}
 		}
 	}
 	sa.rekeyAt = e.now.Add(temporaryWait + e.randomSpan(temporaryWait/2))
