@@ -26,7 +26,7 @@ func (e *Engine) newESPSPI() ipsec.ESPSPI {
 	for {
 		n := binary.BigEndian.Uint32(e.random(4))
 		s := ipsec.ESPSPI(n - n%uint32(e.o.Share.of()) + uint32(e.o.Share.Part))
-		if s > 255 && e.children[s] == nil && e.shelfChildren[s] == nil && !e.spiPending(s) {
+		if s > lastReservedSPI && e.children[s] == nil && e.shelfChildren[s] == nil && !e.spiPending(s) {
 			return s
 		}
 	}

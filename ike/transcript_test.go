@@ -2,6 +2,7 @@ package ike
 
 import (
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ type conversation struct {
 	ending  bool  // the script ends SAs: traffic may stop
 	showTS  bool
 	showV   bool
+	loose   bool // the script itself uses message IDs in a wrong order
 
 	lines   []line
 	flights map[int]Datagram
@@ -316,6 +318,10 @@ func (c *conversation) read(s *side, d Datagram) string {
 			if err == nil {
 				err = m.Open(d.Data, o)
 			}
+			var critical *message.Error
+			if errors.As(err, &critical) && critical.Notify == message.UnsupportedCriticalPayload {
+				return fmt.Sprintf("%s%s %s %d: critical payload of type %d", h.Exchange, on, kind, h.MessageID, critical.Data[0])
+			}
 			if err != nil {
 				return fmt.Sprintf("%s%s %s %d that does not open: %v", h.Exchange, on, kind, h.MessageID, err)
 			}
@@ -386,7 +392,7 @@ func (c *conversation) payload(s *side, h message.Header, p message.Payload) str
 		for _, x := range p.SPIs {
 			spis = append(spis, c.esp(s, x))
 		}
-		return "D(ESP " + strings.Join(spis, " ") + ")"
+		return map[bool]string{true: "D(AH ", false: "D(ESP "}[p.Protocol == ipsec.ProtocolAH] + strings.Join(spis, " ") + ")"
 	case *message.Notify:
 		return "N(" + p.NotifyType.String() + c.notifyData(s, p) + ")"
 	case *message.Unknown:
@@ -580,7 +586,9 @@ func (c *conversation) end(ikes, children int) {
 	if children > 0 && (!a.esp(c.b) || !c.b.esp(a)) {
 		c.t.Error("traffic does not pass")
 	}
-	c.windows()
+	if !c.loose {
+		c.windows()
+	}
 }
 
 // windows checks that message IDs rise by one and no request leaves before the answer to the
@@ -695,7 +703,7 @@ func TestTranscriptsAreAllChecked(t *testing.T) {
 		t.Fatalf("no transcripts: %v", err)
 	}
 	known := map[string]bool{}
-	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes()) {
+	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), oddities()) {
 		if known[g.name] {
 			t.Errorf("two cases %s", g.name)
 		}
