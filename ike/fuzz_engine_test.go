@@ -1,0 +1,673 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"tandem/ike/keymat"
+	"tandem/ike/message"
+	"tandem/internal/config"
+	"tandem/internal/ipsec"
+)
+
+// storm is two gateways, one of them with a standby, and a network in the hands of somebody
+// who knows all keys: a program of bytes says what the sides begin, which message arrives,
+// when and how often, and what it says then.
+type storm struct {
+	*world
+	t        *testing.T
+	a, b     *side
+	spare    *side // takes over from b
+	standby  *side // of b
+	plain    *Engine
+	rings    map[ipsec.IKESPIs]KeyLog
+	sealers  map[ipsec.IKESPIs][2]message.Sealer // of the initiator, of the responder
+	order    []ipsec.IKESPIs
+	secrets  map[string]bool
+	history  [][]message.Payload
+	messages int
+}
+
+// program reads bytes; at its end it says 0.
+type program []byte
+
+func (p *program) next() int {
+	if len(*p) == 0 {
+		return 0
+	}
+	x := (*p)[0]
+	*p = (*p)[1:]
+	return int(x)
+}
+
+// below is in [0, n).
+func (p *program) below(n int) int {
+	if n <= 0 {
+		return 0
+	}
+	return p.next() % n
+}
+
+// Of a program's operations.
+const (
+	opDeliver = iota
+	opDeliverAny
+	opLose
+	opRepeat
+	opMutate
+	opForge
+	opCommandA
+	opCommandB
+	opWait
+	opTakeover
+	opCommit
+	opHold
+	opHandover
+	opPackets
+	opHeal
+	ops
+)
+
+const maxProgram = 120 // operations
+
+func newStorm(t *testing.T, kind int) *storm {
+	s := &storm{t: t, rings: map[ipsec.IKESPIs]KeyLog{}, sealers: map[ipsec.IKESPIs][2]message.Sealer{}, secrets: map[string]bool{}}
+	suite := gcm128
+	if kind&2 != 0 {
+		suite = cbc128sha256
+	}
+	w, a, b := pair(t, func(ca, cb *config.Config) {
+		twoPhase2(ca, cb)
+		for _, c := range []*config.Config{ca, cb} {
+			c.Phase1[0].AutoNegotiate = false
+			c.Phase1[0].Proposals = []ipsec.Suite{suite}
+			c.Phase1[0].KeyLife = 4 * time.Hour
+			for i := range c.Phase2 {
+				p := &c.Phase2[i]
+				p.PFS, p.KeyLife, p.Proposals = kind&4 != 0, time.Hour, []ipsec.Suite{esp(suite)}
+			}
+		}
+	})
+	s.world, s.a, s.b = w, a, b
+	s.secret([]byte("secret"), []byte("the cluster's own cookie secret."))
+	s.watch(a)
+	s.watch(b)
+	s.spare = w.standby(b, 77)
+	s.standby = s.spare
+	apply := b.onRecord
+	b.onRecord = func(r Record) { s.record(r); apply(r) }
+	s.watch(s.spare)
+	s.plain = New(Options{Config: b.e.cfg})
+	a.numbers, b.numbers = map[ipsec.ESPSPI][2]uint64{}, map[ipsec.ESPSPI][2]uint64{}
+	b.resume()
+	a.resume()
+	if kind&1 == 0 {
+		a.up("net")
+		w.settle()
+	}
+	return s
+}
+
+func (s *storm) secret(all ...[]byte) {
+	for _, b := range all {
+		if len(b) >= 4 {
+			s.secrets[string(b)] = true
+			s.secrets[hex.EncodeToString(b)] = true
+		}
+	}
+}
+
+func (s *storm) watch(x *side) {
+	x.onEffect = func(e Effect) {
+		switch e := e.(type) {
+		case KeyLog:
+			if _, known := s.rings[e.SPIs]; !known {
+				s.order = append(s.order, e.SPIs)
+				s.rings[e.SPIs] = KeyLog{SPIs: e.SPIs, Suite: e.Suite, Ei: ipsec.NewKey(e.Ei.Bytes()), Er: ipsec.NewKey(e.Er.Bytes()),
+					Ai: ipsec.NewKey(e.Ai.Bytes()), Ar: ipsec.NewKey(e.Ar.Bytes())}
+			}
+			s.secret(e.Ei.Bytes(), e.Er.Bytes(), e.Ai.Bytes(), e.Ar.Bytes())
+		case Install:
+			s.secret(e.SA.EncrIn.Bytes(), e.SA.EncrOut.Bytes(), e.SA.SaltIn.Bytes(), e.SA.IntegIn.Bytes(), e.SA.IntegOut.Bytes())
+		case Send:
+			if s.messages++; s.messages > 20000 {
+				s.t.Fatal("messages without end")
+			}
+		}
+	}
+	x.onLog = func(l Log) {
+		text := l.Message + " " + fmt.Sprint(l.Attrs)
+		for k := range s.secrets {
+			if strings.Contains(text, k) {
+				s.t.Fatalf("%s: a secret in the log: %q", x.name, text)
+			}
+		}
+	}
+}
+
+// record checks that a record says the same when it was read.
+func (s *storm) record(r Record) {
+	for _, x := range r.Entries {
+		if x.Value == nil {
+			continue
+		}
+		s.plain.now = s.now
+		sa, err := s.plain.decode(x.Value)
+		if err != nil {
+			s.t.Fatalf("record of %s: %v", x.SPIs, err)
+		}
+		again, err := proto.MarshalOptions{Deterministic: true}.Marshal(s.plain.encode(sa))
+		if err != nil || !bytes.Equal(again, x.Value) {
+			s.t.Fatalf("record of %s says something else when it was read (%v)", x.SPIs, err)
+		}
+	}
+}
+
+func (s *storm) sides() []*side {
+	out := []*side{s.a, s.b}
+	if s.spare != s.b {
+		out = append(out, s.spare)
+	}
+	return out
+}
+
+// check looks at what must hold at every moment.
+func (s *storm) check() {
+	for _, x := range s.sides() {
+		if x.dead {
+			continue
+		}
+		e := x.e
+		if len(e.held) == 0 && len(x.tickets) == 0 {
+			if len(e.children) != len(x.installed) {
+				s.t.Fatalf("%s: the engine has %d Child SAs, the data plane %d", x.name, len(e.children), len(x.installed))
+			}
+			for spi := range x.installed {
+				if e.children[spi] == nil {
+					s.t.Fatalf("%s: the data plane has Child SA %s, the engine not", x.name, spi)
+				}
+			}
+		}
+		n := 0
+		for own, sa := range e.sas {
+			if sa.state == stateGone || sa.ownSPI() != own {
+				s.t.Fatalf("%s: IKE SA %s in state %s under SPI %s", x.name, sa.spis, sa.state, own)
+			}
+			for _, c := range sa.children {
+				if n++; e.children[c.SPIIn] != c || c.ike != sa {
+					s.t.Fatalf("%s: Child SA %s of %s is not known", x.name, c.SPIIn, sa.spis)
+				}
+			}
+			if len(sa.children) > maxChildren || len(sa.deletedChildren) > maxDeletedChildren || len(sa.owed) > 2*maxChildren || len(sa.vendorIDs) > maxVendorIDs ||
+				sa.req != nil && len(sa.req.deletedOutward) > maxDeletedChildren || len(sa.wants) > len(e.cfg.Phase2) {
+				s.t.Fatalf("%s: IKE SA %s grows: %d Child SAs, %d deleted, %d owed, %d wanted", x.name, sa.spis, len(sa.children), len(sa.deletedChildren), len(sa.owed), len(sa.wants))
+			}
+		}
+		if n != len(e.children) {
+			s.t.Fatalf("%s: %d Child SAs on IKE SAs, %d known", x.name, n, len(e.children))
+		}
+		for _, t := range e.tunnels {
+			rekeyed := 0
+			for _, sa := range t.sas {
+				if e.sas[sa.ownSPI()] != sa {
+					s.t.Fatalf("%s: tunnel %s has an IKE SA that is gone", x.name, t.name)
+				}
+				if sa.state == stateRekeyed {
+					rekeyed++
+				}
+			}
+			if rekeyed > 4*maxHeirs {
+				s.t.Fatalf("%s: %d IKE SAs wait for their end", x.name, rekeyed)
+			}
+		}
+	}
+}
+
+// windows: one message under one ID, and no request before the answer to the one before.
+func (s *storm) windows() {
+	type key struct {
+		spis    ipsec.IKESPIs
+		i, resp bool
+		id      uint32
+	}
+	said := map[key][]byte{}
+	for _, d := range s.seen {
+		h, err := message.ParseHeader(d.Data)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if h.Exchange == message.IKESAInit || h.NextPayload != message.TypeSK || h.Exchange == message.Informational && h.MessageID == 0 {
+			continue // of the last kind are synchronisations of message IDs, too
+		}
+		k := key{h.SPIs, h.Initiator, h.Response, h.MessageID}
+		if was := said[k]; was != nil && !bytes.Equal(was, d.Data) {
+			s.t.Fatalf("two messages %s %d (response %v) of IKE SA %s", h.Exchange, h.MessageID, h.Response, h.SPIs)
+		}
+		said[k] = d.Data
+	}
+}
+
+func (s *storm) run(p program) {
+	for range maxProgram {
+		if len(p) == 0 {
+			break
+		}
+		s.step(&p)
+		s.check()
+	}
+	s.b.manual = false
+	s.b.drain()
+	s.settle()
+	s.check()
+	s.windows()
+	s.silence()
+}
+
+func (s *storm) step(p *program) {
+	op := p.below(ops)
+	pick := func() (Datagram, bool) {
+		if len(s.wire) == 0 {
+			return Datagram{}, false
+		}
+		i := 0
+		if op != opDeliver {
+			i = p.below(len(s.wire))
+		}
+		d := s.wire[i]
+		if op != opRepeat {
+			s.wire = slices.Delete(slices.Clone(s.wire), i, i+1)
+		}
+		return d, true
+	}
+	switch op {
+	case opDeliver, opDeliverAny, opRepeat:
+		if d, ok := pick(); ok {
+			s.deliver(d)
+		}
+	case opLose:
+		pick()
+	case opMutate:
+		if d, ok := pick(); ok {
+			if d, ok = s.mutate(d, p); ok {
+				s.deliver(d)
+			}
+		}
+	case opForge:
+		if d, ok := s.forge(p); ok {
+			s.deliver(d)
+		}
+	case opCommandA:
+		s.command(s.a, p)
+	case opCommandB:
+		s.command(s.b, p)
+	case opWait:
+		s.pass([]time.Duration{time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second, 45 * time.Second, 5 * time.Minute, time.Hour}[p.below(7)])
+	case opTakeover:
+		if s.spare != s.b {
+			s.b.dead, s.b.manual = true, false
+			s.b = s.spare
+			s.b.e.OwnerDied()
+			if p.next()%4 == 0 {
+				s.b.e.Behind()
+			}
+			s.b.resume()
+		}
+	case opCommit:
+		if len(s.b.tickets) > 0 {
+			t := s.b.tickets[0]
+			s.b.tickets = s.b.tickets[1:]
+			s.b.e.Committed(s.now, t)
+			s.b.drain()
+		}
+	case opHold:
+		s.b.manual = !s.b.manual
+		s.b.drain()
+	case opHandover:
+		s.b.manual = false
+		s.b.drain()
+		s.b.e.Suspend(s.now)
+		s.b.drain()
+		s.b.resume()
+	case opPackets:
+		for _, x := range []*side{s.a, s.b} {
+			if n := len(x.order); n > 0 {
+				spi := x.order[p.below(n)]
+				x.lastIn[spi], x.lastOut[spi] = s.now, s.now
+				x.numbers[spi] = [2]uint64{1000, 1000}
+				x.e.HandleFirstInbound(s.now, spi)
+				x.drain()
+			}
+		}
+	case opHeal:
+		entries := s.b.e.Snapshot(s.now)
+		if n := len(entries); n > 0 && len(s.b.tickets) == 0 && !s.b.manual {
+			s.b.e.Unite(s.now, entries[:1+p.below(n)])
+			s.b.drain()
+		}
+	}
+}
+
+func (s *storm) command(x *side, p *program) {
+	switch what := p.below(10); what {
+	case 0, 1:
+		x.e.Rekey(s.now, "", what == 0)
+	case 2:
+		clearAll(x)
+	case 3, 4:
+		_ = x.e.Up(s.now, x.e.cfg.Phase1[0].Name, "")
+	case 5:
+		_ = x.e.Down(s.now, x.e.cfg.Phase1[0].Name, x.e.cfg.Phase2[p.below(2)].Name)
+	case 6, 7:
+		if n := len(x.order); n > 0 {
+			x.e.HandleExpiring(s.now, x.order[p.below(n)], what == 7)
+		}
+	case 8:
+		if l := x.established(); len(l) > 0 && l[0].req == nil {
+			x.event(func(e *Engine) { e.sendDPD(l[0]) })
+		}
+	case 9:
+		x.e.RekeyAll(s.now, "the program says so")
+	}
+	x.drain()
+}
+
+// pass lets time pass without messages.
+func (s *storm) pass(d time.Duration) {
+	end := s.now.Add(d)
+	for range 5000 {
+		next := end
+		for _, x := range []*side{s.a, s.b} {
+			if t, ok := x.e.NextTimeout(); ok && t.Before(next) {
+				next = t
+			}
+		}
+		if next.After(s.now) {
+			s.now = next
+		}
+		if !s.now.Before(end) {
+			return
+		}
+		for _, x := range []*side{s.a, s.b} {
+			x.e.HandleTimeout(s.now)
+			x.drain()
+		}
+	}
+	s.t.Fatal("timers without end")
+}
+
+// silence: when nobody says anything any more, nothing is left after the longest lifetime.
+func (s *storm) silence() {
+	s.pass(5 * time.Hour)
+	s.wire = nil
+	s.check()
+	for _, x := range []*side{s.a, s.b} {
+		e := x.e
+		if len(e.sas)+len(e.children)+len(e.inits)+len(e.perSource)+e.halfOpen+len(e.keyRefs)+len(e.held)+len(x.installed)+len(e.peers) != 0 {
+			s.t.Fatalf("%s: left over: %v, %d Child SAs, %d half open (%d, %d), %d keys, %d held, %d installed, %d peers", x.name, describe(x.ike()), len(e.children),
+				len(e.inits), e.halfOpen, len(e.perSource), len(e.keyRefs), len(e.held), len(x.installed), len(e.peers))
+		}
+	}
+	if s.standby != s.b && (len(s.standby.e.sas) != 0 || len(s.standby.e.keyRefs) != 0) {
+		s.t.Fatalf("the standby keeps %v, %d keys", describe(s.standby.ike()), len(s.standby.e.keyRefs))
+	}
+}
+
+// seal protects payloads as one side of an IKE SA.
+func (s *storm) seal(h message.Header, ps []message.Payload, flip int) ([]byte, bool) {
+	r, ok := s.rings[h.SPIs]
+	if !ok {
+		return nil, false
+	}
+	both, ok := s.sealers[h.SPIs]
+	if !ok {
+		for i, k := range [][2]ipsec.Key{{r.Ei, r.Ai}, {r.Er, r.Ar}} {
+			x, err := keymat.NewSealer(r.Suite, k[0], k[1], ipsec.NewIVCounter(0xfffffe+uint32(i)), testRand(9))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			both[i] = x
+		}
+		s.sealers[h.SPIs] = both
+	}
+	sealer := both[0]
+	if !h.Initiator {
+		sealer = both[1]
+	}
+	m := &message.Message{Header: h, Payloads: ps}
+	if flip == 0 {
+		b, err := m.Seal(sealer)
+		return b, err == nil
+	}
+	first, inner := message.EncodePayloads(ps)
+	if len(inner) == 0 {
+		return nil, false
+	}
+	inner[flip>>3%len(inner)] ^= 1 << (flip & 7)
+	plain := append(inner, 0)
+	if n := sealer.BlockLen(); len(plain)%n != 0 {
+		pad := n - len(plain)%n
+		plain = append(append(inner, make([]byte, pad)...), byte(pad))
+	}
+	m.Payloads = nil
+	aad := append(m.Encode(), byte(first), 0, 0, 0)
+	n := 4 + sealer.IVLen() + len(plain) + sealer.ICVLen()
+	binary.BigEndian.PutUint16(aad[30:], uint16(n))
+	aad[16] = byte(message.TypeSK)
+	binary.BigEndian.PutUint32(aad[24:], uint32(message.HeaderLen+n))
+	b, err := sealer.Seal(aad, plain)
+	return b, err == nil
+}
+
+// open reads a message with the keys of its sender.
+func (s *storm) open(d Datagram) (message.Header, []message.Payload, bool) {
+	m, err := message.Parse(d.Data)
+	if err != nil {
+		return message.Header{}, nil, false
+	}
+	if n := len(m.Payloads); n == 0 || m.Payloads[n-1].Type() != message.TypeSK {
+		return m.Header, m.Payloads, true
+	}
+	r, ok := s.rings[m.SPIs]
+	if !ok {
+		return m.Header, nil, false
+	}
+	key, auth := r.Ei, r.Ai
+	if !m.Initiator {
+		key, auth = r.Er, r.Ar
+	}
+	o, err := keymat.NewOpener(r.Suite, key, auth)
+	if err != nil || m.Open(d.Data, o) != nil {
+		return m.Header, nil, false
+	}
+	return m.Header, m.Payloads, true
+}
+
+// mutate changes a message that is under way.
+func (s *storm) mutate(d Datagram, p *program) (Datagram, bool) {
+	h, ps, ok := s.open(d)
+	if !ok {
+		return d, false
+	}
+	clear := h.Exchange == message.IKESAInit || s.rings[h.SPIs].Ei.Len() == 0
+	s.history = append(s.history, slices.Clone(ps))
+	ps = slices.Clone(ps)
+	flip := 0
+	for range 1 + p.below(3) {
+		switch p.below(13) {
+		case 0:
+			if i := p.below(len(ps)); i < len(ps) {
+				ps = slices.Delete(ps, i, i+1)
+			}
+		case 1:
+			if i := p.below(len(ps)); i < len(ps) {
+				ps = append(ps, ps[i])
+			}
+		case 2:
+			if i, j := p.below(len(ps)), p.below(len(ps)); len(ps) > 0 {
+				ps[i], ps[j] = ps[j], ps[i]
+			}
+		case 3, 4:
+			ps = slices.Insert(ps, p.below(len(ps)+1), s.payload(p))
+		case 5:
+			if i := p.below(len(ps)); i < len(ps) {
+				ps[i] = s.payload(p)
+			}
+		case 6:
+			h.MessageID += uint32(int32(int8(p.next())))
+		case 7:
+			h.Exchange = message.ExchangeType(34 + p.below(12))
+		case 8:
+			h.Response = !h.Response
+		case 9:
+			flip = 1 + p.next() + p.next()<<8
+		case 10:
+			if n := len(s.order); n > 0 && !clear {
+				h.SPIs = s.order[p.below(n)]
+			}
+		case 11:
+			h.Initiator = !h.Initiator
+		case 12:
+			if n := len(s.history); n > 0 {
+				ps = slices.Clone(s.history[p.below(n)])
+			}
+		}
+	}
+	if clear {
+		m := &message.Message{Header: h, Payloads: ps}
+		if d.Data = m.Encode(); d.Data != nil && flip > 0 {
+			d.Data[flip>>3%len(d.Data)] ^= 1 << (flip & 7)
+		}
+		return d, d.Data != nil
+	}
+	d.Data, ok = s.seal(h, ps, flip)
+	return d, ok
+}
+
+// forge makes a message of one of the sides that its engine never sent, as the next in the
+// window or beside it.
+func (s *storm) forge(p *program) (Datagram, bool) {
+	from, to := s.a, s.b
+	if p.next()&1 != 0 {
+		from, to = to, from
+	}
+	sas := to.ike()
+	if len(sas) == 0 {
+		return Datagram{}, false
+	}
+	sa := sas[p.below(len(sas))]
+	h := message.Header{SPIs: sa.spis, MajorVersion: 2, Initiator: !sa.initiator, MessageID: sa.nextRecv,
+		Exchange: []message.ExchangeType{message.CreateChildSA, message.Informational, message.IKEAuth}[p.below(3)]}
+	if sa.req != nil && p.next()&1 != 0 {
+		h.Response, h.MessageID, h.Exchange = true, sa.req.id, sa.req.kind.exchangeType()
+	}
+	if n := p.next(); n > 240 {
+		h.MessageID += uint32(n - 248)
+	}
+	var ps []message.Payload
+	switch p.below(4) {
+	case 0: // a Child SA
+		ps = append(ps, &message.Notify{Protocol: ipsec.ProtocolESP, SPI: spiBytes(s.spi(p)), NotifyType: message.RekeySA})
+		fallthrough
+	case 1:
+		suite := sa.suite
+		suite.PRF, suite.KE = 0, 0
+		ps = append(ps, &message.SA{Proposals: espProposals([]ipsec.Suite{suite}, nil, spiBytes(s.spi(p)))}, &message.Nonce{Data: make([]byte, 16+p.below(64))},
+			&message.TS{Selectors: list(netA)}, &message.TS{Responder: true, Selectors: list(netB)})
+	case 2: // an IKE SA
+		suite := sa.suite
+		suite.KE = 0
+		ps = append(ps, &message.SA{Proposals: ikeProposals([]ipsec.Suite{suite}, groups(ipsec.KEX25519), []byte{1, 2, 3, 4, 5, 6, byte(p.next()), byte(p.next())})},
+			&message.Nonce{Data: make([]byte, 32)}, &message.KE{Group: ipsec.KEX25519, Data: append([]byte{9}, make([]byte, 31)...)})
+	}
+	for range p.below(4) {
+		ps = append(ps, s.payload(p))
+	}
+	d := Datagram{Local: sa.remote, Remote: sa.local, NonESP: sa.nonESP}
+	var ok bool
+	d.Data, ok = s.seal(h, ps, 0)
+	return d, ok
+}
+
+// spi is one that somebody has, or nobody.
+func (s *storm) spi(p *program) ipsec.ESPSPI {
+	var all []ipsec.ESPSPI
+	for _, x := range []*side{s.a, s.b} {
+		all = append(all, x.order...)
+	}
+	if i := p.below(len(all) + 3); i < len(all) {
+		return all[i]
+	}
+	return ipsec.ESPSPI(p.next())<<24 | ipsec.ESPSPI(p.next())
+}
+
+// payload is any that an authenticated peer might send.
+func (s *storm) payload(p *program) message.Payload {
+	switch p.below(16) {
+	case 0:
+		return &message.Delete{Protocol: ipsec.ProtocolIKE}
+	case 1, 2:
+		d := &message.Delete{Protocol: ipsec.ProtocolESP}
+		for range p.below(5) {
+			d.SPIs = append(d.SPIs, s.spi(p))
+		}
+		return d
+	case 3:
+		return &message.Notify{Protocol: ipsec.ProtocolESP, SPI: spiBytes(s.spi(p)), NotifyType: message.RekeySA}
+	case 4:
+		errs := []message.NotifyType{message.TemporaryFailure, message.ChildSANotFound, message.NoAdditionalSAs, message.InvalidSyntax, message.AuthenticationFailed,
+			message.NoProposalChosen, message.TSUnacceptable, message.SinglePairRequired, message.InvalidSPI, message.InvalidMessageID}
+		return notify(errs[p.below(len(errs))], nil)
+	case 5:
+		return notify(message.InvalidKEPayload, []byte{0, byte(p.next())})
+	case 6:
+		return notify(message.NotifyType(16384+p.below(60)), make([]byte, p.below(40)))
+	case 7:
+		return midValues{nonce: uint32(p.next()), send: uint32(p.next()), recv: uint32(p.next())}.payload()
+	case 8:
+		return notify(message.ReplayCounterSync, binary.BigEndian.AppendUint32(nil, uint32(p.next())<<20))
+	case 9:
+		return &message.SA{Proposals: espProposals([]ipsec.Suite{esp(gcm128), esp(cbc128sha256)}, groups(ipsec.KEX25519), spiBytes(s.spi(p)))}
+	case 10:
+		return &message.SA{Proposals: ikeProposals([]ipsec.Suite{gcm128, cbc128sha256}, groups(ipsec.KEX25519), make([]byte, 8))}
+	case 11:
+		return &message.KE{Group: ipsec.TransformID(p.below(32)), Data: make([]byte, p.below(70))}
+	case 12:
+		n := &message.Nonce{Data: bytes.Repeat([]byte{byte(p.next())}, 16+p.below(241))}
+		return n
+	case 13:
+		return &message.TS{Responder: p.next()&1 != 0, Selectors: [][]ipsec.TrafficSelector{nil, list(netA), list(netB), list("0.0.0.0/0"), list("::/0", netA)}[p.below(5)]}
+	case 14:
+		return &message.ID{Responder: p.next()&1 != 0, IDType: message.IDType(p.below(13)), Data: []byte{192, 0, 2, byte(p.next())}}
+	}
+	return &message.Unknown{PayloadType: message.PayloadType(128 + p.below(100))}
+}
+
+// FuzzEngine drives whole engines, as initiator and responder, through exchanges that
+// somebody with all keys changes, holds back, repeats and invents, over takeovers, handovers
+// and healing. Nothing panics, nothing grows, what a record says is what was meant, engine
+// and data plane have the same SAs, no message ID stands for two messages, no secret is
+// logged, and nothing is left when all is silent.
+func FuzzEngine(f *testing.F) {
+	rnd := testRand(4711)
+	for kind := range byte(8) {
+		f.Add(kind, []byte{opCommandA, 1, opCommandB, 1, opDeliver, opDeliver, opDeliver, opDeliver, opTakeover, 1, opWait, 2})
+		f.Add(kind, []byte{opCommandA, 0, opCommandB, 0, opMutate, 0, 0, 6, 1, opDeliver, opForge, 0, 0, 0, 0, opWait, 4})
+		f.Add(kind, []byte{opHold, opCommandB, 0, opCommit, opDeliver, opDeliver, opTakeover, 0, opDeliver, opWait, 5, opHeal, 1})
+		b := make([]byte, 200)
+		if _, err := rnd.Read(b); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(kind, b)
+	}
+	f.Fuzz(func(t *testing.T, kind byte, p []byte) {
+		newStorm(t, int(kind)).run(p)
+	})
+}
