@@ -4,18 +4,22 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"flag"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"tandem/ike/keymat"
 	"tandem/ike/message"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/proto/syncpb"
 )
 
 // storm is two gateways, one of them with a standby, and a network in the hands of somebody
@@ -26,7 +30,6 @@ type storm struct {
 	t        *testing.T
 	a, b     *side
 	spare    *side // takes over from b
-	standby  *side // of b
 	plain    *Engine
 	rings    map[ipsec.IKESPIs]KeyLog
 	sealers  map[ipsec.IKESPIs][2]message.Sealer // of the initiator, of the responder
@@ -73,8 +76,11 @@ const (
 	opHandover
 	opPackets
 	opHeal
-	ops
 )
+
+// usual says how often which operation comes.
+var usual = []int{opDeliver, opDeliver, opDeliver, opDeliver, opDeliver, opDeliver, opDeliver, opDeliverAny, opDeliverAny, opLose, opRepeat, opMutate, opMutate,
+	opForge, opForge, opCommandA, opCommandA, opCommandB, opCommandB, opWait, opWait, opTakeover, opCommit, opCommit, opHold, opHandover, opPackets, opHeal}
 
 const maxProgram = 120 // operations
 
@@ -100,12 +106,8 @@ func newStorm(t *testing.T, kind int) *storm {
 	s.secret([]byte("secret"), []byte("the cluster's own cookie secret."))
 	s.watch(a)
 	s.watch(b)
-	s.spare = w.standby(b, 77)
-	s.standby = s.spare
-	apply := b.onRecord
-	b.onRecord = func(r Record) { s.record(r); apply(r) }
-	s.watch(s.spare)
 	s.plain = New(Options{Config: b.e.cfg})
+	s.replicate()
 	a.numbers, b.numbers = map[ipsec.ESPSPI][2]uint64{}, map[ipsec.ESPSPI][2]uint64{}
 	b.resume()
 	a.resume()
@@ -114,6 +116,18 @@ func newStorm(t *testing.T, kind int) *storm {
 		w.settle()
 	}
 	return s
+}
+
+// replicate gives b a standby.
+func (s *storm) replicate() {
+	s.spare = s.world.standby(s.b, uint64(77+len(s.world.sides)))
+	s.watch(s.spare)
+	apply := s.b.onRecord
+	s.b.onRecord = func(r Record) { s.record(r); apply(r) }
+	s.spare.e.BeginCopy()
+	s.spare.e.Apply(s.now, Record{Entries: s.b.e.Snapshot(s.now)})
+	s.spare.e.EndCopy()
+	s.spare.drain()
 }
 
 func (s *storm) secret(all ...[]byte) {
@@ -172,11 +186,7 @@ func (s *storm) record(r Record) {
 }
 
 func (s *storm) sides() []*side {
-	out := []*side{s.a, s.b}
-	if s.spare != s.b {
-		out = append(out, s.spare)
-	}
-	return out
+	return []*side{s.a, s.b, s.spare}
 }
 
 // check looks at what must hold at every moment.
@@ -231,6 +241,73 @@ func (s *storm) check() {
 	}
 }
 
+// copied: the standby knows what the owner knows.
+func (s *storm) copied() {
+	if len(s.b.tickets) > 0 || len(s.b.e.held) > 0 {
+		return
+	}
+	ours, theirs := s.b.e.Snapshot(s.now), s.spare.e.Snapshot(s.now)
+	if len(ours) != len(theirs) {
+		s.t.Fatalf("%d IKE SAs, the standby has %d: %v, %v", len(ours), len(theirs), describe(s.b.ike()), describe(s.spare.ike()))
+	}
+	for _, x := range ours {
+		i := slices.IndexFunc(theirs, func(y Entry) bool { return y.SPIs == x.SPIs })
+		if i < 0 {
+			s.t.Fatalf("the standby does not have IKE SA %s", x.SPIs)
+		}
+		if sa := s.b.e.bySPIs(x.SPIs); !bytes.Equal(theirs[i].Value, x.Value) && (sa == nil || sa.recordAt.IsZero()) {
+			var a, b syncpb.IKESA
+			if proto.Unmarshal(x.Value, &a) != nil || proto.Unmarshal(theirs[i].Value, &b) != nil {
+				s.t.Fatal("a record does not decode")
+			}
+			for _, y := range []*syncpb.IKESA{&a, &b} {
+				if o := y.Outstanding; o != nil {
+					o.Attempts, o.Age = 0, 0 // a successor begins to count anew
+				}
+			}
+			if fields := differing(&a, &b); len(fields) > 0 {
+				s.t.Fatalf("the standby's copy of IKE SA %s differs in %s", x.SPIs, fields)
+			}
+		}
+	}
+}
+
+// differing names the fields in which two records differ.
+func differing(a, b proto.Message) (out []string) {
+	x, y := a.ProtoReflect(), b.ProtoReflect()
+	fields := x.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		if f.Name() == "rekey" {
+			continue // a wish that is recorded with the exchange that follows from it
+		}
+		v, w := x.Get(f), y.Get(f)
+		if strings.HasSuffix(string(f.Name()), "_age") && v.Int()-w.Int() < 10 && w.Int()-v.Int() < 10 {
+			continue // rounded to microseconds
+		}
+		if !v.Equal(w) {
+			text := string(f.Name())
+			if f.Kind() != protoreflect.BytesKind && f.Kind() != protoreflect.MessageKind {
+				text += fmt.Sprintf(" (%v, %v)", v, w)
+			}
+			if f.Kind() == protoreflect.MessageKind && f.IsList() && v.List().Len() == w.List().Len() {
+				for i := range v.List().Len() {
+					text += strings.TrimSuffix(fmt.Sprint(differing(v.List().Get(i).Message().Interface(), w.List().Get(i).Message().Interface())), "[]")
+				}
+				if text == string(f.Name()) {
+					text += "[]"
+				}
+			} else if f.Kind() == protoreflect.MessageKind && !f.IsList() {
+				text += fmt.Sprint(differing(v.Message().Interface(), w.Message().Interface()))
+			}
+			if !strings.HasSuffix(text, "[]") {
+				out = append(out, text)
+			}
+		}
+	}
+	return out
+}
+
 // windows: one message under one ID, and no request before the answer to the one before.
 func (s *storm) windows() {
 	type key struct {
@@ -262,6 +339,7 @@ func (s *storm) run(p program) {
 		}
 		s.step(&p)
 		s.check()
+		s.copied()
 	}
 	s.b.manual = false
 	s.b.drain()
@@ -272,7 +350,10 @@ func (s *storm) run(p program) {
 }
 
 func (s *storm) step(p *program) {
-	op := p.below(ops)
+	if len(s.a.ike())+len(s.b.ike()) == 0 {
+		s.a.up("")
+	}
+	op := usual[p.below(len(usual))]
 	pick := func() (Datagram, bool) {
 		if len(s.wire) == 0 {
 			return Datagram{}, false
@@ -311,15 +392,17 @@ func (s *storm) step(p *program) {
 	case opWait:
 		s.pass([]time.Duration{time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second, 45 * time.Second, 5 * time.Minute, time.Hour}[p.below(7)])
 	case opTakeover:
-		if s.spare != s.b {
-			s.b.dead, s.b.manual = true, false
-			s.b = s.spare
-			s.b.e.OwnerDied()
-			if p.next()%4 == 0 {
-				s.b.e.Behind()
-			}
-			s.b.resume()
+		if len(s.world.sides) > 8 {
+			break
 		}
+		s.b.dead, s.b.manual = true, false
+		s.b = s.spare
+		s.b.e.OwnerDied()
+		if p.next()%4 == 0 {
+			s.b.e.Behind()
+		}
+		s.b.resume()
+		s.replicate()
 	case opCommit:
 		if len(s.b.tickets) > 0 {
 			t := s.b.tickets[0]
@@ -415,8 +498,8 @@ func (s *storm) silence() {
 				len(e.inits), e.halfOpen, len(e.perSource), len(e.keyRefs), len(e.held), len(x.installed), len(e.peers))
 		}
 	}
-	if s.standby != s.b && (len(s.standby.e.sas) != 0 || len(s.standby.e.keyRefs) != 0) {
-		s.t.Fatalf("the standby keeps %v, %d keys", describe(s.standby.ike()), len(s.standby.e.keyRefs))
+	if e := s.spare.e; len(e.sas) != 0 || len(e.keyRefs) != 0 || len(s.spare.installed) != 0 {
+		s.t.Fatalf("the standby keeps %v, %d keys", describe(s.spare.ike()), len(e.keyRefs))
 	}
 }
 
@@ -670,4 +753,20 @@ func FuzzEngine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind byte, p []byte) {
 		newStorm(t, int(kind)).run(p)
 	})
+}
+
+var storms = flag.Int("storms", 40, "random programs of TestStorms")
+
+// TestStorms runs FuzzEngine's programs by seed, which goes further than a fuzzer's short ones.
+func TestStorms(t *testing.T) {
+	for seed := range *storms {
+		t.Run(itoa(seed), func(t *testing.T) {
+			r := testRand(uint64(seed))
+			p := make([]byte, 500)
+			if _, err := io.ReadFull(r, p); err != nil {
+				t.Fatal(err)
+			}
+			newStorm(t, seed).run(p)
+		})
+	}
 }

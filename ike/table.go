@@ -255,6 +255,8 @@ func (e *Engine) adopt(old, to *ikeSA) {
 	to.owed = append(to.owed, old.owed...)
 	old.owed = nil
 	to.deletedChildren = old.deletedChildren
-	to.wants, to.wantsAt = append(to.wants, old.wants...), time.Time{}
-	old.wants = nil
+	for _, name := range old.wants {
+		to.want(name)
+	}
+	to.wantsAt, old.wants = time.Time{}, nil
 }
