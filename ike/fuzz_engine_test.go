@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -100,6 +101,9 @@ func newStorm(t *testing.T, kind int) *storm {
 				p := &c.Phase2[i]
 				p.PFS, p.KeyLife, p.Proposals = kind&4 != 0, time.Hour, []ipsec.Suite{esp(suite)}
 			}
+		}
+		if kind&8 != 0 { // b has clients
+			cb.Phase1[0].Type, cb.Phase1[0].RemoteGW = "dynamic", netip.Addr{}
 		}
 	})
 	s.world, s.a, s.b = w, a, b
@@ -740,7 +744,7 @@ func (s *storm) payload(p *program) message.Payload {
 // logged, and nothing is left when all is silent.
 func FuzzEngine(f *testing.F) {
 	rnd := testRand(4711)
-	for kind := range byte(8) {
+	for kind := range byte(16) {
 		f.Add(kind, []byte{opCommandA, 1, opCommandB, 1, opDeliver, opDeliver, opDeliver, opDeliver, opTakeover, 1, opWait, 2})
 		f.Add(kind, []byte{opCommandA, 0, opCommandB, 0, opMutate, 0, 0, 6, 1, opDeliver, opForge, 0, 0, 0, 0, opWait, 4})
 		f.Add(kind, []byte{opHold, opCommandB, 0, opCommit, opDeliver, opDeliver, opTakeover, 0, opDeliver, opWait, 5, opHeal, 1})

@@ -469,3 +469,41 @@ func TestPayloadsInAnyOrder(t *testing.T) {
 		})
 	}
 }
+
+// TestPeerCannotGrow: what an authenticated peer may have at once is bounded.
+func TestPeerCannotGrow(t *testing.T) {
+	w, a, b := up(t, withoutPFS)
+	sa := a.ike()[0]
+	for n := 1; n < maxChildren; n++ {
+		if m := ask(t, w, a, sa, message.CreateChildSA, creates(ipsec.ESPSPI(1000+n), list(netA), list(netB))...); len(m.Notifies()) != 0 {
+			t.Fatalf("Child SA %d is refused", n)
+		}
+	}
+	wantNotify(t, ask(t, w, a, sa, message.CreateChildSA, creates(999, list(netA), list(netB))...), message.NoAdditionalSAs)
+	if n := len(b.installed); n != maxChildren {
+		t.Errorf("%d Child SAs", n)
+	}
+	// IKE SAs that are rekeyed again and again, and never deleted.
+	w, a, b = up(t, nil)
+	for n := 0; ; n++ {
+		if n > maxHeirs {
+			t.Fatalf("%d IKE SAs wait for their DELETE", n)
+		}
+		if len(b.ike()) > maxHeirs {
+			break
+		}
+		a.rekeyIKE()
+		w.deliver(w.wire[0])
+		w.deliver(w.wire[1])
+		w.wire = nil // with the DELETE
+	}
+	a.rekeyIKE()
+	w.settle()
+	if !b.logged("refusing CREATE_CHILD_SA request") || len(b.ike()) > maxHeirs+1 {
+		t.Errorf("it goes on: %v", describe(b.ike()))
+	}
+	w.run(2 * time.Minute)
+	if len(b.ike()) != len(a.established()) {
+		t.Errorf("left: %v", describe(b.ike()))
+	}
+}
