@@ -239,6 +239,9 @@ func (e *Engine) childAccept(sa *ikeSA, m *message.Message, x *exchange, p child
 	if !ok {
 		return nil, e.disown(sa, x, "the peer chose a proposal that was not offered")
 	}
+	if _, transport := m.Notify(message.UseTransportMode); transport {
+		return nil, e.disown(sa, x, "the peer chose transport mode, which was not asked for")
+	}
 	if len(tsi.Selectors) == 0 || len(tsr.Selectors) == 0 ||
 		!allCovered(x.tsL, tsi.Selectors) || !allCovered(x.tsR, tsr.Selectors) {
 		return nil, e.disown(sa, x, "the peer's traffic selectors go beyond ours")

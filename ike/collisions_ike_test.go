@@ -8,8 +8,7 @@ import (
 	"tandem/internal/ipsec"
 )
 
-func TestIKERekeyTranscripts(t *testing.T)  { transcribe(t, ikeRekeys()) }
-func TestIKEDeleteTranscripts(t *testing.T) { transcribe(t, ikeDeletes()) }
+func TestIKERekeyTranscripts(t *testing.T) { transcribe(t, ikeRekeys()) }
 
 func ikeRekeys() []golden {
 	out := []golden{
@@ -218,88 +217,4 @@ func (c *conversation) ikeEarlyDelete(aLoses bool) {
 	c.pass(4)
 	c.wait(3 * time.Minute)
 	c.end(1, 1)
-}
-
-func ikeDeletes() []golden {
-	return []golden{
-		{name: "ike-delete-by-the-initiator", why: "The initiator deletes the IKE SA: its Child SAs first, since the peer may still send.",
-			talk: func(c *conversation) { c.deleting(0, 0, func() { clearAll(c.a) }) }},
-		{name: "ike-delete-by-the-responder", why: "The responder deletes the IKE SA.",
-			talk: func(c *conversation) { c.deleting(0, 0, func() { clearAll(c.b) }) }},
-		{name: "ike-delete-collision", why: "Both delete the IKE SA at once.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					clearAll(c.a)
-					clearAll(c.b)
-					c.pass(1, 2)
-				})
-			}},
-		{name: "ike-delete-collision-in-the-last-step", why: "Both DELETEs of the IKE SA itself cross.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					clearAll(c.a)
-					clearAll(c.b)
-					c.pass(1, 2, 3, 4)
-					c.pass(5, 6)
-				})
-			}},
-		{name: "ike-delete-lost", why: "The answer to the DELETE is lost; the repeated DELETE finds nobody.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					clearAll(c.a)
-					c.pass(1, 2, 3)
-					c.lose(4)
-				})
-			}},
-		{name: "ike-delete-meets-rekey", why: "A rekeys the IKE SA that B deletes: TEMPORARY_FAILURE, and A forgets its rekey (RFC 7296 §2.25.2).",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					c.a.rekeyIKE()
-					clearAll(c.b)
-					c.pass(1, 2)
-				})
-			}},
-		{name: "ike-delete-meets-rekey-delete-late", why: "A rekeys the IKE SA that B deletes; the DELETE comes after the refusal.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					c.a.rekeyIKE()
-					clearAll(c.b)
-					c.pass(1, 3, 2)
-				})
-			}},
-		{name: "ike-delete-meets-rekey-request-late", why: "A rekeys the IKE SA that B deletes; the request comes when it is gone.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					c.a.rekeyIKE()
-					clearAll(c.b)
-					c.pass(2, 3, 4, 1)
-				})
-			}},
-		{name: "ike-delete-of-the-new-one", why: "B, which answered a rekey, deletes the new IKE SA before A knows of it.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					c.a.rekeyIKE()
-					c.pass(1)
-					clearAll(c.b)
-					c.pass(3)
-				})
-			}},
-		{name: "ike-delete-meets-child-rekey", why: "A deletes the IKE SA on which B rekeys the Child SA.",
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					clearAll(c.a)
-					c.b.rekeyChild()
-					c.pass(1, 2)
-				})
-			}},
-		{name: "ike-delete-takeover", why: "A dies between its DELETEs of the Child SA and the IKE SA; its successor goes on.", standby: true,
-			talk: func(c *conversation) {
-				c.deleting(0, 0, func() {
-					clearAll(c.a)
-					c.pass(1)
-					c.lose(2)
-					c.takeover()
-				})
-			}},
-	}
 }

@@ -233,6 +233,24 @@ func oddities() []golden {
 				c.request(message.Informational, &message.Delete{Protocol: ipsec.ProtocolESP, SPIs: []ipsec.ESPSPI{peerSPI}})
 				c.end(1, 1)
 			}},
+		{name: "odd-transport-mode-asked-for", why: "USE_TRANSPORT_MODE in a request is declined by not repeating it: the Child SA is in tunnel mode, and a peer that cannot live with that deletes it (RFC 7296 §1.3.1).", change: withoutPFS,
+			talk: func(c *conversation) {
+				c.up()
+				c.ending = true // the script has no data plane
+				local, remote := net(c)
+				c.request(message.CreateChildSA, append([]message.Payload{notify(message.UseTransportMode, nil)}, creates(peerSPI, local, remote)...)...)
+				c.request(message.Informational, &message.Delete{Protocol: ipsec.ProtocolESP, SPIs: []ipsec.ESPSPI{peerSPI}})
+				c.end(1, 1)
+			}},
+		{name: "odd-transport-mode-unasked", why: "A response with USE_TRANSPORT_MODE that nobody asked for: the ends would speak of different packets, so it is not taken, and the peer is told.", change: withoutPFS,
+			talk: func(c *conversation) {
+				c.up()
+				c.a.rekeyChild()
+				c.answer(1, append([]message.Payload{notify(message.UseTransportMode, nil),
+					&message.SA{Proposals: espProposals([]ipsec.Suite{esp(gcm128)}, nil, spiBytes(peerSPI))}, &message.Nonce{Data: make([]byte, 32)}},
+					c.ts(list(netA), list(netB))...)...)
+				c.end(1, 1)
+			}},
 		{name: "odd-selector-lists", why: "Lists of selectors, IPv6 among them, protocols and ports: narrowed to what both allow, in the order offered (RFC 7296 §2.9).",
 			change: func(a, b *config.Config) {
 				withoutPFS(a, b)
