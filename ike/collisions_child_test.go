@@ -122,6 +122,7 @@ func childRekeys() []golden {
 			talk: func(c *conversation) {
 				c.up()
 				c.ending = true
+				c.wait(time.Minute)
 				c.say("B loses the Child SA")
 				c.b.event(func(e *Engine) { e.removeChild(c.b.child(0)) })
 				c.a.rekeyChild()

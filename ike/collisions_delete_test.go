@@ -152,13 +152,7 @@ func childDeletes() []golden {
 }
 
 // up2 is up without the second phase 2 entry.
-func (c *conversation) up2() {
-	c.b.resume()
-	c.a.resume()
-	c.a.up("net")
-	c.all()
-	c.begin()
-}
+func (c *conversation) up2() { c.upOf("net") }
 
 // deleting is a case at the end of which SAs are gone for good.
 func (c *conversation) deleting(ikes, children int, f func()) {

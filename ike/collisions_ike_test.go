@@ -218,3 +218,64 @@ func (c *conversation) ikeEarlyDelete(aLoses bool) {
 	c.wait(3 * time.Minute)
 	c.end(1, 1)
 }
+
+func TestSetUpTranscripts(t *testing.T) { transcribe(t, setUps()) }
+
+// cross has both sides begin at once, with nothing between them yet.
+func (c *conversation) cross() {
+	c.b.resume()
+	c.a.resume()
+	c.ending = true // nothing stands, and a responder of IKE_AUTH sends at once
+	c.begin()
+	c.a.up("")
+	c.b.up("")
+}
+
+func setUps() []golden {
+	return []golden{
+		{name: "ike-set-up-collision", why: "Both begin at once: of the two IKE SAs the one with the lowest nonce goes, ended by its initiator (RFC 7296 §2.8.2 by analogy).",
+			talk: func(c *conversation) {
+				c.draw(c.a, 0x10, 0x40)
+				c.draw(c.b, 0x30, 0x20)
+				c.cross()
+				c.pass(1, 2, 3, 4, 5, 6, 7, 8)
+				c.wait(time.Minute)
+				c.end(1, 1)
+			}},
+		{name: "ike-set-up-collision-late", why: "Both begin at once, and one side's IKE_AUTH comes when the other IKE SA stands.",
+			talk: func(c *conversation) {
+				c.cross()
+				c.pass(1, 2, 3, 4)
+				c.pass(5, 7)
+				c.wait(time.Second)
+				c.end(1, 1)
+			}},
+		{name: "ike-set-up-response-lost", why: "The IKE_AUTH response is lost, and the responder, which sees the IKE SA stand, rekeys it: the request waits for the response.",
+			talk: func(c *conversation) {
+				c.b.resume()
+				c.a.resume()
+				c.ending = true
+				c.begin()
+				c.a.up("")
+				c.pass(1, 2, 3)
+				c.lose(4)
+				c.b.rekeyIKE()
+				c.wait(time.Minute)
+				c.end(1, 1)
+			}},
+		{name: "ike-set-up-after-a-crash", why: "The peer has lost everything and begins anew with INITIAL_CONTACT: what it had before ends at once.", standby: true,
+			talk: func(c *conversation) {
+				c.up()
+				c.wait(time.Minute)
+				c.ending = true
+				c.say("A dies, and so does what its standby knows")
+				c.a.dead = true
+				c.s.e.BeginCopy()
+				c.s.e.EndCopy()
+				c.s.drain()
+				c.s.resume()
+				c.s.up("")
+				c.end(1, 1)
+			}},
+	}
+}

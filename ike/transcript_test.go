@@ -28,6 +28,7 @@ type conversation struct {
 	t       *testing.T
 	w       *world
 	a, b, s *side // s takes over from a, if the case wants it
+	swapped bool  // B is the initiator of the IKE SA
 	packets bool  // packets cross at every moment; else only their possibility is checked
 	quiet   bool  // nothing is written: the setup
 	ending  bool  // the script ends SAs: traffic may stop
@@ -103,9 +104,18 @@ func converse(t *testing.T, change func(a, b *config.Config), standby bool) *con
 
 // up brings the tunnel up without a word about it.
 func (c *conversation) up() {
+	c.upOf("")
+}
+
+// upOf is up for one phase 2 entry.
+func (c *conversation) upOf(phase2 string) {
 	c.b.resume()
 	c.a.resume()
-	c.a.up("")
+	if c.swapped {
+		c.b.up(phase2)
+	} else {
+		c.a.up(phase2)
+	}
 	c.all()
 	c.begin()
 }
@@ -411,7 +421,7 @@ type golden struct {
 }
 
 // transcribe runs cases and compares them with their files; once more with packets at
-// every moment, which the files do not show.
+// every moment, and with the roles in the IKE SA exchanged, which the files do not show.
 func transcribe(t *testing.T, cases []golden) {
 	for _, g := range cases {
 		t.Run(g.name, func(t *testing.T) {
@@ -437,6 +447,9 @@ func transcribe(t *testing.T, cases []golden) {
 			c = converse(t, g.change, g.standby)
 			c.packets = true
 			g.talk(c)
+			c = converse(t, g.change, g.standby)
+			c.swapped = true
+			g.talk(c)
 		})
 	}
 }
@@ -448,7 +461,7 @@ func TestTranscriptsAreAllChecked(t *testing.T) {
 		t.Fatalf("no transcripts: %v", err)
 	}
 	known := map[string]bool{}
-	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), oddities()) {
+	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities()) {
 		if known[g.name] {
 			t.Errorf("two cases %s", g.name)
 		}
