@@ -14,6 +14,9 @@ import (
 // replayWindow is the size in packets of the replay windows of our Child SAs.
 const replayWindow = 2048
 
+// maxChildren is how many Child SAs a peer may have on one IKE SA.
+const maxChildren = 512
+
 // childParams say how a Child SA comes about.
 type childParams struct {
 	first    bool   // of IKE_AUTH: no key exchange of its own
@@ -143,6 +146,9 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 	if sa.p1 == nil {
 		return nil, refuse(message.NoAdditionalSAs, "phase 1 is not configured any more")
 	}
+	if len(sa.children) >= maxChildren {
+		return nil, refuse(message.NoAdditionalSAs, "%d Child SAs on one IKE SA", len(sa.children))
+	}
 	e.debug(sa, "comparing selectors")
 	var ts tsMatch
 	var ok bool
@@ -232,6 +238,9 @@ func (e *Engine) childAccept(sa *ikeSA, m *message.Message, x *exchange, p child
 	c, ok := acceptedESP(offer, x.offered, group)
 	if !ok {
 		return nil, e.disown(sa, x, "the peer chose a proposal that was not offered")
+	}
+	if _, transport := m.Notify(message.UseTransportMode); transport {
+		return nil, e.disown(sa, x, "the peer chose transport mode, which was not asked for")
 	}
 	if len(tsi.Selectors) == 0 || len(tsr.Selectors) == 0 ||
 		!allCovered(x.tsL, tsi.Selectors) || !allCovered(x.tsR, tsr.Selectors) {

@@ -16,12 +16,18 @@ type FirstContactPeer struct {
 func (e *Engine) initialContact(sa *ikeSA) {
 	e.info(sa, "processing INITIAL-CONTACT")
 	for _, old := range e.ofPeer(sa.peerID) {
-		if old != sa {
+		if old != sa && !crossed(old, sa) {
 			e.endBefore(old, sa.phase1)
 		}
 	}
 	e.tellFirstContact(sa)
 	e.debug(sa, "processed INITIAL-CONTACT")
+}
+
+// crossed says that both sides began at once: when the peer wrote that it has no other, ours
+// did not stand there yet. Which of the two goes is decided by their nonces (duplicates).
+func crossed(old, sa *ikeSA) bool {
+	return old.initiator != sa.initiator && !old.established.Before(sa.created)
 }
 
 func (e *Engine) endBefore(old *ikeSA, phase1 string) {

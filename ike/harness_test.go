@@ -83,6 +83,7 @@ type side struct {
 	dead      bool
 	onRecord  func(Record)
 	onLog     func(Log)
+	onEffect  func(Effect)
 	sent      []Datagram
 	quietSend bool // sent datagrams stay in sent
 	numbers   map[ipsec.ESPSPI][2]uint64
@@ -138,6 +139,9 @@ func (s *side) drain() {
 				continue
 			}
 			return
+		}
+		if s.onEffect != nil {
+			s.onEffect(x)
 		}
 		if _, isLog := x.(Log); !isLog {
 			s.effects++

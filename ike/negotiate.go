@@ -145,7 +145,12 @@ func (e *Engine) HandleAcquire(now time.Time, name string, a Acquire) {
 	}
 	for _, p2 := range e.phase2sOf(name) {
 		if inAny(p2.Src, a.Src, a.Protocol) && inAny(p2.Dst, a.Dst, a.Protocol) {
-			e.ask(e.staticTunnel(p1), p2.Name)
+			t := e.staticTunnel(p1)
+			if t.acquired == nil {
+				t.acquired = map[string]Acquire{}
+			}
+			t.acquired[p2.Name] = a
+			e.ask(t, p2.Name)
 			return
 		}
 	}

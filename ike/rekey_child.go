@@ -3,6 +3,7 @@ package ike
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -16,6 +17,9 @@ func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, err
 	e.debug(sa, "responder received CREATE_CHILD exchange")
 	n, _ := ev.m.Notify(message.RekeySA)
 	e.debug(sa, "processing notify type REKEY_SA")
+	if n.Protocol == ipsec.ProtocolAH && len(n.SPI) == 4 {
+		return nil, &NotifyError{Type: message.ChildSANotFound, Protocol: n.Protocol, SPI: n.SPI, Err: errors.New("no Child SA of AH")}
+	}
 	if n.Protocol != ipsec.ProtocolESP || len(n.SPI) != 4 {
 		return nil, refuse(message.InvalidSyntax, "REKEY_SA with protocol %d and SPI of %d bytes", n.Protocol, len(n.SPI))
 	}
@@ -23,6 +27,11 @@ func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, err
 		return nil, err
 	}
 	old := sa.childOut(espSPI(n.SPI))
+	if old == nil && len(sa.owed) > 0 {
+		// It may be one of those whose DELETE is under way: told that it is not found, the
+		// peer would make it afresh (RFC 7296 §2.25.1).
+		return nil, refuse(message.TemporaryFailure, "Child SAs are being deleted")
+	}
 	if old == nil {
 		return nil, &NotifyError{Type: message.ChildSANotFound, Protocol: ipsec.ProtocolESP, SPI: n.SPI,
 			Err: errors.New("no Child SA with SPI " + espSPI(n.SPI).String())}
@@ -94,6 +103,16 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 			e.close(sa, "TEMPORARY_FAILURE again and again")
 			return
 		}
+		if x.kind == kindCreateChild {
+			sa.want(x.phase2)
+			sa.wantsAt = e.now.Add(temporaryWait + e.randomSpan(temporaryWait/2))
+			return
+		}
+	case peer != nil && peer.notify == message.SinglePairRequired && x.kind == kindCreateChild && e.singlePair(sa, x):
+		return
+	case peer != nil && peer.notify == message.NoAdditionalSAs && old != nil && e.afresh(sa, x.phase2):
+		old.rekeyAt = e.now.Add(sa.negotiateTimeout())
+		return
 	}
 	if old != nil {
 		// The peer's own rekey may have replaced it; then there is nothing to repeat.
@@ -103,6 +122,56 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 	if x.kind == kindCreateChild {
 		e.createFailed(sa, x.phase2)
 	}
+}
+
+// afresh negotiates a new IKE SA beside one whose peer makes nothing new on it (RFC 7296
+// §4): as soon as the new one stands, the old one ends as its duplicate.
+func (e *Engine) afresh(sa *ikeSA, phase2 string) bool {
+	t := sa.tunnel
+	if t == nil || !t.mayInitiate() {
+		return false
+	}
+	if phase2 == "" {
+		if len(sa.children) == 0 {
+			return false
+		}
+		phase2 = sa.children[0].Phase2
+	}
+	if t.connecting() {
+		return true
+	}
+	for _, c := range sa.children {
+		if c.Phase2 != phase2 && !slices.Contains(t.wants, c.Phase2) {
+			t.wants = append(t.wants, c.Phase2)
+		}
+	}
+	e.info(sa, "peer makes nothing new on this IKE SA, negotiating another one")
+	return e.initiate(t, phase2)
+}
+
+// singlePair requests a Child SA for the two addresses of the packet that asked for it:
+// the peer takes no more in one SA (RFC 7296 §2.9).
+func (e *Engine) singlePair(sa *ikeSA, x *exchange) bool {
+	p2 := e.phase2(sa.phase1, x.phase2)
+	if sa.tunnel == nil || p2 == nil || !sa.lives() {
+		return false
+	}
+	a, ok := sa.tunnel.acquired[x.phase2]
+	delete(sa.tunnel.acquired, x.phase2)
+	if !ok || !inAny(p2.Src, a.Src, a.Protocol) || !inAny(p2.Dst, a.Dst, a.Protocol) {
+		return false
+	}
+	one := func(in netip.Addr) []ipsec.TrafficSelector {
+		return []ipsec.TrafficSelector{ipsec.SelectorFromPrefix(netip.PrefixFrom(in.Unmap(), in.Unmap().BitLen()))}
+	}
+	again := &exchange{kind: x.kind, phase2: x.phase2, nonce: e.random(nonceLen), keyID: e.newKeyID(), spiIn: x.spiIn,
+		offered: x.offered, groups: x.groups, tsL: narrow(one(a.Src.Addr()), p2.Src), tsR: narrow(one(a.Dst.Addr()), p2.Dst)}
+	var group ipsec.TransformID
+	if x.ke != nil {
+		group = x.ke.Group()
+	}
+	e.info(sa, "peer takes one pair of addresses, requesting "+a.Src.Addr().String()+" and "+a.Dst.Addr().String())
+	return e.sendCreateChild(sa, again, group)
 }
 
 // createFailed tries a Child SA again later if it must stand by itself; whatever

@@ -56,6 +56,8 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 		return nil, refuse(message.TemporaryFailure, "the IKE SA has been rekeyed already")
 	case sa.p1 == nil:
 		return nil, refuse(message.NoProposalChosen, "phase 1 is not configured any more")
+	case sa.tunnel != nil && len(sa.tunnel.sas) > maxHeirs:
+		return nil, refuse(message.TemporaryFailure, "%d IKE SAs before this one wait for their DELETE", len(sa.tunnel.sas)-1)
 	}
 	offer, _ := message.Get[*message.SA](ev.m)
 	ke, _ := message.Get[*message.KE](ev.m)
@@ -277,6 +279,11 @@ func (e *Engine) rekeyIKERefused(sa *ikeSA, x *exchange, rival *ikeSA, err error
 			sa.temporaryFailures++
 			if sa.temporaryFailures >= maxTemporaryFailures {
 				e.close(sa, "TEMPORARY_FAILURE again and again")
+				return
+			}
+		case message.NoAdditionalSAs:
+			if e.afresh(sa, "") {
+				sa.rekeyAt = e.now.Add(sa.negotiateTimeout())
 				return
 			}
 		}

@@ -379,6 +379,7 @@ func TestUniteRivals(t *testing.T) {
 	b.dead = true
 	b2 := w.side("B2", addrB, 44, &config.Config{Phase1: []config.Phase1{phase1To("toA", addrA, func(p *config.Phase1) { p.AutoNegotiate = true })},
 		Phase2: b.e.cfg.Phase2}, nil)
+	w.now = w.now.Add(time.Minute)
 	b2.resume()
 	w.settle()
 	theirs := a.e.Snapshot(w.now)

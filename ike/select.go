@@ -127,7 +127,7 @@ func selectIKE(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.Tr
 func selectESP(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.TransformID, ke ipsec.TransformID, first bool) (choice, bool) {
 	for _, s := range suites {
 		for _, p := range offered {
-			if p.Protocol != ipsec.ProtocolESP || len(p.SPI) != 4 ||
+			if p.Protocol != ipsec.ProtocolESP || len(p.SPI) != 4 || espSPI(p.SPI) <= lastReservedSPI ||
 				!onlyTypes(p, ipsec.TransformENCR, ipsec.TransformINTEG, ipsec.TransformKE, ipsec.TransformESN) {
 				continue
 			}
@@ -156,6 +156,9 @@ func selectESP(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.Tr
 	}
 	return choice{}, false
 }
+
+// lastReservedSPI: no SA has an SPI up to here (RFC 4303 §2.1).
+const lastReservedSPI = 255
 
 func selectGroup(p ipsec.Proposal, groups []ipsec.TransformID, ke ipsec.TransformID) (ipsec.TransformID, bool) {
 	if slices.Contains(groups, ke) && has(p, ipsec.TransformKE, ke, 0) {

@@ -26,7 +26,7 @@ func (e *Engine) newESPSPI() ipsec.ESPSPI {
 	for {
 		n := binary.BigEndian.Uint32(e.random(4))
 		s := ipsec.ESPSPI(n - n%uint32(e.o.Share.of()) + uint32(e.o.Share.Part))
-		if s > 255 && e.children[s] == nil && e.shelfChildren[s] == nil && !e.spiPending(s) {
+		if s > lastReservedSPI && e.children[s] == nil && e.shelfChildren[s] == nil && !e.spiPending(s) {
 			return s
 		}
 	}
@@ -255,6 +255,8 @@ func (e *Engine) adopt(old, to *ikeSA) {
 	to.owed = append(to.owed, old.owed...)
 	old.owed = nil
 	to.deletedChildren = old.deletedChildren
-	to.wants, to.wantsAt = append(to.wants, old.wants...), time.Time{}
-	old.wants = nil
+	for _, name := range old.wants {
+		to.want(name)
+	}
+	to.wantsAt, old.wants = time.Time{}, nil
 }

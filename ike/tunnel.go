@@ -24,7 +24,8 @@ type tunnel struct {
 
 	up       bool // oper up: an IKE SA is established
 	tryAt    time.Time
-	wants    []string // phase 2 entries that traffic or a command asked for
+	wants    []string           // phase 2 entries that traffic or a command asked for
+	acquired map[string]Acquire // the latest packet that asked, by phase 2 entry
 	failure  string
 	statsIKE stats
 	statsCh  stats
