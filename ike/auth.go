@@ -223,7 +223,7 @@ func (e *Engine) authGaveUp(sa *ikeSA, x *exchange, reason string, tell bool) {
 		b, err := e.seal(sa, message.Informational, false, sa.nextSend,
 			[]message.Payload{notify(message.AuthenticationFailed, nil)})
 		if err == nil {
-			e.hold(sa, Send{sa.datagram(b)})
+			e.holdMessage(sa, sa.datagram(b))
 		}
 	}
 	e.drop(x)

@@ -136,6 +136,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	}
 	sa.noteNAT(detectNAT(p1, m, d))
 	sa.noteVendorIDs(m)
+	sa.caps = initCapabilities(p1) & initCapabilitiesOf(m)
 	ps := []message.Payload{
 		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
 		&message.KE{Group: kx.Group(), Data: kx.Public()},
@@ -144,6 +145,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	if _, ok := m.Notify(message.NATDetectionSourceIP); ok {
 		ps = append(ps, e.natPayloads(p1, sa.spis, d.Local, d.Remote)...)
 	}
+	ps = append(ps, initPayloads(sa.caps)...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	r := &message.Message{Header: sa.header(message.IKESAInit, true, 0), Payloads: ps}
 	sa.initResponse = r.Encode()
@@ -212,6 +214,7 @@ func (e *Engine) sendInit(sa *ikeSA, x *exchange, group ipsec.TransformID) bool 
 		&message.KE{Group: x.ke.Group(), Data: x.ke.Public()},
 		&message.Nonce{Data: x.nonce})
 	ps = append(ps, e.natPayloads(sa.p1, sa.spis, sa.local, sa.remote)...)
+	ps = append(ps, initPayloads(initCapabilities(sa.p1))...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	m := &message.Message{Header: sa.header(message.IKESAInit, false, 0), Payloads: ps}
 	b := m.Encode()
@@ -290,6 +293,7 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	sa.lowestNonce = lower(sa.nonceI, sa.nonceR)
 	sa.noteNAT(detectNAT(sa.p1, m, d))
 	sa.noteVendorIDs(m)
+	sa.caps = initCapabilities(sa.p1) & initCapabilitiesOf(m)
 	e.logVendorIDs(sa)
 	sa.float()
 	e.keyLog(sa)
