@@ -20,6 +20,8 @@ type breakCase struct {
 	more  bool   // a second Child SA stands afterwards
 	conn  string // further lines of charon's connection
 	conf  string // further lines of phase 1
+	// parts: the exchange is in fragments, and the daemon dies between two of them.
+	parts bool
 }
 
 const (
@@ -35,6 +37,8 @@ var breakCases = []breakCase{
 	{name: "IKE_AUTH/initiator", at: sendAuthRequest, short: "after", fresh: true, begin: tunnelUp("vpn1")},
 	{name: "Child create/responder", at: sendChildResponse, short: "before", more: true, begin: initiate("more")},
 	{name: "Child create/initiator", at: sendChildRequest, short: "after", more: true, begin: tunnelUp("more")},
+	{name: "Child create in fragments/responder", at: sendChildResponse, short: "after", more: true, parts: true, begin: initiate("more")},
+	{name: "Child create in fragments/initiator", at: sendChildRequest, short: "after", more: true, parts: true, begin: tunnelUp("more")},
 	{name: "Child rekey/responder", at: sendChildResponse, short: "before", begin: rekey("net", "")},
 	{name: "Child rekey/initiator", at: sendChildRequest, short: "after", begin: rekeyHere("child")},
 	{name: "IKE rekey/responder", at: sendChildResponse, short: "before", begin: rekey("", "gw")},
@@ -93,13 +97,18 @@ func TestPairKilledWithinExchange(t *testing.T) {
 }
 
 func (c *breakCase) run(t *testing.T, side string) {
+	group, charonGroup, charonSettings := "31", "x25519", ""
+	if c.parts { // two public values of this group fill a datagram each
+		group, charonGroup, charonSettings = "16", "modp4096", "fragment_size = 500"
+		c.conf = "set dpd disable\nset fragmentation-mtu 500\n"
+	}
 	p := newPair(t, breakpointProgram(t), func(conf string) string {
 		conf = strings.Replace(conf, "set auto-negotiate disable\n", "set auto-negotiate disable\n"+or(c.conf, "set dpd disable\n"), 1)
 		return strings.Replace(conf, "config vpn ipsec phase2-interface\n", `config vpn ipsec phase2-interface
     edit "more"
         set phase1name "vpn1"
         set proposal aes128gcm
-        set dhgrp 31
+        set dhgrp `+group+`
         set src-subnet 10.3.0.0 255.255.255.0
         set dst-subnet 10.1.0.0 255.255.255.0
     next
@@ -111,8 +120,8 @@ func (c *breakCase) run(t *testing.T, side string) {
     more {
         local_ts = 10.1.0.0/24
         remote_ts = 10.3.0.0/24
-        esp_proposals = aes128gcm16-x25519`
-	ch := p.charon(lab.NodeClient, conf)
+        esp_proposals = aes128gcm16-` + charonGroup
+	ch := p.charon(lab.NodeClient, conf, charonSettings)
 	if !c.fresh {
 		ch.up()
 		p.traffic()
@@ -188,6 +197,9 @@ func (c *breakCase) run(t *testing.T, side string) {
 	}
 	if n := p.begun(exchInit); n != inits {
 		t.Errorf("%d IKE_SA_INIT exchanges on the wire, want %d", n, inits)
+	}
+	if c.parts && p.fragments() < 4 {
+		t.Errorf("%d fragments on the wire", p.fragments())
 	}
 	p.synchronised()
 	all := p.wantSame()
