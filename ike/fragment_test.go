@@ -2,6 +2,7 @@ package ike
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
@@ -417,4 +418,77 @@ func TestCrashAtEveryEffectOfFragments(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzFragments gives an engine what an authenticated peer may send at worst in fragments:
+// each step names one by number and total, with bytes of its own or forged.
+func FuzzFragments(f *testing.F) {
+	_, inner := message.EncodePayloads([]message.Payload{&message.Delete{Protocol: ipsec.ProtocolIKE}})
+	f.Add([]byte{1, 1, 0}, byte(42), inner, byte(37))
+	f.Add([]byte{2, 2, 0, 1, 2, 0}, byte(42), inner, byte(37))
+	f.Add([]byte{1, 3, 0, 1, 2, 0, 2, 3, 1, 2, 3, 0, 3, 3, 0, 1, 3, 2}, byte(41), []byte{0, 0, 0, 8, 0, 0, 0, 24}, byte(36))
+	f.Add([]byte{1, 64, 0, 64, 64, 0, 1, 65, 0, 255, 255, 0}, byte(0), make([]byte, 600), byte(35))
+	f.Add([]byte{1, 2, 4, 2, 2, 4, 1, 2, 8, 2, 2, 0}, byte(33), []byte{}, byte(36))
+	f.Fuzz(func(t *testing.T, steps []byte, first byte, data []byte, exch byte) {
+		w, a, b, sa, of := fragmented(t)
+		w.drop = func(Datagram) bool { return true }
+		for ; len(steps) >= 3; steps = steps[3:] {
+			number, total, how := uint16(steps[0]), uint16(steps[1]), steps[2]
+			part := data
+			if total > 1 && number >= 1 && number <= total {
+				size := len(data)/int(total) + 1
+				part = data[min(len(data), int(number-1)*size):min(len(data), int(number)*size)]
+			}
+			d := sealPart(t, a, sa, message.ExchangeType(exch), how&4 != 0, sa.nextSend+uint32(how>>3&1), first, number, total, part)
+			if how&1 != 0 {
+				d[len(d)-1] ^= 1
+			}
+			b.receive(flip(sa.datagram(d)))
+			for _, r := range of.parts {
+				if r == nil {
+					continue
+				}
+				n := 0
+				for _, p := range r.parts {
+					n += len(p)
+				}
+				if n != r.size || n > maxReassembled || len(r.parts) > maxFragments || r.missing <= 0 {
+					t.Fatalf("%d bytes in %d fragments, %d counted, %d missing", n, len(r.parts), r.size, r.missing)
+				}
+			}
+			if how&2 != 0 {
+				w.now = w.now.Add(7 * time.Second)
+				b.e.HandleTimeout(w.now)
+				b.drain()
+			}
+		}
+		w.now = w.now.Add(reassemblySpan)
+		b.e.HandleTimeout(w.now)
+		b.drain()
+		if of.state != stateGone && (of.parts[0] != nil || of.parts[1] != nil) {
+			t.Fatal("fragments are kept without end")
+		}
+		if b.e.halfOpenParts != 0 {
+			t.Fatalf("%d bytes of half-open IKE SAs", b.e.halfOpenParts)
+		}
+	})
+}
+
+// sealPart protects the content of one fragment with any number and total.
+func sealPart(t *testing.T, s *side, sa *ikeSA, exch message.ExchangeType, response bool, id uint32, first byte, number, total uint16, part []byte) []byte {
+	t.Helper()
+	if err := s.e.ciphers(sa); err != nil {
+		t.Fatal(err)
+	}
+	plain := append(slices.Clone(part), 0)
+	skf := 8 + sa.sealer.IVLen() + len(plain) + sa.sealer.ICVLen()
+	m := &message.Message{Header: sa.header(exch, response, id)}
+	aad := append(m.Encode(), first, 0, byte(skf>>8), byte(skf), byte(number>>8), byte(number), byte(total>>8), byte(total))
+	aad[16] = byte(message.TypeSKF)
+	binary.BigEndian.PutUint32(aad[24:], uint32(message.HeaderLen+skf))
+	b, err := sa.sealer.Seal(aad, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
