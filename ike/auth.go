@@ -25,10 +25,12 @@ func (e *Engine) authStart(sa *ikeSA, phase2 string) {
 		e.debug(sa, "sending INITIAL-CONTACT")
 		ps = append(ps, notify(message.InitialContact, nil))
 	}
-	auth := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
-	ps = append(ps, &message.Auth{Method: message.AuthPSK, Data: auth})
+	ps = append(ps, sa.authPayloads(func() *message.Auth {
+		return &message.Auth{Method: message.AuthPSK,
+			Data: keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())}
+	})...)
 	x := &exchange{kind: kindAuth, phase2: phase2}
-	if p2 := e.phase2(sa.phase1, phase2); p2 != nil {
+	if p2 := e.firstChild(sa, phase2); p2 != nil {
 		x.spiIn = e.newESPSPI()
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
@@ -57,7 +59,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	}
 	peer := identity{idi.IDType, string(idi.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idi.IDType.String()))
-	p1, err := e.authenticate(sa, idi, peer, sa.peerNetwork(ev.m), auth)
+	p1, err := e.authenticate(sa, ev.m, idi, peer, auth)
 	if err != nil {
 		e.counters.AuthRefused++
 		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
@@ -100,6 +102,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		}
 		ps = append(ps, reply...)
 	}
+	ps = append(ps, sa.ppkPayloads()...)
 	ps = append(ps, capabilityPayloads(sa.caps)...)
 	ps = append(ps, e.overlayPayloads(sa, ev.m)...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
@@ -109,11 +112,12 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 // authenticate finds the phase 1 entry whose identity and key the peer proves
 // (RFC 7296 §2.15). Entries that name the identity come before those that take any; none
 // of another overlay network is considered.
-func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net network, auth *message.Auth) (*config.Phase1, error) {
+func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, peer identity, auth *message.Auth) (*config.Phase1, error) {
 	if auth.Method != message.AuthPSK {
 		return nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
 	}
-	known, elsewhere := false, (*config.Phase1)(nil)
+	net := sa.peerNetwork(m)
+	known, elsewhere, failed := false, (*config.Phase1)(nil), error(nil)
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
 			if isNamed(p1) != named || !idMatches(p1, peer) || p1.AuthMethod == "signature" || !suits(p1, sa.suite) {
@@ -124,10 +128,17 @@ func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net net
 				continue
 			}
 			known = true
-			want := keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), idi.Body())
-			if hmac.Equal(want, auth.Data) {
+			err := sa.underPPK(m, p1, auth, func(auth *message.Auth) error {
+				want := keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), idi.Body())
+				if !hmac.Equal(want, auth.Data) {
+					return refuse(message.AuthenticationFailed, "pre-shared key mismatch")
+				}
+				return nil
+			})
+			if err == nil {
 				return p1, nil
 			}
+			failed = err
 		}
 	}
 	if !known && elsewhere != nil {
@@ -136,7 +147,7 @@ func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net net
 	if !known {
 		return nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s", peer)
 	}
-	return nil, refuse(message.AuthenticationFailed, "pre-shared key mismatch")
+	return nil, failed
 }
 
 func isNamed(p1 *config.Phase1) bool { return p1.PeerType != "" && p1.PeerType != "any" }
@@ -175,6 +186,10 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	}
 	peer := identity{idr.IDType, string(idr.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idr.IDType.String()))
+	if err := e.ppkAnswered(sa, ev.m); err != nil {
+		e.authGaveUp(sa, x, err.Error(), true)
+		return
+	}
 	want := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), idr.Body())
 	switch {
 	case auth.Method != message.AuthPSK:
@@ -208,6 +223,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 			e.createFailed(sa, x.phase2)
 		}
 	}
+	sa.childLater(x)
 	e.drop(x)
 	e.duplicates(sa)
 }

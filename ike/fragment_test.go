@@ -392,30 +392,36 @@ func TestTakeoverAmidFragments(t *testing.T) {
 // leaves in fragments: the owner dies between any two of them.
 func TestCrashAtEveryEffectOfFragments(t *testing.T) {
 	for _, sc := range scenarios[:4] {
-		change := sc.change
-		sc.change = func(a, b *config.Config) {
-			inFragments(a, b)
-			if change != nil {
-				change(a, b)
-			}
+		crashAtEveryEffect(t, sc, inFragments)
+	}
+}
+
+// crashAtEveryEffect is TestCrashAtEveryEffect for one scenario under a further change of
+// the configuration.
+func crashAtEveryEffect(t *testing.T, sc scenario, further func(a, b *config.Config)) {
+	change := sc.change
+	sc.change = func(a, b *config.Config) {
+		further(a, b)
+		if change != nil {
+			change(a, b)
 		}
-		for _, initiator := range []bool{true, false} {
-			for _, loss := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s/initiator=%v/loss=%v", sc.name, initiator, loss), func(t *testing.T) {
-					for k := 1; k < 100; k++ {
-						if !crashOnce(t, sc, initiator, loss, k) {
-							if k < 5 {
-								t.Errorf("only %d effects", k)
-							}
-							return
+	}
+	for _, initiator := range []bool{true, false} {
+		for _, loss := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/initiator=%v/loss=%v", sc.name, initiator, loss), func(t *testing.T) {
+				for k := 1; k < 100; k++ {
+					if !crashOnce(t, sc, initiator, loss, k) {
+						if k < 5 {
+							t.Errorf("only %d effects", k)
 						}
-						if t.Failed() {
-							t.Fatalf("after effect %d", k-1)
-						}
+						return
 					}
-					t.Error("effects without end")
-				})
-			}
+					if t.Failed() {
+						t.Fatalf("after effect %d", k-1)
+					}
+				}
+				t.Error("effects without end")
+			})
 		}
 	}
 }

@@ -118,16 +118,24 @@ func renews(a, b *config.Phase1) bool {
 	type essence struct {
 		Type, Interface, AuthMethod, PeerType, PeerID, LocalID, LocalIDType, NATTraversal string
 		LocalGW, RemoteGW                                                                 any
-		PSK                                                                               string
+		PSK, PPK                                                                          string
 		Passive                                                                           bool
 		Proposals, Groups                                                                 any
 		Network                                                                           network
 	}
 	of := func(p *config.Phase1) essence {
 		return essence{p.Type, p.Interface, p.AuthMethod, p.PeerType, p.PeerID, p.LocalID, p.LocalIDType, p.NATTraversal,
-			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
+			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
 	}
 	return !reflect.DeepEqual(of(a), of(b))
+}
+
+// ppkEssence is all that a phase 1 entry says of its PPK.
+func ppkEssence(p *config.Phase1) string {
+	if !usesPPK(p) {
+		return ""
+	}
+	return p.PPK + "\x00" + p.PPKIdentity + "\x00" + string(p.PPKSecret.Bytes())
 }
 
 // announcesAnew says whether the peer is to be told another address, which is done in

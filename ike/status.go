@@ -38,6 +38,7 @@ type IKEStatus struct {
 	Lifetime, Rekey  time.Duration // hard lifetime; time left until the soft one
 	SendID, RecvID   uint32        // next request ID we send, next we expect
 	DPDSent, DPDRecv uint32
+	PPK              bool // a post-quantum pre-shared key is in its keys
 	Keys             KeyLog
 }
 

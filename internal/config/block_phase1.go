@@ -99,6 +99,9 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "network-overlay", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.NetworkOverlay }, help: "tells gateways between the same addresses apart by network-id"},
 		{key: "network-id", value: number{0, 255, 0}, def: "0", at: func(p *phase1Draft) any { return &p.NetworkID }, hide: func(p *phase1Draft) bool { return !p.NetworkOverlay }, help: "needs network-overlay enable"},
 		{key: "childless-ike", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ChildlessIKE }, help: "IKE SA without a first Child SA (RFC 6023)"},
+		{key: "ppk", value: oneOf("disable", "allow", "require"), def: "disable", at: func(p *phase1Draft) any { return &p.PPK }, help: "post-quantum pre-shared key (RFC 8784) beside the authentication; allow: only with peers that have it"},
+		{key: "ppk-secret", value: secret{key: "ppk-secret", max: 256}, at: func(p *phase1Draft) any { return &p.PPKSecret }, hide: func(p *phase1Draft) bool { return p.PPK == "disable" }, help: "the post-quantum pre-shared key, 32 random bytes at least; required with ppk allow and require"},
+		{key: "ppk-identity", value: text{max: 35}, at: func(p *phase1Draft) any { return &p.PPKIdentity }, hide: func(p *phase1Draft) bool { return p.PPK == "disable" }, help: "how both sides call that key; required with ppk allow and require"},
 		{key: "monitor", value: names{max: 15, what: "names of other phase 1 entries"}, at: func(p *phase1Draft) any { return &p.Monitor }, help: "a backup: negotiates only while all of these are down"},
 		{key: "loopback-asymroute", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.LoopbackAsymroute }, help: "IKE to a loopback address may arrive on any interface"},
 		{key: "mode-cfg", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ModeCfg }, help: "hands addresses to clients (configuration payload)"},
@@ -121,7 +124,7 @@ var phase1Spec = &spec[phase1Draft]{
 	ignored: append(plain(`comments npu-offload wizard-type forticlient-enforcement auto-discovery-* add-gw-route tunnel-search
 		monitor-min monitor-hold-down-type monitor-hold-down-delay monitor-hold-down-weekday monitor-hold-down-time mode
 		default-gw-priority packet-redistribution distance priority send-cert-chain eap-identity eap-exclude-peergrp eap-cert-auth
-		acct-verify ppk-identity save-password client-auto-negotiate client-keep-alive client-resume
+		acct-verify save-password client-auto-negotiate client-keep-alive client-resume
 		client-resume-interval unity-support banner include-local-lan mesh-selector-type shared-idle-timeout inbound-dscp-copy
 		encapsulation-address encap-local-gw4 encap-local-gw6 encap-remote-gw4 encap-remote-gw6 vni azure-ad-autoconnect
 		digital-signature-auth signature-hash-alg rsa-signature-format rsa-signature-hash-override cert-id-validation
@@ -135,7 +138,6 @@ var phase1Spec = &spec[phase1Draft]{
 		ignored{key: "aggregate-member", only: []string{"disable"}},
 		ignored{key: "encapsulation", only: []string{"none"}},
 		ignored{key: "eap", only: []string{"disable"}},
-		ignored{key: "ppk", only: []string{"disable"}},
 		ignored{key: "xauthtype", only: []string{"disable"}, why: "XAuth belongs to IKEv1"},
 		ignored{key: "usrgrp", only: []string{}, why: "user groups are not known here; write `set peertype one` and `set peerid …`"},
 		ignored{key: "authusrgrp", only: []string{}, why: "user groups are not known here"},
@@ -240,6 +242,12 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	}
 	if p.authMethodRemote != "" && p.authMethodRemote != p.AuthMethod {
 		fault("authmethod-remote", "authmethod-remote (%s) must be the same as authmethod (%s)", p.authMethodRemote, p.AuthMethod)
+	}
+	if p.PPK != "disable" && p.PPKSecret.Len() == 0 {
+		fault("ppk-secret", "ppk-secret is missing: ppk %s needs it", p.PPK)
+	}
+	if p.PPK != "disable" && p.PPKIdentity == "" {
+		fault("ppk-identity", "ppk-identity is missing: ppk %s needs it", p.PPK)
 	}
 	if p.PeerType == "one" && p.PeerID == "" {
 		fault("peerid", "peerid is missing: peertype one needs the identity of the one peer")

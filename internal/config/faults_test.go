@@ -168,6 +168,8 @@ func TestFaults(t *testing.T) {
 		{"passive and auto-negotiate", phase1("set passive-mode enable\nset auto-negotiate enable"), []string{"f:7: vpn1: auto-negotiate (enable) excludes passive-mode enable of line 6: a passive gateway never begins (FortiOS: command parse error before 'set')"}},
 		{"dialup and auto-negotiate", strings.Replace(goodDialup, "next", "set auto-negotiate enable\nnext", 1), []string{"f:6: dial: auto-negotiate (enable) excludes type dynamic: a dialup gateway never begins"}},
 		{"address without exchange", phase1("set exchange-ip-addr4 10.0.0.1"), []string{"f:6: vpn1: exchange-ip-addr4 (10.0.0.1) needs `set exchange-interface-ip enable`"}},
+		{"ppk without secret", phase1("set ppk require\nset ppk-identity k1"), []string{"f:2: vpn1: ppk-secret is missing: ppk require needs it"}},
+		{"ppk without identity", phase1("set ppk allow\nset ppk-secret 0x00ff"), []string{"f:2: vpn1: ppk-identity is missing: ppk allow needs it"}},
 		{"network-id without overlay", phase1("set network-id 3"), []string{"f:6: vpn1: network-id (3) needs `set network-overlay enable`"}},
 		{"mode-cfg for a static peer", phase1("set mode-cfg enable"), []string{"f:6: vpn1: mode-cfg (enable) needs `set type dynamic`: only dialup clients are given addresses"}},
 		{"mode-cfg without pool", strings.Replace(goodDialup, "next", "set mode-cfg enable\nnext", 1), []string{"f:6: dial: mode-cfg (enable) needs a pool: `set ipv4-start-ip` and `set ipv4-end-ip`"}},

@@ -214,6 +214,9 @@ type Phase1 struct {
 	NetworkOverlay      bool
 	NetworkID           int
 	ChildlessIKE        bool
+	PPK                 string // disable, allow, require
+	PPKSecret           ipsec.Key
+	PPKIdentity         string
 	ModeCfg             bool
 	Pool                Pool // meant when ModeCfg is set
 	LoopbackAsymroute   bool

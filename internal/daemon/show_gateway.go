@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tandem/ike"
@@ -60,6 +61,7 @@ type ikeJSON struct {
 	Rekey       int64   `json:"rekey_s"`
 	DPDSent     uint32  `json:"dpd_sent"`
 	DPDRecv     uint32  `json:"dpd_recv"`
+	PPK         bool    `json:"ppk"`
 }
 
 func msTriple(d [3]time.Duration) (ms [3]float64) {
@@ -146,7 +148,7 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 			SKei: keyText(s.Keys.Ei, showKeys), SKer: keyText(s.Keys.Er, showKeys),
 			SKai: keyText(s.Keys.Ai, showKeys), SKar: keyText(s.Keys.Ar, showKeys),
 			SendID: s.SendID, RecvID: s.RecvID, Lifetime: seconds(s.Lifetime), Rekey: seconds(s.Rekey),
-			DPDSent: s.DPDSent, DPDRecv: s.DPDRecv,
+			DPDSent: s.DPDSent, DPDRecv: s.DPDRecv, PPK: s.PPK,
 		}
 		if s.Initiator {
 			d.Direction = "initiator"
@@ -219,7 +221,8 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 	if role {
 		p("role: %s\n", j.Role)
 	}
-	p("PPK: no\n")
+	ppk := slices.ContainsFunc(j.SAs, func(a ikeJSON) bool { return a.PPK })
+	p("PPK: %s\n", yesNo(ppk))
 	live := 0
 	for i := range j.SAs {
 		if j.SAs[i].Status != "connecting" {
@@ -259,7 +262,7 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 			}
 			p("%s:%s\n", k.name, text)
 		}
-		p("PPK: no\nmessage-id sent/recv: %d/%d\n", a.SendID, a.RecvID)
+		p("PPK: %s\nmessage-id sent/recv: %d/%d\n", yesNo(a.PPK), a.SendID, a.RecvID)
 		p("lifetime/rekey: %d/%d\n", a.Lifetime, a.Rekey)
 		p("DPD sent/recv: %08x/%08x\n", a.DPDSent, a.DPDRecv)
 	}
