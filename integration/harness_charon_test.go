@@ -22,6 +22,7 @@ type conn struct {
 	localTS, remoteTS string
 	noEncap           bool
 	conn, child       string // further lines
+	secrets           string // further secrets
 }
 
 func or(s, def string) string {
@@ -64,9 +65,10 @@ connections { gw {
         %s
     } }
 } }
-secrets { ike { secret = "%s" } }
+secrets { ike { secret = "%s" }
+    %s }
 `, local, remote, encap, or(c.ike, "aes128gcm16-prfsha256-x25519"), c.conn, lid, rid,
-		or(c.localTS, peerNet), or(c.remoteTS, gwNet), or(c.esp, "aes128gcm16-x25519"), c.child, or(c.secret, psk))
+		or(c.localTS, peerNet), or(c.remoteTS, gwNet), or(c.esp, "aes128gcm16-x25519"), c.child, or(c.secret, psk), c.secrets)
 }
 
 // charon is a running strongSwan.

@@ -244,6 +244,7 @@ type gwStatus struct {
 		SendID    uint32 `json:"message_id_sent"`
 		RecvID    uint32 `json:"message_id_recv"`
 		DPDSent   uint32 `json:"dpd_sent"`
+		PPK       bool   `json:"ppk"`
 	} `json:"ike_sas"`
 }
 
