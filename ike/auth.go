@@ -92,6 +92,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		e.initialContact(sa)
 	}
 	if _, ok := message.Get[*message.SA](ev.m); ok {
+		sa.caps &^= capChildless
 		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
 		if err != nil {
 			// The IKE SA stands without it (RFC 7296 §2.21.2).
@@ -277,28 +278,26 @@ func (e *Engine) duplicates(sa *ikeSA) {
 		if old == sa || !old.lives() || old.peerID != sa.peerID {
 			continue
 		}
-		loser := old
+		loser, keeper := old, sa
 		if !old.established.Before(sa.created) {
 			if string(sa.lowestNonce) < string(old.lowestNonce) {
-				loser = sa
+				loser, keeper = sa, old
 			}
 			if !loser.initiator {
 				// The peer ends it; a peer that does not know our rule gets time.
 				loser.deleteBy = e.now.Add(deleteWait)
 				e.arm(loser)
+				e.childrenOf(loser, keeper)
 				continue
 			}
 		}
-		keeper := old
-		if loser == old {
-			keeper = sa
-		}
-		if len(keeper.children) == 0 && len(loser.children) > 0 {
+		if len(keeper.children) == 0 && len(loser.children) > 0 && !keeper.childless() {
 			continue // it still carries the traffic
 		}
 		e.info(loser, "IKE SA is a duplicate of "+keeper.spis.String())
 		e.info(loser, "schedule delete of IKE SA "+loser.spis.String())
 		e.close(loser, "duplicate")
+		e.childrenOf(loser, keeper)
 		e.proceed(loser)
 		if loser == sa {
 			break

@@ -3,6 +3,7 @@ package ike
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"tandem/ike/message"
 	"tandem/internal/config"
@@ -87,3 +88,35 @@ func TestChildless(t *testing.T) {
 
 // TestCrashAtEveryEffectChildless: the Child SA that IKE_AUTH left out is the successor's to make.
 func TestCrashAtEveryEffectChildless(t *testing.T) { crashAtEveryEffect(t, scenarios[0], childless) }
+
+// TestChildlessOnBothSidesAtOnce: of two childless IKE SAs that cross one stays, and has the
+// Child SA, whichever of them had one already.
+func TestChildlessOnBothSidesAtOnce(t *testing.T) {
+	for seed := range uint64(12) {
+		for _, auto := range []bool{true, false} {
+			w := newWorld(t)
+			ca := &config.Config{Phase1: []config.Phase1{phase1To("toB", addrB)}, Phase2: []config.Phase2{phase2For("toB", "net", netA, netB)}}
+			cb := &config.Config{Phase1: []config.Phase1{phase1To("toA", addrA)}, Phase2: []config.Phase2{phase2For("toA", "net", netB, netA)}}
+			childless(ca, cb)
+			ca.Phase1[0].AutoNegotiate, cb.Phase1[0].AutoNegotiate = auto, auto
+			a, b := w.side("A", addrA, 2*seed+1, ca, nil), w.side("B", addrB, 2*seed+2, cb, nil)
+			a.resume()
+			b.resume()
+			if !auto {
+				a.up("net")
+				b.up("net")
+			}
+			for len(w.wire) > 0 { // in an order of the seed's
+				i := int(seed) % len(w.wire)
+				d := w.wire[i]
+				w.wire = append(w.wire[:i:i], w.wire[i+1:]...)
+				w.deliver(d)
+			}
+			w.run(10 * time.Second)
+			agree(t, a, b, 1, 1)
+			if t.Failed() {
+				t.Fatalf("seed %d, auto-negotiate %v", seed, auto)
+			}
+		}
+	}
+}
