@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -38,6 +39,39 @@ func TestWrongPSK(t *testing.T) {
 		eventually(t, 5*time.Second, "the reason in diagnose", func() bool { return g.status("vpn1").Failure != "" })
 		ch.wantNone()
 	})
+}
+
+// TestPSKLengths: keys of 1 to 256 bytes, of any bytes, told apart by identity (RFC 7296 §2.15
+// hashes those that are longer than the PRF's block).
+func TestPSKLengths(t *testing.T) {
+	var phase1, phase2 []entry
+	key := func(n int) string {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(255 - i)
+		}
+		return fmt.Sprintf("0x%x", b)
+	}
+	lengths := []int{1, 64, 65, 256}
+	for _, n := range lengths {
+		name := fmt.Sprint("psk", n)
+		phase1 = append(phase1, entry{name, []string{"type dynamic", "interface wan0", "peertype one", "peerid " + name, "psksecret " + key(n),
+			"proposal aes128gcm-prfsha256", "dhgrp 31", "nattraversal forced", "dpd disable"}})
+		phase2 = append(phase2, entry{name, []string{"phase1name " + name, "proposal aes128gcm", "dhgrp 31",
+			"src-subnet " + gwNet, "dst-subnet " + peerNet}})
+	}
+	for _, n := range lengths {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			s := wire(t)
+			g := s.gateway("gw", gwConf{phase1: phase1, phase2: phase2})
+			ch := s.charon("peer", conn{id: fmt.Sprint("psk", n), secret: key(n)})
+			ch.up()
+			ch.one()
+			s.wantPing("peer", peerIn, gwIn)
+			ch.down(g)
+		})
+	}
 }
 
 // wantSKOnly wants an IKE_AUTH response that carries nothing outside SK.

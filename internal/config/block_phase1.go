@@ -71,7 +71,7 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "peerid", value: text{max: 255}, at: func(p *phase1Draft) any { return &p.PeerID }, hide: func(p *phase1Draft) bool { return p.PeerType != "one" }, help: "the peer's identity; required with peertype one"},
 		{key: "localid", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.LocalID }, help: "own identity; empty: the local address"},
 		{key: "localid-type", value: oneOf("auto", "fqdn", "user-fqdn", "keyid", "address", "asn1dn"), def: "auto", at: func(p *phase1Draft) any { return &p.LocalIDType }, help: "how localid is sent"},
-		{key: "psksecret", value: secret{key: "psksecret", max: 128}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk"},
+		{key: "psksecret", value: secret{key: "psksecret", max: 256}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk"},
 		{key: "proposal", value: proposals{1}, def: "aes128-sha256 aes256-sha256 aes128gcm-prfsha256 aes256gcm-prfsha384 chacha20poly1305-prfsha256", at: func(p *phase1Draft) any { return &p.Proposals }, help: "suites of the IKE SA, best first"},
 		{key: "dhgrp", value: groups{}, def: "14 5", at: func(p *phase1Draft) any { return &p.DHGroups }, help: "key exchange groups, best first"},
 		{key: "esn", value: oneOf("disable", "allow", "require"), def: "disable", at: func(p *phase1Draft) any { return &p.ESN }, help: "64-bit sequence numbers for phase 2 entries that do not say otherwise"},

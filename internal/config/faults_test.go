@@ -111,9 +111,9 @@ func TestFaults(t *testing.T) {
 		{"vendor's encryption", phase1("set psksecret ENC O7xCYc7Zm1VL"), []string{"f:6: vpn1: psksecret is encrypted by the vendor (ENC …) and cannot be read: write it in plain form, `set psksecret \"…\"`"}},
 		{"shown secret", ha("set password ENC redacted"), []string{"f:2: system ha: password was left out when this text was shown: write it in plain form, `set password \"…\"`"}},
 		{"secret with spaces", phase1("set psksecret top s3cretword"), []string{"f:6: vpn1: psksecret takes one value; put quotes around a secret that holds spaces"}},
-		{"empty secret", phase1("set psksecret ''"), []string{"f:6: vpn1: psksecret is empty: it takes up to 128 bytes, plain (\"…\") or hexadecimal (0x…)"}},
+		{"empty secret", phase1("set psksecret ''"), []string{"f:6: vpn1: psksecret is empty: it takes up to 256 bytes, plain (\"…\") or hexadecimal (0x…)"}},
 		{"half a byte", phase1("set psksecret 0xabc"), []string{"f:6: vpn1: psksecret must have an even number of hexadecimal digits behind 0x"}},
-		{"secret too long", phase1("set psksecret " + strings.Repeat("k", 129)), []string{"f:6: vpn1: psksecret must not be longer than 128 bytes (it has 129)"}},
+		{"secret too long", phase1("set psksecret " + strings.Repeat("k", 257)), []string{"f:6: vpn1: psksecret must not be longer than 256 bytes (it has 257)"}},
 
 		// Refused by name.
 		{"policy-based phase 1", "config vpn ipsec phase1\nedit a\nset keylife 1\nnext\nend\n", []string{"f:1: `config vpn ipsec phase1` is refused: policy-based tunnels do not exist here; write `config vpn ipsec phase1-interface`"}},
