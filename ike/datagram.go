@@ -283,6 +283,7 @@ func (e *Engine) respond(sa *ikeSA, d Datagram, h message.Header, ps []message.P
 		return
 	}
 	sa.nextRecv = h.MessageID + 1
+	e.dropParts(sa.slot(false))
 	sa.lastResponse, sa.answered = b, true
 	e.logSent(sa, h.Exchange.String()+"_RESPONSE", h.MessageID, len(b))
 	e.holdMessage(sa, reply(d, b))

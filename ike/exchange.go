@@ -142,6 +142,7 @@ func (e *Engine) finish(sa *ikeSA) *exchange {
 	x := sa.req
 	e.touch(sa)
 	sa.req = nil
+	e.dropParts(sa.slot(true))
 	return x
 }
 

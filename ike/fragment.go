@@ -86,9 +86,9 @@ type reassembly struct {
 	exch    message.ExchangeType
 	first   *message.Message // fragment 1 but for its content; nil until it came
 	parts   [][]byte         // by number; nil where missing
-	missing int
-	size    int // bytes of parts
-	counted int // of these, in Engine.halfOpenParts
+	missing int              // 0: complete, but not taken yet
+	size    int              // bytes of parts
+	counted int              // of these, in Engine.halfOpenParts
 	since   time.Time
 }
 
@@ -105,7 +105,9 @@ func (sa *ikeSA) slot(response bool) **reassembly {
 }
 
 // openFragment authenticates a fragment and keeps it. ok is true when it completes its
-// message; the rest is as of open.
+// message; the rest is as of open. A complete message is kept until it is answered, or
+// taken as the answer: should that have to wait for something, any of its fragments, come
+// again, brings it once more.
 func (e *Engine) openFragment(sa *ikeSA, d Datagram, m *message.Message, f *message.EncryptedFragment) (whole *message.Message, ok bool, err error) {
 	slot := sa.slot(m.Response)
 	r := *slot
@@ -122,7 +124,7 @@ func (e *Engine) openFragment(sa *ikeSA, d Datagram, m *message.Message, f *mess
 	case r == nil:
 	case total > len(r.parts):
 		r = nil // §2.6: of two ways to cut a message, the finer one counts
-	case total < len(r.parts) || r.parts[f.Number-1] != nil:
+	case total < len(r.parts) || r.missing > 0 && r.parts[f.Number-1] != nil:
 		return nil, false, nil
 	}
 	part, err := e.openPart(sa, d, m)
@@ -134,21 +136,21 @@ func (e *Engine) openFragment(sa *ikeSA, d Datagram, m *message.Message, f *mess
 		r = &reassembly{id: m.MessageID, exch: m.Exchange, parts: make([][]byte, f.Total), missing: int(f.Total), since: e.now}
 		*slot = r
 	}
-	if !e.admitPart(sa, r, len(part)) {
-		e.counters.FragmentsDropped++
-		e.dropParts(slot)
-		return nil, false, nil
-	}
-	r.parts[f.Number-1] = part
-	r.missing--
-	if f.Number == 1 {
-		r.first = m
+	if r.parts[f.Number-1] == nil {
+		if !e.admitPart(sa, r, len(part)) {
+			e.counters.FragmentsDropped++
+			e.dropParts(slot)
+			return nil, false, nil
+		}
+		r.parts[f.Number-1] = part
+		r.missing--
+		if f.Number == 1 {
+			r.first = m
+		}
 	}
 	if r.missing > 0 {
 		return nil, false, nil
 	}
-	*slot = nil
-	e.halfOpenParts -= r.counted
 	e.debug(sa, "reassembled IKE message", slog.Uint64("message_id", uint64(r.id)), slog.Int("fragments", len(r.parts)), slog.Int("len", r.size))
 	whole = &message.Message{Header: r.first.Header}
 	err = whole.Join(r.first, r.parts)

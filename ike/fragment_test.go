@@ -261,6 +261,38 @@ func TestForgedFragmentsAreNotKept(t *testing.T) {
 	}
 }
 
+// TestFragmentsOfAMessageThatWaits: what could not be answered yet comes once more with any
+// one of its fragments, so long as somebody authentic sends it.
+func TestFragmentsOfAMessageThatWaits(t *testing.T) {
+	_, a, b, sa, of := fragmented(t)
+	parts := partsOf(t, a, sa, message.Informational, nil, 150)
+	open := func(b2 []byte) (whole bool) {
+		b.event(func(e *Engine) {
+			m, ok, err := e.open(of, flip(sa.datagram(b2)))
+			whole = ok && err == nil && len(m.Payloads) == 1
+		})
+		return whole
+	}
+	for i, d := range parts {
+		if open(d) != (i == len(parts)-1) {
+			t.Fatalf("fragment %d", i+1)
+		}
+	}
+	forged := slices.Clone(parts[0])
+	forged[len(forged)-1] ^= 1
+	if open(forged) {
+		t.Error("a forged fragment brings the message")
+	}
+	if !open(parts[0]) {
+		t.Error("a fragment that comes again does not bring the message")
+	}
+	b.quietSend = true
+	b.receive(flip(sa.datagram(parts[1])))
+	if len(b.sent) != 1 || of.parts[0] != nil {
+		t.Errorf("%d answers, fragments kept: %v", len(b.sent), of.parts[0] != nil)
+	}
+}
+
 func TestFragmentsWithinBounds(t *testing.T) {
 	w, a, b, sa, of := fragmented(t)
 	take := func(d []byte) { b.receive(flip(sa.datagram(d))) }
@@ -458,7 +490,7 @@ func FuzzFragments(f *testing.F) {
 				for _, p := range r.parts {
 					n += len(p)
 				}
-				if n != r.size || n > maxReassembled || len(r.parts) > maxFragments || r.missing <= 0 {
+				if n != r.size || n > maxReassembled || len(r.parts) > maxFragments || r.missing < 0 {
 					t.Fatalf("%d bytes in %d fragments, %d counted, %d missing", n, len(r.parts), r.size, r.missing)
 				}
 			}
