@@ -53,6 +53,8 @@ type Engine struct {
 	copying       map[ipsec.IKESPI]bool
 	counters      Counters
 	noPolicyAt    map[string]time.Time
+
+	credentials *credentials // see creds
 }
 
 // Counters count what leaves no other trace.

@@ -45,22 +45,47 @@ func (sa *ikeSA) takePPK(mixed keymat.IKEKeys) {
 	sa.caps |= capPPKUsed
 }
 
-// authPayloads are AUTH and what belongs to it in our IKE_AUTH request, with a PPK if both
-// can; auth makes AUTH under sa.keys. Without the responder having it too, NO_PPK_AUTH
-// counts, which says the same under the keys without it (§4).
-func (sa *ikeSA) authPayloads(auth func() *message.Auth) []message.Payload {
+// withPPK makes the credentials of our IKE_AUTH request, with a PPK if both can; credentials
+// makes them, AUTH among them, under sa.keys. Without the responder having it too,
+// NO_PPK_AUTH counts, which says the same as AUTH under the keys without it (§4).
+func (sa *ikeSA) withPPK(credentials func() ([]message.Payload, error)) ([]message.Payload, error) {
 	if sa.caps&capPPK == 0 {
-		return []message.Payload{auth()}
+		return credentials()
 	}
+	var ps []message.Payload
+	var err error
+	sa.under(sa.mixed(sa.p1), func() { ps, err = credentials() })
+	if err != nil {
+		return nil, err
+	}
+	ps = append(ps, notify(message.PPKIdentity, ppkIdentity(sa.p1)))
+	if sa.p1.PPK == ppkRequire {
+		return ps, nil
+	}
+	without, err := credentials()
+	if err != nil {
+		return nil, err
+	}
+	auth, _ := message.Get[*message.Auth](&message.Message{Payloads: without})
+	return append(ps, notify(message.NoPPKAuth, auth.Data)), nil
+}
+
+// under does something with the mixed keys in the place of the IKE SA's.
+func (sa *ikeSA) under(mixed keymat.IKEKeys, do func()) {
 	plain := sa.keys
-	sa.keys = sa.mixed(sa.p1)
-	ps := []message.Payload{auth(), notify(message.PPKIdentity, ppkIdentity(sa.p1))}
+	sa.keys = mixed
+	do()
 	wipeMixed(sa.keys)
 	sa.keys = plain
-	if sa.p1.PPK != ppkRequire {
-		ps = append(ps, notify(message.NoPPKAuth, auth().Data))
+}
+
+// asAnswered does something with the keys that the responder's IKE_AUTH was made with.
+func (sa *ikeSA) asAnswered(m *message.Message, do func()) {
+	if _, used := m.Notify(message.PPKIdentity); sa.caps&capPPK != 0 && used && usesPPK(sa.p1) {
+		sa.under(sa.mixed(sa.p1), do)
+		return
 	}
-	return ps
+	do()
 }
 
 // ppkMissing says that an IKE_SA_INIT response is of no use to us: the responder cannot

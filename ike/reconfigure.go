@@ -59,7 +59,7 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 	switch {
 	case t.p1 == nil:
 		reason = "removed from the configuration"
-	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1)):
+	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1) || asksAnew(old, was, e.cfg, t.p1)):
 		reason = "configuration changed"
 	}
 	for _, sa := range slices.Clone(t.sas) {
@@ -68,6 +68,8 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 		}
 		if reason != "" {
 			e.close(sa, reason)
+		} else if userGone(old, was, e.cfg, t.p1, sa.peerID) {
+			e.close(sa, "user changed")
 		} else {
 			for _, c := range slices.Clone(sa.children) {
 				if c.p2 == nil || !fits(c, c.p2) || phase2Renews(old, c) {

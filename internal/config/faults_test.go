@@ -114,6 +114,12 @@ func TestFaults(t *testing.T) {
 		{"empty secret", phase1("set psksecret ''"), []string{"f:6: vpn1: psksecret is empty: it takes up to 256 bytes, plain (\"…\") or hexadecimal (0x…)"}},
 		{"half a byte", phase1("set psksecret 0xabc"), []string{"f:6: vpn1: psksecret must have an even number of hexadecimal digits behind 0x"}},
 		{"secret too long", phase1("set psksecret " + strings.Repeat("k", 257)), []string{"f:6: vpn1: psksecret must not be longer than 256 bytes (it has 257)"}},
+		{"users of a static gateway", phase1("set peertype dialup\nset usrgrp g"), []string{"f:6: vpn1: peertype (dialup) needs `set type dynamic`: users are dialup clients"}},
+		{"no user group", strings.Replace(goodDialup, "next\n", "set peertype dialup\nnext\n", 1), []string{"f:2: dial: usrgrp is missing: peertype dialup needs a user group"}},
+		{"unknown user group", strings.Replace(goodDialup, "next\n", "set peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:7: dial: usrgrp (g) names no user group"}},
+		{"user without a key", "config user local\nedit u\nnext\nend\nconfig user group\nedit g\nset member u\nnext\nend\n" + strings.Replace(goodDialup, "next\n", "set peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:16: dial: usrgrp (g): the user u has no passwd, which would be its pre-shared key"}},
+		{"unknown user", "config user group\nedit g\nset member u\nnext\nend\n", []string{"f:3: user group g: member (u) names no user"}},
+		{"group without dialup", strings.Replace(goodDialup, "next\n", "set usrgrp g\nnext\n", 1), []string{"f:6: dial: usrgrp is only checked with `set peertype dialup` (peertype is any)"}},
 
 		// Refused by name.
 		{"policy-based phase 1", "config vpn ipsec phase1\nedit a\nset keylife 1\nnext\nend\n", []string{"f:1: `config vpn ipsec phase1` is refused: policy-based tunnels do not exist here; write `config vpn ipsec phase1-interface`"}},
@@ -125,7 +131,7 @@ func TestFaults(t *testing.T) {
 		{"suite B", phase1("set suite-b suite-b-gcm-128"), []string{"f:6: vpn1: suite-b (suite-b-gcm-128) is not supported here: write the suites with `set proposal` and `set dhgrp`"}},
 		{"EAP", phase1("set eap enable"), []string{"f:6: vpn1: eap (enable) is not supported here; allowed: disable"}},
 		{"active-active", ha("set mode a-a"), []string{"f:2: system ha: mode (a-a) is refused: there is no active-active mode; use a-p with virtual clusters, or `config system standalone-cluster`"}},
-		{"peers of user peer", phase1("set peertype peer"), []string{"f:6: vpn1: peertype (peer) is refused: peers of `config user peer` are not known here; write `set peertype one` and `set peerid …`"}},
+		{"user peers without certificates", phase1("set peertype peer"), []string{"f:6: vpn1: peertype (peer) looks at certificates: it needs `set authmethod signature`"}},
 
 		// Suites and groups.
 		{"DES", phase1("set proposal des-sha1"), []string{"f:6: vpn1: proposal (des-sha1) is refused: 56-bit DES must not be used (RFC 8247 §2.1)"}},
@@ -158,7 +164,7 @@ func TestFaults(t *testing.T) {
 		{"dynamic with a peer", phase1("set type dynamic"), []string{"f:4: vpn1: remote-gw (203.0.113.1) excludes type dynamic: dialup clients come from any address"}},
 		{"ddns without name", phase1("unset remote-gw\nset type ddns"), []string{"f:2: vpn1: remotegw-ddns is missing: type ddns needs the peer's host name"}},
 		{"carried by itself", phase1("set interface vpn1"), []string{"f:6: vpn1: interface (vpn1) must not be the tunnel itself"}},
-		{"signature without certificate", phase1("set authmethod signature"), []string{"f:2: vpn1: certificate is missing: authmethod signature needs the name of an own certificate"}},
+		{"signature without certificate", phase1("set authmethod signature"), []string{"f:2: vpn1: certificate is missing: authmethod signature needs the name of an own certificate", "f:6: vpn1: authmethod (signature) needs a CA that vouches for the peer: write `config vpn certificate ca`"}},
 		{"two methods", phase1("set authmethod-remote signature"), []string{"f:6: vpn1: authmethod-remote (signature) must be the same as authmethod (psk)"}},
 		{"one of nobody", phase1("set peertype one"), []string{"f:2: vpn1: peerid is missing: peertype one needs the identity of the one peer"}},
 		{"peerid for any", phase1("set peerid x"), []string{"f:6: vpn1: peerid is only checked with `set peertype one` (peertype is any)"}},
