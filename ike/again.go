@@ -52,6 +52,9 @@ func (e *Engine) peersOf(ours ipsec.Proposal, spi []byte) bool {
 // repeatable says whether the last response answers a message ID. After a synchronisation
 // it is kept for what it says only: see again.
 func (sa *ikeSA) repeatable(id uint32) bool {
-	h, err := message.ParseHeader(sa.lastResponse)
-	return err == nil && h.MessageID == id
+	for _, d := range message.Split(sa.lastResponse) {
+		h, err := message.ParseHeader(d)
+		return err == nil && h.MessageID == id
+	}
+	return false
 }

@@ -1,34 +1,38 @@
 package ike
 
 import (
+	"cmp"
 	"crypto/hmac"
-	"crypto/subtle"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 
-	"tandem/ike/keymat"
 	"tandem/ike/message"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
 )
 
-// authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2).
-func (e *Engine) authStart(sa *ikeSA, phase2 string) {
+// authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2); m is the
+// IKE_SA_INIT response.
+func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 	sa.state = stateAuthSent
 	sa.nextSend = 1
-	sa.ownID = ownIdentity(sa.p1, sa.local.Addr())
 	e.debug(sa, "initiator preparing AUTH msg")
-	id := sa.ownID.payload(false)
-	ps := []message.Payload{id}
+	req := e.certReq(sa.p1)
 	if e.firstToPeer(sa) {
 		e.debug(sa, "sending INITIAL-CONTACT")
-		ps = append(ps, notify(message.InitialContact, nil))
+		req = append(req, notify(message.InitialContact, nil))
 	}
-	auth := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
-	ps = append(ps, &message.Auth{Method: message.AuthPSK, Data: auth})
+	ps, err := sa.withPPK(func() ([]message.Payload, error) { return e.credentialPayloads(sa, m, sa.p1.PSK, req) })
+	if err != nil {
+		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
+		e.fail(sa, err.Error())
+		e.remove(sa, false, "cannot begin IKE_AUTH")
+		return
+	}
 	x := &exchange{kind: kindAuth, phase2: phase2}
-	if p2 := e.phase2(sa.phase1, phase2); p2 != nil {
+	if p2 := e.firstChild(sa, phase2); p2 != nil {
 		x.spiIn = e.newESPSPI()
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
@@ -57,14 +61,23 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	}
 	peer := identity{idi.IDType, string(idi.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idi.IDType.String()))
-	p1, err := e.authenticate(sa, idi, peer, sa.peerNetwork(ev.m), auth)
+	p1, proof, err := e.authenticate(sa, ev.m, idi, peer, auth)
+	if errors.As(err, new(*awaiting)) {
+		return nil, err
+	}
 	if err != nil {
 		e.counters.AuthRefused++
 		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
 		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
 	}
 	_, initial := ev.m.Notify(message.InitialContact)
-	sa.p1, sa.phase1 = p1, p1.Name
+	sa.p1, sa.phase1, sa.peerAuth = p1, p1.Name, proof
+	e.debug(sa, "responder preparing AUTH msg")
+	ps, err := e.credentialPayloads(sa, ev.m, e.sharedKey(p1, peer), nil)
+	if err != nil {
+		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
+		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
+	}
 	e.identify(sa, peer)
 	if p1.Dialup() {
 		sa.tunnel = e.dialupTunnel(p1, peer, initial)
@@ -74,15 +87,9 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	sa.tunnel.sas = append(sa.tunnel.sas, sa)
 	sa.tunnel.ikeCreated++
 	e.debug(sa, "auth verify done")
-	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
+	e.info(sa, "authentication succeeded", append(proof.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
-
-	e.debug(sa, "responder preparing AUTH msg")
-	sa.ownID = ownIdentity(p1, sa.local.Addr())
-	id := sa.ownID.payload(true)
-	ps := []message.Payload{id, &message.Auth{Method: message.AuthPSK,
-		Data: keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())}}
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if initial {
@@ -90,6 +97,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		e.initialContact(sa)
 	}
 	if _, ok := message.Get[*message.SA](ev.m); ok {
+		sa.caps &^= capChildless
 		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
 		if err != nil {
 			// The IKE SA stands without it (RFC 7296 §2.21.2).
@@ -100,6 +108,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		}
 		ps = append(ps, reply...)
 	}
+	ps = append(ps, sa.ppkPayloads()...)
 	ps = append(ps, capabilityPayloads(sa.caps)...)
 	ps = append(ps, e.overlayPayloads(sa, ev.m)...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
@@ -108,15 +117,17 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 
 // authenticate finds the phase 1 entry whose identity and key the peer proves
 // (RFC 7296 §2.15). Entries that name the identity come before those that take any; none
-// of another overlay network is considered.
-func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net network, auth *message.Auth) (*config.Phase1, error) {
-	if auth.Method != message.AuthPSK {
-		return nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
+// of another overlay network is considered. The proof is nil for a pre-shared key.
+func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, peer identity, auth *message.Auth) (*config.Phase1, *peerAuth, error) {
+	bySignature := signatureMethod(auth.Method)
+	if auth.Method != message.AuthPSK && !bySignature {
+		return nil, nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
 	}
-	known, elsewhere := false, (*config.Phase1)(nil)
+	net := sa.peerNetwork(m)
+	known, elsewhere, failed, tried, shown := false, (*config.Phase1)(nil), error(nil), 0, (*presented)(nil)
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
-			if isNamed(p1) != named || !idMatches(p1, peer) || p1.AuthMethod == "signature" || !suits(p1, sa.suite) {
+			if isNamed(p1) != named || !idMatches(p1, peer) || !e.accepted(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
 				continue
 			}
 			if networkOf(p1) != net {
@@ -124,20 +135,48 @@ func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net net
 				continue
 			}
 			known = true
-			want := keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), idi.Body())
-			if hmac.Equal(want, auth.Data) {
-				return p1, nil
+			if bySignature && shown == nil {
+				shown = e.present(m, peer)
 			}
+			if bySignature && tried >= maxSignatureTries {
+				continue
+			}
+			var proof *peerAuth
+			err := sa.underPPK(m, p1, auth, func(auth *message.Auth) (err error) {
+				if bySignature {
+					proof, err = e.checkSignature(sa, p1, shown, idi, auth)
+					return err
+				}
+				if !hmac.Equal(sa.sharedKeyAuth(true, e.sharedKey(p1, peer), idi), auth.Data) {
+					return refuse(message.AuthenticationFailed, "pre-shared key mismatch")
+				}
+				return nil
+			})
+			if err == nil {
+				return p1, proof, nil
+			}
+			if errors.As(err, new(*awaiting)) {
+				return nil, nil, err
+			}
+			if bySignature && !errors.As(err, new(misfit)) {
+				tried++
+				failed = err
+			}
+			failed = cmp.Or(failed, err)
 		}
 	}
 	if !known && elsewhere != nil {
-		return nil, refuse(message.AuthenticationFailed, "network-id %s of the peer: %s has %s", net, elsewhere.Name, networkOf(elsewhere))
+		return nil, nil, refuse(message.AuthenticationFailed, "network-id %s of the peer: %s has %s", net, elsewhere.Name, networkOf(elsewhere))
 	}
 	if !known {
-		return nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s", peer)
+		return nil, nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s by %s", peer, auth.Method)
 	}
-	return nil, refuse(message.AuthenticationFailed, "pre-shared key mismatch")
+	return nil, nil, failed
 }
+
+// maxSignatureTries bounds for how many phase 1 entries signatures are checked in one IKE_AUTH. Entries
+// that ask for other names cost none and do not count.
+const maxSignatureTries = 8
 
 func isNamed(p1 *config.Phase1) bool { return p1.PeerType != "" && p1.PeerType != "any" }
 
@@ -156,6 +195,9 @@ func suits(p1 *config.Phase1, s ipsec.Suite) bool {
 // authResponse authenticates the responder and takes the first Child SA.
 func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	e.debug(sa, "initiator received AUTH msg")
+	if e.postpones(sa, ev) {
+		return
+	}
 	x := e.finish(sa)
 	if sa.p1 == nil {
 		e.remove(sa, false, "phase 1 is not configured any more")
@@ -175,12 +217,15 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	}
 	peer := identity{idr.IDType, string(idr.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idr.IDType.String()))
-	want := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), idr.Body())
+	if err := e.ppkAnswered(sa, ev.m); err != nil {
+		e.authGaveUp(sa, x, err.Error(), true)
+		return
+	}
 	switch {
-	case auth.Method != message.AuthPSK:
+	case signs(sa.p1) != signatureMethod(auth.Method) || !signs(sa.p1) && auth.Method != message.AuthPSK:
 		e.authGaveUp(sa, x, "authentication method "+auth.Method.String()+" is not accepted", true)
 		return
-	case subtle.ConstantTimeCompare(want, auth.Data) != 1:
+	case !signs(sa.p1) && !hmac.Equal(sa.sharedKeyAuth(false, sa.p1.PSK, idr), auth.Data):
 		e.authGaveUp(sa, x, "pre-shared key mismatch", true)
 		return
 	case !idMatches(sa.p1, peer):
@@ -190,9 +235,17 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 		e.authGaveUp(sa, x, fmt.Sprintf("network-id %s of the peer (%s): %s has %s", sa.peerNetwork(ev.m), sa.vendor(), sa.phase1, networkOf(sa.p1)), true)
 		return
 	}
+	if signs(sa.p1) {
+		proof, err := e.checkSignature(sa, sa.p1, e.present(ev.m, peer), idr, auth)
+		if err != nil {
+			e.authGaveUp(sa, x, err.Error(), true)
+			return
+		}
+		sa.peerAuth = proof
+	}
 	e.identify(sa, peer)
 	e.debug(sa, "auth verify done")
-	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
+	e.info(sa, "authentication succeeded", append(sa.peerAuth.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR
@@ -208,6 +261,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 			e.createFailed(sa, x.phase2)
 		}
 	}
+	sa.childLater(x)
 	e.drop(x)
 	e.duplicates(sa)
 }
@@ -223,7 +277,7 @@ func (e *Engine) authGaveUp(sa *ikeSA, x *exchange, reason string, tell bool) {
 		b, err := e.seal(sa, message.Informational, false, sa.nextSend,
 			[]message.Payload{notify(message.AuthenticationFailed, nil)})
 		if err == nil {
-			e.hold(sa, Send{sa.datagram(b)})
+			e.holdMessage(sa, sa.datagram(b))
 		}
 	}
 	e.drop(x)
@@ -261,28 +315,26 @@ func (e *Engine) duplicates(sa *ikeSA) {
 		if old == sa || !old.lives() || old.peerID != sa.peerID {
 			continue
 		}
-		loser := old
+		loser, keeper := old, sa
 		if !old.established.Before(sa.created) {
 			if string(sa.lowestNonce) < string(old.lowestNonce) {
-				loser = sa
+				loser, keeper = sa, old
 			}
 			if !loser.initiator {
 				// The peer ends it; a peer that does not know our rule gets time.
 				loser.deleteBy = e.now.Add(deleteWait)
 				e.arm(loser)
+				e.childrenOf(loser, keeper)
 				continue
 			}
 		}
-		keeper := old
-		if loser == old {
-			keeper = sa
-		}
-		if len(keeper.children) == 0 && len(loser.children) > 0 {
+		if len(keeper.children) == 0 && len(loser.children) > 0 && !keeper.childless() {
 			continue // it still carries the traffic
 		}
 		e.info(loser, "IKE SA is a duplicate of "+keeper.spis.String())
 		e.info(loser, "schedule delete of IKE SA "+loser.spis.String())
 		e.close(loser, "duplicate")
+		e.childrenOf(loser, keeper)
 		e.proceed(loser)
 		if loser == sa {
 			break

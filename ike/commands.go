@@ -109,10 +109,12 @@ func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
 		}
 		if sa.peerID.kind != 0 {
 			g.PeerID = sa.peerID.String()
+			g.Certificate = sa.peerAuth.status()
 		}
 		s := IKEStatus{ID: sa.seq, SPIs: sa.spis, Initiator: sa.initiator, State: sa.state.String(),
 			Established: sa.established, Took: sa.took, Suite: sa.suite, Lifetime: sa.hard,
-			SendID: sa.nextSend, RecvID: sa.nextRecv, DPDSent: sa.dpdSent, DPDRecv: sa.dpdRecv, Keys: sa.keyLog()}
+			SendID: sa.nextSend, RecvID: sa.nextRecv, DPDSent: sa.dpdSent, DPDRecv: sa.dpdRecv,
+			PPK: sa.caps&capPPKUsed != 0, Keys: sa.keyLog()}
 		if sa.closing && sa.state == stateEstablished {
 			s.State = "deleting"
 		}

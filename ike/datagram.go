@@ -146,7 +146,8 @@ var responseRows = map[kind]func(*Engine, *ikeSA, *event){
 	kindCounters:    (*Engine).countersResponse,
 }
 
-// open decrypts a message; ok is false when nobody authenticated it. A broken
+// open decrypts a message; ok is false when nobody authenticated it, or when it is a
+// fragment (RFC 7383) and others of the same message are missing. A broken
 // inside of an authenticated message is reported in err.
 func (e *Engine) open(sa *ikeSA, d Datagram) (m *message.Message, ok bool, err error) {
 	m, err = message.Parse(d.Data)
@@ -154,7 +155,11 @@ func (e *Engine) open(sa *ikeSA, d Datagram) (m *message.Message, ok bool, err e
 		e.counters.Malformed++
 		return nil, false, nil
 	}
-	if _, sk := m.Payloads[len(m.Payloads)-1].(*message.Encrypted); !sk {
+	switch last := m.Payloads[len(m.Payloads)-1].(type) {
+	case *message.Encrypted:
+	case *message.EncryptedFragment:
+		return e.openFragment(sa, d, m, last)
+	default:
 		// Nothing unprotected may change or answer for an IKE SA (RFC 7296 §2.21.4).
 		e.counters.Malformed++
 		return nil, false, nil
@@ -167,6 +172,7 @@ func (e *Engine) open(sa *ikeSA, d Datagram) (m *message.Message, ok bool, err e
 		e.counters.AuthFailed++
 		return nil, false, nil
 	}
+	e.wholeArrived(sa, m.Header)
 	return m, true, err
 }
 
@@ -218,6 +224,9 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 		e.debug(sa, "request was answered before under another message ID")
 	} else {
 		ps, err = e.serve(sa, ev)
+	}
+	if e.postponed(sa, d, err) {
+		return
 	}
 	var refusal *NotifyError
 	if errors.As(err, &refusal) {
@@ -277,14 +286,16 @@ func (e *Engine) respond(sa *ikeSA, d Datagram, h message.Header, ps []message.P
 		return
 	}
 	sa.nextRecv = h.MessageID + 1
+	e.dropParts(sa.slot(false))
 	sa.lastResponse, sa.answered = b, true
 	e.logSent(sa, h.Exchange.String()+"_RESPONSE", h.MessageID, len(b))
-	e.hold(sa, Send{reply(d, b)})
+	e.holdMessage(sa, reply(d, b))
 }
 
 // repeat answers a retransmitted request from the cache, to the bit (RFC 7296 §2.1).
 func (e *Engine) repeat(sa *ikeSA, d Datagram, h message.Header) {
-	if _, ok, _ := e.open(sa, d); !ok {
+	// Of a request in fragments only the first one asks for the response (RFC 7383 §2.6.1).
+	if part, ok := e.authentic(sa, d); !ok || part != 1 {
 		return
 	}
 	e.heard(sa)
@@ -292,7 +303,7 @@ func (e *Engine) repeat(sa *ikeSA, d Datagram, h message.Header) {
 		return // the response is still waiting for its record
 	}
 	e.counters.Duplicates++
-	e.free(Send{reply(d, sa.lastResponse)})
+	e.freeMessage(reply(d, sa.lastResponse))
 	e.proceed(sa)
 }
 
@@ -306,7 +317,7 @@ func (e *Engine) unasked(sa *ikeSA, d Datagram, h message.Header) {
 	if sa.req != nil || sa.state == stateHalfOpen || h.MessageID < sa.nextSend || h.MessageID-sa.nextSend >= maxUnasked {
 		return
 	}
-	if _, ok, _ := e.open(sa, d); !ok {
+	if _, ok := e.authentic(sa, d); !ok {
 		return
 	}
 	e.heard(sa)
@@ -319,7 +330,7 @@ func (e *Engine) unasked(sa *ikeSA, d Datagram, h message.Header) {
 func (e *Engine) response(sa *ikeSA, d Datagram, h message.Header) {
 	if sa.req == nil && sa.nextSend > 0 && h.MessageID == sa.nextSend-1 {
 		// The answer to a probe after a takeover: our last request once more.
-		if _, ok, _ := e.open(sa, d); ok {
+		if _, ok := e.authentic(sa, d); ok {
 			e.heard(sa)
 			e.proceed(sa)
 		}

@@ -44,13 +44,17 @@ type Engine struct {
 	lowest        map[string]int            // index below which no instance of a dialup phase 1 is free
 	seq           uint64                    // numbers IKE SAs and tunnels in the order of their making
 
-	halfOpen   int
-	perSource  map[netip.Addr]int
-	unauth     limiter // errors for what nobody authenticated
-	groups     limiter // INVALID_KE_PAYLOAD, which peers in good faith need
-	copying    map[ipsec.IKESPI]bool
-	counters   Counters
-	noPolicyAt map[string]time.Time
+	halfOpen int
+	// halfOpenParts are the bytes of fragments that half-open IKE SAs keep.
+	halfOpenParts int
+	perSource     map[netip.Addr]int
+	unauth        limiter // errors for what nobody authenticated
+	groups        limiter // INVALID_KE_PAYLOAD, which peers in good faith need
+	copying       map[ipsec.IKESPI]bool
+	counters      Counters
+	noPolicyAt    map[string]time.Time
+
+	credentials *credentials // see creds
 }
 
 // Counters count what leaves no other trace.
@@ -65,6 +69,8 @@ type Counters struct {
 	AuthRefused    uint64 // peers that failed authentication
 	RateLimited    uint64 // unauthenticated replies suppressed
 	Retransmitted  uint64
+	// FragmentsDropped are fragments of messages beyond the limits of reassembly.
+	FragmentsDropped uint64
 }
 
 // Add sums the counters of several engines.
@@ -79,6 +85,7 @@ func (c *Counters) Add(o Counters) {
 	c.AuthRefused += o.AuthRefused
 	c.RateLimited += o.RateLimited
 	c.Retransmitted += o.Retransmitted
+	c.FragmentsDropped += o.FragmentsDropped
 }
 
 // New makes a suspended engine without any state.

@@ -133,7 +133,7 @@ func (e *Engine) launch(sa *ikeSA, x *exchange, data []byte) {
 	sa.req, sa.lastRequest = x, data
 	e.asking[sa.ownSPI()] = struct{}{}
 	e.logSent(sa, x.kind.String(), x.id, len(data))
-	e.hold(sa, Send{sa.datagram(data)})
+	e.holdMessage(sa, sa.datagram(data))
 	e.expectCommit(sa)
 }
 
@@ -142,6 +142,7 @@ func (e *Engine) finish(sa *ikeSA) *exchange {
 	x := sa.req
 	e.touch(sa)
 	sa.req = nil
+	e.dropParts(sa.slot(true))
 	return x
 }
 

@@ -144,6 +144,8 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	if _, ok := m.Notify(message.NATDetectionSourceIP); ok {
 		ps = append(ps, e.natPayloads(p1, sa.spis, d.Local, d.Remote)...)
 	}
+	ps = append(ps, e.answerCapabilities(sa, m)...)
+	ps = append(ps, e.initPayloads(d, m)...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	r := &message.Message{Header: sa.header(message.IKESAInit, true, 0), Payloads: ps}
 	sa.initResponse = r.Encode()
@@ -212,6 +214,8 @@ func (e *Engine) sendInit(sa *ikeSA, x *exchange, group ipsec.TransformID) bool 
 		&message.KE{Group: x.ke.Group(), Data: x.ke.Public()},
 		&message.Nonce{Data: x.nonce})
 	ps = append(ps, e.natPayloads(sa.p1, sa.spis, sa.local, sa.remote)...)
+	ps = append(ps, offeredCapabilities(sa.p1)...)
+	ps = append(ps, hashPayloads(sa.p1)...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	m := &message.Message{Header: sa.header(message.IKESAInit, false, 0), Payloads: ps}
 	b := m.Encode()
@@ -260,6 +264,9 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 		e.counters.Malformed++
 		return
 	}
+	if e.ppkMissing(sa, m) {
+		return
+	}
 	c, ok := acceptedIKE(offer, sa.req.offered, sa.req.ke.Group())
 	if !ok || ke.Group != sa.req.ke.Group() {
 		e.warn(sa, "negotiation failure", slog.String("reason", "the peer chose what was not offered"))
@@ -290,10 +297,11 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	sa.lowestNonce = lower(sa.nonceI, sa.nonceR)
 	sa.noteNAT(detectNAT(sa.p1, m, d))
 	sa.noteVendorIDs(m)
+	sa.caps = acceptedCapabilities(sa.p1, m)
 	e.logVendorIDs(sa)
 	sa.float()
 	e.keyLog(sa)
-	e.authStart(sa, x.phase2)
+	e.authStart(sa, m, x.phase2)
 }
 
 func (e *Engine) cookieDemanded(sa *ikeSA, cookie []byte) {

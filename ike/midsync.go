@@ -158,13 +158,13 @@ func (e *Engine) driveSync(sa *ikeSA) {
 	e.debug(sa, "sending IKEV2_MESSAGE_ID_SYNC NOTIFY msg")
 	e.debug(sa, "IKEV2_MESSAGE_ID_SYNC "+v.String())
 	e.logSent(sa, "INFORMATIONAL", 0, len(b))
-	e.hold(sa, Send{sa.datagram(b)})
+	e.holdMessage(sa, sa.datagram(b))
 }
 
 // syncMessage takes a message with ID 0 if it is one of a synchronisation. Others may
 // have this ID, too: the first of an IKE SA.
 func (e *Engine) syncMessage(sa *ikeSA, d Datagram, h message.Header) bool {
-	if h.MessageID != 0 || h.Exchange != message.Informational || !sa.canSync() || h.Response && !sa.sync.wanted {
+	if h.MessageID != 0 || h.NextPayload == message.TypeSKF || h.Exchange != message.Informational || !sa.canSync() || h.Response && !sa.sync.wanted {
 		return false
 	}
 	m, ok, err := e.open(sa, d)
@@ -214,7 +214,7 @@ func (e *Engine) answerSync(sa *ikeSA, d Datagram, v midValues, m *message.Messa
 		return
 	}
 	e.logSent(sa, "INFORMATIONAL_RESPONSE", 0, len(b))
-	e.hold(sa, Send{reply(d, b)})
+	e.holdMessage(sa, reply(d, b))
 	e.renumber(sa, send, recv)
 	e.proceed(sa)
 }
@@ -276,14 +276,7 @@ func (e *Engine) ownPayloads(sa *ikeSA, b []byte) ([]message.Payload, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := message.Parse(b)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.Open(b, o); err != nil {
-		return nil, err
-	}
-	return m.Payloads, nil
+	return openAll(b, o)
 }
 
 // missed looks at a request ahead of the window: whoever sent it has had answers that
@@ -293,7 +286,7 @@ func (e *Engine) missed(sa *ikeSA, d Datagram, h message.Header) {
 	if !sa.copied || !sa.canAskSync() || sa.sync.wanted || h.MessageID < sa.nextRecv || h.MessageID-sa.nextRecv >= maxUnasked {
 		return
 	}
-	if _, ok, _ := e.open(sa, d); !ok {
+	if _, ok := e.authentic(sa, d); !ok {
 		return
 	}
 	e.heard(sa)

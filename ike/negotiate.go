@@ -123,7 +123,7 @@ func (e *Engine) nextWanted(sa *ikeSA) *config.Phase2 {
 		name := sa.wants[0]
 		sa.wants = sa.wants[1:]
 		p2 := e.phase2(sa.phase1, name)
-		if p2 != nil && (sa.tunnel == nil || sa.tunnel.child(name) == nil) {
+		if p2 != nil && (sa.tunnel == nil || !sa.tunnel.stands(name)) {
 			return p2
 		}
 	}

@@ -59,7 +59,7 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 	switch {
 	case t.p1 == nil:
 		reason = "removed from the configuration"
-	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1)):
+	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1) || asksAnew(old, was, e.cfg, t.p1)):
 		reason = "configuration changed"
 	}
 	for _, sa := range slices.Clone(t.sas) {
@@ -68,6 +68,8 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 		}
 		if reason != "" {
 			e.close(sa, reason)
+		} else if userGone(old, was, e.cfg, t.p1, sa.peerID) {
+			e.close(sa, "user changed")
 		} else {
 			for _, c := range slices.Clone(sa.children) {
 				if c.p2 == nil || !fits(c, c.p2) || phase2Renews(old, c) {
@@ -118,16 +120,24 @@ func renews(a, b *config.Phase1) bool {
 	type essence struct {
 		Type, Interface, AuthMethod, PeerType, PeerID, LocalID, LocalIDType, NATTraversal string
 		LocalGW, RemoteGW                                                                 any
-		PSK                                                                               string
+		PSK, PPK                                                                          string
 		Passive                                                                           bool
 		Proposals, Groups                                                                 any
 		Network                                                                           network
 	}
 	of := func(p *config.Phase1) essence {
 		return essence{p.Type, p.Interface, p.AuthMethod, p.PeerType, p.PeerID, p.LocalID, p.LocalIDType, p.NATTraversal,
-			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
+			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
 	}
 	return !reflect.DeepEqual(of(a), of(b))
+}
+
+// ppkEssence is all that a phase 1 entry says of its PPK.
+func ppkEssence(p *config.Phase1) string {
+	if !usesPPK(p) {
+		return ""
+	}
+	return p.PPK + "\x00" + p.PPKIdentity + "\x00" + string(p.PPKSecret.Bytes())
 }
 
 // announcesAnew says whether the peer is to be told another address, which is done in

@@ -286,7 +286,7 @@ func (e *Engine) Resume(now time.Time) {
 			x.started(now)
 			e.counters.Retransmitted++
 			e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
-			e.free(Send{sa.datagram(x.data)})
+			e.freeMessage(sa.datagram(x.data))
 		}
 		e.closeUnconfigured(sa)
 		e.keepalive(sa)
@@ -335,6 +335,7 @@ func (e *Engine) Suspend(now time.Time) {
 		}
 		sa.quiet, sa.probe = false, probe{}
 		sa.sync.attempts, sa.sync.next = 0, time.Time{}
+		e.dropFragments(sa)
 		e.arm(sa)
 	}
 	for _, t := range e.sortedTunnels() {

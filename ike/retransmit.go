@@ -20,6 +20,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 	}
 	x.add(sa.probe.next)
 	x.add(sa.recordAt)
+	x.add(sa.fragmentsUntil())
 	switch sa.state {
 	case stateHalfOpen, stateInitSent, stateAuthSent:
 		x.add(sa.created.Add(sa.negotiateTimeout()))
@@ -107,6 +108,7 @@ func (sa *ikeSA) fire(e *Engine) {
 		sa.recordAt = time.Time{}
 		e.touch(sa)
 	}
+	e.expireFragments(sa)
 	e.raiseFloors(sa)
 	e.retransmit(sa)
 	if sa.state == stateGone {
@@ -238,7 +240,7 @@ func (e *Engine) retransmit(sa *ikeSA) {
 	x.next = e.now.Add(x.wait)
 	e.counters.Retransmitted++
 	e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
-	e.free(Send{sa.datagram(x.data)})
+	e.freeMessage(sa.datagram(x.data))
 }
 
 // spanLeft is what is left of the whole schedule, so that giving up is not late.
@@ -293,7 +295,7 @@ func (e *Engine) probeAgain(sa *ikeSA) {
 	p.attempts++
 	e.counters.Retransmitted++
 	e.debug(sa, "sending the last request again to see whether the peer is there")
-	e.free(Send{sa.datagram(sa.lastRequest)})
+	e.freeMessage(sa.datagram(sa.lastRequest))
 	p.next = e.now.Add(p.wait)
 	p.wait = min(2*p.wait, 10*time.Second)
 }

@@ -11,6 +11,7 @@ import (
 	"tandem/ike/message"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/internal/pki"
 )
 
 // state of an IKE SA. The numbers are in records: append only.
@@ -56,6 +57,8 @@ func (id identity) String() string {
 		}
 	case message.IDFQDN, message.IDRFC822:
 		return id.data
+	case message.IDDERASN1:
+		return pki.DNString([]byte(id.data))
 	case message.IDKeyID:
 		for _, c := range []byte(id.data) {
 			if c < 0x20 || c > 0x7e {
@@ -88,6 +91,7 @@ type ikeSA struct {
 	initRequest, initResponse []byte
 	nonceI, nonceR            []byte
 	ownID, peerID             identity
+	peerAuth                  *peerAuth // nil: it has no certificate, or is not authenticated yet
 	local, remote             netip.AddrPort
 	nonESP                    bool
 	natHere, natThere         bool
@@ -126,7 +130,8 @@ type ikeSA struct {
 	source            netip.Addr // counted in perSource while half open
 	sealer            message.Sealer
 	opener            message.Opener
-	quiet             bool // after a takeover, until the peer's authenticated traffic arrives
+	parts             [2]*reassembly // of the request and of the response that arrive in fragments
+	quiet             bool           // after a takeover, until the peer's authenticated traffic arrives
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
 	routed            bool      // its route to peerAddr is counted
@@ -255,13 +260,14 @@ func (e *Engine) ciphers(sa *ikeSA) error {
 	return nil
 }
 
-// seal protects one message of the IKE SA.
+// seal protects one message of the IKE SA: the datagrams in which it travels, one after
+// the other (message.Split).
 func (e *Engine) seal(sa *ikeSA, exch message.ExchangeType, response bool, id uint32, ps []message.Payload) ([]byte, error) {
 	if err := e.ciphers(sa); err != nil {
 		return nil, err
 	}
 	m := &message.Message{Header: sa.header(exch, response, id), Payloads: ps}
-	return m.Seal(sa.sealer)
+	return sa.sealParts(m)
 }
 
 func (sa *ikeSA) header(exch message.ExchangeType, response bool, id uint32) message.Header {

@@ -74,6 +74,7 @@ func (e *Engine) closeHalfOpen(sa *ikeSA) {
 		delete(e.perSource, sa.source)
 	}
 	sa.source = netip.Addr{}
+	e.dropFragments(sa)
 	if e.inits[sa.initKey] == sa {
 		delete(e.inits, sa.initKey)
 	}

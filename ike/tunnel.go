@@ -147,6 +147,15 @@ func (t *tunnel) child(phase2 string) *childSA {
 	return nil
 }
 
+// stands says that a phase 2 entry has a Child SA on an IKE SA that is not about to end.
+func (t *tunnel) stands(phase2 string) bool {
+	return slices.ContainsFunc(t.sas, func(sa *ikeSA) bool {
+		return !sa.closing && sa.deleteBy.IsZero() && slices.ContainsFunc(sa.children, func(c *childSA) bool {
+			return c.Phase2 == phase2 && c.state != childOwed
+		})
+	})
+}
+
 func (t *tunnel) attrs(more ...slog.Attr) []slog.Attr {
 	return append([]slog.Attr{slog.String("tunnel", t.name)}, more...)
 }

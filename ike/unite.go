@@ -158,7 +158,7 @@ func (e *Engine) take(sa, old *ikeSA) {
 	if sa.req != nil {
 		sa.req.ticket, sa.req.sent, sa.req.attempts = 0, false, 0
 		sa.req.wait = e.firstWait(sa, sa.req)
-		e.hold(sa, Send{sa.datagram(sa.req.data)})
+		e.holdMessage(sa, sa.datagram(sa.req.data))
 	}
 	if sa.tunnel != nil {
 		e.tunnelChanged(sa.tunnel, "united")

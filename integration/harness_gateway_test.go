@@ -231,6 +231,12 @@ type gwStatus struct {
 	Remote      string `json:"remote"`
 	PeerID      string `json:"peer_id"`
 	NAT         bool   `json:"nat"`
+	Certificate *struct {
+		Subject   string `json:"subject"`
+		SHA256    string `json:"sha256"`
+		Signature string `json:"signature"`
+		Method    string `json:"auth_method"`
+	} `json:"peer_certificate"`
 	Created     int    `json:"ike_created"`
 	Established int    `json:"ike_established"`
 	ChildMade   int    `json:"ipsec_established"`
@@ -244,6 +250,7 @@ type gwStatus struct {
 		SendID    uint32 `json:"message_id_sent"`
 		RecvID    uint32 `json:"message_id_recv"`
 		DPDSent   uint32 `json:"dpd_sent"`
+		PPK       bool   `json:"ppk"`
 	} `json:"ike_sas"`
 }
 

@@ -20,6 +20,9 @@ type breakCase struct {
 	more  bool   // a second Child SA stands afterwards
 	conn  string // further lines of charon's connection
 	conf  string // further lines of phase 1
+	certs bool   // certificates in the place of the pre-shared key
+	// parts: the exchange is in fragments, and the daemon dies between two of them.
+	parts bool
 }
 
 const (
@@ -33,8 +36,12 @@ const (
 var breakCases = []breakCase{
 	{name: "IKE_AUTH/responder", at: sendAuthResponse, short: "before", fresh: true, begin: initiate("net")},
 	{name: "IKE_AUTH/initiator", at: sendAuthRequest, short: "after", fresh: true, begin: tunnelUp("vpn1")},
+	{name: "IKE_AUTH by certificate/responder", at: sendAuthResponse, short: "before", fresh: true, certs: true, begin: initiate("net")},
+	{name: "IKE_AUTH by certificate/initiator", at: sendAuthRequest, short: "after", fresh: true, certs: true, begin: tunnelUp("vpn1")},
 	{name: "Child create/responder", at: sendChildResponse, short: "before", more: true, begin: initiate("more")},
 	{name: "Child create/initiator", at: sendChildRequest, short: "after", more: true, begin: tunnelUp("more")},
+	{name: "Child create in fragments/responder", at: sendChildResponse, short: "after", more: true, parts: true, begin: initiate("more")},
+	{name: "Child create in fragments/initiator", at: sendChildRequest, short: "after", more: true, parts: true, begin: tunnelUp("more")},
 	{name: "Child rekey/responder", at: sendChildResponse, short: "before", begin: rekey("net", "")},
 	{name: "Child rekey/initiator", at: sendChildRequest, short: "after", begin: rekeyHere("child")},
 	{name: "IKE rekey/responder", at: sendChildResponse, short: "before", begin: rekey("", "gw")},
@@ -93,26 +100,40 @@ func TestPairKilledWithinExchange(t *testing.T) {
 }
 
 func (c *breakCase) run(t *testing.T, side string) {
+	group, charonGroup, charonSettings := "31", "x25519", ""
+	if c.parts { // two public values of this group fill a datagram each
+		group, charonGroup, charonSettings = "16", "modp4096", "fragment_size = 500"
+		c.conf = "set dpd disable\nset fragmentation-mtu 500\n"
+	}
+	conf := pairConn()
+	var certs *authority
+	if c.certs {
+		certs = newAuthority(t, "ecdsa256")
+		conf = certs.client(conf, certs.issue("client.test"))
+		certs.issue("gw.test")
+	}
 	p := newPair(t, breakpointProgram(t), func(conf string) string {
+		if c.certs {
+			conf = strings.Replace(certs.blocks("gw.test")+conf, "set auto-negotiate disable\n", "set auto-negotiate disable\nset authmethod signature\nset certificate gw\n", 1)
+		}
 		conf = strings.Replace(conf, "set auto-negotiate disable\n", "set auto-negotiate disable\n"+or(c.conf, "set dpd disable\n"), 1)
 		return strings.Replace(conf, "config vpn ipsec phase2-interface\n", `config vpn ipsec phase2-interface
     edit "more"
         set phase1name "vpn1"
         set proposal aes128gcm
-        set dhgrp 31
+        set dhgrp `+group+`
         set src-subnet 10.3.0.0 255.255.255.0
         set dst-subnet 10.1.0.0 255.255.255.0
     next
 `, 1)
 	})
-	conf := pairConn()
 	conf.conn = c.conn
 	conf.child = `}
     more {
         local_ts = 10.1.0.0/24
         remote_ts = 10.3.0.0/24
-        esp_proposals = aes128gcm16-x25519`
-	ch := p.charon(lab.NodeClient, conf)
+        esp_proposals = aes128gcm16-` + charonGroup
+	ch := p.charon(lab.NodeClient, conf, charonSettings)
 	if !c.fresh {
 		ch.up()
 		p.traffic()
@@ -189,7 +210,15 @@ func (c *breakCase) run(t *testing.T, side string) {
 	if n := p.begun(exchInit); n != inits {
 		t.Errorf("%d IKE_SA_INIT exchanges on the wire, want %d", n, inits)
 	}
+	if c.parts && p.fragments() < 4 {
+		t.Errorf("%d fragments on the wire", p.fragments())
+	}
 	p.synchronised()
+	if c.certs {
+		if st := standby.status("vpn1"); st.Certificate == nil || st.Certificate.Subject != "CN=client.test" {
+			t.Errorf("the survivor does not know how the client proved itself: %+v", st)
+		}
+	}
 	all := p.wantSame()
 	for _, s := range sas {
 		for _, x := range s.Children {

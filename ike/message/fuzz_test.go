@@ -194,3 +194,53 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// FuzzJoin puts a message together from fragments whose contents are the fuzzer's own.
+func FuzzJoin(f *testing.F) {
+	first, inner := EncodePayloads([]Payload{&VendorID{Data: []byte("vendor")}, &Nonce{Data: make([]byte, 32)}})
+	f.Add(byte(first), inner, byte(3))
+	f.Add(byte(0), []byte{}, byte(1))
+	f.Add(byte(0), []byte{1}, byte(1))
+	f.Add(byte(TypeSKF), []byte{0, 0, 0, 8, 0, 1, 0, 1}, byte(2))
+	f.Add(byte(60), []byte{0, 0x80, 0, 4}, byte(2))
+	f.Fuzz(func(t *testing.T, first byte, inner []byte, n byte) {
+		var parts [][]byte
+		for left, size := inner, len(inner)/(int(n)+1)+1; len(left) > 0; left = left[len(parts[len(parts)-1]):] {
+			parts = append(parts, left[:min(size, len(left))])
+		}
+		skf := &Message{Payloads: []Payload{&EncryptedFragment{First: PayloadType(first), Number: 1, Total: uint16(len(parts))}}}
+		var m Message
+		err := m.Join(skf, parts)
+		if whole, werr := ParsePayloads(PayloadType(first), inner); (err == nil) != (werr == nil) || same(whole, m.Payloads) != "" && len(whole) > 0 {
+			t.Fatalf("joined %v, %v; whole %v, %v", m.Payloads, err, whole, werr)
+		}
+		if err != nil {
+			checkError(t, err)
+			return
+		}
+		checkRoundTrip(t, m.Payloads)
+	})
+}
+
+// FuzzSplit cuts bytes into datagrams: nothing is lost, and what is one stays one.
+func FuzzSplit(f *testing.F) {
+	seeds := seedMessages(f)
+	for _, b := range seeds {
+		f.Add(b, []byte{})
+		f.Add(b, seeds[0])
+	}
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		parts := Split(bytes.Join([][]byte{a, b}, nil))
+		if !bytes.Equal(bytes.Join(parts, nil), bytes.Join([][]byte{a, b}, nil)) {
+			t.Fatal("bytes are lost")
+		}
+		if _, err := ParseHeader(a); err == nil && (len(parts) == 0 || !bytes.Equal(parts[0], a)) {
+			t.Fatal("the first datagram is another one")
+		}
+		for _, p := range parts {
+			if len(p) == 0 {
+				t.Fatal("an empty datagram")
+			}
+		}
+	})
+}

@@ -1,5 +1,10 @@
 package message
 
+import (
+	"encoding/binary"
+	"slices"
+)
+
 // Encrypted is an SK payload that has not been opened (RFC 7296 §3.14).
 // Offset is where its body (IV) begins in the raw message.
 type Encrypted struct {
@@ -187,6 +192,43 @@ func (m *Message) OpenFragment(raw []byte, o Opener) ([]byte, error) {
 		return nil, silent("message has no SKF payload")
 	}
 	return openBody(raw, skf.Offset, o)
+}
+
+// Join gives m the payloads of a message that came in fragments: the clear ones of
+// fragment 1, first, and those inside the contents of all of them in order of their
+// numbers. Errors as Open's.
+func (m *Message) Join(first *Message, parts [][]byte) error {
+	skf, ok := first.last().(*EncryptedFragment)
+	if !ok {
+		return silent("message has no SKF payload")
+	}
+	ps, err := ParsePayloads(skf.First, slices.Concat(parts...))
+	if err != nil {
+		return err
+	}
+	clear := first.Payloads[:len(first.Payloads)-1]
+	if len(clear)+len(ps) > MaxPayloads {
+		return invalid("more than %d payloads", MaxPayloads)
+	}
+	m.Payloads = append(clear[:len(clear):len(clear)], ps...)
+	return nil
+}
+
+// Split cuts datagrams that stand one after the other where the length in the header of
+// each says. What does not look like one stays in one piece with all that follows.
+func Split(b []byte) [][]byte {
+	var out [][]byte
+	for len(b) > 0 {
+		n := len(b)
+		if n >= HeaderLen {
+			if l := binary.BigEndian.Uint32(b[24:]); l >= HeaderLen && uint64(l) < uint64(n) {
+				n = int(l)
+			}
+		}
+		out = append(out, b[:n:n])
+		b = b[n:]
+	}
+	return out
 }
 
 func (m *Message) last() Payload {

@@ -68,12 +68,16 @@ const (
 	RekeySA                    NotifyType = 16393
 	ESPTFCPaddingNotSupported  NotifyType = 16394
 	NonFirstFragmentsAlso      NotifyType = 16395
+	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421
 	MessageIDSync              NotifyType = 16422
 	ReplayCounterSync          NotifyType = 16423
 	FragmentationSupported     NotifyType = 16430
 	SignatureHashAlgorithms    NotifyType = 16431
+	UsePPK                     NotifyType = 16435
+	PPKIdentity                NotifyType = 16436
+	NoPPKAuth                  NotifyType = 16437
 
 	// Private use (RFC 7296 §3.10.1): between Tandems only, told by their vendor ID.
 	TandemNetworkID        NotifyType = 45101 // one octet: the number of the overlay network

@@ -63,15 +63,19 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "authmethod", value: oneOf("psk", "signature"), def: "psk", at: func(p *phase1Draft) any { return &p.AuthMethod }, help: "pre-shared key or certificate, on both sides"},
 		{key: "authmethod-remote", value: oneOf("psk", "signature"), at: func(p *phase1Draft) any { return &p.authMethodRemote }, hide: func(p *phase1Draft) bool { return p.authMethodRemote == "" }, help: "only the same as authmethod"},
 		{key: "certificate", value: names{max: 35, most: 4}, at: func(p *phase1Draft) any { return &p.Certificate }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "signature" }, help: "own certificates; required with authmethod signature"},
-		{key: "peertype", value: enum{words: []string{"any", "one"}, refused: map[string]string{
-			"peer":    "peers of `config user peer` are not known here; write `set peertype one` and `set peerid …`",
-			"peergrp": "groups of peers are not known here; write one phase 1 for each, with `set peertype one` and `set peerid …`",
-			"dialup":  "user groups are not known here; write `set peertype one` and `set peerid …`"}},
-			def: "any", at: func(p *phase1Draft) any { return &p.PeerType }, help: "which peer identities are accepted: any, or the one of peerid"},
+		{key: "peertype", value: oneOf("any", "one", "peer", "peergrp", "dialup"), def: "any", at: func(p *phase1Draft) any { return &p.PeerType }, help: "which peer identities are accepted: any, the one of peerid, with certificates those of a user peer or a group of them, or the names of the users of usrgrp"},
 		{key: "peerid", value: text{max: 255}, at: func(p *phase1Draft) any { return &p.PeerID }, hide: func(p *phase1Draft) bool { return p.PeerType != "one" }, help: "the peer's identity; required with peertype one"},
-		{key: "localid", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.LocalID }, help: "own identity; empty: the local address"},
+		{key: "peer", value: text{max: 35, what: "the name of a user peer"}, at: func(p *phase1Draft) any { return &p.Peer }, hide: func(p *phase1Draft) bool { return p.PeerType != "peer" }, help: "what the peer's certificate must have; required with peertype peer"},
+		{key: "peergrp", value: text{max: 35, what: "the name of a user peergrp"}, at: func(p *phase1Draft) any { return &p.PeerGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "peergrp" }, help: "several of them; required with peertype peergrp"},
+		{key: "usrgrp", value: text{max: 35, what: "the name of a user group"}, at: func(p *phase1Draft) any { return &p.UserGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "dialup" }, help: "whose users are accepted; required with peertype dialup"},
+		{key: "cert-id-validation", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.CertIDValidation }, hide: noSignature, help: "the peer's certificate must have its identity as subject or subjectAltName (RFC 4945)"},
+		{key: "digital-signature-auth", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.DigitalSignatureAuth }, hide: noSignature, help: "signatures as RFC 7427 has them, where the peer can (FortiOS's default is disable); Ed25519 and RSASSA-PSS need it"},
+		{key: "signature-hash-alg", value: manyOf{oneOf("sha1", "sha2-256", "sha2-384", "sha2-512")}, def: "sha2-512 sha2-384 sha2-256", at: func(p *phase1Draft) any { return &p.SignatureHash }, hide: noSignature, help: "hashes of signatures, best first, both directions (FortiOS's default has sha1, too)"},
+		{key: "rsa-signature-format", value: oneOf("pkcs1", "pss"), def: "pkcs1", at: func(p *phase1Draft) any { return &p.RSASignatureFormat }, hide: noSignature, help: "how our RSA keys sign under RFC 7427; of peers both are accepted"},
+		{key: "rsa-signature-hash-override", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.RSAHashOverride }, hide: noSignature, help: "towards a peer without RFC 7427 our RSA keys sign with the best of signature-hash-alg, even where that allows sha1, which such peers know best"},
+		{key: "localid", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.LocalID }, help: "own identity; empty: the local address, with authmethod signature the certificate's subject"},
 		{key: "localid-type", value: oneOf("auto", "fqdn", "user-fqdn", "keyid", "address", "asn1dn"), def: "auto", at: func(p *phase1Draft) any { return &p.LocalIDType }, help: "how localid is sent"},
-		{key: "psksecret", value: secret{key: "psksecret", max: 128}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk"},
+		{key: "psksecret", value: secret{key: "psksecret", max: 256}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk, but for peertype dialup, whose users have their own"},
 		{key: "proposal", value: proposals{1}, def: "aes128-sha256 aes256-sha256 aes128gcm-prfsha256 aes256gcm-prfsha384 chacha20poly1305-prfsha256", at: func(p *phase1Draft) any { return &p.Proposals }, help: "suites of the IKE SA, best first"},
 		{key: "dhgrp", value: groups{}, def: "14 5", at: func(p *phase1Draft) any { return &p.DHGroups }, help: "key exchange groups, best first"},
 		{key: "esn", value: oneOf("disable", "allow", "require"), def: "disable", at: func(p *phase1Draft) any { return &p.ESN }, help: "64-bit sequence numbers for phase 2 entries that do not say otherwise"},
@@ -99,6 +103,9 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "network-overlay", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.NetworkOverlay }, help: "tells gateways between the same addresses apart by network-id"},
 		{key: "network-id", value: number{0, 255, 0}, def: "0", at: func(p *phase1Draft) any { return &p.NetworkID }, hide: func(p *phase1Draft) bool { return !p.NetworkOverlay }, help: "needs network-overlay enable"},
 		{key: "childless-ike", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ChildlessIKE }, help: "IKE SA without a first Child SA (RFC 6023)"},
+		{key: "ppk", value: oneOf("disable", "allow", "require"), def: "disable", at: func(p *phase1Draft) any { return &p.PPK }, help: "post-quantum pre-shared key (RFC 8784) beside the authentication; allow: only with peers that have it"},
+		{key: "ppk-secret", value: secret{key: "ppk-secret", max: 256}, at: func(p *phase1Draft) any { return &p.PPKSecret }, hide: func(p *phase1Draft) bool { return p.PPK == "disable" }, help: "the post-quantum pre-shared key, 32 random bytes at least; required with ppk allow and require"},
+		{key: "ppk-identity", value: text{max: 35}, at: func(p *phase1Draft) any { return &p.PPKIdentity }, hide: func(p *phase1Draft) bool { return p.PPK == "disable" }, help: "how both sides call that key; required with ppk allow and require"},
 		{key: "monitor", value: names{max: 15, what: "names of other phase 1 entries"}, at: func(p *phase1Draft) any { return &p.Monitor }, help: "a backup: negotiates only while all of these are down"},
 		{key: "loopback-asymroute", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.LoopbackAsymroute }, help: "IKE to a loopback address may arrive on any interface"},
 		{key: "mode-cfg", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ModeCfg }, help: "hands addresses to clients (configuration payload)"},
@@ -121,10 +128,9 @@ var phase1Spec = &spec[phase1Draft]{
 	ignored: append(plain(`comments npu-offload wizard-type forticlient-enforcement auto-discovery-* add-gw-route tunnel-search
 		monitor-min monitor-hold-down-type monitor-hold-down-delay monitor-hold-down-weekday monitor-hold-down-time mode
 		default-gw-priority packet-redistribution distance priority send-cert-chain eap-identity eap-exclude-peergrp eap-cert-auth
-		acct-verify ppk-identity save-password client-auto-negotiate client-keep-alive client-resume
+		acct-verify save-password client-auto-negotiate client-keep-alive client-resume
 		client-resume-interval unity-support banner include-local-lan mesh-selector-type shared-idle-timeout inbound-dscp-copy
 		encapsulation-address encap-local-gw4 encap-local-gw6 encap-remote-gw4 encap-remote-gw6 vni azure-ad-autoconnect
-		digital-signature-auth signature-hash-alg rsa-signature-format rsa-signature-hash-override cert-id-validation
 		fec-send-timeout fec-base fec-codec fec-redundant fec-receive-timeout fec-health-check fec-mapping-profile
 		dev-id-notification dev-id link-cost exchange-fgt-device-id ipv6-auto-linklocal ems-sn-check aggregate-weight
 		cert-peer-username-validation cert-peer-username-strip cert-trust-store qkd-profile auto-transport-threshold
@@ -135,9 +141,7 @@ var phase1Spec = &spec[phase1Draft]{
 		ignored{key: "aggregate-member", only: []string{"disable"}},
 		ignored{key: "encapsulation", only: []string{"none"}},
 		ignored{key: "eap", only: []string{"disable"}},
-		ignored{key: "ppk", only: []string{"disable"}},
 		ignored{key: "xauthtype", only: []string{"disable"}, why: "XAuth belongs to IKEv1"},
-		ignored{key: "usrgrp", only: []string{}, why: "user groups are not known here; write `set peertype one` and `set peerid …`"},
 		ignored{key: "authusrgrp", only: []string{}, why: "user groups are not known here"},
 		ignored{key: "group-authentication", only: []string{"disable"}},
 		ignored{key: "assign-ip-from", only: []string{"range"}, why: "addresses come from `set ipv4-start-ip` and `set ipv4-end-ip`"},
@@ -163,6 +167,8 @@ var phase1Spec = &spec[phase1Draft]{
 func (p *phase1Draft) is6() bool    { return p.ipVersion == "6" }
 func (p *phase1Draft) is4() bool    { return p.ipVersion != "6" }
 func noModeCfg(p *phase1Draft) bool { return !p.ModeCfg }
+
+func noSignature(p *phase1Draft) bool { return p.AuthMethod != "signature" }
 
 // buildPhase1 settles what depends on several keywords of one phase 1.
 func (ld *loader) buildPhase1() (out []Phase1) {
@@ -232,7 +238,7 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	if p.LocalGW.IsValid() && p.LocalGW == p.RemoteGW {
 		fault(own, "%s (%s) must not be the peer's own address", own, p.LocalGW)
 	}
-	if p.AuthMethod == "psk" && p.PSK.Len() == 0 {
+	if p.AuthMethod == "psk" && p.PSK.Len() == 0 && p.PeerType != "dialup" {
 		fault("psksecret", "psksecret is missing: authmethod psk needs `set psksecret \"…\"`")
 	}
 	if p.AuthMethod == "signature" && len(p.Certificate) == 0 {
@@ -240,6 +246,12 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	}
 	if p.authMethodRemote != "" && p.authMethodRemote != p.AuthMethod {
 		fault("authmethod-remote", "authmethod-remote (%s) must be the same as authmethod (%s)", p.authMethodRemote, p.AuthMethod)
+	}
+	if p.PPK != "disable" && p.PPKSecret.Len() == 0 {
+		fault("ppk-secret", "ppk-secret is missing: ppk %s needs it", p.PPK)
+	}
+	if p.PPK != "disable" && p.PPKIdentity == "" {
+		fault("ppk-identity", "ppk-identity is missing: ppk %s needs it", p.PPK)
 	}
 	if p.PeerType == "one" && p.PeerID == "" {
 		fault("peerid", "peerid is missing: peertype one needs the identity of the one peer")
@@ -257,8 +269,11 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 			fault("localid", "localid (%s) must have the form user@domain with localid-type user-fqdn", echo(p.LocalID))
 		}
 	}
-	if p.LocalIDType != "auto" && p.LocalIDType != "address" && p.LocalID == "" && p.AuthMethod == "psk" {
+	if p.LocalIDType != "auto" && p.LocalIDType != "address" && p.LocalID == "" && (p.AuthMethod == "psk" || p.LocalIDType != "asn1dn") {
 		fault("localid", "localid is missing: localid-type %s needs it", p.LocalIDType)
+	}
+	if p.LocalIDType == "asn1dn" && p.LocalID != "" && p.AuthMethod == "signature" {
+		fault("localid", "localid excludes localid-type asn1dn: with it the certificate's own subject is sent")
 	}
 	explicit := p.AutoNegotiate && s.wrote("auto-negotiate")
 	if explicit && p.PassiveMode {
@@ -307,6 +322,7 @@ func (ld *loader) checkPeers() {
 		ddns      string
 		network   int
 		peer      string
+		auth      string
 		ipVersion string
 	}
 	seen := map[key]*object[phase1Draft]{}
@@ -319,9 +335,17 @@ func (ld *loader) checkPeers() {
 		if p.NetworkOverlay {
 			k.network = p.NetworkID + 1
 		}
-		if p.PeerType == "one" {
+		switch p.PeerType {
+		case "one":
 			k.peer = "one " + strings.ToLower(p.PeerID)
+		case "peer":
+			k.peer = "peer " + p.Peer
+		case "peergrp":
+			k.peer = "peergrp " + p.PeerGroup
+		case "dialup":
+			k.peer = "dialup " + p.UserGroup
 		}
+		k.auth = p.AuthMethod
 		first := seen[k]
 		if first == nil {
 			seen[k] = o

@@ -124,6 +124,7 @@ var metrics = []metric{
 	{"tandem_ike_datagrams_dropped_total", "IKE datagrams dropped because the queue was full.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Loop.IKEDropped) }},
 	{"tandem_ike_authentication_refused_total", "Peers that failed authentication.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Node.IKE.AuthRefused) }},
 	{"tandem_ike_cookies_sent_total", "Cookies demanded above the half-open threshold.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Node.IKE.CookiesSent) }},
+	{"tandem_ike_fragments_dropped_total", "Fragments of IKE messages dropped beyond the limits of reassembly.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Node.IKE.FragmentsDropped) }},
 	{"tandem_ike_half_open_denied_total", "IKE_SA_INIT requests dropped beyond the limits of half-open IKE SAs.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Node.IKE.HalfOpenDenied) }},
 	{"tandem_unknown_spi_packets_total", "ESP packets of an unknown SPI.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Plane.UnknownSPI) }},
 	{"tandem_malformed_packets_total", "Outer packets that are no ESP and no IKE.", prometheus.CounterValue, func(v *view) float64 { return float64(v.Plane.Malformed) }},

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tandem/ike"
@@ -25,6 +27,7 @@ type gatewayJSON struct {
 	VirtualLocal     string     `json:"virtual_interface_addr_local,omitempty"`
 	VirtualRemote    string     `json:"virtual_interface_addr_remote,omitempty"`
 	PeerID           string     `json:"peer_id,omitempty"`
+	Certificate      *certJSON  `json:"peer_certificate,omitempty"`
 	NAT              bool       `json:"nat"`
 	Role             string     `json:"role,omitempty"` // in a cluster
 	VCluster         int        `json:"vcluster,omitempty"`
@@ -60,6 +63,7 @@ type ikeJSON struct {
 	Rekey       int64   `json:"rekey_s"`
 	DPDSent     uint32  `json:"dpd_sent"`
 	DPDRecv     uint32  `json:"dpd_recv"`
+	PPK         bool    `json:"ppk"`
 }
 
 func msTriple(d [3]time.Duration) (ms [3]float64) {
@@ -101,6 +105,15 @@ func known(a, none netip.Addr) netip.Addr {
 	return a
 }
 
+// certJSON is the certificate by which a peer authenticated itself.
+type certJSON struct {
+	Subject   string    `json:"subject"`
+	SHA256    string    `json:"sha256"`
+	NotAfter  time.Time `json:"not_after"`
+	Signature string    `json:"signature"`
+	Method    string    `json:"auth_method"`
+}
+
 // addrPortText prints an address without what is not known of it.
 func addrPortText(a netip.AddrPort) string {
 	if !a.Addr().IsValid() {
@@ -118,6 +131,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 		IKECreated: g.IKECreated, IKEEstablished: g.IKEEstablished, IKETime: msTriple(g.IKETime),
 		ChildCreated: g.ChildCreated, ChildEstablished: g.ChildEstablished, ChildTime: msTriple(g.ChildTime),
 		Failure: g.Failure, SAs: []ikeJSON{},
+	}
+	if c := g.Certificate; c != nil {
+		j.Certificate = &certJSON{c.Subject, hex.EncodeToString(c.Fingerprint[:]), c.NotAfter.UTC(), c.Signature, c.Method}
 	}
 	if !v.alone() {
 		j.Role = v.role(g)
@@ -146,7 +162,7 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 			SKei: keyText(s.Keys.Ei, showKeys), SKer: keyText(s.Keys.Er, showKeys),
 			SKai: keyText(s.Keys.Ai, showKeys), SKar: keyText(s.Keys.Ar, showKeys),
 			SendID: s.SendID, RecvID: s.RecvID, Lifetime: seconds(s.Lifetime), Rekey: seconds(s.Rekey),
-			DPDSent: s.DPDSent, DPDRecv: s.DPDRecv,
+			DPDSent: s.DPDSent, DPDRecv: s.DPDRecv, PPK: s.PPK,
 		}
 		if s.Initiator {
 			d.Direction = "initiator"
@@ -213,13 +229,18 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 	if j.PeerID != "" {
 		p("peer-id: %s\npeer-id-auth: yes\n", j.PeerID)
 	}
+	if c := j.Certificate; c != nil {
+		p("peer-certificate: %s\npeer-certificate-sha256: %s\npeer-certificate-expires: %s\npeer-signature: %s\n",
+			c.Subject, c.SHA256, c.NotAfter.Format(time.RFC3339), c.Signature)
+	}
 	if j.NAT {
 		p("nat: peer\n")
 	}
 	if role {
 		p("role: %s\n", j.Role)
 	}
-	p("PPK: no\n")
+	ppk := slices.ContainsFunc(j.SAs, func(a ikeJSON) bool { return a.PPK })
+	p("PPK: %s\n", yesNo(ppk))
 	live := 0
 	for i := range j.SAs {
 		if j.SAs[i].Status != "connecting" {
@@ -259,7 +280,7 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 			}
 			p("%s:%s\n", k.name, text)
 		}
-		p("PPK: no\nmessage-id sent/recv: %d/%d\n", a.SendID, a.RecvID)
+		p("PPK: %s\nmessage-id sent/recv: %d/%d\n", yesNo(a.PPK), a.SendID, a.RecvID)
 		p("lifetime/rekey: %d/%d\n", a.Lifetime, a.Rekey)
 		p("DPD sent/recv: %08x/%08x\n", a.DPDSent, a.DPDRecv)
 	}

@@ -150,8 +150,8 @@ func (r *rules) learn(a *acknowledged, f handedFrame, v *syncpb.Frame_Event) {
 			}
 			a.synced[named(e)] = max(sa.SyncProposed, sa.SyncSeen)
 			for _, m := range [][]byte{sa.LastResponse, sa.LastRequest, sa.GetOutstanding().GetData()} {
-				if len(m) > 0 {
-					a.messages[r.w.wire.hash(m)] = true
+				for _, d := range message.Split(m) {
+					a.messages[r.w.wire.hash(d)] = true
 				}
 			}
 		}

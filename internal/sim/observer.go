@@ -41,6 +41,8 @@ type told struct {
 	syncs    bool   // message IDs (RFC 6311)
 	nonce    uint32 // of a message that does
 	proposes uint32 // the next message ID of its sender, of a request that does
+
+	part, parts uint16 // which fragment it is and of how many, from 1 on; 0: it is whole
 }
 
 // sideID is one end of an IKE SA as a requester.
@@ -63,6 +65,7 @@ type side struct {
 	lost     map[uint32]int  // of the request or of its response, by the network
 	apart    map[uint32]bool // the request was first sent while there were two owners
 	counters map[uint32]bool // the request asks for higher sequence numbers
+	cut      fragments
 
 	// Messages with which this end synchronises message IDs: its answers by nonce, and how
 	// often a process asked.
@@ -112,6 +115,7 @@ func (o *observer) side(spis ipsec.IKESPIs, initiator bool) *side {
 	s := o.sides[id]
 	if s == nil {
 		s = &side{request: map[uint32]uint64{}, response: map[uint32]uint64{}, exchange: map[uint32]Exchange{}, answered: map[uint32]bool{}, attempts: map[uint32]int{}, lost: map[uint32]int{}, apart: map[uint32]bool{}, counters: map[uint32]bool{}}
+		s.cut.init()
 		o.sides[id] = s
 	}
 	return s
@@ -149,6 +153,10 @@ func (o *observer) read(b []byte) (*message.Message, *told) {
 		}
 	}
 	t.text = fmt.Sprintf("%s %s %d (%s)", m.Exchange, kind, m.MessageID, t.label.exchange)
+	if f := fragment(m); f != nil {
+		t.part, t.parts = f.Number, f.Total
+		t.text += fmt.Sprintf(" %d/%d", t.part, t.parts)
+	}
 	if m.Exchange == message.Informational && m.MessageID == 0 {
 		if c := o.open(m, b); c != nil {
 			n, ok := c.Notify(message.MessageIDSync)
@@ -167,6 +175,9 @@ func (o *observer) read(b []byte) (*message.Message, *told) {
 // inner opens a request and says what it is about, and whether it synchronises replay
 // counters.
 func (o *observer) inner(m *message.Message, raw []byte) (_ Exchange, counters bool) {
+	if f := fragment(m); f != nil {
+		return o.innerPart(m, f, raw), false
+	}
 	c := o.open(m, raw)
 	if c == nil {
 		return "", false
@@ -240,8 +251,8 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 	if m == nil {
 		return
 	}
-	if m.Response {
-		o.side(m.SPIs, m.Initiator != m.Response).answered[m.MessageID] = true
+	if s := o.side(m.SPIs, m.Initiator != m.Response); m.Response && s.cut.complete(d.process, m, t) {
+		s.answered[m.MessageID] = true
 	}
 	if d.h.id != 0 {
 		if r := o.w.realmAt(x.Local.Addr()); r != nil && r.pair == d.h.pair {
@@ -256,15 +267,15 @@ func (o *observer) received(d *daemon, x ike.Datagram) {
 // comes while the answer to the one before is made is not answered apart); that excuses
 // those at either end.
 func (o *observer) onWire(raw []byte, t *tunnel, lost bool) {
-	m, _ := o.read(raw)
+	m, told := o.read(raw)
 	if m == nil {
 		return
 	}
 	s := o.side(m.SPIs, m.Initiator != m.Response)
-	if !m.Response {
+	if !m.Response && told.part <= 1 {
 		s.attempts[m.MessageID]++
 	}
-	if lost {
+	if lost && s.loses(m.MessageID, told) {
 		s.lost[m.MessageID]++
 	}
 	if s.mostlyLost(m.MessageID) {
@@ -309,6 +320,10 @@ func (o *observer) check(d *daemon, m *message.Message, t *told, x ike.Datagram)
 		return // an answer to an attacker's address
 	}
 	split := path.apart(m.SPIs)
+	if t.part > 1 {
+		o.sentPart(d, m, t, h, split)
+		return
+	}
 	if m.Response {
 		if s.request[m.MessageID] == 0 {
 			w.violate(RuleWindow, "%s answers %s, which nobody sent", d.h.name, t.text)
@@ -375,7 +390,7 @@ func protected(m *message.Message) bool {
 		return false
 	}
 	_, ok := m.Payloads[len(m.Payloads)-1].(*message.Encrypted)
-	return ok
+	return ok || fragment(m) != nil
 }
 
 func (o *observer) checkIV(d *daemon, m *message.Message, raw []byte) {
@@ -384,14 +399,20 @@ func (o *observer) checkIV(d *daemon, m *message.Message, raw []byte) {
 		return
 	}
 	for _, p := range m.Payloads {
-		sk, ok := p.(*message.Encrypted)
-		if !ok || sk.Offset+8 > len(raw) {
+		at := len(raw)
+		switch p := p.(type) {
+		case *message.Encrypted:
+			at = p.Offset
+		case *message.EncryptedFragment:
+			at = p.Offset
+		}
+		if at+8 > len(raw) {
 			continue
 		}
 		key := k.name[1]
 		if m.Initiator {
 			key = k.name[0]
 		}
-		o.w.ivs.used(&o.w.scene, key, binary.BigEndian.Uint64(raw[sk.Offset:]), hash(string(raw)), d.process, d.h.name)
+		o.w.ivs.used(&o.w.scene, key, binary.BigEndian.Uint64(raw[at:]), hash(string(raw)), d.process, d.h.name)
 	}
 }

@@ -57,6 +57,8 @@ type Client struct {
 	DPD        string        // of the client
 	Encap      bool          // ESP in UDP although no NAT is there
 	Window     bool          // replay detection at the client
+
+	Features Features
 }
 
 // Verb is what an Action does.
@@ -188,6 +190,7 @@ func Generate(seed uint64, real bool) *Schedule { return generate(seed, real, ai
 func generate(seed uint64, real bool, aims []Cell) *Schedule {
 	r := stream(seed, "schedule")
 	s := &Schedule{Seed: seed, Real: real, Setup: setup(r)}
+	s.Setup.features(seed)
 	s.Length = between(r, 8*time.Minute, 13*time.Minute)
 	n := pick(r, 1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 9)
 	at := between(r, 5*time.Second, 30*time.Second)

@@ -98,6 +98,7 @@ func (c *Client) phase1(b *strings.Builder, life time.Duration, dpd string) {
 	if c.Encap {
 		b.WriteString("set nattraversal forced\n")
 	}
+	c.Features.phase1(b)
 	b.WriteString("next\nend\n")
 }
 
@@ -121,5 +122,6 @@ func load(name, text string) *config.Config {
 			panic("sim: " + f.Error() + "\n" + text)
 		}
 	}
+	cutSmall(c)
 	return c
 }
