@@ -10,10 +10,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,6 +20,7 @@ import (
 	"time"
 
 	"tandem/internal/ipsec"
+	"tandem/internal/pki"
 )
 
 const (
@@ -76,7 +75,7 @@ func InitCluster(dir, group string, nodes []string, now time.Time) error {
 		return err
 	}
 	ca := &x509.Certificate{
-		SerialNumber: randomSerial(), Subject: pkix.Name{CommonName: "Tandem cluster " + group, Organization: []string{group}},
+		SerialNumber: pki.Serial(), Subject: pkix.Name{CommonName: "Tandem cluster " + group, Organization: []string{group}},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caValidity), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, MaxPathLenZero: true,
 	}
@@ -86,8 +85,8 @@ func InitCluster(dir, group string, nodes []string, now time.Time) error {
 	}
 	secret := make([]byte, secretLen)
 	rand.Read(secret)
-	if err := writeAll(filepath.Join(dir, "ca"), map[string][]byte{
-		caFile: pemBlock("CERTIFICATE", caDER), "ca.key": keyPEM(caKey), secretFile: []byte(hex.EncodeToString(secret) + "\n"),
+	if err := pki.WriteNew(filepath.Join(dir, "ca"), map[string][]byte{
+		caFile: pki.EncodeCertificate(caDER), "ca.key": pki.EncodeKey(caKey), secretFile: []byte(hex.EncodeToString(secret) + "\n"),
 	}); err != nil {
 		return err
 	}
@@ -137,7 +136,7 @@ func addNode(dir, group, name string, id NodeID, host string, now time.Time) err
 	rand.Read(tail[:])
 	serial := fmt.Sprintf("TDM%s%03d", strings.ToUpper(hex.EncodeToString(tail[:])), id)
 	cert := &x509.Certificate{
-		SerialNumber: randomSerial(),
+		SerialNumber: pki.Serial(),
 		Subject:      pkix.Name{CommonName: name, Organization: []string{group}, SerialNumber: serial},
 		NotBefore:    now.Add(-time.Hour), NotAfter: now.Add(nodeValidity),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -148,13 +147,13 @@ func addNode(dir, group, name string, id NodeID, host string, now time.Time) err
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{caFile: caPEM, certFile: pemBlock("CERTIFICATE", der), keyFile: keyPEM(key)}
+	files := map[string][]byte{caFile: caPEM, certFile: pki.EncodeCertificate(der), keyFile: pki.EncodeKey(key)}
 	if host != witnessHost {
 		if files[secretFile], err = os.ReadFile(filepath.Join(dir, "ca", secretFile)); err != nil {
 			return err
 		}
 	}
-	return writeAll(filepath.Join(dir, name), files)
+	return pki.WriteNew(filepath.Join(dir, name), files)
 }
 
 // serverName is the name that every node's certificate carries; who a node is stands in its URI.
@@ -165,43 +164,6 @@ const memberHost, witnessHost = "cluster", "witness"
 
 func nodeURI(host, group string, id NodeID) *url.URL {
 	return &url.URL{Scheme: "tandem", Host: host, Path: "/" + group + "/" + strconv.Itoa(int(id))}
-}
-
-func randomSerial() *big.Int {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		panic(err) // crypto/rand does not fail
-	}
-	return n
-}
-
-func pemBlock(kind string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-}
-
-func keyPEM(k *ecdsa.PrivateKey) []byte {
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		panic(err) // a key that was just made
-	}
-	return pemBlock("PRIVATE KEY", der)
-}
-
-func writeAll(dir string, files map[string][]byte) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	for name, b := range files {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(b)
-		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // LoadIdentity reads a member's cluster directory.

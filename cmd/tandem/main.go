@@ -70,7 +70,7 @@ cannot run here.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return exitError{exitUsage, fmt.Sprintf("%v; usage: %s", err, c.UseLine())}
 	})
-	root.AddCommand(runCommand(), daemonCommand(), checkCommand(), clusterCommand(), witnessCommand(), labCommand(), versionCommand())
+	root.AddCommand(runCommand(), daemonCommand(), checkCommand(), clusterCommand(), pkiCommand(), witnessCommand(), labCommand(), versionCommand())
 	for _, verb := range verbs {
 		root.AddCommand(clientCommand(verb.name, verb.short))
 	}

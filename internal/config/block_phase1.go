@@ -63,13 +63,18 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "authmethod", value: oneOf("psk", "signature"), def: "psk", at: func(p *phase1Draft) any { return &p.AuthMethod }, help: "pre-shared key or certificate, on both sides"},
 		{key: "authmethod-remote", value: oneOf("psk", "signature"), at: func(p *phase1Draft) any { return &p.authMethodRemote }, hide: func(p *phase1Draft) bool { return p.authMethodRemote == "" }, help: "only the same as authmethod"},
 		{key: "certificate", value: names{max: 35, most: 4}, at: func(p *phase1Draft) any { return &p.Certificate }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "signature" }, help: "own certificates; required with authmethod signature"},
-		{key: "peertype", value: enum{words: []string{"any", "one"}, refused: map[string]string{
-			"peer":    "peers of `config user peer` are not known here; write `set peertype one` and `set peerid …`",
-			"peergrp": "groups of peers are not known here; write one phase 1 for each, with `set peertype one` and `set peerid …`",
-			"dialup":  "user groups are not known here; write `set peertype one` and `set peerid …`"}},
-			def: "any", at: func(p *phase1Draft) any { return &p.PeerType }, help: "which peer identities are accepted: any, or the one of peerid"},
+		{key: "peertype", value: enum{words: []string{"any", "one", "peer", "peergrp"}, refused: map[string]string{
+			"dialup": "user groups are not known here; write `set peertype one` and `set peerid …`"}},
+			def: "any", at: func(p *phase1Draft) any { return &p.PeerType }, help: "which peer identities are accepted: any, the one of peerid, or with certificates those of a user peer or a group of them"},
 		{key: "peerid", value: text{max: 255}, at: func(p *phase1Draft) any { return &p.PeerID }, hide: func(p *phase1Draft) bool { return p.PeerType != "one" }, help: "the peer's identity; required with peertype one"},
-		{key: "localid", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.LocalID }, help: "own identity; empty: the local address"},
+		{key: "peer", value: text{max: 35, what: "the name of a user peer"}, at: func(p *phase1Draft) any { return &p.Peer }, hide: func(p *phase1Draft) bool { return p.PeerType != "peer" }, help: "what the peer's certificate must have; required with peertype peer"},
+		{key: "peergrp", value: text{max: 35, what: "the name of a user peergrp"}, at: func(p *phase1Draft) any { return &p.PeerGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "peergrp" }, help: "several of them; required with peertype peergrp"},
+		{key: "cert-id-validation", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.CertIDValidation }, hide: noSignature, help: "the peer's certificate must have its identity as subject or subjectAltName (RFC 4945)"},
+		{key: "digital-signature-auth", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.DigitalSignatureAuth }, hide: noSignature, help: "signatures as RFC 7427 has them, where the peer can (FortiOS's default is disable); Ed25519 and RSASSA-PSS need it"},
+		{key: "signature-hash-alg", value: manyOf{oneOf("sha1", "sha2-256", "sha2-384", "sha2-512")}, def: "sha2-512 sha2-384 sha2-256", at: func(p *phase1Draft) any { return &p.SignatureHash }, hide: noSignature, help: "hashes of signatures, best first, both directions (FortiOS's default has sha1, too)"},
+		{key: "rsa-signature-format", value: oneOf("pkcs1", "pss"), def: "pkcs1", at: func(p *phase1Draft) any { return &p.RSASignatureFormat }, hide: noSignature, help: "how our RSA keys sign under RFC 7427; of peers both are accepted"},
+		{key: "rsa-signature-hash-override", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.RSAHashOverride }, hide: noSignature, help: "towards a peer without RFC 7427 our RSA keys sign with the best of signature-hash-alg, even where that allows sha1, which such peers know best"},
+		{key: "localid", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.LocalID }, help: "own identity; empty: the local address, with authmethod signature the certificate's subject"},
 		{key: "localid-type", value: oneOf("auto", "fqdn", "user-fqdn", "keyid", "address", "asn1dn"), def: "auto", at: func(p *phase1Draft) any { return &p.LocalIDType }, help: "how localid is sent"},
 		{key: "psksecret", value: secret{key: "psksecret", max: 128}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk"},
 		{key: "proposal", value: proposals{1}, def: "aes128-sha256 aes256-sha256 aes128gcm-prfsha256 aes256gcm-prfsha384 chacha20poly1305-prfsha256", at: func(p *phase1Draft) any { return &p.Proposals }, help: "suites of the IKE SA, best first"},
@@ -124,7 +129,6 @@ var phase1Spec = &spec[phase1Draft]{
 		acct-verify ppk-identity save-password client-auto-negotiate client-keep-alive client-resume
 		client-resume-interval unity-support banner include-local-lan mesh-selector-type shared-idle-timeout inbound-dscp-copy
 		encapsulation-address encap-local-gw4 encap-local-gw6 encap-remote-gw4 encap-remote-gw6 vni azure-ad-autoconnect
-		digital-signature-auth signature-hash-alg rsa-signature-format rsa-signature-hash-override cert-id-validation
 		fec-send-timeout fec-base fec-codec fec-redundant fec-receive-timeout fec-health-check fec-mapping-profile
 		dev-id-notification dev-id link-cost exchange-fgt-device-id ipv6-auto-linklocal ems-sn-check aggregate-weight
 		cert-peer-username-validation cert-peer-username-strip cert-trust-store qkd-profile auto-transport-threshold
@@ -163,6 +167,8 @@ var phase1Spec = &spec[phase1Draft]{
 func (p *phase1Draft) is6() bool    { return p.ipVersion == "6" }
 func (p *phase1Draft) is4() bool    { return p.ipVersion != "6" }
 func noModeCfg(p *phase1Draft) bool { return !p.ModeCfg }
+
+func noSignature(p *phase1Draft) bool { return p.AuthMethod != "signature" }
 
 // buildPhase1 settles what depends on several keywords of one phase 1.
 func (ld *loader) buildPhase1() (out []Phase1) {
@@ -257,8 +263,11 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 			fault("localid", "localid (%s) must have the form user@domain with localid-type user-fqdn", echo(p.LocalID))
 		}
 	}
-	if p.LocalIDType != "auto" && p.LocalIDType != "address" && p.LocalID == "" && p.AuthMethod == "psk" {
+	if p.LocalIDType != "auto" && p.LocalIDType != "address" && p.LocalID == "" && (p.AuthMethod == "psk" || p.LocalIDType != "asn1dn") {
 		fault("localid", "localid is missing: localid-type %s needs it", p.LocalIDType)
+	}
+	if p.LocalIDType == "asn1dn" && p.LocalID != "" && p.AuthMethod == "signature" {
+		fault("localid", "localid excludes localid-type asn1dn: with it the certificate's own subject is sent")
 	}
 	explicit := p.AutoNegotiate && s.wrote("auto-negotiate")
 	if explicit && p.PassiveMode {
@@ -307,6 +316,7 @@ func (ld *loader) checkPeers() {
 		ddns      string
 		network   int
 		peer      string
+		auth      string
 		ipVersion string
 	}
 	seen := map[key]*object[phase1Draft]{}
@@ -319,9 +329,15 @@ func (ld *loader) checkPeers() {
 		if p.NetworkOverlay {
 			k.network = p.NetworkID + 1
 		}
-		if p.PeerType == "one" {
+		switch p.PeerType {
+		case "one":
 			k.peer = "one " + strings.ToLower(p.PeerID)
+		case "peer":
+			k.peer = "peer " + p.Peer
+		case "peergrp":
+			k.peer = "peergrp " + p.PeerGroup
 		}
+		k.auth = p.AuthMethod
 		first := seen[k]
 		if first == nil {
 			seen[k] = o

@@ -80,6 +80,9 @@ func init() {
 			open: func(ld *loader) scope { return ld.addrgrp6 },
 			view: func(c *Config) printable { return groupView(c, addrgrp6Spec, true) },
 			ref:  func() []refBlock { return refsOf(addrgrp6Spec) }},
+	}
+	blocks = append(blocks, certificateBlocks()...)
+	blocks = append(blocks, []block{
 		{path: phase1Spec.path,
 			init: func(ld *loader) { ld.phase1 = newTable(phase1Spec, "") },
 			open: func(ld *loader) scope { return ld.phase1 },
@@ -120,7 +123,7 @@ func init() {
 			ref: func() []refBlock {
 				return append(append(append(refsOf(bgpSpec), refsOf(bgpNeighborSpec)...), refsOf(bgpNetworkSpec)...), refsOf(bgpNetwork6Spec)...)
 			}},
-	}
+	}...)
 }
 
 // build settles everything that depends on more than one keyword and reports
@@ -131,6 +134,7 @@ func (ld *loader) build() *Config {
 	c.Phase1 = ld.buildPhase1()
 	ld.checkPeers()
 	ld.checkReferences(c)
+	ld.buildCertificates(c)
 	c.Phase2 = ld.buildPhase2(c)
 	c.HA = ld.buildHA(c)
 	c.Standalone = ld.buildStandalone()

@@ -44,6 +44,11 @@ var equalConfig = cmp.Options{
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmpopts.IgnoreFields(Phase1{}, "Line"),
 	cmpopts.IgnoreFields(Phase2{}, "Line"),
+	cmpopts.IgnoreFields(LocalCertificate{}, "CertificateLine", "KeyLine"),
+	cmpopts.IgnoreFields(CACertificate{}, "Line"),
+	cmpopts.IgnoreFields(RemoteCertificate{}, "Line"),
+	cmpopts.IgnoreFields(CRL{}, "Line"),
+	cmpopts.IgnoreFields(UserPeer{}, "Line"),
 	cmpopts.EquateEmpty(),
 }
 

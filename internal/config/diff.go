@@ -33,6 +33,8 @@ type Delta struct {
 	Policies   []Change // also when only the addresses behind its names have changed
 	Routes     []Change
 	Monitors   []Change // link monitors
+	// Certificates, lists and user peers, as they are written: a file may say something else though its path is the same.
+	Certificates []Change
 	// PolicyOrder: the policies that both have stand in another order, or
 	// HasPolicy differs.
 	PolicyOrder bool
@@ -40,7 +42,7 @@ type Delta struct {
 
 // Empty says that nothing differs.
 func (d *Delta) Empty() bool {
-	return len(d.System)+len(d.Interfaces)+len(d.Addresses)+len(d.Phase1)+len(d.Phase2)+len(d.Policies)+len(d.Routes)+len(d.Monitors) == 0 && !d.PolicyOrder
+	return len(d.System)+len(d.Interfaces)+len(d.Addresses)+len(d.Phase1)+len(d.Phase2)+len(d.Policies)+len(d.Routes)+len(d.Monitors)+len(d.Certificates) == 0 && !d.PolicyOrder
 }
 
 // Diff compares two configurations, secrets included; nil stands for one with nothing in it.
@@ -73,6 +75,8 @@ func Diff(from, to *Config) *Delta {
 			d.Policies = changes
 		case linkMonitorSpec.path:
 			d.Monitors = changes
+		case caCertSpec.path, localCertSpec.path, crlSpec.path, remoteCertSpec.path, userPeerSpec.path, userPeerGroupSpec.path:
+			d.Certificates = append(d.Certificates, changes...)
 		case staticRoute.path, staticRoute6.path:
 			d.Routes = append(d.Routes, changes...)
 		default:

@@ -72,6 +72,14 @@ type loader struct {
 	settings   *object[BFD]
 
 	linkMonitors *table[LinkMonitor]
+
+	ca            *table[CACertificate]
+	local         *table[LocalCertificate]
+	crl           *table[CRL]
+	remote        *table[RemoteCertificate]
+	certSetting   *object[CertificateSetting]
+	userPeer      *table[UserPeer]
+	userPeerGroup *table[UserPeerGroup]
 }
 
 // note is one keyword that has no effect: the first place, and how many more.

@@ -28,6 +28,10 @@ type Config struct {
 	BFD        BFD
 
 	LinkMonitors []LinkMonitor
+
+	Certificates   Certificates
+	UserPeers      []UserPeer
+	UserPeerGroups []UserPeerGroup
 }
 
 // HA is `config system ha`.
@@ -172,52 +176,58 @@ type Interface struct {
 
 // Phase1 is one `config vpn ipsec phase1-interface` entry.
 type Phase1 struct {
-	Name                string
-	Line                int
-	Type                string // static, dynamic, ddns
-	Interface           string
-	IPVersion           int        // 4 or 6, of the outer addresses
-	LocalGW             netip.Addr // invalid: the interface's address
-	RemoteGW            netip.Addr // invalid for dynamic and ddns
-	RemoteGWDDNS        string     // ddns: the peer's host name
-	KeyLife             time.Duration
-	AuthMethod          string // psk, signature
-	PeerType            string // any, one, peer…
-	PeerID              string
-	LocalID             string
-	LocalIDType         string // auto, fqdn, user-fqdn, keyid, address, asn1dn
-	PSK                 ipsec.Key
-	Certificate         []string
-	Proposals           []ipsec.Suite // KE unset; see DHGroups
-	ESN                 string        // disable, allow, require: for phase 2 entries that do not say
-	DHGroups            []ipsec.TransformID
-	NetDevice           bool
-	PassiveMode         bool
-	AutoNegotiate       bool
-	NegotiateTimeout    time.Duration
-	DPD                 string // on-demand, on-idle, disable
-	DPDRetryCount       int
-	DPDRetryInterval    time.Duration
-	NATTraversal        string        // enable, disable, forced
-	Keepalive           time.Duration // NAT keepalive
-	Fragmentation       bool
-	FragmentationMTU    int
-	IPFragmentation     string // post-encapsulation, pre-encapsulation
-	HASyncESPSeqno      bool
-	FGSPSync            bool
-	AddRoute            bool
-	Rekey               bool
-	Reauth              bool
-	IdleTimeout         time.Duration // 0: disabled
-	ExchangeInterfaceIP bool
-	ExchangeIPAddr4     netip.Addr
-	NetworkOverlay      bool
-	NetworkID           int
-	ChildlessIKE        bool
-	ModeCfg             bool
-	Pool                Pool // meant when ModeCfg is set
-	LoopbackAsymroute   bool
-	Monitor             []string
+	Name             string
+	Line             int
+	Type             string // static, dynamic, ddns
+	Interface        string
+	IPVersion        int        // 4 or 6, of the outer addresses
+	LocalGW          netip.Addr // invalid: the interface's address
+	RemoteGW         netip.Addr // invalid for dynamic and ddns
+	RemoteGWDDNS     string     // ddns: the peer's host name
+	KeyLife          time.Duration
+	AuthMethod       string // psk, signature
+	PeerType         string // any, one, peer, peergrp
+	PeerID           string
+	LocalID          string
+	LocalIDType      string // auto, fqdn, user-fqdn, keyid, address, asn1dn
+	PSK              ipsec.Key
+	Certificate      []string
+	Peer, PeerGroup  string // names of a user peer, of a group of them
+	CertIDValidation bool
+	// How signatures are made and which are taken: see docs/configuration.md.
+	DigitalSignatureAuth, RSAHashOverride bool
+	SignatureHash                         []string      // sha1, sha2-256, sha2-384, sha2-512; best first
+	RSASignatureFormat                    string        // pkcs1, pss
+	Proposals                             []ipsec.Suite // KE unset; see DHGroups
+	ESN                                   string        // disable, allow, require: for phase 2 entries that do not say
+	DHGroups                              []ipsec.TransformID
+	NetDevice                             bool
+	PassiveMode                           bool
+	AutoNegotiate                         bool
+	NegotiateTimeout                      time.Duration
+	DPD                                   string // on-demand, on-idle, disable
+	DPDRetryCount                         int
+	DPDRetryInterval                      time.Duration
+	NATTraversal                          string        // enable, disable, forced
+	Keepalive                             time.Duration // NAT keepalive
+	Fragmentation                         bool
+	FragmentationMTU                      int
+	IPFragmentation                       string // post-encapsulation, pre-encapsulation
+	HASyncESPSeqno                        bool
+	FGSPSync                              bool
+	AddRoute                              bool
+	Rekey                                 bool
+	Reauth                                bool
+	IdleTimeout                           time.Duration // 0: disabled
+	ExchangeInterfaceIP                   bool
+	ExchangeIPAddr4                       netip.Addr
+	NetworkOverlay                        bool
+	NetworkID                             int
+	ChildlessIKE                          bool
+	ModeCfg                               bool
+	Pool                                  Pool // meant when ModeCfg is set
+	LoopbackAsymroute                     bool
+	Monitor                               []string
 }
 
 // Pool is what mode-cfg hands to clients. Unset addresses are invalid.

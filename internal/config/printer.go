@@ -73,7 +73,7 @@ func (o *object[T]) body(p *printer) {
 		if text == "" || hidden && text == r.value.format(r.at(def.val)) {
 			continue
 		}
-		if _, ok := r.value.(secret); ok && !p.secrets {
+		if h, ok := r.value.(hider); ok && !p.secrets && h.hides(r.at(o.val)) {
 			text = "ENC " + redactedMark
 		}
 		p.line("set " + r.key + " " + text)
