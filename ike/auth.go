@@ -1,32 +1,35 @@
 package ike
 
 import (
+	"cmp"
 	"crypto/hmac"
-	"crypto/subtle"
 	"fmt"
 	"log/slog"
 	"slices"
 
-	"tandem/ike/keymat"
 	"tandem/ike/message"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
 )
 
-// authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2).
-func (e *Engine) authStart(sa *ikeSA, phase2 string) {
+// authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2); m is the
+// IKE_SA_INIT response.
+func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 	sa.state = stateAuthSent
 	sa.nextSend = 1
-	sa.ownID = ownIdentity(sa.p1, sa.local.Addr())
 	e.debug(sa, "initiator preparing AUTH msg")
-	id := sa.ownID.payload(false)
-	ps := []message.Payload{id}
+	req := e.certReq(sa.p1)
 	if e.firstToPeer(sa) {
 		e.debug(sa, "sending INITIAL-CONTACT")
-		ps = append(ps, notify(message.InitialContact, nil))
+		req = append(req, notify(message.InitialContact, nil))
 	}
-	auth := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
-	ps = append(ps, &message.Auth{Method: message.AuthPSK, Data: auth})
+	ps, err := e.credentialPayloads(sa, m, req)
+	if err != nil {
+		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
+		e.fail(sa, err.Error())
+		e.remove(sa, false, "cannot begin IKE_AUTH")
+		return
+	}
 	x := &exchange{kind: kindAuth, phase2: phase2}
 	if p2 := e.phase2(sa.phase1, phase2); p2 != nil {
 		x.spiIn = e.newESPSPI()
@@ -57,14 +60,20 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	}
 	peer := identity{idi.IDType, string(idi.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idi.IDType.String()))
-	p1, err := e.authenticate(sa, idi, peer, sa.peerNetwork(ev.m), auth)
+	p1, proof, err := e.authenticate(sa, ev.m, idi, peer, auth)
 	if err != nil {
 		e.counters.AuthRefused++
 		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
 		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
 	}
 	_, initial := ev.m.Notify(message.InitialContact)
-	sa.p1, sa.phase1 = p1, p1.Name
+	sa.p1, sa.phase1, sa.peerAuth = p1, p1.Name, proof
+	e.debug(sa, "responder preparing AUTH msg")
+	ps, err := e.credentialPayloads(sa, ev.m, nil)
+	if err != nil {
+		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
+		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
+	}
 	e.identify(sa, peer)
 	if p1.Dialup() {
 		sa.tunnel = e.dialupTunnel(p1, peer, initial)
@@ -74,15 +83,9 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	sa.tunnel.sas = append(sa.tunnel.sas, sa)
 	sa.tunnel.ikeCreated++
 	e.debug(sa, "auth verify done")
-	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
+	e.info(sa, "authentication succeeded", append(proof.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
-
-	e.debug(sa, "responder preparing AUTH msg")
-	sa.ownID = ownIdentity(p1, sa.local.Addr())
-	id := sa.ownID.payload(true)
-	ps := []message.Payload{id, &message.Auth{Method: message.AuthPSK,
-		Data: keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())}}
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if initial {
@@ -108,15 +111,17 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 
 // authenticate finds the phase 1 entry whose identity and key the peer proves
 // (RFC 7296 §2.15). Entries that name the identity come before those that take any; none
-// of another overlay network is considered.
-func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net network, auth *message.Auth) (*config.Phase1, error) {
-	if auth.Method != message.AuthPSK {
-		return nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
+// of another overlay network is considered. The proof is nil for a pre-shared key.
+func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, peer identity, auth *message.Auth) (*config.Phase1, *peerAuth, error) {
+	bySignature := signatureMethod(auth.Method)
+	if auth.Method != message.AuthPSK && !bySignature {
+		return nil, nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
 	}
-	known, elsewhere := false, (*config.Phase1)(nil)
+	net := sa.peerNetwork(m)
+	known, elsewhere, failed, tried := false, (*config.Phase1)(nil), error(nil), 0
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
-			if isNamed(p1) != named || !idMatches(p1, peer) || p1.AuthMethod == "signature" || !suits(p1, sa.suite) {
+			if isNamed(p1) != named || !idMatches(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
 				continue
 			}
 			if networkOf(p1) != net {
@@ -124,20 +129,37 @@ func (e *Engine) authenticate(sa *ikeSA, idi *message.ID, peer identity, net net
 				continue
 			}
 			known = true
-			want := keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), idi.Body())
-			if hmac.Equal(want, auth.Data) {
-				return p1, nil
+			if bySignature {
+				if tried++; tried > maxSignatureTries {
+					continue
+				}
+				proof, err := e.checkSignature(sa, p1, m, idi, peer, auth)
+				if err == nil {
+					return p1, proof, nil
+				}
+				failed = cmp.Or(failed, err)
+				continue
+			}
+			if hmac.Equal(sa.sharedKeyAuth(true, p1, idi), auth.Data) {
+				return p1, nil, nil
 			}
 		}
 	}
 	if !known && elsewhere != nil {
-		return nil, refuse(message.AuthenticationFailed, "network-id %s of the peer: %s has %s", net, elsewhere.Name, networkOf(elsewhere))
+		return nil, nil, refuse(message.AuthenticationFailed, "network-id %s of the peer: %s has %s", net, elsewhere.Name, networkOf(elsewhere))
 	}
 	if !known {
-		return nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s", peer)
+		return nil, nil, refuse(message.AuthenticationFailed, "no gateway accepts the peer identifier %s by %s", peer, auth.Method)
 	}
-	return nil, refuse(message.AuthenticationFailed, "pre-shared key mismatch")
+	if failed != nil {
+		return nil, nil, failed
+	}
+	return nil, nil, refuse(message.AuthenticationFailed, "pre-shared key mismatch")
 }
+
+// maxSignatureTries bounds how many phase 1 entries a peer's certificate is checked for in one
+// IKE_AUTH: each may cost a few signatures. Those that ask for other names cost none.
+const maxSignatureTries = 64
 
 func isNamed(p1 *config.Phase1) bool { return p1.PeerType != "" && p1.PeerType != "any" }
 
@@ -175,12 +197,11 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	}
 	peer := identity{idr.IDType, string(idr.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idr.IDType.String()))
-	want := keymat.AuthPSK(sa.suite.PRF, sa.p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), idr.Body())
 	switch {
-	case auth.Method != message.AuthPSK:
+	case signs(sa.p1) != signatureMethod(auth.Method) || !signs(sa.p1) && auth.Method != message.AuthPSK:
 		e.authGaveUp(sa, x, "authentication method "+auth.Method.String()+" is not accepted", true)
 		return
-	case subtle.ConstantTimeCompare(want, auth.Data) != 1:
+	case !signs(sa.p1) && !hmac.Equal(sa.sharedKeyAuth(false, sa.p1, idr), auth.Data):
 		e.authGaveUp(sa, x, "pre-shared key mismatch", true)
 		return
 	case !idMatches(sa.p1, peer):
@@ -190,9 +211,17 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 		e.authGaveUp(sa, x, fmt.Sprintf("network-id %s of the peer (%s): %s has %s", sa.peerNetwork(ev.m), sa.vendor(), sa.phase1, networkOf(sa.p1)), true)
 		return
 	}
+	if signs(sa.p1) {
+		proof, err := e.checkSignature(sa, sa.p1, ev.m, idr, peer, auth)
+		if err != nil {
+			e.authGaveUp(sa, x, err.Error(), true)
+			return
+		}
+		sa.peerAuth = proof
+	}
 	e.identify(sa, peer)
 	e.debug(sa, "auth verify done")
-	e.info(sa, "authentication succeeded", slog.String("peer_id", peer.String()))
+	e.info(sa, "authentication succeeded", append(sa.peerAuth.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR

@@ -109,6 +109,7 @@ func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
 		}
 		if sa.peerID.kind != 0 {
 			g.PeerID = sa.peerID.String()
+			g.Certificate = sa.peerAuth.status()
 		}
 		s := IKEStatus{ID: sa.seq, SPIs: sa.spis, Initiator: sa.initiator, State: sa.state.String(),
 			Established: sa.established, Took: sa.took, Suite: sa.suite, Lifetime: sa.hard,

@@ -51,6 +51,8 @@ type Engine struct {
 	copying    map[ipsec.IKESPI]bool
 	counters   Counters
 	noPolicyAt map[string]time.Time
+
+	credentials *credentials // see creds
 }
 
 // Counters count what leaves no other trace.

@@ -144,6 +144,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	if _, ok := m.Notify(message.NATDetectionSourceIP); ok {
 		ps = append(ps, e.natPayloads(p1, sa.spis, d.Local, d.Remote)...)
 	}
+	ps = append(ps, e.initPayloads(d, m)...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	r := &message.Message{Header: sa.header(message.IKESAInit, true, 0), Payloads: ps}
 	sa.initResponse = r.Encode()
@@ -212,6 +213,7 @@ func (e *Engine) sendInit(sa *ikeSA, x *exchange, group ipsec.TransformID) bool 
 		&message.KE{Group: x.ke.Group(), Data: x.ke.Public()},
 		&message.Nonce{Data: x.nonce})
 	ps = append(ps, e.natPayloads(sa.p1, sa.spis, sa.local, sa.remote)...)
+	ps = append(ps, hashPayloads(sa.p1)...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	m := &message.Message{Header: sa.header(message.IKESAInit, false, 0), Payloads: ps}
 	b := m.Encode()
@@ -293,7 +295,7 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	e.logVendorIDs(sa)
 	sa.float()
 	e.keyLog(sa)
-	e.authStart(sa, x.phase2)
+	e.authStart(sa, m, x.phase2)
 }
 
 func (e *Engine) cookieDemanded(sa *ikeSA, cookie []byte) {

@@ -9,6 +9,7 @@ import (
 
 	"tandem/ike/message"
 	"tandem/internal/config"
+	"tandem/internal/pki"
 )
 
 // candidates are the phase 1 entries that an IKE_SA_INIT between two addresses
@@ -64,8 +65,11 @@ const noPolicyInterval = 5 * time.Second
 // idMatches says whether a peer's identity satisfies peertype and peerid.
 func idMatches(p1 *config.Phase1, id identity) bool {
 	switch p1.PeerType {
-	case "", "any":
+	case "", "any", "peer", "peergrp": // the certificate decides
 		return true
+	}
+	if id.kind == message.IDDERASN1 {
+		return pki.MatchDN([]byte(id.data), p1.PeerID)
 	}
 	if id.kind == message.IDFQDN || id.kind == message.IDRFC822 {
 		return strings.EqualFold(id.data, p1.PeerID)

@@ -59,7 +59,7 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 	switch {
 	case t.p1 == nil:
 		reason = "removed from the configuration"
-	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1)):
+	case was != nil && (renews(was, t.p1) || announcesAnew(old, was, e.cfg, t.p1) || asksAnew(old, was, e.cfg, t.p1)):
 		reason = "configuration changed"
 	}
 	for _, sa := range slices.Clone(t.sas) {

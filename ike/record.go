@@ -81,7 +81,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		DpdSent: sa.dpdSent, DpdRecv: sa.dpdRecv,
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, FirstContact: sa.firstContact,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
-		PeerAddress: sa.peerAddr.AsSlice(),
+		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -122,6 +122,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		caps: p.Capabilities, copied: true, sync: midSync{wanted: p.SyncWanted, proposed: p.SyncProposed, seen: p.SyncSeen},
 	}
 	sa.peerAddr, _ = netip.AddrFromSlice(p.PeerAddress)
+	sa.peerAuth = decodePeerAuth(p.PeerAuth)
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}

@@ -11,6 +11,7 @@ import (
 	"tandem/ike/message"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/internal/pki"
 )
 
 // state of an IKE SA. The numbers are in records: append only.
@@ -56,6 +57,8 @@ func (id identity) String() string {
 		}
 	case message.IDFQDN, message.IDRFC822:
 		return id.data
+	case message.IDDERASN1:
+		return pki.DNString([]byte(id.data))
 	case message.IDKeyID:
 		for _, c := range []byte(id.data) {
 			if c < 0x20 || c > 0x7e {
@@ -88,6 +91,7 @@ type ikeSA struct {
 	initRequest, initResponse []byte
 	nonceI, nonceR            []byte
 	ownID, peerID             identity
+	peerAuth                  *peerAuth // nil: it has no certificate, or is not authenticated yet
 	local, remote             netip.AddrPort
 	nonESP                    bool
 	natHere, natThere         bool

@@ -15,8 +15,9 @@ type GatewayStatus struct {
 	Interface                      string
 	Local, Remote                  netip.AddrPort
 	Created                        time.Time
-	PeerAddr                       netip.Addr // of the peer's tunnel interface, as it told
-	PeerID                         string     // as the peer authenticated itself
+	PeerAddr                       netip.Addr       // of the peer's tunnel interface, as it told
+	PeerID                         string           // as the peer authenticated itself
+	Certificate                    *PeerCertificate // nil: a pre-shared key
 	NAT                            bool
 	IKE                            []IKEStatus
 	IKECreated, IKEEstablished     int // since Created
@@ -24,6 +25,15 @@ type GatewayStatus struct {
 	IKETime, ChildTime             [3]time.Duration // min, average, max time to establish
 	Children                       []ChildStatus
 	Failure                        string // reason of the last failure
+}
+
+// PeerCertificate is the certificate by which a peer authenticated itself.
+type PeerCertificate struct {
+	Subject     string
+	Fingerprint [32]byte // SHA-256
+	NotAfter    time.Time
+	Signature   string // e.g. "RSASSA-PSS with SHA-256"
+	Method      string // of AUTH
 }
 
 // IKEStatus is one IKE SA.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tandem/internal/config"
+	"tandem/internal/daemon"
 )
 
 // checkJSON is `tandem check --json`.
@@ -34,7 +34,7 @@ func checkCommand() *cobra.Command {
 			if err != nil {
 				return exitError{exitUsage, err.Error()}
 			}
-			cfg, faults := config.Load(args[0], text)
+			cfg, faults := daemon.CheckConfig(args[0], text)
 			out := c.OutOrStdout()
 			if asJSON {
 				j := checkJSON{File: args[0], OK: cfg != nil, Faults: []faultJSON{}}

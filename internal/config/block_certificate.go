@@ -225,7 +225,7 @@ func (ld *loader) buildCertificates(c *Config) {
 	}
 	c.Certificates.Setting = *ld.certSetting.val
 	c.UserPeers, c.UserPeerGroups = ld.userPeer.values(), ld.userPeerGroup.values()
-	for _, f := range c.readCertificates(nil, time.Time{}) {
+	for _, f := range c.readCertificates(nil, time.Time{}, false) {
 		ld.add(f)
 	}
 	ld.checkUserPeers(c)
@@ -320,10 +320,11 @@ func (ld *loader) checkSignatures(c *Config) {
 
 // ReadCertificates reads the files that certificates, keys and lists are written in, by read, and
 // says what is wrong with them, and which certificates are not valid now. file is the
-// configuration's, for faults. It may run again at any time: what it read before is replaced. The
-// configuration must not be used where a fault is no warning.
-func (c *Config) ReadCertificates(file string, now time.Time, read func(path string, private bool) ([]byte, error)) []Fault {
-	out := c.readCertificates(read, now)
+// configuration's, for faults. The configuration must not be used where a fault is no warning.
+// strict: an own certificate that is not valid now is more than a warning. Who runs the configuration
+// does not want that: the other tunnels have nothing to do with it.
+func (c *Config) ReadCertificates(file string, now time.Time, strict bool, read func(path string, private bool) ([]byte, error)) []Fault {
+	out := c.readCertificates(read, now, strict)
 	for i := range out {
 		out[i].File = file
 	}
@@ -334,6 +335,7 @@ func (c *Config) ReadCertificates(file string, now time.Time, read func(path str
 type certReader struct {
 	read   func(string, bool) ([]byte, error)
 	now    time.Time
+	strict bool
 	faults []Fault
 }
 
@@ -375,13 +377,14 @@ func (r *certReader) valid(line int, object, key string, c *x509.Certificate) {
 	}
 	if err := pki.Valid(c, r.now); err != nil {
 		r.fault(line, object, key, fmt.Errorf("is not valid now: %w", err))
+		r.faults[len(r.faults)-1].Warning = !r.strict
 	} else if r.now.Add(expiryNotice).After(c.NotAfter) {
 		r.warn(line, object, key, fmt.Sprintf("%s: the certificate of %s expires on %s", key, pki.Name(c), c.NotAfter.UTC().Format(time.RFC3339)))
 	}
 }
 
-func (c *Config) readCertificates(read func(string, bool) ([]byte, error), now time.Time) []Fault {
-	r := &certReader{read: read, now: now}
+func (c *Config) readCertificates(read func(string, bool) ([]byte, error), now time.Time, strict bool) []Fault {
+	r := &certReader{read: read, now: now, strict: strict}
 	x := &c.Certificates
 	var cas []*x509.Certificate
 	for i := range x.CA {
@@ -495,11 +498,11 @@ func (r *certReader) local(e *LocalCertificate, cas []*x509.Certificate) {
 
 // known warns of an own certificate that none of our CAs issued: peers may know another.
 func (r *certReader) known(e *LocalCertificate, object string, cas []*x509.Certificate) {
-	if r.now.IsZero() || len(cas) == 0 {
+	if r.now.IsZero() || len(cas) == 0 || pki.Valid(e.Chain[0], r.now) != nil {
 		return
 	}
 	t := pki.Trust{CAs: cas}
-	if _, _, err := t.Verify(e.Chain[0], e.Chain[1:], nil, r.now); err != nil && !slices.ContainsFunc(r.faults, func(f Fault) bool { return f.Object == object && !f.Warning }) {
+	if _, _, err := t.Verify(e.Chain[0], e.Chain[1:], nil, r.now); err != nil {
 		r.warn(e.CertificateLine, object, "certificate", "certificate: "+strings.TrimSpace(err.Error())+"; peers that know no other CA refuse it")
 	}
 }

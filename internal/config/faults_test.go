@@ -125,7 +125,7 @@ func TestFaults(t *testing.T) {
 		{"suite B", phase1("set suite-b suite-b-gcm-128"), []string{"f:6: vpn1: suite-b (suite-b-gcm-128) is not supported here: write the suites with `set proposal` and `set dhgrp`"}},
 		{"EAP", phase1("set eap enable"), []string{"f:6: vpn1: eap (enable) is not supported here; allowed: disable"}},
 		{"active-active", ha("set mode a-a"), []string{"f:2: system ha: mode (a-a) is refused: there is no active-active mode; use a-p with virtual clusters, or `config system standalone-cluster`"}},
-		{"peers of user peer", phase1("set peertype peer"), []string{"f:6: vpn1: peertype (peer) is refused: peers of `config user peer` are not known here; write `set peertype one` and `set peerid …`"}},
+		{"user peers without certificates", phase1("set peertype peer"), []string{"f:6: vpn1: peertype (peer) looks at certificates: it needs `set authmethod signature`"}},
 
 		// Suites and groups.
 		{"DES", phase1("set proposal des-sha1"), []string{"f:6: vpn1: proposal (des-sha1) is refused: 56-bit DES must not be used (RFC 8247 §2.1)"}},
@@ -158,7 +158,7 @@ func TestFaults(t *testing.T) {
 		{"dynamic with a peer", phase1("set type dynamic"), []string{"f:4: vpn1: remote-gw (203.0.113.1) excludes type dynamic: dialup clients come from any address"}},
 		{"ddns without name", phase1("unset remote-gw\nset type ddns"), []string{"f:2: vpn1: remotegw-ddns is missing: type ddns needs the peer's host name"}},
 		{"carried by itself", phase1("set interface vpn1"), []string{"f:6: vpn1: interface (vpn1) must not be the tunnel itself"}},
-		{"signature without certificate", phase1("set authmethod signature"), []string{"f:2: vpn1: certificate is missing: authmethod signature needs the name of an own certificate"}},
+		{"signature without certificate", phase1("set authmethod signature"), []string{"f:2: vpn1: certificate is missing: authmethod signature needs the name of an own certificate", "f:6: vpn1: authmethod (signature) needs a CA that vouches for the peer: write `config vpn certificate ca`"}},
 		{"two methods", phase1("set authmethod-remote signature"), []string{"f:6: vpn1: authmethod-remote (signature) must be the same as authmethod (psk)"}},
 		{"one of nobody", phase1("set peertype one"), []string{"f:2: vpn1: peerid is missing: peertype one needs the identity of the one peer"}},
 		{"peerid for any", phase1("set peerid x"), []string{"f:6: vpn1: peerid is only checked with `set peertype one` (peertype is any)"}},

@@ -33,6 +33,7 @@ func TestDefaults(t *testing.T) {
 		DHGroups: []ipsec.TransformID{14, 5}, ESN: "disable", AutoNegotiate: true, NegotiateTimeout: 30 * time.Second,
 		DPD: "on-demand", DPDRetryCount: 3, DPDRetryInterval: 20 * time.Second, NATTraversal: "enable", Keepalive: 10 * time.Second,
 		Fragmentation: true, FragmentationMTU: 1200, IPFragmentation: "post-encapsulation", HASyncESPSeqno: true, AddRoute: true,
+		CertIDValidation: true, DigitalSignatureAuth: true, SignatureHash: []string{"sha2-512", "sha2-384", "sha2-256"}, RSASignatureFormat: "pkcs1",
 		Rekey: true, LoopbackAsymroute: true,
 		Pool: Pool{AssignIP: true, Netmask4: netip.MustParseAddr("255.255.255.255"), Prefix6: 128},
 	}

@@ -76,6 +76,7 @@ func LoadConfig(path string) (*config.Config, []config.Fault, error) {
 		return nil, nil, err
 	}
 	c, faults := config.Load(path, text)
+	c, faults = readCertificates(path, c, faults, false)
 	if c == nil {
 		var lines []string
 		for _, f := range faults {

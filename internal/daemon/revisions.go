@@ -357,7 +357,7 @@ func (r *revisions) join(name string, text []byte) (*config.Config, []config.Fau
 	running := r.running
 	r.mu.Unlock()
 	next, faults := running.Join("revision "+name, text)
-	if next == nil {
+	if next, faults = readCertificates("revision "+name, next, faults, false); next == nil {
 		return nil, nil, faultsError(faults)
 	}
 	if n := len(next.Text()); n > config.MaxSize {

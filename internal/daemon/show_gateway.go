@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"time"
@@ -25,6 +26,7 @@ type gatewayJSON struct {
 	VirtualLocal     string     `json:"virtual_interface_addr_local,omitempty"`
 	VirtualRemote    string     `json:"virtual_interface_addr_remote,omitempty"`
 	PeerID           string     `json:"peer_id,omitempty"`
+	Certificate      *certJSON  `json:"peer_certificate,omitempty"`
 	NAT              bool       `json:"nat"`
 	Role             string     `json:"role,omitempty"` // in a cluster
 	VCluster         int        `json:"vcluster,omitempty"`
@@ -101,6 +103,15 @@ func known(a, none netip.Addr) netip.Addr {
 	return a
 }
 
+// certJSON is the certificate by which a peer authenticated itself.
+type certJSON struct {
+	Subject   string    `json:"subject"`
+	SHA256    string    `json:"sha256"`
+	NotAfter  time.Time `json:"not_after"`
+	Signature string    `json:"signature"`
+	Method    string    `json:"auth_method"`
+}
+
 // addrPortText prints an address without what is not known of it.
 func addrPortText(a netip.AddrPort) string {
 	if !a.Addr().IsValid() {
@@ -118,6 +129,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 		IKECreated: g.IKECreated, IKEEstablished: g.IKEEstablished, IKETime: msTriple(g.IKETime),
 		ChildCreated: g.ChildCreated, ChildEstablished: g.ChildEstablished, ChildTime: msTriple(g.ChildTime),
 		Failure: g.Failure, SAs: []ikeJSON{},
+	}
+	if c := g.Certificate; c != nil {
+		j.Certificate = &certJSON{c.Subject, hex.EncodeToString(c.Fingerprint[:]), c.NotAfter.UTC(), c.Signature, c.Method}
 	}
 	if !v.alone() {
 		j.Role = v.role(g)
@@ -212,6 +226,10 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 	p("created: %ds ago\n", j.Created)
 	if j.PeerID != "" {
 		p("peer-id: %s\npeer-id-auth: yes\n", j.PeerID)
+	}
+	if c := j.Certificate; c != nil {
+		p("peer-certificate: %s\npeer-certificate-sha256: %s\npeer-certificate-expires: %s\npeer-signature: %s\n",
+			c.Subject, c.SHA256, c.NotAfter.Format(time.RFC3339), c.Signature)
 	}
 	if j.NAT {
 		p("nat: peer\n")

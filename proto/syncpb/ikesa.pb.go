@@ -84,10 +84,11 @@ type IKESA struct {
 	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
 	Adopted bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
 	// Synchronisation of message IDs (RFC 6311).
-	SyncWanted    bool   `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
-	SyncProposed  uint32 `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
-	SyncSeen      uint32 `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
-	PeerAddress   []byte `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
+	SyncWanted    bool      `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
+	SyncProposed  uint32    `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
+	SyncSeen      uint32    `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
+	PeerAddress   []byte    `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
+	PeerAuth      *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +522,106 @@ func (x *IKESA) GetPeerAddress() []byte {
 	return nil
 }
 
+func (x *IKESA) GetPeerAuth() *PeerAuth {
+	if x != nil {
+		return x.PeerAuth
+	}
+	return nil
+}
+
+// PeerAuth is how a peer proved itself by a certificate.
+type PeerAuth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Method        uint32                 `protobuf:"varint,1,opt,name=method,proto3" json:"method,omitempty"` // of AUTH (RFC 7296 §3.8)
+	Key           uint32                 `protobuf:"varint,2,opt,name=key,proto3" json:"key,omitempty"`       // 1 RSA, 2 ECDSA, 3 Ed25519
+	Hash          uint32                 `protobuf:"varint,3,opt,name=hash,proto3" json:"hash,omitempty"`     // as in SIGNATURE_HASH_ALGORITHMS (RFC 7427 §7)
+	Pss           bool                   `protobuf:"varint,4,opt,name=pss,proto3" json:"pss,omitempty"`
+	Subject       []byte                 `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`                    // for people
+	Fingerprint   []byte                 `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`            // SHA-256 of the certificate
+	NotAfter      int64                  `protobuf:"varint,7,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"` // end of its validity, seconds since 1970: it does not age with the record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerAuth) Reset() {
+	*x = PeerAuth{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerAuth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerAuth) ProtoMessage() {}
+
+func (x *PeerAuth) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerAuth.ProtoReflect.Descriptor instead.
+func (*PeerAuth) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PeerAuth) GetMethod() uint32 {
+	if x != nil {
+		return x.Method
+	}
+	return 0
+}
+
+func (x *PeerAuth) GetKey() uint32 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *PeerAuth) GetHash() uint32 {
+	if x != nil {
+		return x.Hash
+	}
+	return 0
+}
+
+func (x *PeerAuth) GetPss() bool {
+	if x != nil {
+		return x.Pss
+	}
+	return false
+}
+
+func (x *PeerAuth) GetSubject() []byte {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *PeerAuth) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *PeerAuth) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
 type Suite struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Encr          uint32                 `protobuf:"varint,1,opt,name=encr,proto3" json:"encr,omitempty"`
@@ -535,7 +636,7 @@ type Suite struct {
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +648,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +661,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -620,7 +721,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +733,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +746,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -707,7 +808,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +820,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +833,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -762,7 +863,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +875,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +888,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -867,7 +968,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +980,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +993,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1146,7 +1247,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1259,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1272,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -1388,7 +1489,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xf1\r\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xa5\x0e\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1453,7 +1554,16 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"syncWanted\x12#\n" +
 	"\rsync_proposed\x186 \x01(\rR\fsyncProposed\x12\x1b\n" +
 	"\tsync_seen\x187 \x01(\rR\bsyncSeen\x12!\n" +
-	"\fpeer_address\x18< \x01(\fR\vpeerAddress\"\x80\x01\n" +
+	"\fpeer_address\x18< \x01(\fR\vpeerAddress\x122\n" +
+	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\"\xb3\x01\n" +
+	"\bPeerAuth\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\rR\x04hash\x12\x10\n" +
+	"\x03pss\x18\x04 \x01(\bR\x03pss\x12\x18\n" +
+	"\asubject\x18\x05 \x01(\fR\asubject\x12 \n" +
+	"\vfingerprint\x18\x06 \x01(\fR\vfingerprint\x12\x1b\n" +
+	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
@@ -1564,34 +1674,36 @@ func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
 	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_syncpb_ikesa_proto_goTypes = []any{
 	(*IKESA)(nil),    // 0: tandem.sync.IKESA
-	(*Suite)(nil),    // 1: tandem.sync.Suite
-	(*IKEKeys)(nil),  // 2: tandem.sync.IKEKeys
-	(*Endpoint)(nil), // 3: tandem.sync.Endpoint
-	(*Selector)(nil), // 4: tandem.sync.Selector
-	(*Exchange)(nil), // 5: tandem.sync.Exchange
-	(*ChildSA)(nil),  // 6: tandem.sync.ChildSA
+	(*PeerAuth)(nil), // 1: tandem.sync.PeerAuth
+	(*Suite)(nil),    // 2: tandem.sync.Suite
+	(*IKEKeys)(nil),  // 3: tandem.sync.IKEKeys
+	(*Endpoint)(nil), // 4: tandem.sync.Endpoint
+	(*Selector)(nil), // 5: tandem.sync.Selector
+	(*Exchange)(nil), // 6: tandem.sync.Exchange
+	(*ChildSA)(nil),  // 7: tandem.sync.ChildSA
 }
 var file_syncpb_ikesa_proto_depIdxs = []int32{
-	1,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
-	2,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
-	5,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
-	3,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
-	3,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
-	6,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
-	1,  // 6: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
-	4,  // 7: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
-	4,  // 8: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
-	1,  // 9: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
-	4,  // 10: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
-	4,  // 11: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	2,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
+	3,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
+	6,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
+	4,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
+	4,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
+	7,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
+	1,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
+	2,  // 7: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
+	5,  // 8: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
+	5,  // 9: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
+	2,  // 10: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
+	5,  // 11: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
+	5,  // 12: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_ikesa_proto_init() }
@@ -1605,7 +1717,7 @@ func file_syncpb_ikesa_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

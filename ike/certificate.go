@@ -1,0 +1,324 @@
+package ike
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"tandem/ike/keymat"
+	"tandem/ike/message"
+	"tandem/internal/config"
+	"tandem/internal/pki"
+)
+
+// Certificates in IKE_AUTH (RFC 7296 §3.6, §3.7): which ones a peer sent, which CAs it asks
+// for, whose name a certificate bears.
+
+// Bounds on what a message may bring. A message holds at most 64 payloads as it is.
+const (
+	maxPeerCerts = pki.MaxChain
+	maxCAHashes  = 32 // told in CERTREQ: 640 bytes
+	maxAsked     = 64 // looked at of a peer's
+)
+
+// peerAuth is how a peer proved itself by a certificate. It never changes once it is made, so
+// the IKE SAs that follow by rekeying share it.
+type peerAuth struct {
+	method      message.AuthMethod
+	scheme      keymat.Scheme
+	subject     string
+	fingerprint [sha256.Size]byte
+	notAfter    time.Time // of the certificate, to the second
+}
+
+// ownCert is an own certificate with its key.
+type ownCert struct {
+	name  string
+	chain []*x509.Certificate
+	key   crypto.Signer
+}
+
+// credentials are what certificates of the configuration come to.
+type credentials struct {
+	of    *config.Config
+	own   map[string]*ownCert
+	trust pki.Trust
+	// remote are certificates of peers that may not send theirs.
+	remote []*x509.Certificate
+}
+
+// creds are the credentials of the configuration in force. Without any authmethod signature
+// nobody asks, so nothing is made.
+func (e *Engine) creds() *credentials {
+	if e.credentials != nil && e.credentials.of == e.cfg {
+		return e.credentials
+	}
+	c := &credentials{of: e.cfg, own: map[string]*ownCert{}}
+	x := &e.cfg.Certificates
+	for i := range x.Local {
+		l := &x.Local[i]
+		if len(l.Chain) == 0 || l.Key.Len() == 0 {
+			continue
+		}
+		key, err := pki.UnmarshalKey(l.Key.Bytes())
+		if err == nil {
+			c.own[l.Name] = &ownCert{l.Name, l.Chain, key}
+		}
+	}
+	for i := range x.CA {
+		if x.CA[i].Read != nil {
+			c.trust.CAs = append(c.trust.CAs, x.CA[i].Read)
+		}
+	}
+	for i := range x.CRL {
+		if x.CRL[i].Read != nil {
+			c.trust.CRLs = append(c.trust.CRLs, x.CRL[i].Read)
+		}
+	}
+	for i := range x.Remote {
+		if x.Remote[i].Read != nil {
+			c.remote = append(c.remote, x.Remote[i].Read)
+		}
+	}
+	c.trust.Policy = x.Setting.Revocation()
+	e.credentials = c
+	return c
+}
+
+func signs(p1 *config.Phase1) bool { return p1.AuthMethod == "signature" }
+
+// authorities are the CAs that may vouch for the peers of a phase 1.
+func (e *Engine) authorities(p1 *config.Phase1) []*x509.Certificate {
+	peers := e.cfg.PeersOf(p1)
+	if len(peers) == 0 || slices.ContainsFunc(peers, func(p *config.UserPeer) bool { return p.CA == "" }) {
+		return e.creds().trust.CAs
+	}
+	var out []*x509.Certificate
+	for _, p := range peers {
+		if ca := e.cfg.CAByName(p.CA); ca != nil && !slices.Contains(out, ca) {
+			out = append(out, ca)
+		}
+	}
+	return out
+}
+
+// certReq asks for certificates under the CAs of some phase 1 entries; nil where there is
+// nothing to ask for.
+func (e *Engine) certReq(of ...*config.Phase1) []message.Payload {
+	var data []byte
+	for _, p1 := range of {
+		if !signs(p1) {
+			continue
+		}
+		for _, ca := range e.authorities(p1) {
+			h := pki.KeyHash(ca)
+			if len(data) < maxCAHashes*sha1.Size && !hashIn(data, h[:]) {
+				data = append(data, h[:]...)
+			}
+		}
+	}
+	if data == nil {
+		return nil
+	}
+	return []message.Payload{&message.CertReq{Encoding: message.CertX509Signature, Data: data}}
+}
+
+// hashIn says that a row of SHA-1 hashes has one of them.
+func hashIn(row, hash []byte) bool {
+	for ; len(row) >= sha1.Size; row = row[sha1.Size:] {
+		if bytes.Equal(row[:sha1.Size], hash) {
+			return true
+		}
+	}
+	return false
+}
+
+// askedCAs are the hashes in a peer's CERTREQ payloads for X.509 certificates. Other
+// encodings, hash and URL among them, are not ours (RFC 7296 §3.7).
+func askedCAs(m *message.Message) (row []byte) {
+	for _, p := range m.Payloads {
+		r, ok := p.(*message.CertReq)
+		if !ok || r.Encoding != message.CertX509Signature || len(r.Data)%sha1.Size != 0 {
+			continue
+		}
+		row = append(row, r.Data[:min(len(r.Data), maxAsked*sha1.Size-len(row))]...)
+	}
+	return row
+}
+
+// wanted says that a peer that asked for CAs by their hashes knows one above the certificate.
+func (c *ownCert) wanted(row []byte, cas []*x509.Certificate) bool {
+	for _, x := range slices.Concat(c.chain[1:], cas) {
+		h := pki.KeyHash(x)
+		if hashIn(row, h[:]) && slices.ContainsFunc(c.chain, func(y *x509.Certificate) bool { return bytes.Equal(y.RawIssuer, x.RawSubject) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// payloads are the certificates as they are sent: our own first, then those above it, but for a
+// CA's own, which the peer has or does not trust.
+func (c *ownCert) payloads() (ps []message.Payload) {
+	for i, x := range c.chain {
+		if i > 0 && bytes.Equal(x.RawSubject, x.RawIssuer) {
+			continue
+		}
+		ps = append(ps, &message.Cert{Encoding: message.CertX509Signature, Data: x.Raw})
+	}
+	return ps
+}
+
+// peerCerts reads a peer's CERT payloads: its own certificate, which comes first, and others
+// (RFC 7296 §3.6). Encodings that we do not ask for are passed over. leaf is nil if there is none.
+func peerCerts(m *message.Message) (leaf *x509.Certificate, others []*x509.Certificate, err error) {
+	n := 0
+	for _, p := range m.Payloads {
+		c, ok := p.(*message.Cert)
+		if !ok || c.Encoding != message.CertX509Signature {
+			continue
+		}
+		if n++; n > maxPeerCerts {
+			return nil, nil, fmt.Errorf("more than %d certificates", maxPeerCerts)
+		}
+		x, err := pki.ParseCertificate(c.Data)
+		switch {
+		case err != nil && leaf == nil:
+			return nil, nil, fmt.Errorf("the peer's certificate: %w", err)
+		case err != nil: // one that we do not need, perhaps
+		case leaf == nil:
+			leaf = x
+		default:
+			others = append(others, x)
+		}
+	}
+	return leaf, others, nil
+}
+
+// bears says that an identity is a certificate's subject, or one of its subjectAltNames
+// (RFC 4945 §3.1).
+func bears(c *x509.Certificate, id identity) bool {
+	switch id.kind {
+	case message.IDFQDN:
+		return slices.ContainsFunc(c.DNSNames, func(n string) bool { return strings.EqualFold(n, id.data) })
+	case message.IDRFC822:
+		return slices.ContainsFunc(c.EmailAddresses, func(n string) bool { return strings.EqualFold(n, id.data) })
+	case message.IDIPv4, message.IDIPv6:
+		return hasAddress(c, id.data)
+	case message.IDDERASN1:
+		return pki.EqualDN(c.RawSubject, []byte(id.data))
+	}
+	return false
+}
+
+func hasAddress(c *x509.Certificate, raw string) bool {
+	want, ok := netip.AddrFromSlice([]byte(raw))
+	for _, ip := range c.IPAddresses {
+		if a, valid := netip.AddrFromSlice(ip); ok && valid && a.Unmap() == want.Unmap() {
+			return true
+		}
+	}
+	return false
+}
+
+// satisfies says whether a certificate has what a user peer asks for, but for its CA.
+func satisfies(c *x509.Certificate, p *config.UserPeer) bool {
+	if !pki.ContainsDN(c.RawSubject, p.Subject) {
+		return false
+	}
+	if p.CN == "" {
+		return true
+	}
+	same := func(n string) bool { return strings.EqualFold(n, p.CN) }
+	if same(c.Subject.CommonName) {
+		return true
+	}
+	switch p.CNType {
+	case "email":
+		return slices.ContainsFunc(c.EmailAddresses, same)
+	case "FQDN":
+		return slices.ContainsFunc(c.DNSNames, same)
+	case "ipv4", "ipv6":
+		a, err := netip.ParseAddr(p.CN)
+		return err == nil && hasAddress(c, string(a.AsSlice()))
+	}
+	return false
+}
+
+var errNoCertificate = errors.New("the peer sent no certificate, and no remote certificate bears its identity")
+
+// vouched finds the certificate that a peer means and checks it for a phase 1: its identity, what a
+// user peer asks for, the way to a CA, revocation. Nothing costly comes before the names fit.
+func (e *Engine) vouched(p1 *config.Phase1, m *message.Message, id identity) (cert *x509.Certificate, notes []string, err error) {
+	leaf, others, err := peerCerts(m)
+	if err != nil {
+		return nil, nil, err
+	}
+	if leaf == nil {
+		for _, r := range e.creds().remote {
+			if bears(r, id) {
+				leaf = r
+			}
+		}
+	}
+	if leaf == nil {
+		return nil, nil, errNoCertificate
+	}
+	if p1.CertIDValidation && !bears(leaf, id) {
+		return nil, nil, fmt.Errorf("the certificate of %s does not bear the identity %s", pki.Name(leaf), id)
+	}
+	trust := &e.creds().trust
+	peers := e.cfg.PeersOf(p1)
+	if peers == nil {
+		if p1.PeerType == "peer" || p1.PeerType == "peergrp" {
+			return nil, nil, errors.New("no user peer is configured")
+		}
+		_, notes, err = trust.Verify(leaf, others, nil, e.now)
+		return leaf, notes, err
+	}
+	err = fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(leaf), p1.PeerType, p1.Peer, p1.PeerGroup)
+	var tried []*x509.Certificate
+	for _, p := range peers {
+		if !satisfies(leaf, p) {
+			continue
+		}
+		via := e.cfg.CAByName(p.CA)
+		if p.CA != "" && via == nil || slices.Contains(tried, via) {
+			continue // the same CA again would cost the same again
+		}
+		tried = append(tried, via)
+		var verr error
+		if _, notes, verr = trust.Verify(leaf, others, via, e.now); verr == nil {
+			return leaf, notes, nil
+		}
+		err = verr
+	}
+	return nil, notes, err
+}
+
+// asksAnew says whether a change asks something else of the peer's certificate, or has us prove
+// ourselves by another one. A certificate that only was renewed, or a list of revoked ones, counts
+// from the next IKE_AUTH on: nothing is torn down for it.
+func asksAnew(was *config.Config, a *config.Phase1, is *config.Config, b *config.Phase1) bool {
+	if !signs(a) && !signs(b) {
+		return false // renews says that one became the other
+	}
+	asked := func(c *config.Config, p *config.Phase1) (out []config.UserPeer) {
+		for _, u := range c.PeersOf(p) {
+			x := *u
+			x.Line = 0
+			out = append(out, x)
+		}
+		return out
+	}
+	return !slices.Equal(a.Certificate, b.Certificate) || a.Peer != b.Peer || a.PeerGroup != b.PeerGroup ||
+		a.CertIDValidation != b.CertIDValidation || !slices.Equal(asked(was, a), asked(is, b))
+}
