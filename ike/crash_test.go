@@ -37,6 +37,12 @@ func clearAll(s *side) { s.e.Clear(s.w.now, ""); s.drain() }
 var scenarios = []scenario{
 	{name: "IKE_SA_INIT and IKE_AUTH", before: func(a, b *side) { a.resume(); b.resume() },
 		begin: func(s *side) { s.up("net") }, ikes: 1, children: 1},
+	{name: "IKE_AUTH by certificates", change: signed("ecdsa256"), before: func(a, b *side) { a.resume(); b.resume() },
+		begin: func(s *side) { s.up("net") }, ikes: 1, children: 1},
+	{name: "IKE_AUTH by RSASSA-PSS", change: func(a, b *config.Config) {
+		signed("rsa2048")(a, b)
+		a.Phase1[0].RSASignatureFormat, b.Phase1[0].RSASignatureFormat = "pss", "pss"
+	}, before: func(a, b *side) { a.resume(); b.resume() }, begin: func(s *side) { s.up("net") }, ikes: 1, children: 1},
 	{name: "CREATE_CHILD_SA", change: twoPhase2, before: bringUp, begin: func(s *side) { s.up("net2") },
 		ikes0: 1, children0: 1, ikes: 1, children: 2},
 	{name: "Child rekey", before: bringUp, begin: func(s *side) { s.rekeyChild() },
