@@ -22,6 +22,9 @@ type conn struct {
 	localTS, remoteTS string
 	noEncap           bool
 	conn, child       string // further lines
+	// Certificates: what local and remote say in the place of auth = psk, and swanctl's files.
+	local2, remote2 string
+	files           map[string][]byte
 }
 
 func or(s, def string) string {
@@ -53,9 +56,9 @@ connections { gw {
     proposals = %s
     mobike = no
     %s
-    local { auth = psk
+    local { %s
         %s }
-    remote { auth = psk
+    remote { %s
         %s }
     children { net {
         local_ts = %s
@@ -65,7 +68,7 @@ connections { gw {
     } }
 } }
 secrets { ike { secret = "%s" } }
-`, local, remote, encap, or(c.ike, "aes128gcm16-prfsha256-x25519"), c.conn, lid, rid,
+`, local, remote, encap, or(c.ike, "aes128gcm16-prfsha256-x25519"), c.conn, or(c.local2, "auth = psk"), lid, or(c.remote2, "auth = psk"), rid,
 		or(c.localTS, peerNet), or(c.remoteTS, gwNet), or(c.esp, "aes128gcm16-x25519"), c.child, or(c.secret, psk))
 }
 
@@ -82,7 +85,7 @@ func (s *site) charon(node string, c conn, settings ...string) *charon {
 	s.t.Helper()
 	needCharon(s.t)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	ch, err := s.topo.StartCharon(ctx, lab.CharonConfig{Node: node, Swanctl: c.render(), Settings: strings.Join(settings, "\n")})
+	ch, err := s.topo.StartCharon(ctx, lab.CharonConfig{Node: node, Swanctl: c.render(), Settings: strings.Join(settings, "\n"), Credentials: c.files})
 	if err != nil {
 		cancel()
 		s.t.Fatal(err)

@@ -231,6 +231,12 @@ type gwStatus struct {
 	Remote      string `json:"remote"`
 	PeerID      string `json:"peer_id"`
 	NAT         bool   `json:"nat"`
+	Certificate *struct {
+		Subject   string `json:"subject"`
+		SHA256    string `json:"sha256"`
+		Signature string `json:"signature"`
+		Method    string `json:"auth_method"`
+	} `json:"peer_certificate"`
 	Created     int    `json:"ike_created"`
 	Established int    `json:"ike_established"`
 	ChildMade   int    `json:"ipsec_established"`

@@ -20,6 +20,7 @@ type breakCase struct {
 	more  bool   // a second Child SA stands afterwards
 	conn  string // further lines of charon's connection
 	conf  string // further lines of phase 1
+	certs bool   // certificates in the place of the pre-shared key
 }
 
 const (
@@ -33,6 +34,8 @@ const (
 var breakCases = []breakCase{
 	{name: "IKE_AUTH/responder", at: sendAuthResponse, short: "before", fresh: true, begin: initiate("net")},
 	{name: "IKE_AUTH/initiator", at: sendAuthRequest, short: "after", fresh: true, begin: tunnelUp("vpn1")},
+	{name: "IKE_AUTH by certificate/responder", at: sendAuthResponse, short: "before", fresh: true, certs: true, begin: initiate("net")},
+	{name: "IKE_AUTH by certificate/initiator", at: sendAuthRequest, short: "after", fresh: true, certs: true, begin: tunnelUp("vpn1")},
 	{name: "Child create/responder", at: sendChildResponse, short: "before", more: true, begin: initiate("more")},
 	{name: "Child create/initiator", at: sendChildRequest, short: "after", more: true, begin: tunnelUp("more")},
 	{name: "Child rekey/responder", at: sendChildResponse, short: "before", begin: rekey("net", "")},
@@ -93,7 +96,17 @@ func TestPairKilledWithinExchange(t *testing.T) {
 }
 
 func (c *breakCase) run(t *testing.T, side string) {
+	conf := pairConn()
+	var certs *authority
+	if c.certs {
+		certs = newAuthority(t, "ecdsa256")
+		conf = certs.client(conf, certs.issue("client.test"))
+		certs.issue("gw.test")
+	}
 	p := newPair(t, breakpointProgram(t), func(conf string) string {
+		if c.certs {
+			conf = strings.Replace(certs.blocks("gw.test")+conf, "set auto-negotiate disable\n", "set auto-negotiate disable\nset authmethod signature\nset certificate gw\n", 1)
+		}
 		conf = strings.Replace(conf, "set auto-negotiate disable\n", "set auto-negotiate disable\n"+or(c.conf, "set dpd disable\n"), 1)
 		return strings.Replace(conf, "config vpn ipsec phase2-interface\n", `config vpn ipsec phase2-interface
     edit "more"
@@ -105,7 +118,6 @@ func (c *breakCase) run(t *testing.T, side string) {
     next
 `, 1)
 	})
-	conf := pairConn()
 	conf.conn = c.conn
 	conf.child = `}
     more {
@@ -190,6 +202,11 @@ func (c *breakCase) run(t *testing.T, side string) {
 		t.Errorf("%d IKE_SA_INIT exchanges on the wire, want %d", n, inits)
 	}
 	p.synchronised()
+	if c.certs {
+		if st := standby.status("vpn1"); st.Certificate == nil || st.Certificate.Subject != "CN=client.test" {
+			t.Errorf("the survivor does not know how the client proved itself: %+v", st)
+		}
+	}
 	all := p.wantSame()
 	for _, s := range sas {
 		for _, x := range s.Children {

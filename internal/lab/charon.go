@@ -45,6 +45,8 @@ type CharonConfig struct {
 	KeyLog  bool   // log level 4, which prints keys: for tshark only
 	// Settings are further lines of the charon-systemd section, in charon's words.
 	Settings string
+	// Credentials are files in swanctl's folders, which stand beside its swanctl.conf: "x509ca/ca.pem", "private/key.pem".
+	Credentials map[string][]byte
 }
 
 // Charon is a running strongSwan of the lab, wholly in user space. Its
@@ -116,6 +118,12 @@ func (t *Topology) StartCharon(ctx context.Context, cfg CharonConfig) (*Charon, 
 	c.proc, err = t.Start(cfg.Node, "charon-"+cfg.Node, []string{bin}, []string{"STRONGSWAN_CONF=" + confPath})
 	if err != nil {
 		return nil, err
+	}
+	for name, text := range cfg.Credentials {
+		path := filepath.Join(c.Dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600)); err != nil {
+			return nil, errors.Join(err, c.Stop())
+		}
 	}
 	if err := c.load(ctx, swanPath); err != nil {
 		return nil, errors.Join(err, c.Stop())

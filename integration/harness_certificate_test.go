@@ -1,0 +1,100 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"tandem/internal/pki"
+)
+
+// authority is a CA of one test, made and used by `tandem pki`.
+type authority struct {
+	t   *testing.T
+	dir string
+	key string // key type of what it issues
+}
+
+func newAuthority(t *testing.T, key string) *authority {
+	t.Helper()
+	a := &authority{t, t.TempDir(), key}
+	a.pki("ca", "--key-type", key)
+	return a
+}
+
+// pki runs one command of `tandem pki` and returns what its JSON says.
+func (a *authority) pki(command string, more ...string) map[string]any {
+	a.t.Helper()
+	args := append([]string{"pki", command, "--dir", a.dir, "--json"}, more...)
+	out, err := exec.Command(program(a.t), args...).Output()
+	if err != nil {
+		a.t.Fatalf("tandem %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(out, &m); err != nil {
+		a.t.Fatalf("tandem %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return m
+}
+
+// issue makes a certificate with that name as CN and subjectAltName, and returns the name.
+func (a *authority) issue(name string, more ...string) string {
+	a.t.Helper()
+	a.pki("node", append([]string{"--key-type", a.key, name}, more...)...)
+	return name
+}
+
+func (a *authority) path(name string) string { return filepath.Join(a.dir, name) }
+
+func (a *authority) read(name string) []byte {
+	a.t.Helper()
+	b, err := os.ReadFile(a.path(name))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return b
+}
+
+// blocks are the configuration of a gateway with one certificate and the CA; more CAs may be trusted.
+func (a *authority) blocks(name string) string {
+	return fmt.Sprintf(`config vpn certificate ca
+    edit "ca"
+        set ca "%s"
+    next
+end
+config vpn certificate local
+    edit "gw"
+        set certificate "%s"
+        set private-key "%s"
+    next
+end
+`, a.path("ca.crt"), a.path(name+".crt"), a.path(name+".key"))
+}
+
+// client has charon prove itself by a certificate of the authority, whose subject is its identity, and
+// ask for one of the gateway's.
+func (a *authority) client(c conn, name string) conn {
+	a.t.Helper()
+	c.files = map[string][]byte{"x509ca/ca.pem": a.read("ca.crt"), "x509/own.pem": a.read(name + ".crt"), "private/own.pem": a.read(name + ".key")}
+	c.local2, c.remote2 = "auth = pubkey\n certs = own.pem", "auth = pubkey"
+	c.id, c.remoteID = "\"CN="+name+"\"", "-"
+	return c
+}
+
+// signing is the phase 1 towards the peer of a wire that signs.
+func signing(more ...string) entry {
+	return toPeer(append([]string{"authmethod signature", "certificate gw"}, more...)...)
+}
+
+// issueExpired makes a certificate that was valid until yesterday.
+func issueExpired(a *authority, name string) {
+	a.t.Helper()
+	if _, err := pki.Issue(a.dir, pki.Request{Name: name, DNS: []string{name}, Key: a.key, Validity: 24 * time.Hour}, time.Now().Add(-48*time.Hour)); err != nil {
+		a.t.Fatal(err)
+	}
+}
