@@ -3,6 +3,7 @@ package ike
 import (
 	"cmp"
 	"crypto/hmac"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -118,7 +119,7 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 		return nil, nil, refuse(message.AuthenticationFailed, "authentication method %s is not accepted", auth.Method)
 	}
 	net := sa.peerNetwork(m)
-	known, elsewhere, failed, tried := false, (*config.Phase1)(nil), error(nil), 0
+	known, elsewhere, failed, tried, shown := false, (*config.Phase1)(nil), error(nil), 0, (*presented)(nil)
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
 			if isNamed(p1) != named || !idMatches(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
@@ -130,12 +131,19 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 			}
 			known = true
 			if bySignature {
-				if tried++; tried > maxSignatureTries {
+				if shown == nil {
+					shown = e.present(m, peer)
+				}
+				if tried >= maxSignatureTries {
 					continue
 				}
-				proof, err := e.checkSignature(sa, p1, m, idi, peer, auth)
+				proof, err := e.checkSignature(sa, p1, shown, idi, auth)
 				if err == nil {
 					return p1, proof, nil
+				}
+				if !errors.As(err, new(misfit)) {
+					tried++
+					failed = err
 				}
 				failed = cmp.Or(failed, err)
 				continue
@@ -157,9 +165,9 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 	return nil, nil, refuse(message.AuthenticationFailed, "pre-shared key mismatch")
 }
 
-// maxSignatureTries bounds how many phase 1 entries a peer's certificate is checked for in one
-// IKE_AUTH: each may cost a few signatures. Those that ask for other names cost none.
-const maxSignatureTries = 64
+// maxSignatureTries bounds for how many phase 1 entries signatures are checked in one IKE_AUTH. Entries
+// that ask for other names cost none and do not count.
+const maxSignatureTries = 8
 
 func isNamed(p1 *config.Phase1) bool { return p1.PeerType != "" && p1.PeerType != "any" }
 
@@ -212,7 +220,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 		return
 	}
 	if signs(sa.p1) {
-		proof, err := e.checkSignature(sa, sa.p1, ev.m, idr, peer, auth)
+		proof, err := e.checkSignature(sa, sa.p1, e.present(ev.m, peer), idr, auth)
 		if err != nil {
 			e.authGaveUp(sa, x, err.Error(), true)
 			return

@@ -52,11 +52,15 @@ type credentials struct {
 	own   map[string]*ownCert
 	trust pki.Trust
 	// remote are certificates of peers that may not send theirs.
-	remote []*x509.Certificate
+	remote  []*x509.Certificate
+	anybody bool // any phase 1 signs
 }
 
-// creds are the credentials of the configuration in force. Without any authmethod signature
-// nobody asks, so nothing is made.
+// anySigns says whether any phase 1 of the configuration in force signs: most have none, and an
+// IKE_SA_INIT is not looked at any further for it.
+func (e *Engine) anySigns() bool { return e.creds().anybody }
+
+// creds are the credentials of the configuration in force, made when they are first needed.
 func (e *Engine) creds() *credentials {
 	if e.credentials != nil && e.credentials.of == e.cfg {
 		return e.credentials
@@ -89,6 +93,9 @@ func (e *Engine) creds() *credentials {
 		}
 	}
 	c.trust.Policy = x.Setting.Revocation()
+	for i := range e.cfg.Phase1 {
+		c.anybody = c.anybody || signs(&e.cfg.Phase1[i])
+	}
 	e.credentials = c
 	return c
 }
@@ -253,55 +260,69 @@ func satisfies(c *x509.Certificate, p *config.UserPeer) bool {
 	return false
 }
 
+// misfit says that a certificate cannot be meant by a phase 1: names tell, no signature was checked.
+type misfit struct{ error }
+
+func (m misfit) Unwrap() error { return m.error }
+
 var errNoCertificate = errors.New("the peer sent no certificate, and no remote certificate bears its identity")
 
-// vouched finds the certificate that a peer means and checks it for a phase 1: its identity, what a
-// user peer asks for, the way to a CA, revocation. Nothing costly comes before the names fit.
-func (e *Engine) vouched(p1 *config.Phase1, m *message.Message, id identity) (cert *x509.Certificate, notes []string, err error) {
-	leaf, others, err := peerCerts(m)
-	if err != nil {
-		return nil, nil, err
+// presented is what a peer shows of itself: its certificate, those beside it, its identity. It is read
+// once, however many phase 1 entries it is held against.
+type presented struct {
+	id     identity
+	leaf   *x509.Certificate
+	others []*x509.Certificate
+	err    error
+}
+
+func (e *Engine) present(m *message.Message, id identity) *presented {
+	p := &presented{id: id}
+	p.leaf, p.others, p.err = peerCerts(m)
+	if p.err != nil || p.leaf != nil {
+		return p
 	}
-	if leaf == nil {
-		for _, r := range e.creds().remote {
-			if bears(r, id) {
-				leaf = r
-			}
+	for _, r := range e.creds().remote {
+		if bears(r, id) {
+			p.leaf = r
 		}
 	}
-	if leaf == nil {
-		return nil, nil, errNoCertificate
+	if p.leaf == nil {
+		p.err = errNoCertificate
 	}
-	if p1.CertIDValidation && !bears(leaf, id) {
-		return nil, nil, fmt.Errorf("the certificate of %s does not bear the identity %s", pki.Name(leaf), id)
+	return p
+}
+
+// vouched checks a peer's certificate for a phase 1: its identity, what a user peer asks for, the way
+// to a CA, revocation. Nothing costly comes before the names fit.
+func (e *Engine) vouched(p1 *config.Phase1, p *presented) (notes []string, err error) {
+	switch {
+	case p.err != nil:
+		return nil, misfit{p.err}
+	case p1.CertIDValidation && !bears(p.leaf, p.id):
+		return nil, misfit{fmt.Errorf("the certificate of %s does not bear the identity %s", pki.Name(p.leaf), p.id)}
 	}
 	trust := &e.creds().trust
-	peers := e.cfg.PeersOf(p1)
-	if peers == nil {
-		if p1.PeerType == "peer" || p1.PeerType == "peergrp" {
-			return nil, nil, errors.New("no user peer is configured")
-		}
-		_, notes, err = trust.Verify(leaf, others, nil, e.now)
-		return leaf, notes, err
+	if p1.PeerType != "peer" && p1.PeerType != "peergrp" {
+		_, notes, err = trust.Verify(p.leaf, p.others, nil, e.now)
+		return notes, err
 	}
-	err = fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(leaf), p1.PeerType, p1.Peer, p1.PeerGroup)
+	err = misfit{fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(p.leaf), p1.PeerType, p1.Peer, p1.PeerGroup)}
 	var tried []*x509.Certificate
-	for _, p := range peers {
-		if !satisfies(leaf, p) {
+	for _, u := range e.cfg.PeersOf(p1) {
+		if !satisfies(p.leaf, u) {
 			continue
 		}
-		via := e.cfg.CAByName(p.CA)
-		if p.CA != "" && via == nil || slices.Contains(tried, via) {
+		via := e.cfg.CAByName(u.CA)
+		if u.CA != "" && via == nil || slices.Contains(tried, via) {
 			continue // the same CA again would cost the same again
 		}
 		tried = append(tried, via)
-		var verr error
-		if _, notes, verr = trust.Verify(leaf, others, via, e.now); verr == nil {
-			return leaf, notes, nil
+		if _, notes, err = trust.Verify(p.leaf, p.others, via, e.now); err == nil {
+			return notes, nil
 		}
-		err = verr
 	}
-	return nil, notes, err
+	return notes, err
 }
 
 // asksAnew says whether a change asks something else of the peer's certificate, or has us prove

@@ -74,10 +74,10 @@ func (sa *ikeSA) initOctets() (theirs, ours []byte) {
 // initPayloads are what a responder adds to IKE_SA_INIT for those of its phase 1 entries that the
 // initiator may mean: the hashes of signatures where it told its own, and the CAs.
 func (e *Engine) initPayloads(d Datagram, m *message.Message) (ps []message.Payload) {
-	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
-	if !slices.ContainsFunc(cands, signs) {
+	if !e.anySigns() {
 		return nil
 	}
+	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
 	if _, ok := m.Notify(message.SignatureHashAlgorithms); ok {
 		ps = hashPayloads(cands...)
 	}
@@ -220,19 +220,19 @@ func signatureMethod(m message.AuthMethod) bool {
 
 // checkSignature says whether a peer proved by a signature that it is one whom the phase 1 accepts.
 // RFC 7427's method is taken only where we announced our hashes.
-func (e *Engine) checkSignature(sa *ikeSA, p1 *config.Phase1, m *message.Message, idp *message.ID, id identity, auth *message.Auth) (*peerAuth, error) {
+func (e *Engine) checkSignature(sa *ikeSA, p1 *config.Phase1, shown *presented, idp *message.ID, auth *message.Auth) (*peerAuth, error) {
 	_, ours := sa.initOctets()
 	if auth.Method == message.AuthSignature && (!p1.DigitalSignatureAuth || announcedHashes(ours) == nil) {
-		return nil, errors.New("a digital signature (RFC 7427) without SIGNATURE_HASH_ALGORITHMS of ours")
+		return nil, misfit{errors.New("a digital signature (RFC 7427) without SIGNATURE_HASH_ALGORITHMS of ours")}
 	}
-	cert, notes, err := e.vouched(p1, m, id)
+	notes, err := e.vouched(p1, shown)
 	for _, n := range notes {
 		e.warn(sa, n)
 	}
 	if err != nil {
 		return nil, err
 	}
-	own := hashesOf(p1)
+	cert, own := shown.leaf, hashesOf(p1)
 	s, err := keymat.Verify(auth.Method, auth.Data, cert.PublicKey, sa.signedOctets(!sa.initiator, idp), func(s keymat.Scheme) error {
 		if s.Hash == keymat.HashIdentity || slices.Contains(own, s.Hash) {
 			return nil

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -506,14 +507,15 @@ func TestRemoteCertificate(t *testing.T) {
 		Remote: []config.RemoteCertificate{{Name: "r", Read: leaf}}}}})
 	e.now = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	p1 := &config.Phase1{AuthMethod: "signature", CertIDValidation: true, PeerType: "any"}
-	if c, _, err := e.vouched(p1, &message.Message{}, identity{message.IDFQDN, "b.test"}); err != nil || !c.Equal(leaf) {
-		t.Errorf("%v, %v", c, err)
+	shown := e.present(&message.Message{}, identity{message.IDFQDN, "b.test"})
+	if _, err := e.vouched(p1, shown); err != nil || !shown.leaf.Equal(leaf) {
+		t.Errorf("%v, %v", shown.leaf, err)
 	}
-	if _, _, err := e.vouched(p1, &message.Message{}, identity{message.IDFQDN, "c.test"}); err != errNoCertificate {
+	if _, err := e.vouched(p1, e.present(&message.Message{}, identity{message.IDFQDN, "c.test"})); !errors.Is(err, errNoCertificate) {
 		t.Error(err)
 	}
 	p1.PeerType, p1.Peer = "peer", "gone"
-	if _, _, err := e.vouched(p1, &message.Message{}, identity{message.IDFQDN, "b.test"}); err == nil {
+	if _, err := e.vouched(p1, shown); err == nil {
 		t.Error("a user peer that does not exist accepts everybody")
 	}
 }
@@ -558,8 +560,36 @@ func FuzzPeerCertificates(f *testing.F) {
 		_ = who.String()
 		_ = askedCAs(m)
 		idMatches(&config.Phase1{PeerType: "one", PeerID: "O=Test, CN=b.test"}, who)
-		if c, _, err := e.vouched(p1, m, who); err == nil && (!c.Equal(leaf) || !bears(c, who)) {
-			t.Errorf("%s is vouched for as %s", pki.Name(c), who)
+		p := e.present(m, who)
+		if _, err := e.vouched(p1, p); err == nil && (!p.leaf.Equal(leaf) || !bears(p.leaf, who)) {
+			t.Errorf("%s is vouched for as %s", pki.Name(p.leaf), who)
 		}
 	})
+}
+
+// A hub with many entries finds the one whose user peer the certificate is, and checks signatures for that
+// one only.
+func TestManyUserPeers(t *testing.T) {
+	const n = 200
+	_, a, b := up(t, func(x, y *config.Config) {
+		ca := newAuthority("CA", nil, 0)
+		signing(x, ca.gateway("a.test", "ecdsa256", nil), ca)
+		y.Phase1[0] = phase1To("branch", "")
+		signing(y, ca.gateway("b.test", "ecdsa256", nil), ca)
+		base := y.Phase1[0]
+		y.Phase1, y.Phase2[0].Phase1 = nil, fmt.Sprintf("branch%d", n-1)
+		for i := range n {
+			p := base
+			p.Name, p.PeerType, p.Peer = fmt.Sprintf("branch%d", i), "peer", fmt.Sprintf("peer%d", i)
+			u := config.UserPeer{Name: p.Peer, CA: "CA", CN: fmt.Sprintf("branch%d.test", i), CNType: "string"}
+			if i == n-1 {
+				u.CN = "a.test"
+			}
+			y.Phase1, y.UserPeers = append(y.Phase1, p), append(y.UserPeers, u)
+		}
+	})
+	if got := b.established()[0].phase1; got != fmt.Sprintf("branch%d", n-1) {
+		t.Errorf("matched %s", got)
+	}
+	a.proof(t)
 }

@@ -91,6 +91,7 @@ type refusedCase struct {
 	settings  []string
 	change    func(a *authority, c *conn) (more string)
 	reason    string
+	only      string // one direction
 }
 
 var refusedCases = []refusedCase{
@@ -115,13 +116,13 @@ var refusedCases = []refusedCase{
 	{name: "another identity", phase1: []string{"peertype one", "peerid \"CN=other.test\""}, reason: "no gateway accepts the peer identifier|is not accepted"},
 	{name: "an identity that the certificate does not bear", change: func(_ *authority, c *conn) string {
 		c.id = "elsewhere.test"
-		c.local2 += "\n" // charon itself checks its own identity only when it loads
 		return ""
-	}, reason: "does not bear the identity|"},
+	}, reason: "does not bear the identity elsewhere.test"},
 	{name: "user peer", phase1: []string{"peertype peer", "peer branch"}, change: func(*authority, *conn) string {
 		return "config user peer\n    edit branch\n        set cn branch.test\n    next\nend\n"
 	}, reason: "is none of peer branch"},
-	{name: "SHA-1 that is not allowed", key: "rsa2048", settings: []string{"signature_authentication = no"}, reason: "signature by RSA with SHA-1 is not allowed|"},
+	{name: "SHA-1 that is not allowed", key: "rsa2048", settings: []string{"signature_authentication = no"}, reason: "signature by RSA with SHA-1 is not allowed",
+		only: "responder"}, // as responder charon refuses our SHA-2 before it signs anything
 }
 
 // TestCertificatesRefused: whoever begins, the gateway refuses and says why; the peer hears only that
@@ -129,6 +130,9 @@ var refusedCases = []refusedCase{
 func TestCertificatesRefused(t *testing.T) {
 	for _, c := range refusedCases {
 		for _, direction := range []string{"responder", "initiator"} {
+			if c.only != "" && c.only != direction {
+				continue
+			}
 			t.Run(c.name+"/"+direction, func(t *testing.T) {
 				t.Parallel()
 				s := wire(t)
@@ -159,7 +163,7 @@ func TestCertificatesRefused(t *testing.T) {
 				}
 				ok := false
 				for _, r := range strings.Split(c.reason, "|") {
-					ok = ok || r != "" && strings.Contains(string(text), r)
+					ok = ok || strings.Contains(string(text), r)
 				}
 				if !ok {
 					t.Errorf("the log does not say %q", c.reason)
