@@ -1,8 +1,12 @@
 package integration
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,4 +101,33 @@ func issueExpired(a *authority, name string) {
 	if _, err := pki.Issue(a.dir, pki.Request{Name: name, DNS: []string{name}, Key: a.key, Validity: 24 * time.Hour}, time.Now().Add(-48*time.Hour)); err != nil {
 		a.t.Fatal(err)
 	}
+}
+
+// newChain makes a root (PEM) and a CA below it.
+func newChain(t *testing.T) (root []byte, between *authority) {
+	t.Helper()
+	between = newAuthority(t, "ecdsa256")
+	key, err := pki.GenerateKey("ecdsa256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The CA that `tandem pki` made, with its own key, issued by the root.
+	cs, err := pki.ParseCertificates(between.read("ca.crt"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	below, err := x509.CreateCertificate(rand.Reader, cs[0], c, cs[0].PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(between.path("ca.crt"), pki.EncodeCertificate(below), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return pki.EncodeCertificate(der), between
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -207,5 +208,45 @@ func TestCertificateReload(t *testing.T) {
 	ch.down(g)
 	if err := ch.Initiate(ch.ctx, "net", 5*time.Second); err == nil {
 		t.Error("a revoked peer came back")
+	}
+}
+
+// TestCertificateChain: both sides have a certificate of a CA that the other does not know, below one that
+// it does, and send both.
+func TestCertificateChain(t *testing.T) {
+	for _, direction := range []string{"responder", "initiator"} {
+		t.Run(direction, func(t *testing.T) {
+			t.Parallel()
+			s := build(t, sitesPlan())
+			root, between := newChain(t)
+			between.issue("gw.test")
+			cn := between.client(conn{}, between.issue("peer.test"))
+			cn.files["x509ca/ca.pem"] = root
+			cn.files["x509/between.pem"] = between.read("ca.crt")
+			cn.files["x509/own.pem"] = between.read("peer.test.crt")
+			cn.local2 = "auth = pubkey\n certs = own.pem"
+			ch := s.charon("peer", cn)
+			if err := errors.Join(os.WriteFile(between.path("chain.crt"), append(between.read("gw.test.crt"), between.read("ca.crt")...), 0o600),
+				os.WriteFile(between.path("root.crt"), root, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			blocks := strings.NewReplacer(between.path("ca.crt"), between.path("root.crt"), between.path("gw.test.crt"), between.path("chain.crt")).Replace(between.blocks("gw.test"))
+			var more []string
+			if direction == "initiator" {
+				more = []string{"auto-negotiate enable"}
+			}
+			g := s.gateway("gw", gwConf{phase1: []entry{signing(more...)}, phase2: []entry{netPhase2()}, routes: []entry{routeTo(peerNet, "vpn1")}, more: blocks})
+			if direction == "responder" {
+				ch.up()
+			}
+			if st := g.wantUp("vpn1", direction); st.Certificate == nil || st.Certificate.Subject != "CN=peer.test" {
+				t.Errorf("status: %+v", st)
+			}
+			ch.says(`received issuer cert`)
+			if ch.said(`IKE_AUTH (request|response) 1 \[[^\]]*CERT CERT`) != 2 {
+				t.Error("not both sides send two certificates")
+			}
+			s.wantPing("host", "10.1.0.10", "10.2.0.10")
+		})
 	}
 }
