@@ -62,6 +62,9 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	peer := identity{idi.IDType, string(idi.Data)}
 	e.debug(sa, "peer identifier "+peer.String(), slog.String("type", idi.IDType.String()))
 	p1, proof, err := e.authenticate(sa, ev.m, idi, peer, auth)
+	if errors.As(err, new(*awaiting)) {
+		return nil, err
+	}
 	if err != nil {
 		e.counters.AuthRefused++
 		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
@@ -141,6 +144,9 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 				if err == nil {
 					return p1, proof, nil
 				}
+				if errors.As(err, new(*awaiting)) {
+					return nil, nil, err
+				}
 				if !errors.As(err, new(misfit)) {
 					tried++
 					failed = err
@@ -186,6 +192,9 @@ func suits(p1 *config.Phase1, s ipsec.Suite) bool {
 // authResponse authenticates the responder and takes the first Child SA.
 func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	e.debug(sa, "initiator received AUTH msg")
+	if e.postpones(sa, ev) {
+		return
+	}
 	x := e.finish(sa)
 	if sa.p1 == nil {
 		e.remove(sa, false, "phase 1 is not configured any more")

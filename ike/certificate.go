@@ -274,6 +274,7 @@ type presented struct {
 	leaf   *x509.Certificate
 	others []*x509.Certificate
 	err    error
+	issuer *x509.Certificate // once it is vouched for; nil: it is itself trusted
 }
 
 func (e *Engine) present(m *message.Message, id identity) *presented {
@@ -304,7 +305,8 @@ func (e *Engine) vouched(p1 *config.Phase1, p *presented) (notes []string, err e
 	}
 	trust := &e.creds().trust
 	if p1.PeerType != "peer" && p1.PeerType != "peergrp" {
-		_, notes, err = trust.Verify(p.leaf, p.others, nil, e.now)
+		chain, notes, err := trust.Verify(p.leaf, p.others, nil, e.now)
+		p.issuer = issuerIn(chain)
 		return notes, err
 	}
 	err = misfit{fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(p.leaf), p1.PeerType, p1.Peer, p1.PeerGroup)}
@@ -318,11 +320,20 @@ func (e *Engine) vouched(p1 *config.Phase1, p *presented) (notes []string, err e
 			continue // the same CA again would cost the same again
 		}
 		tried = append(tried, via)
-		if _, notes, err = trust.Verify(p.leaf, p.others, via, e.now); err == nil {
+		var chain []*x509.Certificate
+		if chain, notes, err = trust.Verify(p.leaf, p.others, via, e.now); err == nil {
+			p.issuer = issuerIn(chain)
 			return notes, nil
 		}
 	}
 	return notes, err
+}
+
+func issuerIn(chain []*x509.Certificate) *x509.Certificate {
+	if len(chain) < 2 {
+		return nil
+	}
+	return chain[1]
 }
 
 // asksAnew says whether a change asks something else of the peer's certificate, or has us prove

@@ -219,6 +219,9 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 	} else {
 		ps, err = e.serve(sa, ev)
 	}
+	if e.postponed(sa, d, err) {
+		return
+	}
 	var refusal *NotifyError
 	if errors.As(err, &refusal) {
 		e.warn(sa, "refusing "+h.Exchange.String()+" request", slog.String("notify", refusal.Type.String()),

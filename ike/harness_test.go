@@ -87,6 +87,7 @@ type side struct {
 	quietSend bool // sent datagrams stay in sent
 	numbers   map[ipsec.ESPSPI][2]uint64
 	skips     []Skip
+	checks    []CheckRevocation
 }
 
 type espSA struct {
@@ -183,6 +184,8 @@ func (s *side) drain() {
 			s.skips = append(s.skips, x)
 			n := s.numbers[x.SPIIn]
 			s.numbers[x.SPIIn] = [2]uint64{max(n[0], x.Out), max(n[1], x.In)}
+		case CheckRevocation:
+			s.checks = append(s.checks, x)
 		case SendKeepalive:
 			s.keepalive++
 		case PeerAddress:

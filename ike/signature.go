@@ -242,6 +242,13 @@ func (e *Engine) checkSignature(sa *ikeSA, p1 *config.Phase1, shown *presented, 
 	if err != nil {
 		return nil, err
 	}
+	note, err := e.online(shown)
+	if note != "" {
+		e.warn(sa, note)
+	}
+	if err != nil {
+		return nil, err
+	}
 	return &peerAuth{method: auth.Method, scheme: s, subject: pki.Name(cert), fingerprint: pki.Fingerprint(cert), notAfter: cert.NotAfter.Truncate(time.Second)}, nil
 }
 

@@ -6,13 +6,19 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/big"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"tandem/internal/pki"
 )
@@ -130,4 +136,46 @@ func newChain(t *testing.T) (root []byte, between *authority) {
 		t.Fatal(err)
 	}
 	return pki.EncodeCertificate(der), between
+}
+
+// responder is an OCSP responder on a node that gives one answer for all certificates of an authority, signed by its
+// CA; a negative status: there is none. What it returns counts the questions.
+func (s *site) responder(node, addr string, a *authority, status int) func() int {
+	s.t.Helper()
+	var asked atomic.Int64
+	count := func() int { return int(asked.Load()) }
+	if status < 0 {
+		return count
+	}
+	cas, err := pki.ParseCertificates(a.read("ca.crt"), 1)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	key, err := pki.ParseKey(a.read("ca.key"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var l net.Listener
+	if err := s.topo.In(node, func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
+		s.t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		b, _ := io.ReadAll(r.Body)
+		q, err := ocsp.ParseRequest(b)
+		if err != nil {
+			s.t.Errorf("the gateway asks: %v", err)
+			return
+		}
+		now := time.Now()
+		der, err := ocsp.CreateResponse(cas[0], cas[0], ocsp.Response{Status: status, SerialNumber: q.SerialNumber, ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(time.Hour), RevokedAt: now}, key)
+		if err != nil {
+			s.t.Error(err)
+		}
+		_, _ = w.Write(der)
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = srv.Serve(l) }()
+	s.t.Cleanup(func() { _ = srv.Close(); <-done })
+	return count
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 )
 
 // certCase is one kind of key and signature, as both sides have it.
@@ -248,5 +250,54 @@ func TestCertificateChain(t *testing.T) {
 			}
 			s.wantPing("host", "10.1.0.10", "10.2.0.10")
 		})
+	}
+}
+
+// TestOCSP: the gateway asks the responder that the peer's certificate names. Good: up. Revoked: refused. No
+// answer: as the policy has it.
+func TestOCSP(t *testing.T) {
+	for _, c := range []struct {
+		name, mode string
+		status     int // of the responder; -1: there is none
+		up         bool
+	}{
+		{"good", "mandatory", ocsp.Good, true},
+		{"revoked", "enable", ocsp.Revoked, false},
+		{"no answer where one is demanded", "mandatory", -1, false},
+		{"no answer where none is", "enable", -1, true},
+	} {
+		for _, direction := range []string{"responder", "initiator"} {
+			t.Run(c.name+"/"+direction, func(t *testing.T) {
+				t.Parallel()
+				s := build(t, sitesPlan())
+				a := newAuthority(t, "ecdsa256")
+				a.issue("gw.test")
+				cn := a.client(conn{}, a.issue("peer.test", "--ocsp", "http://"+peerWAN+":8080/"))
+				asked := s.responder("peer", peerWAN+":8080", a, c.status)
+				// charon is not to ask on its own about us, whose certificate names nobody.
+				ch := s.charon("peer", cn)
+				var more []string
+				if direction == "initiator" {
+					more = []string{"auto-negotiate enable"}
+				}
+				g := s.gateway("gw", gwConf{phase1: []entry{signing(more...)}, phase2: []entry{netPhase2()}, routes: []entry{routeTo(peerNet, "vpn1")},
+					more: a.blocks("gw.test") + "config vpn certificate setting\n    set ocsp-status " + c.mode + "\nend\n"})
+				if direction == "responder" {
+					if err := ch.Initiate(ch.ctx, "net", 20*time.Second); (err == nil) != c.up {
+						t.Fatalf("up %v: %v", c.up, err)
+					}
+				}
+				if c.up {
+					g.wantUp("vpn1", direction)
+					s.wantPing("host", "10.1.0.10", "10.2.0.10")
+				} else {
+					wantRefused(g, "ike_authentication_refused")
+					ch.wantNone()
+				}
+				if n := asked(); c.status >= 0 && n != 1 {
+					t.Errorf("the responder was asked %d times", n)
+				}
+			})
+		}
 	}
 }

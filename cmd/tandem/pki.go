@@ -147,7 +147,7 @@ empty so far. Peers that cannot use ECDSA need --key-type rsa3072.`,
 
 func pkiIssue(client bool) *cobra.Command {
 	var f pkiFlags
-	var dns, emails, ips []string
+	var dns, emails, ips, ocsp []string
 	var organization string
 	use, short, days := "node [flags] NAME", "Make a gateway's certificate: NAME.crt and NAME.key", 825
 	long := `Makes DIR/NAME.crt and DIR/NAME.key for a gateway, by the CA in DIR. NAME becomes the
@@ -167,7 +167,7 @@ a mail address. The client gets both files and ca.crt.`
 			if err != nil {
 				return err
 			}
-			r := pki.Request{Name: args[0], Organization: organization, DNS: dns, Emails: emails, Key: f.key, Validity: d, Client: client}
+			r := pki.Request{Name: args[0], Organization: organization, DNS: dns, Emails: emails, Key: f.key, Validity: d, Client: client, OCSP: ocsp}
 			for _, s := range ips {
 				a, err := netip.ParseAddr(s)
 				if err != nil {
@@ -193,6 +193,7 @@ a mail address. The client gets both files and ca.crt.`
 	c.Flags().StringSliceVar(&dns, "dns", nil, "a further host name; may be repeated")
 	c.Flags().StringSliceVar(&emails, "email", nil, "a further mail address; may be repeated")
 	c.Flags().StringSliceVar(&ips, "ip", nil, "an address; may be repeated")
+	c.Flags().StringSliceVar(&ocsp, "ocsp", nil, "URL (http://…) of an OCSP responder that the certificate names; may be repeated")
 	c.Flags().StringVar(&organization, "organization", "", "another organization than the CA's")
 	return c
 }

@@ -81,14 +81,15 @@ var remoteCertSpec = &spec[RemoteCertificate]{
 
 var certSettingSpec = &spec[CertificateSetting]{
 	path: "vpn certificate setting",
-	help: "What a list of revoked certificates that is missing or out of date means. A certificate that a list names is always refused; without any `config vpn certificate crl` and with the defaults nothing is checked. OCSP is not asked.",
+	help: "What a list of revoked certificates that is missing or out of date means. A certificate that a list names is always refused; without any `config vpn certificate crl` and with the defaults nothing is checked.",
 	rows: []row[CertificateSetting]{
 		{key: "strict-crl-check", value: toggle{}, def: "disable", at: func(s *CertificateSetting) any { return &s.StrictCRLCheck }, help: "every issuer in a peer's chain needs a list that is up to date: as if all three of crl-verification said revoke"},
+		{key: "ocsp-status", value: oneOf("disable", "enable", "mandatory"), def: "disable", at: func(s *CertificateSetting) any { return &s.OCSP }, help: "asks the OCSP responder that a peer's certificate names: enable refuses what it calls revoked, mandatory also what it does not call good"},
 	},
 	ignored: append(plain(`certname-* ssl-* interface interface-select-method source-ip proxy* check-ca-cert check-ca-chain subject-match subject-set cn-match cn-allow-multi
-		cmp-* cert-expire-warning vrf-select ocsp-option ocsp-default-server`),
-		ignored{key: "ocsp-status", only: []string{"disable"}, why: "OCSP is not asked: write the CA's revocation list with `config vpn certificate crl`"},
-		ignored{key: "strict-ocsp-check", only: []string{"disable"}, why: "OCSP is not asked: write the CA's revocation list with `config vpn certificate crl`"}),
+		cmp-* cert-expire-warning vrf-select ocsp-default-server`),
+		ignored{key: "ocsp-option", only: []string{"certificate"}, why: "the responder is the one that the certificate names"},
+		ignored{key: "strict-ocsp-check", only: []string{"disable"}, why: "write `set ocsp-status mandatory`"}),
 	children: []child[CertificateSetting]{{
 		path: "crl-verification",
 		open: func(s *CertificateSetting, _ *source) scope {

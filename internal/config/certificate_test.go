@@ -95,7 +95,7 @@ func TestCertificateFaults(t *testing.T) {
 		{"user peer's subject", certConf(ca, cert, key, "config user peer\nedit p\nset subject nobody\nnext\nend\n"), certNow, "f:14: user peer p: subject (nobody) must be parts of a name, e.g. \"O=Example, OU=VPN\"", ""},
 		{"user peer's address", certConf(ca, cert, key, "config user peer\nedit p\nset cn x\nset cn-type ipv4\nnext\nend\n"), certNow, "f:14: user peer p: cn (x) must be an address with cn-type ipv4", ""},
 		{"empty group", certConf(ca, cert, key, "config user peergrp\nedit g\nnext\nend\n"), certNow, "f:13: user peergrp g: member is missing: a group needs user peers", ""},
-		{"OCSP", certConf(ca, cert, key, "config vpn certificate setting\nset ocsp-status enable\nend\n"), certNow, "f:13: vpn certificate setting: ocsp-status (enable) is not supported here: OCSP is not asked", ""},
+		{"OCSP", certConf(ca, cert, key, "config vpn certificate setting\nset ocsp-option server\nend\n"), certNow, "f:13: vpn certificate setting: ocsp-option (server) is not supported here: the responder is the one that the certificate names", ""},
 		{"fetched lists", certConf(ca, cert, key, "config vpn certificate crl\nedit x\nset http-url \"http://x/\"\nset crl "+files("ca.crl")+"\nnext\nend\n"), certNow, "f:14: CRL x: http-url (http://x/) is not supported here: lists are not fetched", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

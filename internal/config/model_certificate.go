@@ -54,6 +54,7 @@ type CRL struct {
 // CertificateSetting is `config vpn certificate setting`.
 type CertificateSetting struct {
 	StrictCRLCheck bool
+	OCSP           string // disable, enable, mandatory
 	Expiry         string // ignore, revoke
 	LeafAbsence    string
 	ChainAbsence   string

@@ -57,7 +57,8 @@ type Daemon struct {
 	alarms    map[string]string
 	breaks    breakpoint
 	announcer *announcer
-	pinger    *pinger     // nil: no pair
+	pinger    *pinger // nil: no pair
+	ocsp      *ocspAsker
 	damped    *time.Timer // for a monitored interface that does not count yet
 	ends      chan error  // what ends the daemon beside a signal
 	ended     error       // the first of them
@@ -212,8 +213,10 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		d.addresses.tell = d.tellAddresses
 	}
 
+	d.ocsp = newOCSP(d.log, d.loop.offerAgain)
+	closers = append(closers, d.ocsp.close)
 	options := node.Options{
-		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr,
+		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr, Revocation: d.ocsp.status,
 		CookieSecret: randomKey(32), Logs: func(l slog.Level) bool { return d.log.Enabled(ctx, l) },
 	}
 	if d.cfg.HA.Mode == "a-p" || d.cfg.Standalone.Farm() {

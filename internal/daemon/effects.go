@@ -27,6 +27,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		if err := d.plane.Keepalive(e.Local, e.Remote); err != nil {
 			d.quietly(now, slog.LevelDebug, "NAT keepalive not sent", slog.String("remote", e.Remote.String()), slog.Any("error", err))
 		}
+	case ike.CheckRevocation:
+		d.ocsp.check(e)
 	case ike.KeyLog:
 		if d.keys != nil {
 			if err := d.keys.writeIKE(e); err != nil {

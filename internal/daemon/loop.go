@@ -103,6 +103,15 @@ func (l *loop) offerIKE(d xfrm.IKEDatagram) {
 	}
 }
 
+// offerAgain queues a datagram that came before and never blocks.
+func (l *loop) offerAgain(d ike.Datagram) {
+	select {
+	case l.ikeIn <- d:
+	default:
+		l.ikeDropped.Add(1)
+	}
+}
+
 // offerEvents queues events and never blocks; it is the data plane's callback.
 func (l *loop) offerEvents(events []xfrm.Event) {
 	l.mu.Lock()

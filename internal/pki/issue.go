@@ -43,6 +43,7 @@ type Request struct {
 	Key          string // one of KeyTypes
 	Validity     time.Duration
 	Client       bool
+	OCSP         []string // URLs of OCSP responders that it names
 }
 
 // Issued is what was made.
@@ -220,7 +221,7 @@ func Issue(dir string, r Request, now time.Time) (*Issued, error) {
 		SerialNumber: Serial(), Subject: pkix.Name{CommonName: r.Name, Organization: a.c.Subject.Organization},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(r.Validity), BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature, UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidIPsecIKE},
-		DNSNames: r.DNS, EmailAddresses: r.Emails,
+		DNSNames: r.DNS, EmailAddresses: r.Emails, OCSPServer: r.OCSP,
 	}
 	if r.Organization != "" {
 		t.Subject.Organization = []string{r.Organization}
