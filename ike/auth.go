@@ -24,7 +24,7 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 		e.debug(sa, "sending INITIAL-CONTACT")
 		req = append(req, notify(message.InitialContact, nil))
 	}
-	ps, err := e.credentialPayloads(sa, m, req)
+	ps, err := e.credentialPayloads(sa, m, sa.p1.PSK, req)
 	if err != nil {
 		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
 		e.fail(sa, err.Error())
@@ -73,7 +73,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	_, initial := ev.m.Notify(message.InitialContact)
 	sa.p1, sa.phase1, sa.peerAuth = p1, p1.Name, proof
 	e.debug(sa, "responder preparing AUTH msg")
-	ps, err := e.credentialPayloads(sa, ev.m, nil)
+	ps, err := e.credentialPayloads(sa, ev.m, e.sharedKey(p1, peer), nil)
 	if err != nil {
 		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
 		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
@@ -125,7 +125,7 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 	known, elsewhere, failed, tried, shown := false, (*config.Phase1)(nil), error(nil), 0, (*presented)(nil)
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
-			if isNamed(p1) != named || !idMatches(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
+			if isNamed(p1) != named || !idMatches(p1, peer) || !e.accepted(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
 				continue
 			}
 			if networkOf(p1) != net {
@@ -154,7 +154,7 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 				failed = cmp.Or(failed, err)
 				continue
 			}
-			if hmac.Equal(sa.sharedKeyAuth(true, p1, idi), auth.Data) {
+			if hmac.Equal(sa.sharedKeyAuth(true, e.sharedKey(p1, peer), idi), auth.Data) {
 				return p1, nil, nil
 			}
 		}
@@ -218,7 +218,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	case signs(sa.p1) != signatureMethod(auth.Method) || !signs(sa.p1) && auth.Method != message.AuthPSK:
 		e.authGaveUp(sa, x, "authentication method "+auth.Method.String()+" is not accepted", true)
 		return
-	case !signs(sa.p1) && !hmac.Equal(sa.sharedKeyAuth(false, sa.p1, idr), auth.Data):
+	case !signs(sa.p1) && !hmac.Equal(sa.sharedKeyAuth(false, sa.p1.PSK, idr), auth.Data):
 		e.authGaveUp(sa, x, "pre-shared key mismatch", true)
 		return
 	case !idMatches(sa.p1, peer):

@@ -54,6 +54,9 @@ type credentials struct {
 	// remote are certificates of peers that may not send theirs.
 	remote  []*x509.Certificate
 	anybody bool // any phase 1 signs
+	// By their names: a hub has thousands.
+	cas   map[string]*x509.Certificate
+	peers map[string]*config.UserPeer
 }
 
 // anySigns says whether any phase 1 of the configuration in force signs: most have none, and an
@@ -65,7 +68,7 @@ func (e *Engine) creds() *credentials {
 	if e.credentials != nil && e.credentials.of == e.cfg {
 		return e.credentials
 	}
-	c := &credentials{of: e.cfg, own: map[string]*ownCert{}}
+	c := &credentials{of: e.cfg, own: map[string]*ownCert{}, cas: map[string]*x509.Certificate{}, peers: map[string]*config.UserPeer{}}
 	x := &e.cfg.Certificates
 	for i := range x.Local {
 		l := &x.Local[i]
@@ -80,6 +83,7 @@ func (e *Engine) creds() *credentials {
 	for i := range x.CA {
 		if x.CA[i].Read != nil {
 			c.trust.CAs = append(c.trust.CAs, x.CA[i].Read)
+			c.cas[x.CA[i].Name] = x.CA[i].Read
 		}
 	}
 	for i := range x.CRL {
@@ -92,6 +96,9 @@ func (e *Engine) creds() *credentials {
 			c.remote = append(c.remote, x.Remote[i].Read)
 		}
 	}
+	for i := range e.cfg.UserPeers {
+		c.peers[e.cfg.UserPeers[i].Name] = &e.cfg.UserPeers[i]
+	}
 	c.trust.Policy = x.Setting.Revocation()
 	for i := range e.cfg.Phase1 {
 		c.anybody = c.anybody || signs(&e.cfg.Phase1[i])
@@ -100,17 +107,28 @@ func (e *Engine) creds() *credentials {
 	return c
 }
 
+// userPeers are what a phase 1 asks of a certificate, any of them; nil where it names none.
+func (e *Engine) userPeers(p1 *config.Phase1) []*config.UserPeer {
+	if p1.PeerType != "peer" {
+		return e.cfg.PeersOf(p1)
+	}
+	if p := e.creds().peers[p1.Peer]; p != nil {
+		return []*config.UserPeer{p}
+	}
+	return nil
+}
+
 func signs(p1 *config.Phase1) bool { return p1.AuthMethod == "signature" }
 
 // authorities are the CAs that may vouch for the peers of a phase 1.
 func (e *Engine) authorities(p1 *config.Phase1) []*x509.Certificate {
-	peers := e.cfg.PeersOf(p1)
+	peers := e.userPeers(p1)
 	if len(peers) == 0 || slices.ContainsFunc(peers, func(p *config.UserPeer) bool { return p.CA == "" }) {
 		return e.creds().trust.CAs
 	}
 	var out []*x509.Certificate
 	for _, p := range peers {
-		if ca := e.cfg.CAByName(p.CA); ca != nil && !slices.Contains(out, ca) {
+		if ca := e.creds().cas[p.CA]; ca != nil && !slices.Contains(out, ca) {
 			out = append(out, ca)
 		}
 	}
@@ -311,11 +329,11 @@ func (e *Engine) vouched(p1 *config.Phase1, p *presented) (notes []string, err e
 	}
 	err = misfit{fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(p.leaf), p1.PeerType, p1.Peer, p1.PeerGroup)}
 	var tried []*x509.Certificate
-	for _, u := range e.cfg.PeersOf(p1) {
+	for _, u := range e.userPeers(p1) {
 		if !satisfies(p.leaf, u) {
 			continue
 		}
-		via := e.cfg.CAByName(u.CA)
+		via := e.creds().cas[u.CA]
 		if u.CA != "" && via == nil || slices.Contains(tried, via) {
 			continue // the same CA again would cost the same again
 		}

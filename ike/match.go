@@ -65,7 +65,7 @@ const noPolicyInterval = 5 * time.Second
 // idMatches says whether a peer's identity satisfies peertype and peerid.
 func idMatches(p1 *config.Phase1, id identity) bool {
 	switch p1.PeerType {
-	case "", "any", "peer", "peergrp": // the certificate decides
+	case "", "any", "peer", "peergrp", "dialup": // the certificate decides, or who the users are
 		return true
 	}
 	if id.kind == message.IDDERASN1 {

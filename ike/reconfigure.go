@@ -68,6 +68,8 @@ func (e *Engine) reconfigureTunnel(old *config.Config, t *tunnel) {
 		}
 		if reason != "" {
 			e.close(sa, reason)
+		} else if userGone(old, was, e.cfg, t.p1, sa.peerID) {
+			e.close(sa, "user changed")
 		} else {
 			for _, c := range slices.Clone(sa.children) {
 				if c.p2 == nil || !fits(c, c.p2) || phase2Renews(old, c) {

@@ -12,6 +12,7 @@ import (
 	"tandem/ike/keymat"
 	"tandem/ike/message"
 	"tandem/internal/config"
+	"tandem/internal/ipsec"
 	"tandem/internal/pki"
 	"tandem/proto/syncpb"
 )
@@ -183,8 +184,8 @@ func (e *Engine) sign(sa *ikeSA, c *ownCert, id *message.ID) (*message.Auth, err
 }
 
 // credentialPayloads are ID, certificates and AUTH of ours; sa.p1 is known. req are the payloads that
-// stand between: a CERTREQ and what the initiator has to tell.
-func (e *Engine) credentialPayloads(sa *ikeSA, m *message.Message, req []message.Payload) ([]message.Payload, error) {
+// stand between: a CERTREQ and what the initiator has to tell; psk is the key where nobody signs.
+func (e *Engine) credentialPayloads(sa *ikeSA, m *message.Message, psk ipsec.Key, req []message.Payload) ([]message.Payload, error) {
 	c, err := e.ownCredentials(sa, askedCAs(m))
 	if err != nil {
 		return nil, err
@@ -192,7 +193,7 @@ func (e *Engine) credentialPayloads(sa *ikeSA, m *message.Message, req []message
 	id := sa.ownID.payload(!sa.initiator)
 	ps := []message.Payload{id}
 	if c == nil {
-		return append(append(ps, req...), &message.Auth{Method: message.AuthPSK, Data: sa.sharedKeyAuth(sa.initiator, sa.p1, id)}), nil
+		return append(append(ps, req...), &message.Auth{Method: message.AuthPSK, Data: sa.sharedKeyAuth(sa.initiator, psk, id)}), nil
 	}
 	ps = append(append(ps, c.payloads()...), req...)
 	auth, err := e.sign(sa, c, id)
@@ -202,12 +203,12 @@ func (e *Engine) credentialPayloads(sa *ikeSA, m *message.Message, req []message
 	return append(ps, auth), nil
 }
 
-// sharedKeyAuth is the AUTH data of the pre-shared key of a phase 1.
-func (sa *ikeSA) sharedKeyAuth(initiator bool, p1 *config.Phase1, id *message.ID) []byte {
+// sharedKeyAuth is the AUTH data of a pre-shared key.
+func (sa *ikeSA) sharedKeyAuth(initiator bool, psk ipsec.Key, id *message.ID) []byte {
 	if initiator {
-		return keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
+		return keymat.AuthPSK(sa.suite.PRF, psk.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
 	}
-	return keymat.AuthPSK(sa.suite.PRF, p1.PSK.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())
+	return keymat.AuthPSK(sa.suite.PRF, psk.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())
 }
 
 func signatureMethod(m message.AuthMethod) bool {

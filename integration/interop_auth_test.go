@@ -157,3 +157,41 @@ func TestDialupByPeerID(t *testing.T) {
 	s.wantPing("c1", "10.1.1.1", gwIn)
 	c1.down(g)
 }
+
+// TestDialupUsers: two clients of one profile, each with a key of its own; the key of another is no good.
+func TestDialupUsers(t *testing.T) {
+	t.Parallel()
+	s := build(t, routedPlan())
+	p1 := entry{"users", []string{"type dynamic", "interface wan0", "peertype dialup", "usrgrp clients", "localid gw.test",
+		"proposal aes128gcm-prfsha256", "dhgrp 31", "nattraversal forced", "dpd disable"}}
+	g := s.gateway("gw", gwConf{phase1: []entry{p1}, phase2: []entry{dialupPhase2("net", "users")}, more: `config user local
+    edit "one@example.test"
+        set passwd "key of one"
+    next
+    edit "two.test"
+        set passwd 0x6b6579206f662074776f
+    next
+end
+config user group
+    edit "clients"
+        set member "one@example.test" "two.test"
+    next
+end
+`})
+	s.charon("c1", conn{local: "198.51.100.10", id: "one@example.test", remoteID: "gw.test", secret: "key of one", localTS: "10.1.1.0/24"}).up()
+	wrong := s.dial("c2", "203.0.113.10", "two.test", "key of one")
+	wrong.init()
+	m := wrong.request(message.IKEAuth, append(wrong.authPayloads(), childPayloads(childSuite, 0x1234,
+		[]ipsec.TrafficSelector{selector("10.1.2.0/24")}, []ipsec.TrafficSelector{selector(gwNet)})...)...)
+	if len(m.Payloads) != 1 || notifyNames(m)[0] != "AUTHENTICATION_FAILED" {
+		t.Errorf("the key of another user: answer %v", notifyNames(m))
+	}
+	s.charon("c2", conn{local: "203.0.113.10", id: "two.test", remoteID: "gw.test", secret: "key of two", localTS: "10.1.2.0/24"}).up()
+	for name, id := range map[string]string{"users_0": "one@example.test", "users_1": "two.test"} {
+		if st := g.wantUp(name, "responder"); st.PeerID != id || st.Parent != "users" {
+			t.Errorf("%s: %+v", name, st)
+		}
+	}
+	s.wantPing("c1", "10.1.1.1", gwIn)
+	s.wantPing("c2", "10.1.2.1", gwIn)
+}

@@ -186,6 +186,16 @@ func certificateBlocks() []block {
 				return tableOf(userPeerGroupSpec, c.UserPeerGroups, same[UserPeerGroup], func(x *UserPeerGroup) string { return x.Name })
 			},
 			ref: func() []refBlock { return refsOf(userPeerGroupSpec) }},
+		{path: userSpec.path, init: func(ld *loader) { ld.users = newTable(userSpec, "") }, open: func(ld *loader) scope { return ld.users },
+			view: func(c *Config) printable {
+				return tableOf(userSpec, c.Users, same[User], func(x *User) string { return x.Name })
+			},
+			ref: func() []refBlock { return refsOf(userSpec) }},
+		{path: userGroupSpec.path, init: func(ld *loader) { ld.userGroups = newTable(userGroupSpec, "") }, open: func(ld *loader) scope { return ld.userGroups },
+			view: func(c *Config) printable {
+				return tableOf(userGroupSpec, c.UserGroups, same[UserPeerGroup], func(x *UserPeerGroup) string { return x.Name })
+			},
+			ref: func() []refBlock { return refsOf(userGroupSpec) }},
 	}
 }
 
@@ -226,11 +236,13 @@ func (ld *loader) buildCertificates(c *Config) {
 	}
 	c.Certificates.Setting = *ld.certSetting.val
 	c.UserPeers, c.UserPeerGroups = ld.userPeer.values(), ld.userPeerGroup.values()
+	c.Users, c.UserGroups = ld.users.values(), ld.userGroups.values()
 	for _, f := range c.readCertificates(nil, time.Time{}, false) {
 		ld.add(f)
 	}
 	ld.checkUserPeers(c)
 	ld.checkSignatures(c)
+	ld.checkUsers(c)
 }
 
 // checkUserPeers settles what user peers and their groups name.

@@ -63,12 +63,11 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "authmethod", value: oneOf("psk", "signature"), def: "psk", at: func(p *phase1Draft) any { return &p.AuthMethod }, help: "pre-shared key or certificate, on both sides"},
 		{key: "authmethod-remote", value: oneOf("psk", "signature"), at: func(p *phase1Draft) any { return &p.authMethodRemote }, hide: func(p *phase1Draft) bool { return p.authMethodRemote == "" }, help: "only the same as authmethod"},
 		{key: "certificate", value: names{max: 35, most: 4}, at: func(p *phase1Draft) any { return &p.Certificate }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "signature" }, help: "own certificates; required with authmethod signature"},
-		{key: "peertype", value: enum{words: []string{"any", "one", "peer", "peergrp"}, refused: map[string]string{
-			"dialup": "user groups are not known here; write `set peertype one` and `set peerid …`"}},
-			def: "any", at: func(p *phase1Draft) any { return &p.PeerType }, help: "which peer identities are accepted: any, the one of peerid, or with certificates those of a user peer or a group of them"},
+		{key: "peertype", value: oneOf("any", "one", "peer", "peergrp", "dialup"), def: "any", at: func(p *phase1Draft) any { return &p.PeerType }, help: "which peer identities are accepted: any, the one of peerid, with certificates those of a user peer or a group of them, or the names of the users of usrgrp"},
 		{key: "peerid", value: text{max: 255}, at: func(p *phase1Draft) any { return &p.PeerID }, hide: func(p *phase1Draft) bool { return p.PeerType != "one" }, help: "the peer's identity; required with peertype one"},
 		{key: "peer", value: text{max: 35, what: "the name of a user peer"}, at: func(p *phase1Draft) any { return &p.Peer }, hide: func(p *phase1Draft) bool { return p.PeerType != "peer" }, help: "what the peer's certificate must have; required with peertype peer"},
 		{key: "peergrp", value: text{max: 35, what: "the name of a user peergrp"}, at: func(p *phase1Draft) any { return &p.PeerGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "peergrp" }, help: "several of them; required with peertype peergrp"},
+		{key: "usrgrp", value: text{max: 35, what: "the name of a user group"}, at: func(p *phase1Draft) any { return &p.UserGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "dialup" }, help: "whose users are accepted; required with peertype dialup"},
 		{key: "cert-id-validation", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.CertIDValidation }, hide: noSignature, help: "the peer's certificate must have its identity as subject or subjectAltName (RFC 4945)"},
 		{key: "digital-signature-auth", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.DigitalSignatureAuth }, hide: noSignature, help: "signatures as RFC 7427 has them, where the peer can (FortiOS's default is disable); Ed25519 and RSASSA-PSS need it"},
 		{key: "signature-hash-alg", value: manyOf{oneOf("sha1", "sha2-256", "sha2-384", "sha2-512")}, def: "sha2-512 sha2-384 sha2-256", at: func(p *phase1Draft) any { return &p.SignatureHash }, hide: noSignature, help: "hashes of signatures, best first, both directions (FortiOS's default has sha1, too)"},
@@ -76,7 +75,7 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "rsa-signature-hash-override", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.RSAHashOverride }, hide: noSignature, help: "towards a peer without RFC 7427 our RSA keys sign with the best of signature-hash-alg, even where that allows sha1, which such peers know best"},
 		{key: "localid", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.LocalID }, help: "own identity; empty: the local address, with authmethod signature the certificate's subject"},
 		{key: "localid-type", value: oneOf("auto", "fqdn", "user-fqdn", "keyid", "address", "asn1dn"), def: "auto", at: func(p *phase1Draft) any { return &p.LocalIDType }, help: "how localid is sent"},
-		{key: "psksecret", value: secret{key: "psksecret", max: 128}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk"},
+		{key: "psksecret", value: secret{key: "psksecret", max: 256}, at: func(p *phase1Draft) any { return &p.PSK }, hide: func(p *phase1Draft) bool { return p.AuthMethod != "psk" }, help: "the pre-shared key; required with authmethod psk, but for peertype dialup, whose users have their own"},
 		{key: "proposal", value: proposals{1}, def: "aes128-sha256 aes256-sha256 aes128gcm-prfsha256 aes256gcm-prfsha384 chacha20poly1305-prfsha256", at: func(p *phase1Draft) any { return &p.Proposals }, help: "suites of the IKE SA, best first"},
 		{key: "dhgrp", value: groups{}, def: "14 5", at: func(p *phase1Draft) any { return &p.DHGroups }, help: "key exchange groups, best first"},
 		{key: "esn", value: oneOf("disable", "allow", "require"), def: "disable", at: func(p *phase1Draft) any { return &p.ESN }, help: "64-bit sequence numbers for phase 2 entries that do not say otherwise"},
@@ -141,7 +140,6 @@ var phase1Spec = &spec[phase1Draft]{
 		ignored{key: "eap", only: []string{"disable"}},
 		ignored{key: "ppk", only: []string{"disable"}},
 		ignored{key: "xauthtype", only: []string{"disable"}, why: "XAuth belongs to IKEv1"},
-		ignored{key: "usrgrp", only: []string{}, why: "user groups are not known here; write `set peertype one` and `set peerid …`"},
 		ignored{key: "authusrgrp", only: []string{}, why: "user groups are not known here"},
 		ignored{key: "group-authentication", only: []string{"disable"}},
 		ignored{key: "assign-ip-from", only: []string{"range"}, why: "addresses come from `set ipv4-start-ip` and `set ipv4-end-ip`"},
@@ -238,7 +236,7 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	if p.LocalGW.IsValid() && p.LocalGW == p.RemoteGW {
 		fault(own, "%s (%s) must not be the peer's own address", own, p.LocalGW)
 	}
-	if p.AuthMethod == "psk" && p.PSK.Len() == 0 {
+	if p.AuthMethod == "psk" && p.PSK.Len() == 0 && p.PeerType != "dialup" {
 		fault("psksecret", "psksecret is missing: authmethod psk needs `set psksecret \"…\"`")
 	}
 	if p.AuthMethod == "signature" && len(p.Certificate) == 0 {
@@ -336,6 +334,8 @@ func (ld *loader) checkPeers() {
 			k.peer = "peer " + p.Peer
 		case "peergrp":
 			k.peer = "peergrp " + p.PeerGroup
+		case "dialup":
+			k.peer = "dialup " + p.UserGroup
 		}
 		k.auth = p.AuthMethod
 		first := seen[k]

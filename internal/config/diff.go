@@ -33,7 +33,7 @@ type Delta struct {
 	Policies   []Change // also when only the addresses behind its names have changed
 	Routes     []Change
 	Monitors   []Change // link monitors
-	// Certificates, lists and user peers, as they are written: a file may say something else though its path is the same.
+	// Certificates, lists, users and user peers, as they are written: a file may say something else though its path is the same.
 	Certificates []Change
 	// PolicyOrder: the policies that both have stand in another order, or
 	// HasPolicy differs.
@@ -75,7 +75,7 @@ func Diff(from, to *Config) *Delta {
 			d.Policies = changes
 		case linkMonitorSpec.path:
 			d.Monitors = changes
-		case caCertSpec.path, localCertSpec.path, crlSpec.path, remoteCertSpec.path, userPeerSpec.path, userPeerGroupSpec.path:
+		case caCertSpec.path, localCertSpec.path, crlSpec.path, remoteCertSpec.path, userPeerSpec.path, userPeerGroupSpec.path, userSpec.path, userGroupSpec.path:
 			d.Certificates = append(d.Certificates, changes...)
 		case staticRoute.path, staticRoute6.path:
 			d.Routes = append(d.Routes, changes...)

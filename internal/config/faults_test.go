@@ -111,9 +111,15 @@ func TestFaults(t *testing.T) {
 		{"vendor's encryption", phase1("set psksecret ENC O7xCYc7Zm1VL"), []string{"f:6: vpn1: psksecret is encrypted by the vendor (ENC …) and cannot be read: write it in plain form, `set psksecret \"…\"`"}},
 		{"shown secret", ha("set password ENC redacted"), []string{"f:2: system ha: password was left out when this text was shown: write it in plain form, `set password \"…\"`"}},
 		{"secret with spaces", phase1("set psksecret top s3cretword"), []string{"f:6: vpn1: psksecret takes one value; put quotes around a secret that holds spaces"}},
-		{"empty secret", phase1("set psksecret ''"), []string{"f:6: vpn1: psksecret is empty: it takes up to 128 bytes, plain (\"…\") or hexadecimal (0x…)"}},
+		{"empty secret", phase1("set psksecret ''"), []string{"f:6: vpn1: psksecret is empty: it takes up to 256 bytes, plain (\"…\") or hexadecimal (0x…)"}},
 		{"half a byte", phase1("set psksecret 0xabc"), []string{"f:6: vpn1: psksecret must have an even number of hexadecimal digits behind 0x"}},
-		{"secret too long", phase1("set psksecret " + strings.Repeat("k", 129)), []string{"f:6: vpn1: psksecret must not be longer than 128 bytes (it has 129)"}},
+		{"secret too long", phase1("set psksecret " + strings.Repeat("k", 257)), []string{"f:6: vpn1: psksecret must not be longer than 256 bytes (it has 257)"}},
+		{"users of a static gateway", phase1("set peertype dialup\nset usrgrp g"), []string{"f:6: vpn1: peertype (dialup) needs `set type dynamic`: users are dialup clients"}},
+		{"no user group", strings.Replace(goodDialup, "next\n", "set peertype dialup\nnext\n", 1), []string{"f:2: dial: usrgrp is missing: peertype dialup needs a user group"}},
+		{"unknown user group", strings.Replace(goodDialup, "next\n", "set peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:7: dial: usrgrp (g) names no user group"}},
+		{"user without a key", "config user local\nedit u\nnext\nend\nconfig user group\nedit g\nset member u\nnext\nend\n" + strings.Replace(goodDialup, "next\n", "set peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:16: dial: usrgrp (g): the user u has no passwd, which would be its pre-shared key"}},
+		{"unknown user", "config user group\nedit g\nset member u\nnext\nend\n", []string{"f:3: user group g: member (u) names no user"}},
+		{"group without dialup", strings.Replace(goodDialup, "next\n", "set usrgrp g\nnext\n", 1), []string{"f:6: dial: usrgrp is only checked with `set peertype dialup` (peertype is any)"}},
 
 		// Refused by name.
 		{"policy-based phase 1", "config vpn ipsec phase1\nedit a\nset keylife 1\nnext\nend\n", []string{"f:1: `config vpn ipsec phase1` is refused: policy-based tunnels do not exist here; write `config vpn ipsec phase1-interface`"}},

@@ -80,6 +80,8 @@ type loader struct {
 	certSetting   *object[CertificateSetting]
 	userPeer      *table[UserPeer]
 	userPeerGroup *table[UserPeerGroup]
+	users         *table[User]
+	userGroups    *table[UserPeerGroup]
 }
 
 // note is one keyword that has no effect: the first place, and how many more.

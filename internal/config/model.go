@@ -32,6 +32,8 @@ type Config struct {
 	Certificates   Certificates
 	UserPeers      []UserPeer
 	UserPeerGroups []UserPeerGroup
+	Users          []User
+	UserGroups     []UserPeerGroup
 }
 
 // HA is `config system ha`.
@@ -186,13 +188,14 @@ type Phase1 struct {
 	RemoteGWDDNS     string     // ddns: the peer's host name
 	KeyLife          time.Duration
 	AuthMethod       string // psk, signature
-	PeerType         string // any, one, peer, peergrp
+	PeerType         string // any, one, peer, peergrp, dialup
 	PeerID           string
 	LocalID          string
 	LocalIDType      string // auto, fqdn, user-fqdn, keyid, address, asn1dn
 	PSK              ipsec.Key
 	Certificate      []string
 	Peer, PeerGroup  string // names of a user peer, of a group of them
+	UserGroup        string // of peertype dialup
 	CertIDValidation bool
 	// How signatures are made and which are taken: see docs/configuration.md.
 	DigitalSignatureAuth, RSAHashOverride bool

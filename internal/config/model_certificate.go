@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/x509"
+	"slices"
 	"strings"
 
 	"tandem/internal/ipsec"
@@ -76,7 +77,21 @@ type UserPeer struct {
 	CNType  string // string, email, FQDN, ipv4, ipv6
 }
 
-// UserPeerGroup is one `config user peergrp` entry.
+// User is one `config user local` entry: an identity with a key of its own.
+type User struct {
+	Name   string
+	Secret ipsec.Key
+	Status bool
+}
+
+// InUserGroup says that a phase 1 with peertype dialup accepts a user.
+func (c *Config) InUserGroup(p *Phase1, user string) bool {
+	return p.PeerType == "dialup" && slices.ContainsFunc(c.UserGroups, func(g UserPeerGroup) bool {
+		return g.Name == p.UserGroup && slices.Contains(g.Members, user)
+	})
+}
+
+// UserPeerGroup is one `config user peergrp` entry, or one of `config user group`.
 type UserPeerGroup struct {
 	Name    string
 	Members []string
