@@ -179,7 +179,7 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 	}
 	var shared ipsec.Key
 	var ps []message.Payload
-	var kx keymat.KeyExchange
+	var public []byte
 	if c.suite.KE != ipsec.KENone {
 		if !hasKE || ke.Group != c.suite.KE {
 			n := refuse(message.InvalidKEPayload, "DH group %d instead of %d", offered, c.suite.KE)
@@ -187,13 +187,9 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 			return nil, n
 		}
 		var err error
-		if kx, err = keymat.NewKeyExchange(c.suite.KE, e.o.Rand); err != nil {
-			return nil, refuse(message.NoProposalChosen, "DH group %d: %w", c.suite.KE, err)
+		if public, shared, err = answerKE(e.o.Rand, ke); err != nil {
+			return nil, err
 		}
-		if shared, err = kx.Shared(ke.Data); err != nil {
-			return nil, refuse(message.InvalidSyntax, "DH group %d: %w", c.suite.KE, err)
-		}
-		kx.Private().Wipe()
 	}
 	if p.keyID == 0 {
 		p.keyID = e.newKeyID()
@@ -212,8 +208,8 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 	if !p.first {
 		ps = append(ps, &message.Nonce{Data: p.nr})
 	}
-	if kx != nil {
-		ps = append(ps, &message.KE{Group: kx.Group(), Data: kx.Public()})
+	if public != nil {
+		ps = append(ps, &message.KE{Group: ke.Group, Data: public})
 	}
 	return append(ps, &message.TS{Selectors: ts.remote}, &message.TS{Responder: true, Selectors: ts.local}), nil
 }

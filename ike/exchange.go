@@ -1,6 +1,8 @@
 package ike
 
 import (
+	"errors"
+	"io"
 	"log/slog"
 	"time"
 
@@ -218,4 +220,16 @@ func (c *childSA) attrs(more ...slog.Attr) []slog.Attr {
 		slog.String("spi_in", c.SPIIn.String()),
 		slog.String("spi_out", c.SPIOut.String()),
 	}, more...)
+}
+
+// answerKE is the responder's side of a key exchange; the group has been agreed on.
+func answerKE(rand io.Reader, ke *message.KE) (public []byte, shared ipsec.Key, err error) {
+	public, shared, err = keymat.Answer(ke.Group, rand, ke.Data)
+	switch {
+	case errors.Is(err, keymat.ErrKEData):
+		return nil, shared, refuse(message.InvalidSyntax, "DH group %d: %w", ke.Group, err)
+	case err != nil:
+		return nil, shared, refuse(message.NoProposalChosen, "DH group %d: %w", ke.Group, err)
+	}
+	return public, shared, nil
 }

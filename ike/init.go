@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -108,16 +109,14 @@ func (e *Engine) matchInit(d Datagram, offer *message.SA, group ipsec.TransformI
 }
 
 func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c choice, ke *message.KE, ni []byte, key initKey) {
-	kx, err := keymat.NewKeyExchange(c.suite.KE, e.o.Rand)
-	if err != nil {
-		e.complain(d, m.Header, notify(message.NoProposalChosen, nil))
-		return
-	}
-	shared, err := kx.Shared(ke.Data)
-	kx.Private().Wipe()
-	if err != nil {
+	public, shared, err := keymat.Answer(c.suite.KE, e.o.Rand, ke.Data)
+	switch {
+	case errors.Is(err, keymat.ErrKEData):
 		e.counters.Malformed++
 		e.complain(d, m.Header, notify(message.InvalidSyntax, nil))
+		return
+	case err != nil:
+		e.complain(d, m.Header, notify(message.NoProposalChosen, nil))
 		return
 	}
 	sa := &ikeSA{
@@ -138,7 +137,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	sa.noteVendorIDs(m)
 	ps := []message.Payload{
 		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
-		&message.KE{Group: kx.Group(), Data: kx.Public()},
+		&message.KE{Group: c.suite.KE, Data: public},
 		&message.Nonce{Data: sa.nonceR},
 	}
 	if _, ok := m.Notify(message.NATDetectionSourceIP); ok {

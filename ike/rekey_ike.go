@@ -74,14 +74,9 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 		n.Data = binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))
 		return nil, n
 	}
-	kx, err := keymat.NewKeyExchange(c.suite.KE, e.o.Rand)
+	public, shared, err := answerKE(e.o.Rand, ke)
 	if err != nil {
-		return nil, refuse(message.NoProposalChosen, "DH group %d: %w", c.suite.KE, err)
-	}
-	shared, err := kx.Shared(ke.Data)
-	kx.Private().Wipe()
-	if err != nil {
-		return nil, refuse(message.InvalidSyntax, "DH group %d: %w", c.suite.KE, err)
+		return nil, err
 	}
 	spis := ipsec.IKESPIs{I: ipsec.IKESPI(binary.BigEndian.Uint64(c.peerSPI)), R: e.newIKESPI()}
 	nr := e.random(nonceLen)
@@ -102,7 +97,7 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 	return []message.Payload{
 		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
 		&message.Nonce{Data: nr},
-		&message.KE{Group: kx.Group(), Data: kx.Public()},
+		&message.KE{Group: ke.Group, Data: public},
 	}, nil
 }
 

@@ -16,7 +16,7 @@ var (
 	ErrKEData = errors.New("refused key exchange value")
 )
 
-// KeyExchange is one side of a Diffie-Hellman exchange: an ephemeral key pair.
+// KeyExchange is the initiator's side of a key exchange: an ephemeral key pair.
 type KeyExchange interface {
 	Group() ipsec.TransformID
 	// Public is the data of our KE payload.
@@ -44,6 +44,9 @@ func groupByID(id ipsec.TransformID) (group, error) {
 	if g, ok := ecpGroups[id]; ok {
 		return g, nil
 	}
+	if g, ok := mlkemGroups[id]; ok {
+		return g, nil
+	}
 	if id == ipsec.KEX25519 {
 		return x25519{}, nil
 	}
@@ -60,6 +63,29 @@ func NewKeyExchange(group ipsec.TransformID, r io.Reader) (KeyExchange, error) {
 	return g.generate(r)
 }
 
+// Answer is the responder's side at once: its public value, and the secret shared with
+// the initiator whose public value is peer. It fails with ErrUnsupportedGroup, ErrKEData or
+// r's error.
+func Answer(group ipsec.TransformID, r io.Reader, peer []byte) (public []byte, shared ipsec.Key, err error) {
+	g, err := groupByID(group)
+	if err != nil {
+		return nil, ipsec.Key{}, err
+	}
+	if kem, ok := g.(*mlkemGroup); ok {
+		return kem.answer(r, peer)
+	}
+	x, err := g.generate(r)
+	if err != nil {
+		return nil, ipsec.Key{}, err
+	}
+	shared, err = x.Shared(peer)
+	x.Private().Wipe()
+	if err != nil {
+		return nil, ipsec.Key{}, err
+	}
+	return x.Public(), shared, nil
+}
+
 // RestoreKeyExchange rebuilds a key pair from its Private.
 func RestoreKeyExchange(group ipsec.TransformID, private ipsec.Key) (KeyExchange, error) {
 	g, err := groupByID(group)
@@ -69,7 +95,7 @@ func RestoreKeyExchange(group ipsec.TransformID, private ipsec.Key) (KeyExchange
 	return g.restore(private.Bytes())
 }
 
-// CheckPublic judges a peer's public value by its length and range, before any
+// CheckPublic judges an initiator's public value by its length and range, before any
 // costly work. Shared repeats the checks and adds the costly ones (the point lies
 // on the curve). It fails with ErrUnsupportedGroup or ErrKEData.
 func CheckPublic(group ipsec.TransformID, data []byte) error {

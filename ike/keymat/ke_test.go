@@ -2,6 +2,8 @@ package keymat
 
 import (
 	"bytes"
+	"crypto/mlkem"
+	"crypto/rand"
 	"errors"
 	"io"
 	"math/big"
@@ -364,4 +366,80 @@ func TestUnsupportedGroups(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The two sides of ML-KEM agree, in the lengths of FIPS 203 §8; the secret is that of the
+// standard library. What has a wrong length is refused before any use; a ciphertext with one
+// flipped bit gives another secret and no error.
+func TestMLKEM(t *testing.T) {
+	for id, size := range map[ipsec.TransformID][2]int{ipsec.KEMLKEM768: {1184, 1088}, ipsec.KEMLKEM1024: {1568, 1568}} {
+		i, err := NewKeyExchange(id, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckPublic(id, i.Public()); err != nil || len(i.Public()) != size[0] || i.Group() != id {
+			t.Fatalf("group %d: %d bytes, %v", i.Group(), len(i.Public()), err)
+		}
+		public, ours, err := Answer(id, rand.Reader, i.Public())
+		if err != nil || len(public) != size[1] {
+			t.Fatal(len(public), err)
+		}
+		again, err := RestoreKeyExchange(id, i.Private())
+		if err != nil || !bytes.Equal(again.Public(), i.Public()) {
+			t.Fatal("another key pair from the same seed", err)
+		}
+		for _, x := range []KeyExchange{i, again} {
+			theirs, err := x.Shared(public)
+			if err != nil || theirs.Len() != 32 || !bytes.Equal(theirs.Bytes(), ours.Bytes()) {
+				t.Fatalf("the sides differ: %v", err)
+			}
+		}
+		var byLibrary []byte
+		if id == ipsec.KEMLKEM768 {
+			k, _ := mlkem.NewDecapsulationKey768(i.Private().Bytes())
+			byLibrary, err = k.Decapsulate(public)
+		} else {
+			k, _ := mlkem.NewDecapsulationKey1024(i.Private().Bytes())
+			byLibrary, err = k.Decapsulate(public)
+		}
+		if err != nil || !bytes.Equal(byLibrary, ours.Bytes()) {
+			t.Fatal("not the shared key of FIPS 203", err)
+		}
+		flipped := bytes.Clone(public)
+		flipped[100] ^= 1
+		if other, err := i.Shared(flipped); err != nil || bytes.Equal(other.Bytes(), ours.Bytes()) {
+			t.Errorf("a flipped bit: %v", err)
+		}
+		for _, n := range []int{0, 1, -1, 1000} {
+			if _, err := i.Shared(resized(public, n)); !errors.Is(err, ErrKEData) {
+				t.Errorf("a ciphertext of %d bytes: %v", len(public)+n, err)
+			}
+			if n == 0 {
+				continue
+			}
+			if err := CheckPublic(id, resized(i.Public(), n)); !errors.Is(err, ErrKEData) {
+				t.Errorf("a key of %d bytes: %v", size[0]+n, err)
+			}
+			if _, _, err := Answer(id, rand.Reader, resized(i.Public(), n)); !errors.Is(err, ErrKEData) {
+				t.Errorf("answered a key of %d bytes: %v", size[0]+n, err)
+			}
+		}
+		// A coefficient that is not reduced (FIPS 203 §7.2).
+		bad := bytes.Clone(i.Public())
+		bad[0], bad[1] = 0xff, 0xff
+		if _, _, err := Answer(id, rand.Reader, bad); !errors.Is(err, ErrKEData) {
+			t.Errorf("a key out of range: %v", err)
+		}
+		if _, _, err := Answer(id, bytes.NewReader(make([]byte, 31)), i.Public()); err == nil {
+			t.Error("answered without randomness")
+		}
+	}
+}
+
+// resized is b with n bytes more, or fewer; 0: without any.
+func resized(b []byte, n int) []byte {
+	if n == 0 {
+		return nil
+	}
+	return append(bytes.Clone(b), make([]byte, max(n, 0))...)[:len(b)+n]
 }

@@ -48,6 +48,9 @@ const (
 	KEECP521   TransformID = 21
 	KEX25519   TransformID = 31
 
+	KEMLKEM768  TransformID = 36
+	KEMLKEM1024 TransformID = 37
+
 	ESNNo  TransformID = 0
 	ESNYes TransformID = 1
 )
