@@ -270,6 +270,7 @@ func TestLogReachesWatchersAtDebugLevel(t *testing.T) {
 	if lost := hub.unwatch(w); lost != 10 {
 		t.Errorf("%d lines lost", lost)
 	}
+	hub.close()
 	if strings.Contains(file.String(), "HA send") || strings.Count(file.String(), "\n") != 4 {
 		t.Errorf("the file has other lines than those of its level:\n%s", file.String())
 	}
