@@ -10,6 +10,7 @@ var effectTypes = []string{
 	"cluster.Entitle",
 	"cluster.Stopped",
 	"cluster.WriteNote",
+	"ike.CheckRevocation",
 	"ike.KeyLog",
 	"ike.Send",
 	"ike.SendKeepalive",
