@@ -72,10 +72,13 @@ func (sa *ikeSA) espPath() path {
 
 // movesAddress says that an exchange about addresses is due or under way.
 func (sa *ikeSA) movesAddress() bool {
-	return sa.mobileDue() || sa.mob != nil && sa.mob.path != nil
+	return sa.mob != nil && (sa.mob.update || sa.mob.check || sa.mob.path != nil)
 }
 
-func (sa *ikeSA) mobileDue() bool { return sa.mob != nil && (sa.mob.update || sa.mob.check) }
+// mobileDue says that one is to be begun.
+func (sa *ikeSA) mobileDue() bool {
+	return sa.mob != nil && (sa.mob.update || sa.mob.check) && sa.lives() && !sa.awaitsDelete
+}
 
 // latest is the IKE SA that has an IKE SA's Child SAs now: a message on one that was rekeyed
 // meanwhile is about its successor.
@@ -100,9 +103,8 @@ func (e *Engine) inheritMobility(old, n *ikeSA) {
 	n.natHere, n.natThere, n.udpEncap = old.natHere, old.natThere, old.udpEncap
 	n.mob = nil
 	if old.mob != nil {
-		m := *old.mob
-		m.seen = nil // it is of the old SPIs
-		n.mob = &m
+		n.mob, old.mob = old.mob, nil
+		n.mob.seen = nil // it is of the old SPIs
 	}
 	if x := old.req; x != nil {
 		switch x.kind {
@@ -277,7 +279,7 @@ func (e *Engine) acceptablePeer(sa *ikeSA, d Datagram) *NotifyError {
 // mobileWork is the exchange about addresses that an IKE SA wants, nil for none.
 func (e *Engine) mobileWork(sa *ikeSA) func() {
 	switch {
-	case !sa.mobileDue() || !sa.lives() || sa.awaitsDelete:
+	case !sa.mobileDue():
 		return nil
 	case sa.mob.update:
 		return func() { e.sendUpdate(sa, 0) }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tandem/ike/message"
+	"tandem/internal/config"
 )
 
 // The initiator's part of MOBIKE (RFC 4555 §3.5): our address changes, or what the NAT in
@@ -21,7 +23,7 @@ const maxNATRetries = 5
 // whose own address is gone go to the one that the interface of their phase 1 has now.
 func (e *Engine) HandleAddresses(now time.Time, has func(iface string, a netip.Addr) bool) {
 	defer e.begin(now)()
-	if !e.active {
+	if !e.active || !slices.ContainsFunc(e.cfg.Phase1, func(p config.Phase1) bool { return p.Mobike && !p.Dialup() }) {
 		return
 	}
 	for _, sa := range e.sorted() {
