@@ -57,7 +57,8 @@ func TestFarmClientRoams(t *testing.T) {
 			return copies >= 2 && len(w.holder(c)) == 1
 		})
 		w.pass(5 * time.Second)
-		if _, ok := c.sas[in]; !ok || len(c.sas) != 1 || w.inits != inits {
+		// A successor that was elected beside its predecessor rekeys early by itself.
+		if _, ok := c.sas[in]; !ok && !dies || len(c.sas) != 1 || w.inits != inits || !w.carried() {
 			t.Errorf("owner dies %v: %d IKE_SA_INITs, Child SAs %v", dies, w.inits-inits, c.sas)
 		}
 	}
