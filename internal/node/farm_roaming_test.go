@@ -8,6 +8,12 @@ import (
 	"tandem/internal/ipsec"
 )
 
+func (m *farmer) setPeer(e SetPeer) {
+	x := m.sas[e.SPIIn]
+	x.Local, x.Remote, x.UDPEncap = e.Local, e.Remote, e.UDPEncap
+	m.sas[e.SPIIn] = x
+}
+
 // TestFarmClientRoams: a client's address changes, and with it the router's choice: its
 // update reaches a member that holds no copy. The owner, to whom that one forwards it with
 // the outer addresses as they are, follows and so do its standbys; also when the owner dies

@@ -382,9 +382,7 @@ func (m *farmer) carryOut(e Effect) {
 		}
 		m.sas[e.SA.SPIIn] = e.SA
 	case SetPeer:
-		x := m.sas[e.SPIIn]
-		x.Local, x.Remote, x.UDPEncap = e.Local, e.Remote, e.UDPEncap
-		m.sas[e.SPIIn] = x
+		m.setPeer(e)
 	case SetOutbound:
 		m.outbound[e.SPIIn] = e.Use
 	case Detach:
