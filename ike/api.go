@@ -185,6 +185,7 @@ func (KeyLog) effect()        {}
 //	HandleAcquire(now, tunnel string, Acquire)    // Acquire of the data plane: negotiate for traffic
 //	HandleFirstInbound(now, spiIn)                // the peer uses this SA; also: authenticated traffic after a takeover
 //	HandlePeerMoved(now, spiIn, from)             // NAT rebinding
+//	HandleAddresses(now, has)                     // our own addresses have changed (MOBIKE)
 //	HandleExpiring(now, spiIn, hard)              // rekey for other reasons than time
 //	HandleTimeout(now); NextTimeout() (time.Time, bool)
 //	Committed(now, Ticket)                        // in order; all tickets up to it

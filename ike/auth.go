@@ -37,7 +37,8 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
 	}
-	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync)...)
+	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|mobikeOffer(sa.p1))...)
+	ps = append(ps, sa.mobikePayloads()...)
 	ps = append(ps, e.overlayPayloads(sa, nil)...)
 	if !e.start(sa, x, ps) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
@@ -90,6 +91,9 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	e.info(sa, "authentication succeeded", append(proof.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
+	if err := e.authThroughNAT(sa, ev); err != nil {
+		return nil, err
+	}
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if initial {

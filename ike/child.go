@@ -310,10 +310,11 @@ func (e *Engine) buildChild(sa *ikeSA, phase2 string, c choice, spiIn ipsec.ESPS
 	}
 	child := &childSA{state: childInstalled, initiator: ours, lowestNonce: lower(p.ni, p.nr), ike: sa,
 		p2: e.phase2(sa.phase1, phase2)}
+	at := sa.espPath()
 	child.ChildSA = ipsec.ChildSA{
 		Tunnel: sa.name(), Phase1: sa.phase1, Phase2: phase2,
 		SPIIn: spiIn, SPIOut: espSPI(c.peerSPI), Suite: c.suite, KeyID: p.keyID,
-		Local: sa.local, Remote: sa.remote, UDPEncap: sa.udpEncap,
+		Local: at.local, Remote: at.remote, UDPEncap: at.udpEncap,
 		TSLocal: local, TSRemote: remote,
 	}
 	if ours {

@@ -144,6 +144,8 @@ var responseRows = map[kind]func(*Engine, *ikeSA, *event){
 	kindDeleteIKE:   (*Engine).deleteIKEResponse,
 	kindDPD:         (*Engine).dpdResponse,
 	kindCounters:    (*Engine).countersResponse,
+	kindUpdate:      (*Engine).updateResponse,
+	kindCheck:       (*Engine).checkResponse,
 }
 
 // open decrypts a message; ok is false when nobody authenticated it, or when it is a

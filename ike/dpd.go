@@ -79,5 +79,5 @@ func (e *Engine) dpdDue(sa *ikeSA) bool {
 func (e *Engine) sendDPD(sa *ikeSA) bool {
 	sa.dpdSent++
 	e.debug(sa, "send IKEv2 DPD probe", slog.Uint64("seqno", uint64(sa.dpdSent)))
-	return e.start(sa, &exchange{kind: kindDPD}, nil)
+	return e.start(sa, &exchange{kind: kindDPD}, e.dpdPayloads(sa))
 }

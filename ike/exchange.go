@@ -24,7 +24,9 @@ const (
 	kindDeleteChild kind = 6
 	kindDeleteIKE   kind = 7
 	kindDPD         kind = 8
-	kindCounters    kind = 9 // see counters.go
+	kindCounters    kind = 9  // see counters.go
+	kindUpdate      kind = 10 // see roaming.go
+	kindCheck       kind = 11 // see mobike.go
 )
 
 func (k kind) String() string {

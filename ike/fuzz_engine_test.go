@@ -103,6 +103,9 @@ func newStorm(t *testing.T, kind int) *storm {
 		if kind&8 != 0 { // b has clients
 			cb.Phase1[0].Type, cb.Phase1[0].RemoteGW = "dynamic", netip.Addr{}
 		}
+		if kind&16 != 0 { // addresses change
+			ca.Phase1[0].Mobike, cb.Phase1[0].Mobike = true, true
+		}
 	})
 	s.world, s.a, s.b = w, a, b
 	s.secret([]byte("secret"), []byte("the cluster's own cookie secret."))
@@ -441,7 +444,11 @@ func (s *storm) step(p *program) {
 }
 
 func (s *storm) command(x *side, p *program) {
-	switch what := p.below(10); what {
+	commands := 10
+	if x.e.cfg.Phase1[0].Mobike {
+		commands += 4
+	}
+	switch what := p.below(commands); what {
 	case 0, 1:
 		x.e.Rekey(s.now, "", what == 0)
 	case 2:
@@ -460,6 +467,13 @@ func (s *storm) command(x *side, p *program) {
 		}
 	case 9:
 		x.e.RekeyAll(s.now, "the program says so")
+	case 10, 11, 12:
+		s.a.goes([]string{addrA, addrC, addrD}[what-10])
+	case 13:
+		if n := len(s.b.order); n > 0 {
+			s.b.e.HandlePeerMoved(s.now, s.b.order[p.below(n)], netip.AddrPortFrom(s.a.addr, uint16(4500+p.below(2))))
+			s.b.drain()
+		}
 	}
 	x.drain()
 }
@@ -512,7 +526,7 @@ func (s *storm) silence() {
 // logged, and nothing is left when all is silent.
 func FuzzEngine(f *testing.F) {
 	rnd := testRand(4711)
-	for kind := range byte(16) {
+	for kind := range byte(32) {
 		f.Add(kind, []byte{opCommandA, 1, opCommandB, 1, opDeliver, opDeliver, opDeliver, opDeliver, opTakeover, 1, opWait, 2})
 		f.Add(kind, []byte{opCommandA, 0, opCommandB, 0, opMutate, 0, 0, 6, 1, opDeliver, opForge, 0, 0, 0, 0, opWait, 4})
 		f.Add(kind, []byte{opHold, opCommandB, 0, opCommit, opDeliver, opDeliver, opTakeover, 0, opDeliver, opWait, 5, opHeal, 1})

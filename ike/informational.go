@@ -39,6 +39,7 @@ func (e *Engine) informationalRequest(sa *ikeSA, ev *event) ([]message.Payload, 
 			e.debug(sa, "processing notify type "+p.NotifyType.String())
 		}
 	}
+	ps = append(ps, e.mobikeRequest(sa, ev)...)
 	return append(ps, e.counterSync(sa, ev.m)...), nil
 }
 
@@ -96,4 +97,5 @@ func ownOf(s ipsec.IKESPIs, initiator bool) ipsec.IKESPI {
 func (e *Engine) dpdResponse(sa *ikeSA, ev *event) {
 	e.drop(e.finish(sa))
 	e.debug(sa, "received informational response", slog.Int("payloads", len(ev.m.Payloads)))
+	e.noteAnsweredNAT(sa, ev, false)
 }

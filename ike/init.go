@@ -298,7 +298,7 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	sa.noteVendorIDs(m)
 	sa.caps = acceptedCapabilities(sa.p1, m)
 	e.logVendorIDs(sa)
-	sa.float()
+	sa.float(m)
 	e.keyLog(sa)
 	e.authStart(sa, m, x.phase2)
 }

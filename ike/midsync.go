@@ -87,6 +87,9 @@ func capabilityPayloads(caps uint32) (ps []message.Payload) {
 	if caps&capCounterSync != 0 {
 		ps = append(ps, notify(message.ReplayCounterSyncSupported, nil))
 	}
+	if caps&capMobike != 0 {
+		ps = append(ps, notify(message.MobikeSupported, nil))
+	}
 	return ps
 }
 
@@ -103,6 +106,7 @@ func (e *Engine) noteCapabilities(sa *ikeSA, m *message.Message) {
 			sa.caps |= capCounterAnswer
 		}
 	}
+	e.noteMobike(sa, m)
 }
 
 // Behind says, before Resume, that what this engine holds may be older than what peers

@@ -78,9 +78,11 @@ func (sa *ikeSA) noteNAT(here, there bool) {
 	sa.udpEncap = here || there
 }
 
-// float moves the initiator to port 4500 before IKE_AUTH if there is a NAT.
-func (sa *ikeSA) float() {
-	if !sa.udpEncap || sa.nonESP {
+// float moves the initiator to port 4500 before IKE_AUTH if there is a NAT, or if with
+// MOBIKE there may be one later (RFC 4555 §3.3). m is the IKE_SA_INIT response.
+func (sa *ikeSA) float(m *message.Message) {
+	later := mobikeOffer(sa.p1) != 0 && sa.p1.NATTraversal != "disable" && detectsNAT(m)
+	if !sa.udpEncap && !later || sa.nonESP {
 		return
 	}
 	sa.local = netip.AddrPortFrom(sa.local.Addr(), natPort)
@@ -89,13 +91,14 @@ func (sa *ikeSA) float() {
 }
 
 // moved follows the peer to the source of an authenticated message that was not
-// seen before (RFC 7296 §2.23). Without NAT only IKE_AUTH may do that.
+// seen before (RFC 7296 §2.23). Without NAT only IKE_AUTH may do that, and with MOBIKE
+// only that and UPDATE_SA_ADDRESSES (RFC 4555 §3.8).
 func (e *Engine) moved(sa *ikeSA, d Datagram) {
 	if d.Local == sa.local && d.Remote == sa.remote {
 		return
 	}
 	half := sa.state == stateHalfOpen
-	if !half && (!sa.udpEncap || sa.natHere && !sa.natThere) {
+	if !half && (!sa.udpEncap || sa.natHere && !sa.natThere || sa.mobike()) {
 		return
 	}
 	e.touch(sa)
@@ -105,8 +108,9 @@ func (e *Engine) moved(sa *ikeSA, d Datagram) {
 
 // setPeer tells the data plane the addresses of an IKE SA's children.
 func (e *Engine) setPeer(sa *ikeSA) {
+	at := sa.espPath()
 	for _, c := range sa.children {
-		c.Local, c.Remote, c.UDPEncap = sa.local, sa.remote, sa.udpEncap
+		c.Local, c.Remote, c.UDPEncap = at.local, at.remote, at.udpEncap
 		e.hold(sa, SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
 	}
 	if len(sa.children) > 0 {
@@ -123,7 +127,7 @@ func (e *Engine) HandlePeerMoved(now time.Time, spiIn ipsec.ESPSPI, from netip.A
 		return
 	}
 	sa := c.ike
-	if sa.natHere && !sa.natThere {
+	if sa.natHere && !sa.natThere || !sa.espMayMove(from) {
 		return
 	}
 	e.heard(sa)

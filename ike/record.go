@@ -82,6 +82,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, FirstContact: sa.firstContact,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
+		Mobility: encodeMobility(sa.mob),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -123,6 +124,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	}
 	sa.peerAddr, _ = netip.AddrFromSlice(p.PeerAddress)
 	sa.peerAuth = decodePeerAuth(p.PeerAuth)
+	sa.mob = decodeMobility(p.Mobility)
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}
@@ -152,7 +154,8 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		c := decodeChild(q, now)
 		c.ike, c.p2 = sa, e.phase2(sa.phase1, q.Phase2)
 		c.Tunnel, c.Phase1 = sa.name(), sa.phase1
-		c.Local, c.Remote, c.UDPEncap = sa.local, sa.remote, sa.udpEncap
+		at := sa.espPath()
+		c.Local, c.Remote, c.UDPEncap = at.local, at.remote, at.udpEncap
 		sa.children = append(sa.children, c)
 	}
 	return sa, nil
@@ -168,8 +171,11 @@ func encodeExchange(x *exchange, now time.Time) *syncpb.Exchange {
 		CollidedI: uint64(x.collidedIKE.I), CollidedR: uint64(x.collidedIKE.R), DeletedOut: encodeSPIs(x.deletedOutward),
 		Contested: x.contested,
 	}
-	if x.kind == kindCounters {
-		p.Kind = uint32(kindDPD) // which it is to whoever does not know floors
+	switch x.kind { // to whoever does not know the others it is kindDPD
+	case kindCounters:
+		p.Kind = uint32(kindDPD)
+	case kindUpdate, kindCheck:
+		p.Kind, p.Mobility = uint32(kindDPD), uint32(x.kind)
 	}
 	for _, f := range x.floors {
 		p.FloorSpis, p.Floors = append(p.FloorSpis, uint32(f.spiIn)), append(p.Floors, f.n)
@@ -206,6 +212,13 @@ func decodeExchange(p *syncpb.Exchange, now time.Time) (*exchange, error) {
 	for i, spi := range p.FloorSpis {
 		x.kind = kindCounters
 		x.floors = append(x.floors, floor{ipsec.ESPSPI(spi), p.Floors[i]})
+	}
+	switch kind(p.Mobility) {
+	case 0:
+	case kindUpdate, kindCheck:
+		x.kind = kind(p.Mobility)
+	default:
+		return nil, fmt.Errorf("exchange of kind %d about addresses", p.Mobility)
 	}
 	if len(p.KePrivate) > 0 {
 		kx, err := keymat.RestoreKeyExchange(ipsec.TransformID(p.Group), ipsec.NewKey(p.KePrivate))

@@ -135,6 +135,7 @@ func (e *Engine) inherit(old, n *ikeSA) {
 	e.touch(old)
 	e.touch(n)
 	n.awaitsDelete, n.deleteBy = false, time.Time{}
+	e.inheritMobility(old, n)
 	e.adopt(old, n)
 	old.state, old.successor = stateRekeyed, n.spis
 	old.rekeyNow = false

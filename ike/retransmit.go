@@ -62,7 +62,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			begin.add(sa.wantsAt)
 		}
 	}
-	if len(sa.owed) > 0 || sa.closing {
+	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() {
 		begin.add(sa.stalled)
 	}
 	x.add(later(begin.t, sa.stalled))
@@ -155,6 +155,9 @@ func (e *Engine) proceed(sa *ikeSA) {
 func (e *Engine) nextWork(sa *ikeSA) func() {
 	if sa.stalled.After(e.now) {
 		return nil
+	}
+	if work := e.mobileWork(sa); work != nil {
+		return work
 	}
 	if len(sa.owed) > 0 {
 		return func() { e.sendDeletes(sa) }

@@ -115,8 +115,9 @@ type ikeSA struct {
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
 	adopted         bool
-	firstContact    bool // see first_contact.go
-	rekeyNow        bool // regardless of the soft lifetime
+	firstContact    bool      // see first_contact.go
+	rekeyNow        bool      // regardless of the soft lifetime
+	mob             *mobility // see mobike.go
 
 	// What follows is this process's own.
 	seq               uint64

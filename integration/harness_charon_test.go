@@ -21,6 +21,7 @@ type conn struct {
 	ike, esp          string // proposals
 	localTS, remoteTS string
 	noEncap           bool
+	mobike            bool
 	conn, child       string // further lines
 	secrets           string // further secrets
 	// Certificates: what local and remote say in the place of auth = psk, and swanctl's files.
@@ -41,6 +42,10 @@ func (c conn) render() string {
 	if c.noEncap {
 		encap = "no"
 	}
+	mobike := "no"
+	if c.mobike {
+		mobike = "yes"
+	}
 	if c.remoteID == "-" {
 		rid = "id = %any"
 	}
@@ -55,7 +60,7 @@ connections { gw {
     remote_addrs = %s
     encap = %s
     proposals = %s
-    mobike = no
+    mobike = %s
     %s
     local { %s
         %s }
@@ -70,7 +75,7 @@ connections { gw {
 } }
 secrets { ike { secret = "%s" }
     %s }
-`, local, remote, encap, or(c.ike, "aes128gcm16-prfsha256-x25519"), c.conn, or(c.local2, "auth = psk"), lid, or(c.remote2, "auth = psk"), rid,
+`, local, remote, encap, or(c.ike, "aes128gcm16-prfsha256-x25519"), mobike, c.conn, or(c.local2, "auth = psk"), lid, or(c.remote2, "auth = psk"), rid,
 		or(c.localTS, peerNet), or(c.remoteTS, gwNet), or(c.esp, "aes128gcm16-x25519"), c.child, or(c.secret, psk), c.secrets)
 }
 

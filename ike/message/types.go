@@ -53,6 +53,8 @@ const (
 	FailedCPRequired           NotifyType = 37
 	TSUnacceptable             NotifyType = 38
 	InvalidSelectors           NotifyType = 39
+	UnacceptableAddresses      NotifyType = 40
+	UnexpectedNATDetected      NotifyType = 41
 	TemporaryFailure           NotifyType = 43
 	ChildSANotFound            NotifyType = 44
 
@@ -68,6 +70,13 @@ const (
 	RekeySA                    NotifyType = 16393
 	ESPTFCPaddingNotSupported  NotifyType = 16394
 	NonFirstFragmentsAlso      NotifyType = 16395
+	MobikeSupported            NotifyType = 16396
+	AdditionalIP4Address       NotifyType = 16397
+	AdditionalIP6Address       NotifyType = 16398
+	NoAdditionalAddresses      NotifyType = 16399
+	UpdateSAAddresses          NotifyType = 16400
+	Cookie2                    NotifyType = 16401
+	NoNATsAllowed              NotifyType = 16402
 	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421

@@ -16,6 +16,7 @@ type phase1Draft struct {
 	ikeVersion       string
 	ipVersion        string
 	authMethodRemote string
+	mobike           string
 	idleTimeout      bool
 	idleInterval     time.Duration
 }
@@ -24,6 +25,9 @@ func draftPhase1(p Phase1) phase1Draft {
 	d := phase1Draft{Phase1: p, ikeVersion: "2", ipVersion: "4", idleTimeout: p.IdleTimeout > 0, idleInterval: p.IdleTimeout}
 	if p.IPVersion == 6 {
 		d.ipVersion = "6"
+	}
+	if p.Mobike != p.Dialup() {
+		d.mobike = map[bool]string{true: "enable", false: "disable"}[p.Mobike]
 	}
 	if !d.idleTimeout {
 		d.idleInterval = 15 * time.Minute
@@ -87,6 +91,7 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "dpd-retrycount", value: number{1, 10, 0}, def: "3", at: func(p *phase1Draft) any { return &p.DPDRetryCount }, help: "unanswered probes that make a peer dead"},
 		{key: "dpd-retryinterval", value: interval{3600}, def: "20", at: func(p *phase1Draft) any { return &p.DPDRetryInterval }, help: "between probes"},
 		{key: "nattraversal", value: oneOf("enable", "disable", "forced"), def: "enable", at: func(p *phase1Draft) any { return &p.NATTraversal }, help: "ESP in UDP when a NAT is found, never, always"},
+		{key: "mobike", value: oneOf("enable", "disable"), at: func(p *phase1Draft) any { return &p.mobike }, hide: func(p *phase1Draft) bool { return p.mobike == "" }, help: "peers may change their address, and so may this gateway (RFC 4555); unset: enable with type dynamic, else disable; ours, FortiOS has no such key"},
 		{key: "keepalive", value: number{5, 900, time.Second}, def: "10", at: func(p *phase1Draft) any { return &p.Keepalive }, help: "between NAT keepalives"},
 		{key: "fragmentation", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.Fragmentation }, help: "IKE fragmentation (RFC 7383)"},
 		{key: "fragmentation-mtu", value: number{500, 16000, 0}, def: "1200", at: func(p *phase1Draft) any { return &p.FragmentationMTU }, help: "largest IKE datagram, bytes with IP header"},
@@ -182,6 +187,7 @@ func (ld *loader) buildPhase1() (out []Phase1) {
 		if o.val.idleTimeout {
 			p.IdleTimeout = o.val.idleInterval
 		}
+		p.Mobike = o.val.mobike == "enable" || o.val.mobike == "" && p.Dialup()
 		if p.PassiveMode || p.Dialup() {
 			p.AutoNegotiate = false // FortiOS's default yields silently
 		}

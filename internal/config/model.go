@@ -213,6 +213,7 @@ type Phase1 struct {
 	DPDRetryInterval                      time.Duration
 	NATTraversal                          string        // enable, disable, forced
 	Keepalive                             time.Duration // NAT keepalive
+	Mobike                                bool          // RFC 4555
 	Fragmentation                         bool
 	FragmentationMTU                      int
 	IPFragmentation                       string // post-encapsulation, pre-encapsulation

@@ -195,6 +195,13 @@ func TestVendorExamples(t *testing.T) {
 		!p.FGSPSync || p.PeerID != "Nokia_Peer" || p.DPDRetryInterval != time.Minute || p.NATTraversal != "disable" || !slices.Equal(p.DHGroups, []ipsec.TransformID{2}) {
 		t.Errorf("farm: %+v %+v", s, p)
 	}
+	for lines, want := range map[string]bool{"set type dynamic": true, "set type dynamic\nset mobike disable": false,
+		"set remote-gw 203.0.113.1": false, "set remote-gw 203.0.113.1\nset mobike enable": true} {
+		c, _ := load(t, "f", "config vpn ipsec phase1-interface\nedit vpn1\nset interface wan\nset psksecret s3cretvalue\n"+lines+"\nnext\nend\n")
+		if got := c.Phase1[0].Mobike; got != want {
+			t.Errorf("%s: mobike %v", lines, got)
+		}
+	}
 	c, _ = load(t, "f", readFile(t, "testdata/vendor-tunnel.conf"))
 	if p := c.Phase1[0]; p.AutoNegotiate || len(c.Policies) != 2 || c.Policies[1].Name != "From Test VPN" || c.Routes[0].Dst.String() != "192.168.0.0/24" || c.Phase2[0].Replay {
 		t.Errorf("tunnel: %+v %+v %+v", p, c.Policies, c.Routes)

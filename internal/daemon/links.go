@@ -106,6 +106,9 @@ func (l *links) addr(dev string, v6 bool) (netip.Addr, bool) {
 	return local, local.IsValid()
 }
 
+// has says whether an interface has an address.
+func (l *links) has(dev string, a netip.Addr) bool { return slices.Contains(l.addrs[dev], a) }
+
 func (l *links) indexes() map[string]int {
 	out := make(map[string]int, len(l.index))
 	for k, v := range l.index {
@@ -234,6 +237,7 @@ func (d *Daemon) linksChanged(now time.Time, s linkState) {
 	cameUp := d.links.take(s)
 	d.monitors(now)
 	d.lookAtServers(now)
+	d.loop.node.HandleAddresses(now, d.links.has)
 	if len(cameUp) == 0 {
 		return
 	}

@@ -34,6 +34,7 @@ type gateway interface {
 	HandleNote(time.Time, error)
 	HandleMonitors(time.Time, int)
 	HandlePingservers(now time.Time, penalty, stale int)
+	HandleAddresses(now time.Time, has func(string, netip.Addr) bool)
 	HandleTimeout(time.Time)
 	NextTimeout() (time.Time, bool)
 	Reload(time.Time, *config.Config)

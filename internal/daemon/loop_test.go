@@ -61,6 +61,9 @@ func (n *scriptedNode) HandleNote(time.Time, error)                             
 func (n *scriptedNode) HandlePingservers(_ time.Time, penalty, stale int) {
 	n.in("pingservers %d %d", penalty, stale)
 }
+func (n *scriptedNode) HandleAddresses(time.Time, func(string, netip.Addr) bool) {
+	n.in("addresses")
+}
 func (n *scriptedNode) HandleMonitors(_ time.Time, up int) { n.in("monitors %d", up) }
 func (n *scriptedNode) HandleTimeout(now time.Time) {
 	n.next = time.Time{}

@@ -262,6 +262,7 @@ type CharonSA struct {
 	SPIi, SPIr  string // hexadecimal
 	Initiator   bool
 	RemoteID    string
+	RemoteHost  string // the peer's outer address
 	Children    []CharonChild
 }
 
@@ -288,7 +289,7 @@ func (c *Charon) SAs(ctx context.Context) ([]CharonSA, error) {
 				continue
 			}
 			sa := CharonSA{Name: name, State: m.text("state"), SPIi: m.text("initiator-spi"), SPIr: m.text("responder-spi"),
-				Initiator: m.text("initiator") == "yes", RemoteID: m.text("remote-id")}
+				Initiator: m.text("initiator") == "yes", RemoteID: m.text("remote-id"), RemoteHost: m.text("remote-host")}
 			children, _ := m["child-sas"].(viciMessage)
 			for _, v := range children {
 				if ch, ok := v.(viciMessage); ok {

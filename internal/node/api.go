@@ -61,6 +61,7 @@ type Status struct {
 //	HandlePeer(now, cluster.Peer); HandleLoss(…); HandleRemoved(…); HandleEntitled(…)
 //	HandleNote(now, err error); HandleMonitors(now, up int);
 //	HandlePingservers(now, penalty, stale int)
+//	HandleAddresses(now, has func(iface string, netip.Addr) bool)
 //	HandleTimeout(now); NextTimeout() (time.Time, bool)
 //	Reload(now, *config.Config)
 //	Up(now, phase1, phase2 string) error; Down(…) error; Clear(now, name string) int

@@ -93,6 +93,9 @@ func (c *caller) start() {
 	if w.passive {
 		text = strings.Replace(strings.Replace(text, "set auto-negotiate enable", "", 1), `set psksecret`, "set passive-mode enable\n        set psksecret", 1)
 	}
+	if w.roaming {
+		text = strings.Replace(text, `set psksecret`, "set mobike enable\n        set psksecret", 1)
+	}
 	c.sas, c.outbound = map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
 	c.node = New(Options{
 		Config: load(w.t, text), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),

@@ -38,6 +38,7 @@ type farmWorld struct {
 	sites    map[cluster.NodeID]fsm.Site      // of members
 	gateway  string                           // configuration beside the dialup phase 1
 	passive  bool                             // clients wait for the farm
+	roaming  bool                             // clients may change their address
 	hears    map[cluster.NodeID]time.Duration // how long after its log a member hears what was decided
 	fromFarm int                              // IKE_SA_INIT requests
 	sent     uint64                           // sequence numbers of moved SAs
@@ -380,6 +381,8 @@ func (m *farmer) carryOut(e Effect) {
 			w.t.Errorf("member %d installs %s twice: scopes %d and %d", m.id, e.SA.SPIIn, other.Scope, e.SA.Scope)
 		}
 		m.sas[e.SA.SPIIn] = e.SA
+	case SetPeer:
+		m.setPeer(e)
 	case SetOutbound:
 		m.outbound[e.SPIIn] = e.Use
 	case Detach:

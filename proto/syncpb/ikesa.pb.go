@@ -89,6 +89,7 @@ type IKESA struct {
 	SyncSeen      uint32    `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
 	PeerAddress   []byte    `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
 	PeerAuth      *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
+	Mobility      *Mobility `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -529,6 +530,13 @@ func (x *IKESA) GetPeerAuth() *PeerAuth {
 	return nil
 }
 
+func (x *IKESA) GetMobility() *Mobility {
+	if x != nil {
+		return x.Mobility
+	}
+	return nil
+}
+
 // PeerAuth is how a peer proved itself by a certificate.
 type PeerAuth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -622,6 +630,99 @@ func (x *PeerAuth) GetNotAfter() int64 {
 	return 0
 }
 
+// Mobility is what MOBIKE (RFC 4555) knows of an IKE SA's addresses beyond them.
+type Mobility struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Update        bool                   `protobuf:"varint,1,opt,name=update,proto3" json:"update,omitempty"`                    // UPDATE_SA_ADDRESSES is to be sent
+	Check         bool                   `protobuf:"varint,2,opt,name=check,proto3" json:"check,omitempty"`                      // a return routability check is to be begun
+	EspLocal      *Endpoint              `protobuf:"bytes,3,opt,name=esp_local,json=espLocal,proto3" json:"esp_local,omitempty"` // where the Child SAs are until that has been passed; absent: where the IKE SA is
+	EspRemote     *Endpoint              `protobuf:"bytes,4,opt,name=esp_remote,json=espRemote,proto3" json:"esp_remote,omitempty"`
+	EspUdp        bool                   `protobuf:"varint,5,opt,name=esp_udp,json=espUdp,proto3" json:"esp_udp,omitempty"`
+	Former        *Endpoint              `protobuf:"bytes,6,opt,name=former,proto3" json:"former,omitempty"` // the peer's before its latest update
+	Seen          []byte                 `protobuf:"bytes,7,opt,name=seen,proto3" json:"seen,omitempty"`     // NAT_DETECTION_DESTINATION_IP of the peer's latest answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mobility) Reset() {
+	*x = Mobility{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mobility) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mobility) ProtoMessage() {}
+
+func (x *Mobility) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mobility.ProtoReflect.Descriptor instead.
+func (*Mobility) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Mobility) GetUpdate() bool {
+	if x != nil {
+		return x.Update
+	}
+	return false
+}
+
+func (x *Mobility) GetCheck() bool {
+	if x != nil {
+		return x.Check
+	}
+	return false
+}
+
+func (x *Mobility) GetEspLocal() *Endpoint {
+	if x != nil {
+		return x.EspLocal
+	}
+	return nil
+}
+
+func (x *Mobility) GetEspRemote() *Endpoint {
+	if x != nil {
+		return x.EspRemote
+	}
+	return nil
+}
+
+func (x *Mobility) GetEspUdp() bool {
+	if x != nil {
+		return x.EspUdp
+	}
+	return false
+}
+
+func (x *Mobility) GetFormer() *Endpoint {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
+func (x *Mobility) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
 type Suite struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Encr          uint32                 `protobuf:"varint,1,opt,name=encr,proto3" json:"encr,omitempty"`
@@ -636,7 +737,7 @@ type Suite struct {
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +749,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +762,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -721,7 +822,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +834,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +847,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -808,7 +909,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +921,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +934,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -863,7 +964,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +976,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +989,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -960,15 +1061,18 @@ type Exchange struct {
 	Contested     bool     `protobuf:"varint,28,opt,name=contested,proto3" json:"contested,omitempty"`                             // the other side of a split sent another request with the same ID
 	// A synchronisation of replay counters (RFC 6311), of kind 8 (INFORMATIONAL) then: the
 	// inbound SPIs, and up to where each rejects when the answer is here.
-	FloorSpis     []uint32 `protobuf:"fixed32,29,rep,packed,name=floor_spis,json=floorSpis,proto3" json:"floor_spis,omitempty"`
-	Floors        []uint64 `protobuf:"varint,30,rep,packed,name=floors,proto3" json:"floors,omitempty"`
+	FloorSpis []uint32 `protobuf:"fixed32,29,rep,packed,name=floor_spis,json=floorSpis,proto3" json:"floor_spis,omitempty"`
+	Floors    []uint64 `protobuf:"varint,30,rep,packed,name=floors,proto3" json:"floors,omitempty"`
+	// About addresses (RFC 4555), of kind 8 then: 10 UPDATE_SA_ADDRESSES, 11 a return
+	// routability check, whose COOKIE2 is the nonce.
+	Mobility      uint32 `protobuf:"varint,40,opt,name=mobility,proto3" json:"mobility,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1084,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1097,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1206,6 +1310,13 @@ func (x *Exchange) GetFloors() []uint64 {
 	return nil
 }
 
+func (x *Exchange) GetMobility() uint32 {
+	if x != nil {
+		return x.Mobility
+	}
+	return 0
+}
+
 type ChildSA struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Phase2       string                 `protobuf:"bytes,1,opt,name=phase2,proto3" json:"phase2,omitempty"`
@@ -1247,7 +1358,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1370,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1383,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -1489,7 +1600,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xa5\x0e\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xd8\x0e\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1555,7 +1666,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\rsync_proposed\x186 \x01(\rR\fsyncProposed\x12\x1b\n" +
 	"\tsync_seen\x187 \x01(\rR\bsyncSeen\x12!\n" +
 	"\fpeer_address\x18< \x01(\fR\vpeerAddress\x122\n" +
-	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\"\xb3\x01\n" +
+	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\x121\n" +
+	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
@@ -1563,7 +1675,16 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x03pss\x18\x04 \x01(\bR\x03pss\x12\x18\n" +
 	"\asubject\x18\x05 \x01(\fR\asubject\x12 \n" +
 	"\vfingerprint\x18\x06 \x01(\fR\vfingerprint\x12\x1b\n" +
-	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"\x80\x01\n" +
+	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"\xfe\x01\n" +
+	"\bMobility\x12\x16\n" +
+	"\x06update\x18\x01 \x01(\bR\x06update\x12\x14\n" +
+	"\x05check\x18\x02 \x01(\bR\x05check\x122\n" +
+	"\tesp_local\x18\x03 \x01(\v2\x15.tandem.sync.EndpointR\bespLocal\x124\n" +
+	"\n" +
+	"esp_remote\x18\x04 \x01(\v2\x15.tandem.sync.EndpointR\tespRemote\x12\x17\n" +
+	"\aesp_udp\x18\x05 \x01(\bR\x06espUdp\x12-\n" +
+	"\x06former\x18\x06 \x01(\v2\x15.tandem.sync.EndpointR\x06former\x12\x12\n" +
+	"\x04seen\x18\a \x01(\fR\x04seen\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
@@ -1588,7 +1709,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"start_port\x18\x02 \x01(\rR\tstartPort\x12\x19\n" +
 	"\bend_port\x18\x03 \x01(\rR\aendPort\x12\x14\n" +
 	"\x05start\x18\x04 \x01(\fR\x05start\x12\x10\n" +
-	"\x03end\x18\x05 \x01(\fR\x03end\"\xe4\x06\n" +
+	"\x03end\x18\x05 \x01(\fR\x03end\"\x80\a\n" +
 	"\bExchange\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -1625,7 +1746,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\tcontested\x18\x1c \x01(\bR\tcontested\x12\x1d\n" +
 	"\n" +
 	"floor_spis\x18\x1d \x03(\aR\tfloorSpis\x12\x16\n" +
-	"\x06floors\x18\x1e \x03(\x04R\x06floors\"\xec\x06\n" +
+	"\x06floors\x18\x1e \x03(\x04R\x06floors\x12\x1a\n" +
+	"\bmobility\x18( \x01(\rR\bmobility\"\xec\x06\n" +
 	"\aChildSA\x12\x16\n" +
 	"\x06phase2\x18\x01 \x01(\tR\x06phase2\x12\x15\n" +
 	"\x06spi_in\x18\x02 \x01(\aR\x05spiIn\x12\x17\n" +
@@ -1674,36 +1796,41 @@ func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
 	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_syncpb_ikesa_proto_goTypes = []any{
 	(*IKESA)(nil),    // 0: tandem.sync.IKESA
 	(*PeerAuth)(nil), // 1: tandem.sync.PeerAuth
-	(*Suite)(nil),    // 2: tandem.sync.Suite
-	(*IKEKeys)(nil),  // 3: tandem.sync.IKEKeys
-	(*Endpoint)(nil), // 4: tandem.sync.Endpoint
-	(*Selector)(nil), // 5: tandem.sync.Selector
-	(*Exchange)(nil), // 6: tandem.sync.Exchange
-	(*ChildSA)(nil),  // 7: tandem.sync.ChildSA
+	(*Mobility)(nil), // 2: tandem.sync.Mobility
+	(*Suite)(nil),    // 3: tandem.sync.Suite
+	(*IKEKeys)(nil),  // 4: tandem.sync.IKEKeys
+	(*Endpoint)(nil), // 5: tandem.sync.Endpoint
+	(*Selector)(nil), // 6: tandem.sync.Selector
+	(*Exchange)(nil), // 7: tandem.sync.Exchange
+	(*ChildSA)(nil),  // 8: tandem.sync.ChildSA
 }
 var file_syncpb_ikesa_proto_depIdxs = []int32{
-	2,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
-	3,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
-	6,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
-	4,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
-	4,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
-	7,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
+	3,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
+	4,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
+	7,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
+	5,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
+	5,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
+	8,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
 	1,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
-	2,  // 7: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
-	5,  // 8: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
-	5,  // 9: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
-	2,  // 10: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
-	5,  // 11: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
-	5,  // 12: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	2,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
+	5,  // 8: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
+	5,  // 9: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
+	5,  // 10: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
+	3,  // 11: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
+	6,  // 12: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
+	6,  // 13: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
+	3,  // 14: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
+	6,  // 15: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
+	6,  // 16: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_ikesa_proto_init() }
@@ -1717,7 +1844,7 @@ func file_syncpb_ikesa_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
