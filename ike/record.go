@@ -82,6 +82,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, FirstContact: sa.firstContact,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
+		Assigned: encodeAssigned(sa.assigned),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -123,6 +124,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	}
 	sa.peerAddr, _ = netip.AddrFromSlice(p.PeerAddress)
 	sa.peerAuth = decodePeerAuth(p.PeerAuth)
+	sa.assigned = decodeAssigned(p.Assigned)
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}
