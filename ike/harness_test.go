@@ -76,7 +76,7 @@ type side struct {
 	logs      []string
 	keepalive int
 	routes    map[PeerAddress]int // to peers' interface addresses
-	own       map[netip.Addr]int  // assigned to us, by the IKE SAs that say so
+	ours      map[netip.Addr]int  // assigned to us, by the IKE SAs that say so
 	lastIn    map[ipsec.ESPSPI]time.Time
 	lastOut   map[ipsec.ESPSPI]time.Time
 	effects   int // counted for the crash tests

@@ -91,8 +91,8 @@ func TestConfigurationPayload(t *testing.T) {
 	if n := len(standby.e.leases.held); n != 2 {
 		t.Errorf("the standby knows of %d leases", n)
 	}
-	if c.own[netip.MustParseAddr("10.9.0.1")] != 1 || c.own[netip.MustParseAddr("fd00:9::1")] != 1 {
-		t.Errorf("addresses on the client's interface: %v", c.own)
+	if c.ours[netip.MustParseAddr("10.9.0.1")] != 1 || c.ours[netip.MustParseAddr("fd00:9::1")] != 1 {
+		t.Errorf("addresses on the client's interface: %v", c.ours)
 	}
 
 	// A rekey of the IKE SA passes them on, counted once.
@@ -102,8 +102,8 @@ func TestConfigurationPayload(t *testing.T) {
 	w.run(time.Second)
 	c.wantAssigned("10.9.0.1", "fd00:9::1")
 	agree(t, c, hub, 1, 2)
-	if n := hub.e.leases.held[netip.MustParseAddr("10.9.0.1")].n; n != 1 || c.own[netip.MustParseAddr("10.9.0.1")] != 1 {
-		t.Errorf("held by %d IKE SAs; %v", n, c.own)
+	if n := hub.e.leases.held[netip.MustParseAddr("10.9.0.1")].n; n != 1 || c.ours[netip.MustParseAddr("10.9.0.1")] != 1 {
+		t.Errorf("held by %d IKE SAs; %v", n, c.ours)
 	}
 
 	// Another one gets others; what ends is free again, everywhere, and waits for who had it.
@@ -116,8 +116,8 @@ func TestConfigurationPayload(t *testing.T) {
 			t.Errorf("%s knows of %d leases after the end of one client", s.name, n)
 		}
 	}
-	if len(c.own) != 0 {
-		t.Errorf("addresses left on the client's interface: %v", c.own)
+	if len(c.ours) != 0 {
+		t.Errorf("addresses left on the client's interface: %v", c.ours)
 	}
 	e := client("three.example", "198.51.100.3", 13).dial()
 	e.wantAssigned("10.9.0.3", "fd00:9::3")
@@ -251,8 +251,8 @@ func TestConfigurationPayloadCrashAtEveryEffect(t *testing.T) {
 					t.Fatalf("after effect %d: the client has %v, the hub says %v", k, a, b)
 				}
 				agree(t, c, hub, 1, 1)
-				if len(hub.e.leases.held) != 2 || role == "client" && len(c.own) != 2 {
-					t.Errorf("after effect %d: %d leases, on the interface %v", k, len(hub.e.leases.held), c.own)
+				if len(hub.e.leases.held) != 2 || role == "client" && len(c.ours) != 2 {
+					t.Errorf("after effect %d: %d leases, on the interface %v", k, len(hub.e.leases.held), c.ours)
 				}
 			}
 			t.Error("effects without end")
@@ -279,17 +279,17 @@ func FuzzConfigurationReply(f *testing.F) {
 }
 
 func (s *side) placed(x OwnAddress) {
-	if s.own == nil {
-		s.own = map[netip.Addr]int{}
+	if s.ours == nil {
+		s.ours = map[netip.Addr]int{}
 	}
 	if !x.Gone {
-		s.own[x.Addr]++
+		s.ours[x.Addr]++
 		return
 	}
-	if s.own[x.Addr]--; s.own[x.Addr] == 0 {
-		delete(s.own, x.Addr)
+	if s.ours[x.Addr]--; s.ours[x.Addr] == 0 {
+		delete(s.ours, x.Addr)
 	}
-	if s.own[x.Addr] < 0 {
+	if s.ours[x.Addr] < 0 {
 		s.t.Errorf("%s: %s is taken off more often than it was put on", s.name, x.Addr)
 	}
 }
