@@ -253,7 +253,7 @@ func (w *poolWorld) check(step int, what string) {
 // TestNeverOneAddressTwice: a pair leases, ends, crashes, splits and heals at random; no
 // address has two clients, and in the end none is lost.
 func TestNeverOneAddressTwice(t *testing.T) {
-	for seed := range int64(4) {
+	for seed := range int64(2) {
 		w := &poolWorld{t: t, r: rand.New(rand.NewSource(seed)), clients: make([]poolBelief, 40)}
 		w.n = [2]*poolNode{newPoolNode(0), newPoolNode(1)}
 		w.takeOver(w.n[0])
