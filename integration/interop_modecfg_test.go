@@ -95,9 +95,9 @@ func TestAddressesFromTwoPools(t *testing.T) {
 func TestExhaustedPool(t *testing.T) {
 	t.Parallel()
 	s := build(t, routedPlan())
-	conf := gwConf{phase1: []entry{{"all", []string{"type dynamic", "interface wan0", "psksecret \"secret of all\"", "proposal aes128gcm-prfsha256", "dhgrp 31",
+	conf := gwConf{phase1: []entry{{"pool", []string{"type dynamic", "interface wan0", "psksecret \"secret of all\"", "proposal aes128gcm-prfsha256", "dhgrp 31",
 		"nattraversal forced", "dpd disable", "mode-cfg enable", "ipv4-start-ip 10.9.1.10", "ipv4-end-ip 10.9.1.10"}}},
-		phase2: []entry{dialupPhase2("all-4", "all")}}
+		phase2: []entry{dialupPhase2("pool-4", "pool")}}
 	g := s.gateway("gw", conf)
 	c1 := s.charon("c1", conn{local: "198.51.100.10", id: "one.test", remoteID: "-", secret: "secret of all", localTS: "dynamic", conn: "vips = 0.0.0.0"})
 	c2 := s.charon("c2", conn{local: "203.0.113.10", id: "two.test", remoteID: "-", secret: "secret of all", localTS: "dynamic", conn: "vips = 0.0.0.0"},
@@ -107,14 +107,14 @@ func TestExhaustedPool(t *testing.T) {
 		t.Error("the second client has a Child SA")
 	}
 	c2.says("INT_ADDR_FAIL|INTERNAL_ADDRESS_FAILURE")
-	if st := g.status("all_1"); len(st.SAs) != 1 || st.SAs[0].Status != "established" || !strings.HasPrefix(st.Failure, "INTERNAL_ADDRESS_FAILURE") {
+	if st := g.status("pool_1"); len(st.SAs) != 1 || st.SAs[0].Status != "established" || !strings.HasPrefix(st.Failure, "INTERNAL_ADDRESS_FAILURE") {
 		t.Errorf("the second client's tunnel: %+v", st)
 	}
 	s.wantPing("c1", "10.9.1.10", gwIn)
 	if err := c1.Terminate(c1.ctx, "gw"); err != nil {
 		t.Error(err)
 	}
-	g.wantNone("all_0")
+	g.wantNone("pool_0")
 	_ = c2.Terminate(c2.ctx, "gw")
 	g.wantNone("")
 	c2.up()
