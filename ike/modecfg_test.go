@@ -293,3 +293,51 @@ func (s *side) placed(x OwnAddress) {
 		s.t.Errorf("%s: %s is taken off more often than it was put on", s.name, x.Addr)
 	}
 }
+
+// TestSplitLeasesStayDistinct: both sides of a split go on and lease, each from its own half;
+// united, every client keeps its own.
+func TestSplitLeasesStayDistinct(t *testing.T) {
+	w, hub, client := leasing(t, 40)
+	hub2 := w.standby(hub, 77)
+	clients := []*side{client("before.example", "198.51.100.1", 11).dial()}
+	hub.onRecord = nil
+	hub.e.SetHomes(Homes{Own: true, Part: 0})
+	hub2.e.SetHomes(Homes{Own: true, Part: 1})
+	for i := range 6 {
+		if i == 3 { // from here on the packets go to the other one
+			hub2.resume()
+			hub.dead = true
+		}
+		c := client(fmt.Sprintf("%d.example", i), fmt.Sprintf("198.51.100.%d", 10+i), uint64(20+i)).dial()
+		clients = append(clients, c)
+		for _, a := range c.assigned() {
+			if want := byte(0); i >= 3 && homeOf(netip.MustParseAddr(a)) != 1 || i < 3 && homeOf(netip.MustParseAddr(a)) != want {
+				t.Errorf("client %d has %s", i, a)
+			}
+		}
+	}
+	hub.dead = false
+	theirs := hub2.e.Snapshot(w.now)
+	hub2.dead = true
+	hub.e.Unite(w.now, theirs)
+	hub.drain()
+	w.run(2 * time.Minute)
+	seen := map[string]string{}
+	for _, c := range clients {
+		if n := len(c.assigned()); n != 2 {
+			t.Errorf("%s has %d addresses", c.name, n)
+		}
+		for _, a := range c.assigned() {
+			if other, twice := seen[a]; twice {
+				t.Errorf("%s has %s, and so has %s", c.name, a, other)
+			}
+			seen[a] = c.name
+			if x := hub.e.leases.held[netip.MustParseAddr(a)]; x == nil || x.n != 1 {
+				t.Errorf("%s of %s: held %+v", a, c.name, x)
+			}
+		}
+	}
+	if len(hub.e.leases.held) != 14 {
+		t.Errorf("%d leases, want 14", len(hub.e.leases.held))
+	}
+}

@@ -379,5 +379,5 @@ func (ld *loader) checkReferences(c *Config) {
 			}
 		}
 	}
-	ld.checkModeCfg(c)
+	ld.checkSplitIncludes(c)
 }

@@ -38,9 +38,8 @@ func checkPool(p *phase1Draft, s *source, fault func(key, format string, args ..
 	}
 }
 
-// checkModeCfg resolves names, and looks at what pools have to do with the cluster and with
-// each other.
-func (ld *loader) checkModeCfg(c *Config) {
+// checkSplitIncludes resolves the networks that clients are told of.
+func (ld *loader) checkSplitIncludes(c *Config) {
 	for i, o := range ld.phase1.entries {
 		p, s := &c.Phase1[i], o.src
 		if !p.ModeCfg {
@@ -63,6 +62,20 @@ func (ld *loader) checkModeCfg(c *Config) {
 				fault(x.key, "%s (%s) names no address or group%s", x.key, echo(x.name), ld.hint(x.name, c.addressNames(x.v6)))
 			}
 			*x.to = ts
+		}
+	}
+}
+
+// checkPools refuses mode-cfg where an address could be given out twice: to members that
+// cannot share a pool, and in two virtual clusters.
+func (ld *loader) checkPools(c *Config) {
+	for i, o := range ld.phase1.entries {
+		p, s := &c.Phase1[i], o.src
+		if !p.ModeCfg {
+			continue
+		}
+		fault := func(key, format string, args ...any) {
+			ld.fault(s.at(key), s.object, key, fmt.Sprintf(format, args...))
 		}
 		switch {
 		case c.Standalone.Farm():
