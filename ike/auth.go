@@ -31,6 +31,7 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
 		return
 	}
+	ps = append(ps, e.configAsk(sa)...)
 	x := &exchange{kind: kindAuth, phase2: phase2}
 	if p2 := e.firstChild(sa, phase2); p2 != nil {
 		x.spiIn = e.newESPSPI()
@@ -100,8 +101,15 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		sa.firstContact = true
 		e.initialContact(sa)
 	}
-	if _, ok := message.Get[*message.SA](ev.m); ok {
+	_, withChild := message.Get[*message.SA](ev.m)
+	if withChild {
 		sa.caps &^= capChildless
+	}
+	cfg, refused := e.configAnswer(sa, ev.m)
+	ps = append(ps, cfg...)
+	if refused != nil {
+		ps = append(ps, e.noAddress(sa, refused))
+	} else if withChild {
 		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
 		if err != nil {
 			// The IKE SA stands without it (RFC 7296 §2.21.2).
@@ -256,6 +264,12 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	e.establish(sa)
 	if _, ok := ev.m.Notify(message.InitialContact); ok {
 		e.initialContact(sa)
+	}
+	if !e.configTaken(sa, ev.m) {
+		e.close(sa, "mode-cfg: no address") // only IKE_AUTH can ask again
+		e.drop(x)
+		e.proceed(sa)
+		return
 	}
 	if x.spiIn != 0 {
 		p := childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID}

@@ -42,7 +42,8 @@ func espSPI(b []byte) ipsec.ESPSPI { return ipsec.ESPSPI(binary.BigEndian.Uint32
 // is set (RFC 7296 §1.3.1, §1.3.3).
 func (e *Engine) createChild(sa *ikeSA, p2 *config.Phase2, rekeyed *childSA) bool {
 	x := &exchange{kind: kindCreateChild, phase2: p2.Name, nonce: e.random(nonceLen), keyID: e.newKeyID(),
-		spiIn: e.newESPSPI(), offered: p2.Proposals, tsL: p2.Src, tsR: p2.Dst}
+		spiIn: e.newESPSPI(), offered: p2.Proposals}
+	x.tsL, x.tsR = sa.selectors(p2)
 	if p2.PFS {
 		x.groups = p2.DHGroups
 	}
@@ -152,6 +153,9 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 	e.debug(sa, "comparing selectors")
 	var ts tsMatch
 	var ok bool
+	if !sa.isClient() {
+		tsi = &message.TS{Selectors: sa.within(tsi.Selectors)}
+	}
 	if r := p.replaces; r != nil && r.p2 != nil {
 		ts, ok = matchSelectors([]*config.Phase2{r.p2}, tsi.Selectors, tsr.Selectors)
 	}

@@ -107,6 +107,9 @@ func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
 		if sa.peerAddr.IsValid() {
 			g.PeerAddr = sa.peerAddr
 		}
+		if x := sa.assigned; x != nil {
+			g.Assigned = Assigned{x.client, x.addrs, x.dns, x.subnets, x.domains}
+		}
 		if sa.peerID.kind != 0 {
 			g.PeerID = sa.peerID.String()
 			g.Certificate = sa.peerAuth.status()

@@ -55,6 +55,7 @@ type Engine struct {
 	noPolicyAt    map[string]time.Time
 
 	credentials *credentials // see creds
+	leases      leases
 }
 
 // Counters count what leaves no other trace.
@@ -110,6 +111,7 @@ func New(o Options) *Engine {
 		lowest:        map[string]int{},
 		perSource:     map[netip.Addr]int{},
 		noPolicyAt:    map[string]time.Time{},
+		leases:        newLeases(),
 		unauth:        limiter{rate: 20, burst: 40},
 		groups:        limiter{rate: 500, burst: 1000},
 	}
@@ -220,6 +222,7 @@ func (e *Engine) Committed(now time.Time, t Ticket) {
 	if t > e.done {
 		e.done = t
 	}
+	e.leases.committed(e.done)
 	n := 0
 	for n < len(e.held) && e.held[n].ticket <= t {
 		n++

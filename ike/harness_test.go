@@ -76,6 +76,7 @@ type side struct {
 	logs      []string
 	keepalive int
 	routes    map[PeerAddress]int // to peers' interface addresses
+	ours      map[netip.Addr]int  // assigned to us, by the IKE SAs that say so
 	lastIn    map[ipsec.ESPSPI]time.Time
 	lastOut   map[ipsec.ESPSPI]time.Time
 	effects   int // counted for the crash tests
@@ -194,6 +195,8 @@ func (s *side) drain() {
 			s.keepalive++
 		case PeerAddress:
 			s.routed(x)
+		case OwnAddress:
+			s.placed(x)
 		case Log:
 			s.logs = append(s.logs, x.Message)
 			if s.onLog != nil {

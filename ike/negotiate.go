@@ -123,7 +123,10 @@ func (e *Engine) nextWanted(sa *ikeSA) *config.Phase2 {
 		name := sa.wants[0]
 		sa.wants = sa.wants[1:]
 		p2 := e.phase2(sa.phase1, name)
-		if p2 != nil && (sa.tunnel == nil || !sa.tunnel.stands(name)) {
+		if p2 == nil || sa.tunnel != nil && sa.tunnel.stands(name) {
+			continue
+		}
+		if local, remote := sa.selectors(p2); len(local) > 0 && len(remote) > 0 { // of a family that was assigned
 			return p2
 		}
 	}

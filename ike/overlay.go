@@ -193,22 +193,24 @@ func (e *Engine) routable(sa *ikeSA) bool {
 
 // route has the peer's address routed while this IKE SA stands.
 func (e *Engine) route(sa *ikeSA) {
+	e.place(sa)
 	if !sa.routed && e.routable(sa) {
 		sa.routed = true
-		e.routeEffect(PeerAddress{Phase1: sa.phase1, Addr: sa.peerAddr})
+		e.countedEffect(PeerAddress{Phase1: sa.phase1, Addr: sa.peerAddr})
 	}
 }
 
 func (e *Engine) unroute(sa *ikeSA) {
+	e.unplace(sa)
 	if sa.routed {
 		sa.routed = false
-		e.routeEffect(PeerAddress{Phase1: sa.phase1, Addr: sa.peerAddr, Gone: true})
+		e.countedEffect(PeerAddress{Phase1: sa.phase1, Addr: sa.peerAddr, Gone: true})
 	}
 }
 
-// routeEffect rests on the record, but may not be left out when a later event has ended
+// countedEffect rests on the record, but may not be left out when a later event has ended
 // the IKE SA: the two are counted against each other.
-func (e *Engine) routeEffect(x PeerAddress) {
+func (e *Engine) countedEffect(x Effect) {
 	if e.active {
 		e.tx.held = append(e.tx.held, x)
 	} else {
@@ -218,6 +220,9 @@ func (e *Engine) routeEffect(x PeerAddress) {
 
 // inheritRoute passes the route of what was known of an IKE SA to what takes its place.
 func (sa *ikeSA) inheritRoute(old *ikeSA) {
+	if old.placed && !sa.placed && sa.isClient() && slices.Equal(old.assigned.addrs, sa.assigned.addrs) && old.phase1 == sa.phase1 {
+		sa.placed, old.placed = true, false
+	}
 	if old.routed && !sa.routed && old.peerAddr == sa.peerAddr && old.phase1 == sa.phase1 {
 		sa.routed, old.routed = true, false
 	}

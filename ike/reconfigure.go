@@ -145,7 +145,7 @@ func ppkEssence(p *config.Phase1) string {
 func announcesAnew(was *config.Config, a *config.Phase1, is *config.Config, b *config.Phase1) bool {
 	x, xok := announced(was, a)
 	y, yok := announced(is, b)
-	return x != y || xok != yok
+	return x != y || xok != yok || a.ModeCfg != b.ModeCfg
 }
 
 // fits says whether a Child SA still lies within its phase 2 entry.

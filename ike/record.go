@@ -83,6 +83,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
 		Mobility: encodeMobility(sa.mob),
+		Assigned: encodeAssigned(sa.assigned),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -125,6 +126,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.peerAddr, _ = netip.AddrFromSlice(p.PeerAddress)
 	sa.peerAuth = decodePeerAuth(p.PeerAuth)
 	sa.mob = decodeMobility(p.Mobility)
+	sa.assigned = decodeAssigned(p.Assigned)
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}

@@ -115,6 +115,7 @@ func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator
 		udpEncap: sa.udpEncap, vendorIDs: sa.vendorIDs, caps: sa.caps, peerAddr: sa.peerAddr,
 		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
 	}
+	n.assigned, n.leaseAt = sa.assigned, sa.leaseAt
 	n.soft, n.hard = e.ikeLifetimes(n)
 	e.insert(n)
 	e.touch(n)

@@ -112,6 +112,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 	}
 	e.closeHalfOpen(sa)
 	e.unroute(sa)
+	e.dropAddresses(sa, true)
 	e.unlinkPeer(sa)
 	delete(e.sas, sa.ownSPI())
 	delete(e.copying, sa.ownSPI())
@@ -227,6 +228,10 @@ func (e *Engine) EndCopy() {
 		}
 	}
 	d.emit(e)
+	if !e.leases.keep {
+		e.leases.settle() // the copy says all that is taken
+	}
+	e.leases.keep = false
 }
 
 // Snapshot is a full copy for a member that enters the sync set.

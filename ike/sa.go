@@ -99,6 +99,8 @@ type ikeSA struct {
 	vendorIDs                 [][]byte
 	peerAddr                  netip.Addr // of its tunnel interface, as it told; see overlay.go
 
+	assigned *assigned // nil: no address; see modecfg.go
+
 	created, established time.Time
 	took                 time.Duration
 	soft, hard           time.Duration // since established; 0: none
@@ -136,6 +138,8 @@ type ikeSA struct {
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
 	routed            bool      // its route to peerAddr is counted
+	placed            bool      // assigned addresses that are ours are counted
+	leaseAt           Ticket    // of the record that first has them; 0: another process made it
 	copied            bool      // it came from a record: another process may have gone on with it
 	lastIn            time.Time // latest authenticated message of the peer
 	rekeyAt           time.Time // earliest next attempt

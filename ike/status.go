@@ -25,6 +25,16 @@ type GatewayStatus struct {
 	IKETime, ChildTime             [3]time.Duration // min, average, max time to establish
 	Children                       []ChildStatus
 	Failure                        string // reason of the last failure
+	Assigned                       Assigned
+}
+
+// Assigned is what a configuration payload assigned: to the peer, or to us (Client).
+type Assigned struct {
+	Client  bool
+	Addrs   []netip.Addr
+	DNS     []netip.Addr   // of a client
+	Subnets []netip.Prefix // of a client
+	Domains []string       // of a client
 }
 
 // PeerCertificate is the certificate by which a peer authenticated itself.

@@ -50,6 +50,7 @@ func (e *Engine) insert(sa *ikeSA) {
 	sa.seq = e.seq
 	e.sas[sa.ownSPI()] = sa
 	e.linkPeer(sa)
+	e.holdAddresses(sa)
 	if sa.req != nil {
 		e.asking[sa.ownSPI()] = struct{}{}
 	}
@@ -94,6 +95,7 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 	}
 	e.closeHalfOpen(sa)
 	e.unroute(sa)
+	e.dropAddresses(sa, peer)
 	e.unlinkPeer(sa)
 	if e.sas[sa.ownSPI()] == sa {
 		delete(e.sas, sa.ownSPI())

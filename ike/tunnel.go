@@ -30,6 +30,8 @@ type tunnel struct {
 	statsIKE stats
 	statsCh  stats
 
+	had []netip.Addr // assigned to us last: wished again
+
 	childCreated, childEstablished int
 	ikeCreated, ikeEstablished     int
 }

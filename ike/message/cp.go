@@ -20,6 +20,18 @@ const (
 	CFGAck     uint8 = 4
 )
 
+// Attribute types (RFC 7296 §3.15.1, RFC 8598 §4.1).
+const (
+	InternalIP4Address uint16 = 1
+	InternalIP4Netmask uint16 = 2
+	InternalIP4DNS     uint16 = 3
+	InternalIP6Address uint16 = 8
+	InternalIP6DNS     uint16 = 10
+	InternalIP4Subnet  uint16 = 13
+	InternalIP6Subnet  uint16 = 15
+	InternalDNSDomain  uint16 = 25
+)
+
 func (p *CP) Type() PayloadType { return TypeCP }
 
 func (p *CP) encode(w *writer) {

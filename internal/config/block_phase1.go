@@ -113,7 +113,7 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "ppk-identity", value: text{max: 35}, at: func(p *phase1Draft) any { return &p.PPKIdentity }, hide: func(p *phase1Draft) bool { return p.PPK == "disable" }, help: "how both sides call that key; required with ppk allow and require"},
 		{key: "monitor", value: names{max: 15, what: "names of other phase 1 entries"}, at: func(p *phase1Draft) any { return &p.Monitor }, help: "a backup: negotiates only while all of these are down"},
 		{key: "loopback-asymroute", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.LoopbackAsymroute }, help: "IKE to a loopback address may arrive on any interface"},
-		{key: "mode-cfg", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ModeCfg }, help: "hands addresses to clients (configuration payload)"},
+		{key: "mode-cfg", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ModeCfg }, help: "dialup: hands addresses to clients; static: asks the peer for one (configuration payload)"},
 		{key: "assign-ip", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.Pool.AssignIP }, hide: noModeCfg, help: "mode-cfg: gives the client an address"},
 		{key: "ipv4-start-ip", value: address{4}, at: func(p *phase1Draft) any { return &p.Pool.Start4 }, hide: noModeCfg, help: "mode-cfg: first address of the pool"},
 		{key: "ipv4-end-ip", value: address{4}, at: func(p *phase1Draft) any { return &p.Pool.End4 }, hide: noModeCfg, help: "mode-cfg: last address of the pool"},
@@ -129,6 +129,7 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "ipv6-dns-server2", value: address{6}, at: func(p *phase1Draft) any { return &p.Pool.DNS6[1] }, hide: noModeCfg, help: "mode-cfg: DNS server"},
 		{key: "ipv6-dns-server3", value: address{6}, at: func(p *phase1Draft) any { return &p.Pool.DNS6[2] }, hide: noModeCfg, help: "mode-cfg: DNS server"},
 		{key: "domain", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.Pool.Domain }, hide: noModeCfg, help: "mode-cfg: DNS domain told to the client"},
+		{key: "ipv6-split-include", value: text{max: 79, what: "the name of an IPv6 address or group"}, at: func(p *phase1Draft) any { return &p.Pool.SplitInclude6 }, hide: noModeCfg, help: "mode-cfg: IPv6 networks behind the gateway, told to the client"},
 	},
 	ignored: append(plain(`comments npu-offload wizard-type forticlient-enforcement auto-discovery-* add-gw-route tunnel-search
 		monitor-min monitor-hold-down-type monitor-hold-down-delay monitor-hold-down-weekday monitor-hold-down-time mode
@@ -141,7 +142,7 @@ var phase1Spec = &spec[phase1Draft]{
 		cert-peer-username-validation cert-peer-username-strip cert-trust-store qkd-profile auto-transport-threshold
 		fallback-tcp-threshold dns-mode ip-delay-interval mode-cfg-allow-client-selector ipv4-wins-server1 ipv4-wins-server2
 		internal-domain-list backup-gateway vrf group-authentication-secret ike-tcp-port dhcp-ra-giaddr dhcp6-ra-linkaddr
-		ipv6-split-include ipv4-split-exclude ipv6-split-exclude split-include-service`),
+		ipv4-split-exclude ipv6-split-exclude split-include-service`),
 		ignored{key: "suite-b", only: []string{"disable"}, why: "write the suites with `set proposal` and `set dhgrp`"},
 		ignored{key: "aggregate-member", only: []string{"disable"}},
 		ignored{key: "encapsulation", only: []string{"none"}},
@@ -294,28 +295,7 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 		fault("network-id", "network-id (%d) needs `set network-overlay enable`", p.NetworkID)
 	}
 	if p.ModeCfg {
-		ld.checkPool(p, s, fault)
-	}
-}
-
-func (ld *loader) checkPool(p *phase1Draft, s *source, fault func(key, format string, args ...any)) {
-	if p.Type != "dynamic" {
-		fault("mode-cfg", "mode-cfg (enable) needs `set type dynamic`: only dialup clients are given addresses")
-		return
-	}
-	for _, r := range []struct {
-		start, end netip.Addr
-		a, b       string
-	}{{p.Pool.Start4, p.Pool.End4, "ipv4-start-ip", "ipv4-end-ip"}, {p.Pool.Start6, p.Pool.End6, "ipv6-start-ip", "ipv6-end-ip"}} {
-		switch {
-		case r.start.IsValid() != r.end.IsValid():
-			fault(r.b, "%s and %s must be set together", r.a, r.b)
-		case r.start.IsValid() && r.end.Less(r.start):
-			fault(r.b, "%s (%s) must not lie before %s (%s)", r.b, r.end, r.a, r.start)
-		}
-	}
-	if p.Pool.AssignIP && !p.Pool.Start4.IsValid() && !p.Pool.Start6.IsValid() {
-		fault("mode-cfg", "mode-cfg (enable) needs a pool: `set ipv4-start-ip` and `set ipv4-end-ip`")
+		checkPool(p, s, fault)
 	}
 }
 
@@ -404,11 +384,6 @@ func (ld *loader) checkReferences(c *Config) {
 				ld.fault(s.at("monitor"), s.object, "monitor", fmt.Sprintf("monitor (%s) names no phase 1%s", echo(m), ld.hint(m, known)))
 			}
 		}
-		if n := p.Pool.SplitInclude4; n != "" {
-			var ok bool
-			if p.Pool.SplitInclude4Subnets, ok = c.Resolve(n, false); !ok {
-				ld.fault(s.at("ipv4-split-include"), s.object, "ipv4-split-include", fmt.Sprintf("ipv4-split-include (%s) names no address or group%s", echo(n), ld.hint(n, c.addressNames(false))))
-			}
-		}
 	}
+	ld.checkSplitIncludes(c)
 }

@@ -144,6 +144,7 @@ func (ld *loader) build() *Config {
 	ld.checkVClusters(c)
 	ld.checkUnicast(c)
 	ld.checkVirtualMACs(c)
+	ld.checkPools(c)
 	c.LinkMonitors = ld.buildMonitors(c)
 	c.HasPolicy = ld.policy.opened
 	c.Policies = ld.buildPolicies(c)

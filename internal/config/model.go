@@ -237,7 +237,8 @@ type Phase1 struct {
 	Monitor                               []string
 }
 
-// Pool is what mode-cfg hands to clients. Unset addresses are invalid.
+// Pool is what mode-cfg hands to the clients of a dialup phase 1. Unset addresses are
+// invalid. A static phase 1 with mode-cfg is a client itself: it has no pool.
 type Pool struct {
 	AssignIP             bool
 	Start4, End4         netip.Addr
@@ -249,6 +250,8 @@ type Pool struct {
 	Domain               string
 	SplitInclude4        string // name of an address or group
 	SplitInclude4Subnets []ipsec.TrafficSelector
+	SplitInclude6        string
+	SplitInclude6Subnets []ipsec.TrafficSelector
 }
 
 // Dialup says whether clients make instances of it.

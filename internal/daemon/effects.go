@@ -80,6 +80,10 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		d.routes.add(e.Tunnel, e.Prefix)
 	case node.RemoveRoute:
 		d.routes.remove(e.Tunnel, e.Prefix)
+	case node.AddAddress:
+		d.tunnels.assign(e.Tunnel, e.Addr)
+	case node.RemoveAddress:
+		d.tunnels.unassign(e.Tunnel, e.Addr)
 	case node.Log:
 		d.nodeLog(now, e)
 	case statesync.SendFrame:

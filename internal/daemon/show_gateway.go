@@ -40,6 +40,11 @@ type gatewayJSON struct {
 	ChildEstablished int        `json:"ipsec_established"`
 	ChildTime        [3]float64 `json:"ipsec_time_ms"`
 	Failure          string     `json:"last_failure,omitempty"`
+	Assigned         []string   `json:"assigned,omitempty"`    // by configuration payload
+	AssignedTo       string     `json:"assigned_to,omitempty"` // peer, or self
+	AssignedDNS      []string   `json:"assigned_dns,omitempty"`
+	AssignedDomains  []string   `json:"assigned_domains,omitempty"`
+	AssignedSubnets  []string   `json:"assigned_subnets,omitempty"`
 	SAs              []ikeJSON  `json:"ike_sas"`
 }
 
@@ -135,6 +140,7 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 	if c := g.Certificate; c != nil {
 		j.Certificate = &certJSON{c.Subject, hex.EncodeToString(c.Fingerprint[:]), c.NotAfter.UTC(), c.Signature, c.Method}
 	}
+	j.assigned(&g.Assigned)
 	if !v.alone() {
 		j.Role = v.role(g)
 	}
@@ -233,6 +239,7 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 		p("peer-certificate: %s\npeer-certificate-sha256: %s\npeer-certificate-expires: %s\npeer-signature: %s\n",
 			c.Subject, c.SHA256, c.NotAfter.Format(time.RFC3339), c.Signature)
 	}
+	s.printAssigned(j)
 	if j.NAT {
 		p("nat: peer\n")
 	}

@@ -126,6 +126,9 @@ func (s *session) printTunnelName(v *view, g *ike.GatewayStatus) {
 	p("  rx packets: %d bytes: %d errors: %d\n", t.InPackets, t.InBytes, t.InErrors)
 	p("  tx packets: %d bytes: %d errors: %d\n", t.OutPackets, t.OutBytes, t.OutErrors)
 	p("  dpd: %s\n", dpd)
+	for _, a := range j.Assigned {
+		p("  assigned-address: %s\n", a)
+	}
 	p("  selectors\n")
 	for i := range v.Config.Phase2 {
 		if p2 := &v.Config.Phase2[i]; p2.Phase1 == phase1Of(g) {

@@ -44,6 +44,7 @@ type tunnelJSON struct {
 	NoSA           uint64         `json:"no_sa_packets"`
 	Inactive       uint64         `json:"inactive_packets"`
 	TooBig         uint64         `json:"too_big_packets"`
+	Assigned       []string       `json:"assigned,omitempty"` // by configuration payload, to the peer or to us
 	Selectors      []selectorJSON `json:"proxyids"`
 	lgwy, bound    int
 }
@@ -114,7 +115,7 @@ func keysJSON(s ipsec.Suite, encr, salt, integ ipsec.Key, show bool) keyJSON {
 	return k
 }
 
-func texts(ts []ipsec.TrafficSelector) []string {
+func texts[T fmt.Stringer](ts []T) []string {
 	out := []string{}
 	for _, t := range ts {
 		out = append(out, t.String())
@@ -155,6 +156,7 @@ func (v *view) tunnelJSON(g *ike.GatewayStatus, showKeys bool) tunnelJSON {
 		bound: v.IfIndex[g.Interface],
 	}
 	j.TunID, j.TunID6 = tunIDs(g)
+	j.Assigned = texts(g.Assigned.Addrs)
 	encap := false
 	for i := range g.Children {
 		encap = encap || g.Children[i].SA.UDPEncap

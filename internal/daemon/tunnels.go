@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -25,10 +26,11 @@ type tunnels struct {
 	plane xfrm.DataPlane
 	have  map[string]xfrm.Tunnel
 	view  map[string]tunnelView
+	given map[string][]netip.Addr // that peers assigned to us, by tunnel
 }
 
 func newTunnels(log *slog.Logger, plane xfrm.DataPlane) *tunnels {
-	return &tunnels{log: log, plane: plane, have: map[string]xfrm.Tunnel{}, view: map[string]tunnelView{}}
+	return &tunnels{log: log, plane: plane, have: map[string]xfrm.Tunnel{}, view: map[string]tunnelView{}, given: map[string][]netip.Addr{}}
 }
 
 // tunnelOf is how a phase 1's interface shall be, above a link of outer bytes.
@@ -178,6 +180,9 @@ func (t *tunnels) dress(name string, in *config.Interface) (tunnelView, error) {
 		}
 		v.RemoteIP = in.RemoteIP.Addr()
 	}
+	for _, a := range t.given[name] {
+		keep[a] = true
+	}
 	old, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return v, err
@@ -190,6 +195,31 @@ func (t *tunnels) dress(name string, in *config.Interface) (tunnelView, error) {
 		}
 	}
 	return v, netlink.LinkSetUp(link)
+}
+
+// assign puts an address that a peer assigned to us on its tunnel's interface, where it is
+// the source of what begins here.
+func (t *tunnels) assign(name string, a netip.Addr) {
+	t.given[name] = append(t.given[name], a)
+	t.change(name, a, netlink.AddrReplace)
+}
+
+// unassign takes it off again, unless the configuration names it as well.
+func (t *tunnels) unassign(name string, a netip.Addr) {
+	t.given[name] = slices.DeleteFunc(t.given[name], func(b netip.Addr) bool { return a == b })
+	if v := t.view[name]; v.IP.Addr() != a {
+		t.change(name, a, netlink.AddrDel)
+	}
+}
+
+func (t *tunnels) change(name string, a netip.Addr, do func(netlink.Link, *netlink.Addr) error) {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = do(link, nlAddr(netip.PrefixFrom(a, a.BitLen())))
+	}
+	if err != nil {
+		t.log.Error("assigned address not changed", "tunnel", name, "address", a.String(), "error", err)
+	}
 }
 
 // views are the interfaces as commands show them.

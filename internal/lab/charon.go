@@ -75,7 +75,8 @@ type CharonEvents struct {
 	RekeyedSPIs map[string]bool
 }
 
-const charonPlugins = "nonce aes aesni sha1 sha2 hmac kdf gcm ctr ccm chapoly curve25519 gmp openssl random pem x509 pubkey pkcs1 pkcs8 revocation constraints kernel-libipsec kernel-netlink socket-default vici updown eap-identity eap-mschapv2 eap-tls"
+// CharonPlugins are what charon loads, unless CharonConfig.Settings load others.
+const CharonPlugins = "nonce aes aesni sha1 sha2 hmac kdf gcm ctr ccm chapoly curve25519 gmp openssl random pem x509 pubkey pkcs1 pkcs8 revocation constraints kernel-libipsec kernel-netlink socket-default vici updown eap-identity eap-mschapv2 eap-tls"
 
 // StartCharon starts charon in a node's namespace and waits until it has loaded
 // its configuration.
@@ -110,7 +111,7 @@ func (t *Topology) StartCharon(ctx context.Context, cfg CharonConfig) (*Charon, 
       chd = %d
     } }
 }
-`, charonPlugins, c.socket(), cfg.Settings, c.LogPath(), level, level)
+`, CharonPlugins, c.socket(), cfg.Settings, c.LogPath(), level, level)
 	confPath, swanPath := filepath.Join(c.Dir, "strongswan.conf"), filepath.Join(c.Dir, "swanctl.conf")
 	if err := errors.Join(os.WriteFile(confPath, []byte(conf), 0o600), os.WriteFile(swanPath, []byte(cfg.Swanctl), 0o600)); err != nil {
 		return nil, err

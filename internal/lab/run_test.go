@@ -52,7 +52,7 @@ until [ -S @DIR@/gw1/vici ]; do sleep 0.05; done
 %s --load-all --uri unix://@DIR@/gw1/vici --file %s/swanctl.conf
 touch @DIR@/gw1/ready
 wait
-`, charonPlugins, charon, swanctl, dir))
+`, CharonPlugins, charon, swanctl, dir))
 	write("gw2.conf", "sleep 600 &\nwait\n")
 	id := NewID()
 	ready := filepath.Join(stateDir(id), "work", "gw1", "ready")

@@ -71,6 +71,17 @@ type RemoveRoute struct {
 	Prefix netip.Prefix
 }
 
+// AddAddress and RemoveAddress keep the addresses that the peer of a tunnel assigned to us
+// on its interface. Standbys have them too.
+type AddAddress struct {
+	Tunnel string
+	Addr   netip.Addr
+}
+type RemoveAddress struct {
+	Tunnel string
+	Addr   netip.Addr
+}
+
 // Log is one structured line.
 type Log struct {
 	Level   slog.Level

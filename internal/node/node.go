@@ -68,6 +68,8 @@ type Node struct {
 	asked     int                              // bounds that are not effective yet, of all Child SAs
 	finishing time.Time                        // since when a handover waits for them; zero: none does
 	detached  map[ipsec.ESPSPI]*childSA
+	pool      poolShare
+	assigned  map[ownAddress]int // to us: IKE SAs that say so
 	wanted    []xfrm.Bound
 	reach     map[reach]int // how many need each
 	reachIs   setSum
@@ -122,6 +124,7 @@ func New(o Options) *Node {
 		detached:  map[ipsec.ESPSPI]*childSA{},
 		departing: map[ipsec.ESPSPI]cluster.ScopeID{},
 		reach:     map[reach]int{},
+		assigned:  map[ownAddress]int{},
 	}
 	if n.opt.turns == nil {
 		n.opt.turns = &copyTurns{}
@@ -147,6 +150,7 @@ func New(o Options) *Node {
 			n.elector = n.slot
 		}
 	}
+	n.sharePools()
 	n.journal = statesync.NewScopeJournal(cluster.ScopeID(n.scope), o.Process, n.ledger, queueLimit)
 	n.replica = statesync.NewScopeReplica(cluster.ScopeID(n.scope), o.Process, n.ledger)
 	return n
@@ -218,6 +222,7 @@ func (n *Node) HandleFrame(now time.Time, from cluster.NodeID, process cluster.P
 	if n.slot != nil { // in a pair it is sent once, whatever becomes of it
 		n.replica.RefuseUnites(!n.owner || n.handing != nil)
 	}
+	n.pool.from = from
 	err := n.replica.HandleFrame(now, from, process, frame)
 	for a, ok := n.replica.PollAck(); ok; a, ok = n.replica.PollAck() {
 		n.acknowledge(a)

@@ -23,6 +23,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 		n.epoch = o.Epoch
 		n.replica.Fence(o.Epoch)
 		n.stopCopies()
+		n.poolUnfollowed()
 		n.journal.Start(now, o.Epoch)
 		if o.Covered {
 			n.emit(Reassert{n.scope})
@@ -34,6 +35,7 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	}
 	if !o.Trusted {
 		n.keepBounds()
+		n.ike.Distrust()
 		n.ike.BeginCopy()
 		n.ike.EndCopy()
 		n.drainIKE(now)
@@ -43,6 +45,8 @@ func (n *Node) own(now time.Time, o cluster.Own) {
 	n.unasked()
 	n.replica.Fence(o.Epoch)
 	n.stopCopies()
+	n.poolUnfollowed()
+	n.warnPool()
 	n.journal.Start(now, o.Epoch)
 	if o.Handover && n.windows != nil {
 		n.emit(SetWindows{n.windows})

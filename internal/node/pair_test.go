@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -131,12 +132,15 @@ func scenarios() []scenario {
 	gwR, clR := plain(120, day)
 	gwS, clS := plain(day, 120)
 	gwD := gw
+	gwP, clP := leasing()
 	clD := fmt.Sprintf(clientConf, day, none, "on-idle", day, day)
 	return []scenario{
 		{"IKE_AUTH as responder", gw, cl, func(*world) {}, func(w *world) { w.up(w.client, "gw", "net1") },
 			func(w *world) bool { return w.agree(1) }, 90 * time.Second, 1},
 		{"IKE_AUTH as initiator", gw, cl, func(*world) {}, func(w *world) { w.up(w.owner(), "vpn1", "net1") },
 			func(w *world) bool { return w.agree(1) }, 90 * time.Second, 1},
+		{"IKE_AUTH that leases an address", gwP, clP, func(*world) {}, func(w *world) { w.up(w.client, "gw", "net1") },
+			func(w *world) bool { return w.agree(1) && w.leased() == netip.MustParseAddr("10.1.0.1") }, 90 * time.Second, 1},
 		{"Child create as responder", gw, cl, up, func(w *world) { w.up(w.client, "gw", "net2") },
 			func(w *world) bool { return w.agree(2) }, 90 * time.Second, 1},
 		{"Child create as initiator", gw, cl, up, func(w *world) { w.up(w.owner(), "vpn1", "net2") },

@@ -82,6 +82,8 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 		n.emit(firstContact{e.Peer, now})
 	case ike.PeerAddress:
 		n.peerReach(reach{AddRoute: AddRoute{e.Phase1, netip.PrefixFrom(e.Addr, e.Addr.BitLen())}}, e.Gone)
+	case ike.OwnAddress:
+		n.ownAddress(e)
 	case ike.Log:
 		n.lines.Emit(Log{e.Level, e.Message, e.Attrs})
 	default: // Send, SendKeepalive, KeyLog
@@ -99,6 +101,7 @@ func (n *Node) journalEffect(now time.Time, e statesync.Effect) {
 	case statesync.Entered:
 		// Whoever copied from us brings nothing back.
 		maps.DeleteFunc(n.buried, func(_ ipsec.ESPSPI, b burial) bool { return !b.awaited })
+		n.poolFollowed(e.Node)
 		n.authority.HandleEntered(now, e.Node)
 	case statesync.HandedOver:
 		n.handing = nil
@@ -136,6 +139,7 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 	case statesync.ApplyBounds:
 		n.applyBounds(e.Bounds)
 	case statesync.CopyComplete:
+		n.poolCopied()
 		clear(n.buried) // told, if anybody wanted to know
 		n.ike.EndCopy()
 		n.authority.HandleCopied(now, e.Epoch)
@@ -174,9 +178,13 @@ func (n *Node) authorityEffect(now time.Time, e cluster.Effect) {
 	case cluster.Leave:
 		delete(n.lagging, e.Node)
 		n.stopCopy(e.Node)
+		n.poolUnfollowed()
 		n.journal.Leave(now, e.Node)
 	case cluster.Renew:
 		n.stopCopies() // whoever was joining is taken in anew
+		if len(e.Stay) == 0 {
+			n.poolUnfollowed()
+		}
 		n.journal.Renew(now, e.Epoch, e.Stay)
 	case cluster.HandOver:
 		n.handOver(now, e)

@@ -104,10 +104,8 @@ func load(t testing.TB, text string) *config.Config {
 	return c
 }
 
-// newWorld starts a pair and a client; gateway and client are the VPN parts of their configurations.
-func newWorld(t testing.TB, seed int64, gateway, client string) *world {
-	w := &world{t: t, rand: rand.New(rand.NewSource(seed)), now: time.Unix(1_000_000, 0), crash: -1}
-	ha := `
+// haOf is a pair's, with a priority.
+const haOf = `
 config system ha
     set mode a-p
     set group-id 1
@@ -119,9 +117,13 @@ config system ha
     set priority %d
 end
 `
+
+// newWorld starts a pair and a client; gateway and client are the VPN parts of their configurations.
+func newWorld(t testing.TB, seed int64, gateway, client string) *world {
+	w := &world{t: t, rand: rand.New(rand.NewSource(seed)), now: time.Unix(1_000_000, 0), crash: -1}
 	for i := range w.gw {
 		w.gw[i] = &member{w: w, id: cluster.NodeID(i + 1), name: fmt.Sprintf("gw%d", i+1), addr: clusterAddr}
-		w.gw[i].boot(load(t, fmt.Sprintf(ha, 200-i)+gateway))
+		w.gw[i].boot(load(t, fmt.Sprintf(haOf, 200-i)+gateway))
 	}
 	w.client = &member{w: w, name: "client", addr: clientAddr}
 	w.client.boot(load(t, client))

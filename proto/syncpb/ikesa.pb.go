@@ -90,6 +90,7 @@ type IKESA struct {
 	PeerAddress   []byte    `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
 	PeerAuth      *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
 	Mobility      *Mobility `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
+	Assigned      *Assigned `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +538,13 @@ func (x *IKESA) GetMobility() *Mobility {
 	return nil
 }
 
+func (x *IKESA) GetAssigned() *Assigned {
+	if x != nil {
+		return x.Assigned
+	}
+	return nil
+}
+
 // PeerAuth is how a peer proved itself by a certificate.
 type PeerAuth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -723,6 +731,84 @@ func (x *Mobility) GetSeen() []byte {
 	return nil
 }
 
+// Assigned is what a configuration payload assigned to the initiator of an IKE SA
+// (RFC 7296 §3.15). What follows addresses is kept where it was assigned to this cluster.
+type Assigned struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Client        bool                   `protobuf:"varint,1,opt,name=client,proto3" json:"client,omitempty"` // to this cluster, by its peer
+	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Dns           [][]byte               `protobuf:"bytes,3,rep,name=dns,proto3" json:"dns,omitempty"`
+	Subnets       [][]byte               `protobuf:"bytes,4,rep,name=subnets,proto3" json:"subnets,omitempty"` // address, then prefix length
+	Domains       [][]byte               `protobuf:"bytes,5,rep,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Assigned) Reset() {
+	*x = Assigned{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Assigned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Assigned) ProtoMessage() {}
+
+func (x *Assigned) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Assigned.ProtoReflect.Descriptor instead.
+func (*Assigned) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Assigned) GetClient() bool {
+	if x != nil {
+		return x.Client
+	}
+	return false
+}
+
+func (x *Assigned) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Assigned) GetDns() [][]byte {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *Assigned) GetSubnets() [][]byte {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *Assigned) GetDomains() [][]byte {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
 type Suite struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Encr          uint32                 `protobuf:"varint,1,opt,name=encr,proto3" json:"encr,omitempty"`
@@ -737,7 +823,7 @@ type Suite struct {
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +835,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +848,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -822,7 +908,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +920,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +933,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -909,7 +995,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1007,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1020,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -964,7 +1050,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1062,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1075,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -1072,7 +1158,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1170,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1183,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1358,7 +1444,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1456,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1469,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -1600,7 +1686,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xd8\x0e\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x8b\x0f\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1667,7 +1753,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\tsync_seen\x187 \x01(\rR\bsyncSeen\x12!\n" +
 	"\fpeer_address\x18< \x01(\fR\vpeerAddress\x122\n" +
 	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\x121\n" +
-	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\"\xb3\x01\n" +
+	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\x121\n" +
+	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
@@ -1684,7 +1771,13 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"esp_remote\x18\x04 \x01(\v2\x15.tandem.sync.EndpointR\tespRemote\x12\x17\n" +
 	"\aesp_udp\x18\x05 \x01(\bR\x06espUdp\x12-\n" +
 	"\x06former\x18\x06 \x01(\v2\x15.tandem.sync.EndpointR\x06former\x12\x12\n" +
-	"\x04seen\x18\a \x01(\fR\x04seen\"\x80\x01\n" +
+	"\x04seen\x18\a \x01(\fR\x04seen\"\x86\x01\n" +
+	"\bAssigned\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\bR\x06client\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x10\n" +
+	"\x03dns\x18\x03 \x03(\fR\x03dns\x12\x18\n" +
+	"\asubnets\x18\x04 \x03(\fR\asubnets\x12\x18\n" +
+	"\adomains\x18\x05 \x03(\fR\adomains\"\x80\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
@@ -1796,41 +1889,43 @@ func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
 	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_syncpb_ikesa_proto_goTypes = []any{
 	(*IKESA)(nil),    // 0: tandem.sync.IKESA
 	(*PeerAuth)(nil), // 1: tandem.sync.PeerAuth
 	(*Mobility)(nil), // 2: tandem.sync.Mobility
-	(*Suite)(nil),    // 3: tandem.sync.Suite
-	(*IKEKeys)(nil),  // 4: tandem.sync.IKEKeys
-	(*Endpoint)(nil), // 5: tandem.sync.Endpoint
-	(*Selector)(nil), // 6: tandem.sync.Selector
-	(*Exchange)(nil), // 7: tandem.sync.Exchange
-	(*ChildSA)(nil),  // 8: tandem.sync.ChildSA
+	(*Assigned)(nil), // 3: tandem.sync.Assigned
+	(*Suite)(nil),    // 4: tandem.sync.Suite
+	(*IKEKeys)(nil),  // 5: tandem.sync.IKEKeys
+	(*Endpoint)(nil), // 6: tandem.sync.Endpoint
+	(*Selector)(nil), // 7: tandem.sync.Selector
+	(*Exchange)(nil), // 8: tandem.sync.Exchange
+	(*ChildSA)(nil),  // 9: tandem.sync.ChildSA
 }
 var file_syncpb_ikesa_proto_depIdxs = []int32{
-	3,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
-	4,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
-	7,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
-	5,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
-	5,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
-	8,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
+	4,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
+	5,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
+	8,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
+	6,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
+	6,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
+	9,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
 	1,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
 	2,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
-	5,  // 8: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
-	5,  // 9: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
-	5,  // 10: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
-	3,  // 11: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
-	6,  // 12: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
-	6,  // 13: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
-	3,  // 14: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
-	6,  // 15: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
-	6,  // 16: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	3,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
+	6,  // 9: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
+	6,  // 10: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
+	6,  // 11: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
+	4,  // 12: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
+	7,  // 13: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
+	7,  // 14: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
+	4,  // 15: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
+	7,  // 16: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
+	7,  // 17: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_ikesa_proto_init() }
@@ -1844,7 +1939,7 @@ func file_syncpb_ikesa_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
