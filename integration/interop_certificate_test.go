@@ -19,7 +19,6 @@ type certCase struct {
 	remote    string   // what charon demands of our signature beside pubkey
 	said      string   // how charon names it
 	signature string   // how we name charon's
-	method    string
 	classic   bool // without RFC 7427
 }
 
