@@ -279,7 +279,7 @@ func (k *Keeper) Base() (Revision, error) {
 	case !k.mine.Have.Same(r) && k.mine.Fault != "":
 		return r, fmt.Errorf("revision %s could not be taken here: %s", r, k.mine.Fault)
 	case !k.mine.Have.Same(r):
-		return r, fmt.Errorf("revision %s is on its way to this member", r)
+		return r, FirstError{r} // on its way to this member
 	case r.Number == 0:
 		return r, errors.New("the members have not agreed on a first revision yet")
 	case !k.mine.ordered():

@@ -161,15 +161,19 @@ func (r *revisions) decide(ctx context.Context, c change, shared []byte, d revis
 	}
 }
 
-// base is the revision on which a change builds, after a while in which it may still come.
+// base is the revision on which a change builds, after a while in which there may be one. One
+// that is on its way here is not waited for: it cannot be taken while a change is under way.
 func (r *revisions) base(ctx context.Context) (base revision.Revision, err error) {
 	patience, cancel := context.WithTimeout(ctx, ownerPatience)
 	defer cancel()
 	r.until(patience, func(k *revision.Keeper) bool {
 		base, err = k.Base()
-		return err == nil
+		return err == nil || errors.As(err, new(revision.FirstError))
 	})
-	if err != nil {
+	switch first := (revision.FirstError{}); {
+	case errors.As(err, &first):
+		err = r.firstOf(first.Newest)
+	case err != nil:
 		err = fmt.Errorf("%w; nothing was changed", err)
 	}
 	return base, err
