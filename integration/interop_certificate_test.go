@@ -19,7 +19,7 @@ type certCase struct {
 	remote    string   // what charon demands of our signature beside pubkey
 	said      string   // how charon names it
 	signature string   // how we name charon's
-	classic   bool // without RFC 7427
+	classic   bool     // without RFC 7427
 }
 
 var certCases = []certCase{
