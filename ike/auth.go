@@ -98,7 +98,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
 	if initial {
-		sa.firstContact = true
+		sa.initialContact = true
 		e.initialContact(sa)
 	}
 	_, withChild := message.Get[*message.SA](ev.m)

@@ -79,7 +79,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		SuccessorI: uint64(sa.successor.I), SuccessorR: uint64(sa.successor.R), AwaitsDelete: sa.awaitsDelete,
 		LowestNonce: sa.lowestNonce, DeletedChildren: encodeSPIs(sa.deletedChildren), ChildrenSeq: sa.childrenSeq,
 		DpdSent: sa.dpdSent, DpdRecv: sa.dpdRecv,
-		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, FirstContact: sa.firstContact,
+		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, InitialContact: sa.initialContact,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
 		Mobility: encodeMobility(sa.mob),
@@ -120,7 +120,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		awaitsDelete: p.AwaitsDelete, lowestNonce: p.LowestNonce,
 		deletedChildren: decodeSPIs(p.DeletedChildren), childrenSeq: p.ChildrenSeq,
 		dpdSent: p.DpdSent, dpdRecv: p.DpdRecv, lastIn: now, ticket: 0,
-		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted, rekeyNow: p.Rekey, firstContact: p.FirstContact,
+		moves: p.Moves, movedTo: p.MovedTo, adopted: p.Adopted, rekeyNow: p.Rekey, initialContact: p.InitialContact,
 		caps: p.Capabilities, copied: true, sync: midSync{wanted: p.SyncWanted, proposed: p.SyncProposed, seen: p.SyncSeen},
 	}
 	sa.peerAddr, _ = netip.AddrFromSlice(p.PeerAddress)

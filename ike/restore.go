@@ -180,8 +180,8 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 	}
 	if e.copying != nil {
 		e.copying[sa.ownSPI()] = true
-	} else if sa.firstContact && (old == nil || !old.firstContact) {
-		e.tellFirstContact(sa)
+	} else if sa.initialContact && (old == nil || !old.initialContact) {
+		e.tellInitialContact(sa)
 	}
 	if sa.tunnel != nil {
 		e.standbyTunnel(sa.tunnel)

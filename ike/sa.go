@@ -117,7 +117,7 @@ type ikeSA struct {
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
 	adopted         bool
-	firstContact    bool      // see first_contact.go
+	initialContact  bool      // see initial_contact.go
 	rekeyNow        bool      // regardless of the soft lifetime
 	mob             *mobility // see mobike.go
 

@@ -393,13 +393,13 @@ func (f *Farm) announce() {
 	f.emit(a)
 }
 
-// firstContact tells the other scopes that are owned here; members that own others are told
+// initialContact tells the other scopes that are owned here; members that own others are told
 // by the record, if they follow this scope.
-func (f *Farm) firstContact(id cluster.ScopeID, e firstContact) {
+func (f *Farm) initialContact(id cluster.ScopeID, e initialContact) {
 	for _, other := range f.order {
 		if other != id {
 			f.with(other, func(n *Node) {
-				n.ike.FirstContact(e.now, e.FirstContactPeer)
+				n.ike.InitialContact(e.now, e.InitialContactPeer)
 				n.pump(e.now)
 			})
 		}
@@ -454,8 +454,8 @@ func (f *Farm) carry(id cluster.ScopeID) {
 			f.movedAway(id, e)
 		case movedHere:
 			f.movedHere(id, e)
-		case firstContact:
-			f.firstContact(id, e)
+		case initialContact:
+			f.initialContact(id, e)
 		case letterHere:
 			f.letter(e.now, id, e.From, e.Letter)
 		case Log:

@@ -293,9 +293,9 @@ func TestFarmMemberDiesWithinAMove(t *testing.T) {
 	}
 }
 
-// TestFarmFirstContact: a client that comes back without its state, by way of whichever
+// TestFarmInitialContact: a client that comes back without its state, by way of whichever
 // member, is known once: what others own of it ends when they have the record.
-func TestFarmFirstContact(t *testing.T) {
+func TestFarmInitialContact(t *testing.T) {
 	w := upFarm(t, 7, 3, 9)
 	for round := range 3 {
 		for _, c := range w.clients {

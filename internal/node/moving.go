@@ -46,8 +46,8 @@ type (
 		statesync.LetterReceived
 		now time.Time
 	}
-	firstContact struct {
-		ike.FirstContactPeer
+	initialContact struct {
+		ike.InitialContactPeer
 		now time.Time
 	}
 	pointed struct {

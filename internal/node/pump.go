@@ -78,8 +78,8 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 		n.emit(movedAway{e.SPIs, cluster.ScopeID(e.To), now})
 	case ike.Adopted:
 		n.emit(movedHere{e.SPIs, cluster.ScopeID(e.From), e.Children, now})
-	case ike.FirstContact:
-		n.emit(firstContact{e.Peer, now})
+	case ike.InitialContact:
+		n.emit(initialContact{e.Peer, now})
 	case ike.PeerAddress:
 		n.peerReach(reach{AddRoute: AddRoute{e.Phase1, netip.PrefixFrom(e.Addr, e.Addr.BitLen())}}, e.Gone)
 	case ike.OwnAddress:

@@ -365,7 +365,7 @@ func (v *VClusters) carry(id cluster.ScopeID) {
 			n.stopped = true
 			v.forgetStopped()
 			v.considerStopped()
-		case firstContact: // a phase 1 entry belongs to one virtual cluster
+		case initialContact: // a phase 1 entry belongs to one virtual cluster
 		case Log:
 			e.Attrs = append(slices.Clip(e.Attrs), slog.Int("vcluster", int(id)))
 			v.emit(e)

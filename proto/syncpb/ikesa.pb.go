@@ -77,8 +77,8 @@ type IKESA struct {
 	ChildrenSeq     uint32                 `protobuf:"varint,43,opt,name=children_seq,json=childrenSeq,proto3" json:"children_seq,omitempty"`
 	DpdSent         uint32                 `protobuf:"varint,44,opt,name=dpd_sent,json=dpdSent,proto3" json:"dpd_sent,omitempty"`
 	DpdRecv         uint32                 `protobuf:"varint,45,opt,name=dpd_recv,json=dpdRecv,proto3" json:"dpd_recv,omitempty"`
-	FirstContact    bool                   `protobuf:"varint,57,opt,name=first_contact,json=firstContact,proto3" json:"first_contact,omitempty"` // its IKE_AUTH had INITIAL_CONTACT: others' older IKE SAs of the peer end
-	Rekey           bool                   `protobuf:"varint,52,opt,name=rekey,proto3" json:"rekey,omitempty"`                                   // early: it is not certain that the peer has the same state
+	InitialContact  bool                   `protobuf:"varint,57,opt,name=initial_contact,json=initialContact,proto3" json:"initial_contact,omitempty"` // its IKE_AUTH had INITIAL_CONTACT: others' older IKE SAs of the peer end
+	Rekey           bool                   `protobuf:"varint,52,opt,name=rekey,proto3" json:"rekey,omitempty"`                                         // early: it is not certain that the peer has the same state
 	// Of an IKE SA that is moved to another scope of the cluster.
 	Moves   uint32 `protobuf:"varint,49,opt,name=moves,proto3" json:"moves,omitempty"`                    // how often it was
 	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
@@ -461,9 +461,9 @@ func (x *IKESA) GetDpdRecv() uint32 {
 	return 0
 }
 
-func (x *IKESA) GetFirstContact() bool {
+func (x *IKESA) GetInitialContact() bool {
 	if x != nil {
-		return x.FirstContact
+		return x.InitialContact
 	}
 	return false
 }
@@ -1686,7 +1686,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x8b\x0f\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x8f\x0f\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1741,8 +1741,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x10deleted_children\x18* \x03(\aR\x0fdeletedChildren\x12!\n" +
 	"\fchildren_seq\x18+ \x01(\rR\vchildrenSeq\x12\x19\n" +
 	"\bdpd_sent\x18, \x01(\rR\adpdSent\x12\x19\n" +
-	"\bdpd_recv\x18- \x01(\rR\adpdRecv\x12#\n" +
-	"\rfirst_contact\x189 \x01(\bR\ffirstContact\x12\x14\n" +
+	"\bdpd_recv\x18- \x01(\rR\adpdRecv\x12'\n" +
+	"\x0finitial_contact\x189 \x01(\bR\x0einitialContact\x12\x14\n" +
 	"\x05rekey\x184 \x01(\bR\x05rekey\x12\x14\n" +
 	"\x05moves\x181 \x01(\rR\x05moves\x12\x19\n" +
 	"\bmoved_to\x182 \x01(\rR\amovedTo\x12\x18\n" +

@@ -179,7 +179,7 @@ func ofScopes(name string) bool {
 // what its members tell each other about it.
 var tunnelMoves = map[string]bool{
 	"node.Detach": true, "node.Pointer": true, "node.movedAway": true, "node.movedHere": true,
-	"node.letterHere": true, "node.pointed": true, "node.firstContact": true, "node.reached": true,
+	"node.letterHere": true, "node.pointed": true, "node.initialContact": true, "node.reached": true,
 }
 
 // notLaidOut are effects to which no layout of the simulation leads yet: its tunnels have no

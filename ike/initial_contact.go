@@ -2,9 +2,9 @@ package ike
 
 import "time"
 
-// FirstContactPeer is whose IKE SAs of a phase 1 entry have ended: those established before
+// InitialContactPeer is whose IKE SAs of a phase 1 entry have ended: those established before
 // its first one was begun.
-type FirstContactPeer struct {
+type InitialContactPeer struct {
 	Phase1 string
 	begun  time.Time
 	peer   identity
@@ -20,7 +20,7 @@ func (e *Engine) initialContact(sa *ikeSA) {
 			e.endBefore(old, sa.phase1)
 		}
 	}
-	e.tellFirstContact(sa)
+	e.tellInitialContact(sa)
 	e.debug(sa, "processed INITIAL-CONTACT")
 }
 
@@ -36,17 +36,17 @@ func (e *Engine) endBefore(old *ikeSA, phase1 string) {
 	}
 }
 
-// tellFirstContact: a static tunnel is in one engine only, and a pair has but one.
-func (e *Engine) tellFirstContact(sa *ikeSA) {
+// tellInitialContact: a static tunnel is in one engine only, and a pair has but one.
+func (e *Engine) tellInitialContact(sa *ikeSA) {
 	if e.o.Share.of() > 1 && sa.tunnel != nil && sa.tunnel.dialup {
-		e.free(FirstContact{FirstContactPeer{sa.phase1, sa.created, sa.peerID}})
+		e.free(InitialContact{InitialContactPeer{sa.phase1, sa.created, sa.peerID}})
 	}
 }
 
-func (FirstContact) effect() {}
+func (InitialContact) effect() {}
 
-// FirstContact ends what this engine still owns of a peer that has begun anew elsewhere.
-func (e *Engine) FirstContact(now time.Time, p FirstContactPeer) {
+// InitialContact ends what this engine still owns of a peer that has begun anew elsewhere.
+func (e *Engine) InitialContact(now time.Time, p InitialContactPeer) {
 	defer e.begin(now)()
 	if !e.active {
 		return
