@@ -144,11 +144,6 @@ type Remove struct {
 	Linger time.Duration
 }
 
-// InitialContact says that a dialup peer has begun anew with INITIAL_CONTACT here, or where a
-// record comes from: other engines of the gateway may hold its older IKE SAs
-// (Engine.InitialContact).
-type InitialContact struct{ Peer InitialContactPeer }
-
 // SendKeepalive sends a NAT keepalive.
 type SendKeepalive struct{ Local, Remote netip.AddrPort }
 

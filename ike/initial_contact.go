@@ -2,9 +2,10 @@ package ike
 
 import "time"
 
-// InitialContactPeer is whose IKE SAs of a phase 1 entry have ended: those established before
-// its first one was begun.
-type InitialContactPeer struct {
+// InitialContact says that a dialup peer has begun anew here, or where a record comes from:
+// its IKE SAs of a phase 1 entry that were established before have ended. Other engines of
+// the gateway may hold some (Engine.InitialContact).
+type InitialContact struct {
 	Phase1 string
 	begun  time.Time
 	peer   identity
@@ -39,14 +40,14 @@ func (e *Engine) endBefore(old *ikeSA, phase1 string) {
 // tellInitialContact: a static tunnel is in one engine only, and a pair has but one.
 func (e *Engine) tellInitialContact(sa *ikeSA) {
 	if e.o.Share.of() > 1 && sa.tunnel != nil && sa.tunnel.dialup {
-		e.free(InitialContact{InitialContactPeer{sa.phase1, sa.created, sa.peerID}})
+		e.free(InitialContact{sa.phase1, sa.created, sa.peerID})
 	}
 }
 
 func (InitialContact) effect() {}
 
 // InitialContact ends what this engine still owns of a peer that has begun anew elsewhere.
-func (e *Engine) InitialContact(now time.Time, p InitialContactPeer) {
+func (e *Engine) InitialContact(now time.Time, p InitialContact) {
 	defer e.begin(now)()
 	if !e.active {
 		return

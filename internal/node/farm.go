@@ -399,7 +399,7 @@ func (f *Farm) initialContact(id cluster.ScopeID, e initialContact) {
 	for _, other := range f.order {
 		if other != id {
 			f.with(other, func(n *Node) {
-				n.ike.InitialContact(e.now, e.InitialContactPeer)
+				n.ike.InitialContact(e.now, e.InitialContact)
 				n.pump(e.now)
 			})
 		}

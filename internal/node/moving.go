@@ -47,7 +47,7 @@ type (
 		now time.Time
 	}
 	initialContact struct {
-		ike.InitialContactPeer
+		ike.InitialContact
 		now time.Time
 	}
 	pointed struct {

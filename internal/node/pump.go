@@ -79,7 +79,7 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 	case ike.Adopted:
 		n.emit(movedHere{e.SPIs, cluster.ScopeID(e.From), e.Children, now})
 	case ike.InitialContact:
-		n.emit(initialContact{e.Peer, now})
+		n.emit(initialContact{e, now})
 	case ike.PeerAddress:
 		n.peerReach(reach{AddRoute: AddRoute{e.Phase1, netip.PrefixFrom(e.Addr, e.Addr.BitLen())}}, e.Gone)
 	case ike.OwnAddress:
