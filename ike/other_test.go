@@ -121,7 +121,9 @@ func kindsOf(ps []part) (out []string) {
 	return out
 }
 
-func told(kind uint16, data []byte) part { return part{oN, join([]byte{0, 0}, be(2, uint64(kind)), data)} }
+func told(kind uint16, data []byte) part {
+	return part{oN, join([]byte{0, 0}, be(2, uint64(kind)), data)}
+}
 
 func findNotify(ps []part, kind uint16) ([]byte, bool) {
 	for _, p := range ps {
@@ -313,7 +315,9 @@ func (o *other) keys(seed []byte) {
 	o.d, o.ei, o.er, o.pi, o.pr = k[:32], k[32:52], k[52:72], k[72:104], k[104:136]
 }
 
-func ke(method uint16, data []byte) part { return part{oKE, join(be(2, uint64(method)), []byte{0, 0}, data)} }
+func ke(method uint16, data []byte) part {
+	return part{oKE, join(be(2, uint64(method)), []byte{0, 0}, data)}
+}
 
 // begin makes our part of a key exchange, and what completes it.
 func (o *other) begin(method uint16) (public []byte, complete func([]byte) []byte) {
