@@ -31,9 +31,8 @@ type halfMade struct {
 	spis ipsec.IKESPIs // of an IKE SA
 
 	// Of the responder.
-	keyID    ipsec.KeyID
-	since    time.Time // the latest request for it
-	collided bool      // our own rekey of the same SA was under way
+	keyID ipsec.KeyID
+	since time.Time // the latest request for it
 }
 
 const (
@@ -155,7 +154,7 @@ func encodeHalf(h *halfMade, now time.Time) *syncpb.HalfMade {
 		Kind: uint32(h.kind), Suite: encodeSuite(h.suite), NonceI: h.ni, NonceR: h.nr, Link: h.link, Phase2: h.phase2,
 		SpiIn: uint32(h.spiIn), SpiOut: uint32(h.spiOut), Replaces: uint32(h.replaces),
 		TsLocal: encodeSelectors(h.tsLocal), TsRemote: encodeSelectors(h.tsPeer),
-		SpiI: uint64(h.spis.I), SpiR: uint64(h.spis.R), KeyId: uint64(h.keyID), Age: age(now, h.since), Collided: h.collided,
+		SpiI: uint64(h.spis.I), SpiR: uint64(h.spis.R), KeyId: uint64(h.keyID), RequestAge: age(now, h.since),
 	}
 	for _, k := range h.secrets {
 		p.Secrets = append(p.Secrets, k.Bytes())
@@ -169,7 +168,7 @@ func decodeHalf(p *syncpb.HalfMade, now time.Time) (*halfMade, error) {
 		spiIn: ipsec.ESPSPI(p.SpiIn), spiOut: ipsec.ESPSPI(p.SpiOut), replaces: ipsec.ESPSPI(p.Replaces),
 		tsLocal: decodeSelectors(p.TsLocal), tsPeer: decodeSelectors(p.TsRemote),
 		spis:  ipsec.IKESPIs{I: ipsec.IKESPI(p.SpiI), R: ipsec.IKESPI(p.SpiR)},
-		keyID: ipsec.KeyID(p.KeyId), since: unage(now, p.Age), collided: p.Collided,
+		keyID: ipsec.KeyID(p.KeyId), since: unage(now, p.RequestAge),
 	}
 	if h.kind < kindCreateChild || h.kind > kindRekeyIKE {
 		return nil, fmt.Errorf("half-made SA of kind %d", p.Kind)

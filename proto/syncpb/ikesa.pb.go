@@ -709,8 +709,7 @@ type HalfMade struct {
 	SpiI          uint64                 `protobuf:"fixed64,13,opt,name=spi_i,json=spiI,proto3" json:"spi_i,omitempty"` // of the new IKE SA
 	SpiR          uint64                 `protobuf:"fixed64,14,opt,name=spi_r,json=spiR,proto3" json:"spi_r,omitempty"`
 	KeyId         uint64                 `protobuf:"fixed64,15,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	Age           int64                  `protobuf:"varint,16,opt,name=age,proto3" json:"age,omitempty"`           // since the peer's latest request for it
-	Collided      bool                   `protobuf:"varint,17,opt,name=collided,proto3" json:"collided,omitempty"` // our own rekey of the same SA was under way
+	RequestAge    int64                  `protobuf:"varint,16,opt,name=request_age,json=requestAge,proto3" json:"request_age,omitempty"` // since the peer's latest request for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -850,18 +849,11 @@ func (x *HalfMade) GetKeyId() uint64 {
 	return 0
 }
 
-func (x *HalfMade) GetAge() int64 {
+func (x *HalfMade) GetRequestAge() int64 {
 	if x != nil {
-		return x.Age
+		return x.RequestAge
 	}
 	return 0
-}
-
-func (x *HalfMade) GetCollided() bool {
-	if x != nil {
-		return x.Collided
-	}
-	return false
 }
 
 // PeerAuth is how a peer proved itself by a certificate.
@@ -2125,7 +2117,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x06auth_r\x18\x04 \x01(\fR\x05authR\x12,\n" +
 	"\x06former\x18\x05 \x01(\v2\x14.tandem.sync.IKEKeysR\x06former\"\x1b\n" +
 	"\aMethods\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xe1\x03\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xd4\x03\n" +
 	"\bHalfMade\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12(\n" +
 	"\x05suite\x18\x02 \x01(\v2\x12.tandem.sync.SuiteR\x05suite\x12\x17\n" +
@@ -2142,9 +2134,9 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\tts_remote\x18\f \x03(\v2\x15.tandem.sync.SelectorR\btsRemote\x12\x13\n" +
 	"\x05spi_i\x18\r \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x0e \x01(\x06R\x04spiR\x12\x15\n" +
-	"\x06key_id\x18\x0f \x01(\x06R\x05keyId\x12\x10\n" +
-	"\x03age\x18\x10 \x01(\x03R\x03age\x12\x1a\n" +
-	"\bcollided\x18\x11 \x01(\bR\bcollided\"\xb3\x01\n" +
+	"\x06key_id\x18\x0f \x01(\x06R\x05keyId\x12\x1f\n" +
+	"\vrequest_age\x18\x10 \x01(\x03R\n" +
+	"requestAge\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
