@@ -1,13 +1,17 @@
 package ike
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"tandem/ike/message"
 	"tandem/internal/config"
 	"tandem/internal/ipsec"
+	"tandem/proto/syncpb"
 )
 
 const (
@@ -167,5 +171,167 @@ func TestCrashAtEveryEffectWithAdditionalKeyExchanges(t *testing.T) {
 			}
 			crashAtEveryEffect(t, x, func(a, b *config.Config) {})
 		}
+	}
+}
+
+// TestAdditionalKeyExchangesAfterARetry: a cookie, or another group, before them.
+func TestAdditionalKeyExchangesAfterARetry(t *testing.T) {
+	t.Run("cookie", func(t *testing.T) {
+		w, a, b := pair(t, oneAddKE)
+		b.e.o.HalfOpenLimit, b.e.halfOpen = 1, 1
+		b.resume()
+		a.resume()
+		req := w.wire[0]
+		w.wire = nil
+		w.deliver(req)
+		if len(b.e.sas) != 0 || len(b.records) != 0 || b.e.counters.CookiesSent != 1 {
+			t.Fatal("the cookie cost state")
+		}
+		w.settle()
+		agree(t, a, b, 1, 1)
+		if n := w.seenWhole(message.Intermediate); n != 1 {
+			t.Errorf("%d IKE_INTERMEDIATE exchanges", n)
+		}
+	})
+	t.Run("group", func(t *testing.T) {
+		w, a, b := pair(t, func(x, y *config.Config) {
+			oneAddKE(x, y)
+			x.Phase1[0].DHGroups = groups(ipsec.KEECP384, ipsec.KEX25519)
+		})
+		b.resume()
+		a.resume()
+		w.settle()
+		agree(t, a, b, 1, 1)
+		if n := w.seenWhole(message.Intermediate); n != 1 || distinctInits(w) != 2 {
+			t.Errorf("%d IKE_INTERMEDIATE exchanges after %d requests", n, distinctInits(w))
+		}
+	})
+	t.Run("a PPK beside them, and no Child SA", func(t *testing.T) {
+		w, a, b := pair(t, func(x, y *config.Config) {
+			twoAddKEs(x, y)
+			childless(x, y)
+			withPPK(&x.Phase1[0], "require", "k1", "secret")
+			withPPK(&y.Phase1[0], "require", "k1", "secret")
+		})
+		b.resume()
+		a.resume()
+		w.settle()
+		agree(t, a, b, 1, 1)
+		if n := w.seenWhole(message.FollowupKE); n != 2 {
+			t.Errorf("%d IKE_FOLLOWUP_KE exchanges", n)
+		}
+		nothingPending(t, a, b)
+	})
+}
+
+// TestIntermediateOfAStranger: what somebody who is not authenticated may say in
+// IKE_INTERMEDIATE ends his half-open IKE SA at worst, and costs little.
+func TestIntermediateOfAStranger(t *testing.T) {
+	refused := func(o *other, ps []part, kind message.NotifyType) {
+		o.t.Helper()
+		if _, ok := findNotify(ps, uint16(kind)); !ok || len(o.s.ike()) != 0 {
+			o.t.Errorf("answered by %v, %d IKE SAs are left", kindsOf(ps), len(o.s.ike()))
+		}
+	}
+	for _, c := range []struct {
+		name string
+		say  func(o *other)
+	}{
+		{"another method", func(o *other) {
+			refused(o, o.request(oIntermediate, ke(37, make([]byte, 1568))), message.InvalidSyntax)
+		}},
+		{"a key that is too short", func(o *other) {
+			refused(o, o.request(oIntermediate, ke(36, make([]byte, 1183))), message.InvalidSyntax)
+		}},
+		{"a key beyond the modulus", func(o *other) {
+			refused(o, o.request(oIntermediate, ke(36, bytes.Repeat([]byte{0xff}, 1184))), message.InvalidSyntax)
+		}},
+		{"IKE_AUTH before it", func(o *other) {
+			id := []byte{2, 0, 0, 0, 'x'}
+			refused(o, o.request(oAuth, part{oIDi, id}, part{oAUTH, make([]byte, 36)}), message.InvalidSyntax)
+		}},
+		{"CREATE_CHILD_SA", func(o *other) {
+			if back := o.deliver(o.seal(oCreate, false, 1, part{oNonce, nonce()})...); len(back) != 0 {
+				o.t.Error("it is answered")
+			}
+		}},
+		{"empty ones without end", func(o *other) {
+			for range maxIntermediate {
+				if ps := o.request(oIntermediate); len(ps) != 0 {
+					o.t.Fatalf("answered by %v", kindsOf(ps))
+				}
+			}
+			refused(o, o.request(oIntermediate), message.InvalidSyntax)
+		}},
+		{"a second one for the same method", func(o *other) {
+			public, complete := o.begin(36)
+			ps := o.request(oIntermediate, ke(36, public))
+			if n := len(o.s.records[len(o.s.records)-1].Entries[0].Value); n > 4<<10 {
+				o.t.Errorf("the record of a half-open IKE SA has %d bytes", n)
+			}
+			o.keys(hmacOf(o.d, complete(o.body(ps, oKE)[4:]), o.ni, o.nr))
+			refused(o, o.request(oIntermediate, ke(36, public)), message.InvalidSyntax)
+		}},
+		{"IKE_AUTH that leaves it out of AUTH", func(o *other) {
+			public, complete := o.begin(36)
+			ps := o.request(oIntermediate, ke(36, public))
+			o.keys(hmacOf(o.d, complete(o.body(ps, oKE)[4:]), o.ni, o.nr))
+			o.add = nil // so says this one's auth
+			id := []byte{2, 0, 0, 0, 'x'}
+			refused(o, o.request(oAuth, part{oIDi, id}, part{oAUTH, join([]byte{2, 0, 0, 0}, o.auth(true, id, o.send))}), message.AuthenticationFailed)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, _, b := pair(t, oneAddKE)
+			b.resume()
+			o := newOther(t, b, true, []uint16{36}, 0)
+			o.start()
+			c.say(o)
+		})
+	}
+}
+
+// TestIntermediateRecords: records of other software, or broken ones.
+func TestIntermediateRecords(t *testing.T) {
+	_, a, b := up(t, oneAddKE)
+	value := func(change func(*syncpb.IKESA)) []byte {
+		var p syncpb.IKESA
+		if err := proto.Unmarshal(b.e.entry(b.established()[0]).Value, &p); err != nil {
+			t.Fatal(err)
+		}
+		change(&p)
+		out, err := proto.Marshal(&p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	half := func(secrets int) *syncpb.HalfMade {
+		return &syncpb.HalfMade{Kind: 4, Suite: encodeSuite(ipsec.Suite{AddKE: ipsec.AddKE{mlkem768}}), Secrets: make([][]byte, secrets)}
+	}
+	for _, c := range []struct {
+		name   string
+		ok     bool
+		change func(*syncpb.IKESA)
+	}{
+		{"without any of it, as older software writes", true, func(p *syncpb.IKESA) { p.Suite.AddKe = nil }},
+		{"one half-made SA", true, func(p *syncpb.IKESA) { p.HalfMade = []*syncpb.HalfMade{half(1)} }},
+		{"no secret", false, func(p *syncpb.IKESA) { p.HalfMade = []*syncpb.HalfMade{half(0)} }},
+		{"more secrets than methods", false, func(p *syncpb.IKESA) { p.HalfMade = []*syncpb.HalfMade{half(2)} }},
+		{"too many", false, func(p *syncpb.IKESA) {
+			for range maxHalfMade + 1 {
+				p.HalfMade = append(p.HalfMade, half(1))
+			}
+		}},
+		{"of another kind", false, func(p *syncpb.IKESA) { h := half(1); h.Kind = 7; p.HalfMade = []*syncpb.HalfMade{h} }},
+		{"too many exchanges", false, func(p *syncpb.IKESA) { p.Intermediate = &syncpb.Intermediate{Exchanges: maxIntermediate + 1} }},
+		{"more methods than exchanges", false, func(p *syncpb.IKESA) { p.Intermediate = &syncpb.Intermediate{Exchanges: 1, Methods: 2} }},
+		{"a follow-up of nothing", false, func(p *syncpb.IKESA) { p.Outstanding = &syncpb.Exchange{Kind: 4, FollowUp: 1} }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if _, err := a.e.decode(value(c.change)); (err == nil) != c.ok {
+				t.Errorf("decoded: %v", err)
+			}
+		})
 	}
 }

@@ -127,7 +127,7 @@ func renews(a, b *config.Phase1) bool {
 	}
 	of := func(p *config.Phase1) essence {
 		return essence{p.Type, p.Interface, p.AuthMethod, p.PeerType, p.PeerID, p.LocalID, p.LocalIDType, p.NATTraversal,
-			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
+			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, [2]any{p.DHGroups, p.AddKE}, networkOf(p)}
 	}
 	return !reflect.DeepEqual(of(a), of(b))
 }
