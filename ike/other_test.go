@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"tandem/internal/config"
 	"tandem/internal/ipsec"
 )
 

@@ -160,7 +160,7 @@ func phase2Renews(old *config.Config, c *childSA) bool {
 		if was.Phase1 != c.Phase1 || was.Name != c.Phase2 {
 			continue
 		}
-		return !reflect.DeepEqual(was.Proposals, c.p2.Proposals) || was.PFS != c.p2.PFS || was.Replay != c.p2.Replay ||
+		return !reflect.DeepEqual(was.Proposals, c.p2.Proposals) || was.PFS != c.p2.PFS || !reflect.DeepEqual(was.AddKE, c.p2.AddKE) || was.Replay != c.p2.Replay ||
 			!reflect.DeepEqual(was.Src, c.p2.Src) || !reflect.DeepEqual(was.Dst, c.p2.Dst)
 	}
 	return false
