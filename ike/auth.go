@@ -16,8 +16,6 @@ import (
 // authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2); m is the
 // IKE_SA_INIT response.
 func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
-	sa.state = stateAuthSent
-	sa.nextSend = 1
 	e.debug(sa, "initiator preparing AUTH msg")
 	req := e.certReq(sa.p1)
 	if e.firstToPeer(sa) {
@@ -56,6 +54,9 @@ func (e *Engine) firstToPeer(sa *ikeSA) bool {
 // authRequest authenticates the initiator and makes the first Child SA.
 func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	e.debug(sa, "responder received AUTH msg")
+	if left := sa.methodsLeft(); len(left) > 0 {
+		return nil, refuse(message.InvalidSyntax, "IKE_AUTH before the additional key exchanges %v", left)
+	}
 	idi, ok := ev.m.ID(false)
 	auth, ok2 := message.Get[*message.Auth](ev.m)
 	if !ok || !ok2 {
@@ -110,7 +111,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	if refused != nil {
 		ps = append(ps, e.noAddress(sa, refused))
 	} else if withChild {
-		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
+		reply, _, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
 		if err != nil {
 			// The IKE SA stands without it (RFC 7296 §2.21.2).
 			n := err.(*NotifyError)
@@ -197,7 +198,10 @@ func suits(p1 *config.Phase1, s ipsec.Suite) bool {
 	if !slices.Contains(p1.DHGroups, s.KE) {
 		return false
 	}
-	s.KE = ipsec.KENone
+	if !addKEs(p1.AddKE).allow(s.AddKE) {
+		return false
+	}
+	s.KE, s.AddKE = ipsec.KENone, ipsec.AddKE{}
 	return slices.ContainsFunc(ikeSuites(p1), func(x ipsec.Suite) bool {
 		x.KE, x.ESN = ipsec.KENone, s.ESN
 		return x == s
@@ -311,6 +315,8 @@ func (e *Engine) establish(sa *ikeSA) {
 	sa.took = e.now.Sub(sa.created)
 	sa.soft, sa.hard = e.ikeLifetimes(sa)
 	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
+	sa.inter.wipe()
+	sa.inter = nil
 	t := sa.tunnel
 	t.ikeEstablished++
 	t.statsIKE.add(sa.took)

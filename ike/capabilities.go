@@ -14,6 +14,7 @@ const (
 	capPPK                                    // ppk.go: both can use one
 	capPPKUsed                                // and did
 	capChildless                              // childless.go
+	capIntermediate                           // intermediate.go
 )
 
 // initNotify is a capability that an empty notification in IKE_SA_INIT says.
@@ -31,6 +32,7 @@ var initNotifies = []initNotify{
 	{cap: capFragmentation, notify: message.FragmentationSupported, on: func(p *config.Phase1) bool { return p.Fragmentation }},
 	{cap: capPPK, notify: message.UsePPK, on: usesPPK, anyone: true},
 	{cap: capChildless, notify: message.ChildlessSupported, on: func(p *config.Phase1) bool { return p.ChildlessIKE }, unasked: true},
+	{cap: capIntermediate, notify: message.IntermediateSupported, on: func(p *config.Phase1) bool { return addKEs(p.AddKE).wanted() }},
 }
 
 // offeredCapabilities are the notifications of our IKE_SA_INIT request.

@@ -71,6 +71,12 @@ func (e *Engine) wantsRekey(c *childSA) bool {
 	if c.state != childInstalled || c.p2 == nil || c.rekeyAt.After(e.now) {
 		return false
 	}
+	for _, h := range []*halfMade{c.ike.halfRekey(), c.ike.halfOf(c.SPIIn)} {
+		if h != nil {
+			c.rekeyAt = h.since.Add(halfMadeSpan) // the peer is about it
+			return false
+		}
+	}
 	if c.rekeyNow || e.small(c.KeyID) {
 		return true
 	}
@@ -106,6 +112,10 @@ func (e *Engine) small(id ipsec.KeyID) bool {
 // wantsIKERekey says whether the IKE SA itself is to be rekeyed now.
 func (e *Engine) wantsIKERekey(sa *ikeSA) bool {
 	if !sa.lives() || sa.p1 == nil || sa.rekeyAt.After(e.now) || sa.awaitsDelete {
+		return false
+	}
+	if n := len(sa.half); n > 0 {
+		sa.rekeyAt = sa.half[n-1].since.Add(halfMadeSpan) // the peer makes something new on it
 		return false
 	}
 	if sa.rekeyNow || sa.suite.Encr.AEAD() && e.small(sa.keyID) {

@@ -117,9 +117,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 	delete(e.sas, sa.ownSPI())
 	delete(e.copying, sa.ownSPI())
 	e.unrefKey(sa.keyID)
-	if sa.req != nil {
-		e.unrefKey(sa.req.keyID)
-	}
+	e.unrefPending(sa)
 	sa.state = stateGone
 	e.arm(sa)
 	if t := sa.tunnel; t != nil {
@@ -147,6 +145,9 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 	e.refKey(sa.keyID)
 	if sa.req != nil {
 		e.refKey(sa.req.keyID)
+	}
+	for _, h := range sa.half {
+		e.refKey(h.keyID)
 	}
 	old := e.sas[sa.ownSPI()]
 	if old != nil {
@@ -290,7 +291,7 @@ func (e *Engine) Resume(now time.Time) {
 			x.ticket, x.attempts, x.wait = 0, 0, e.firstWait(sa, x)
 			x.started(now)
 			e.counters.Retransmitted++
-			e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
+			e.logSent(sa, "RETRANSMIT_"+x.String(), x.id, len(x.data))
 			e.freeMessage(sa.datagram(x.data))
 		}
 		e.closeUnconfigured(sa)

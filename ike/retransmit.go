@@ -21,6 +21,9 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 	x.add(sa.probe.next)
 	x.add(sa.recordAt)
 	x.add(sa.fragmentsUntil())
+	for _, h := range sa.half {
+		x.add(h.since.Add(halfMadeSpan))
+	}
 	switch sa.state {
 	case stateHalfOpen, stateInitSent, stateAuthSent:
 		x.add(sa.created.Add(sa.negotiateTimeout()))
@@ -109,6 +112,7 @@ func (sa *ikeSA) fire(e *Engine) {
 		e.touch(sa)
 	}
 	e.expireFragments(sa)
+	e.expireHalves(sa)
 	e.raiseFloors(sa)
 	e.retransmit(sa)
 	if sa.state == stateGone {
@@ -187,6 +191,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 			}
 		}
 	}
+	if h := sa.halfRekey(); h != nil && len(sa.wants) > 0 {
+		sa.wantsAt = later(e.now, h.since.Add(halfMadeSpan)) // the successor makes them
+	}
 	if len(sa.wants) > 0 && !sa.wantsAt.After(e.now) {
 		if p2 := e.nextWanted(sa); p2 != nil {
 			return func() { e.createChild(sa, p2, nil) }
@@ -228,7 +235,7 @@ func (e *Engine) retransmit(sa *ikeSA) {
 		return
 	}
 	if e.exhausted(sa, x) {
-		e.warn(sa, "negotiation of IKE SA failed due to retry timeout", slog.String("request", x.kind.String()),
+		e.warn(sa, "negotiation of IKE SA failed due to retry timeout", slog.String("request", x.String()),
 			slog.Uint64("message_id", uint64(x.id)))
 		e.dead(sa, "retry timeout")
 		return
@@ -242,7 +249,7 @@ func (e *Engine) retransmit(sa *ikeSA) {
 	}
 	x.next = e.now.Add(x.wait)
 	e.counters.Retransmitted++
-	e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
+	e.logSent(sa, "RETRANSMIT_"+x.String(), x.id, len(x.data))
 	e.freeMessage(sa.datagram(x.data))
 }
 

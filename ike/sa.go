@@ -19,8 +19,8 @@ type state uint8
 
 const (
 	stateInitSent    state = 1 // initiator: IKE_SA_INIT request is out
-	stateHalfOpen    state = 2 // responder: IKE_SA_INIT answered, IKE_AUTH awaited
-	stateAuthSent    state = 3 // initiator: IKE_AUTH request is out
+	stateHalfOpen    state = 2 // responder: IKE_SA_INIT answered, IKE_INTERMEDIATE or IKE_AUTH awaited
+	stateAuthSent    state = 3 // initiator: IKE_INTERMEDIATE or IKE_AUTH request is out
 	stateEstablished state = 4
 	stateRekeyed     state = 5 // replaced by another IKE SA, only its DELETE is left
 	stateGone        state = 6 // never in a record
@@ -117,9 +117,12 @@ type ikeSA struct {
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
 	adopted         bool
-	initialContact  bool      // see initial_contact.go
-	rekeyNow        bool      // regardless of the soft lifetime
-	mob             *mobility // see mobike.go
+	initialContact  bool          // see initial_contact.go
+	rekeyNow        bool          // regardless of the soft lifetime
+	mob             *mobility     // see mobike.go
+	inter           *intermediate // nil: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
+	half            []*halfMade   // of the peer, in the order of their beginning; see halfmade.go
+	followed        []byte        // link of the latest IKE_FOLLOWUP_KE that was answered
 
 	// What follows is this process's own.
 	seq               uint64
@@ -272,7 +275,11 @@ func (e *Engine) seal(sa *ikeSA, exch message.ExchangeType, response bool, id ui
 		return nil, err
 	}
 	m := &message.Message{Header: sa.header(exch, response, id), Payloads: ps}
-	return sa.sealParts(m)
+	b, err := sa.sealParts(m)
+	if err == nil && exch == message.Intermediate {
+		sa.authenticateIntermediate(sa.initiator, m)
+	}
+	return b, err
 }
 
 func (sa *ikeSA) header(exch message.ExchangeType, response bool, id uint32) message.Header {
@@ -294,7 +301,14 @@ func reply(d Datagram, b []byte) Datagram {
 func (sa *ikeSA) wipe() {
 	sa.keys.Wipe()
 	sa.sealer, sa.opener = nil, nil
+	sa.inter.wipe()
+	for _, h := range sa.half {
+		h.wipe()
+	}
 	if sa.req != nil {
 		sa.req.wipe()
+		if sa.req.half != nil {
+			sa.req.half.wipe()
+		}
 	}
 }

@@ -54,7 +54,7 @@ type IKEStatus struct {
 	State            string // connecting, established, rekeyed, deleting
 	Established      time.Time
 	Took             time.Duration
-	Suite            ipsec.Suite
+	Suite            ipsec.Suite   // with the key exchanges
 	Lifetime, Rekey  time.Duration // hard lifetime; time left until the soft one
 	SendID, RecvID   uint32        // next request ID we send, next we expect
 	DPDSent, DPDRecv uint32

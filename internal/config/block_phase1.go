@@ -51,7 +51,7 @@ var phase1Spec = &spec[phase1Draft]{
 		}
 		return d, ""
 	},
-	rows: []row[phase1Draft]{
+	rows: append([]row[phase1Draft]{
 		{key: "type", value: oneOf("static", "dynamic", "ddns"), def: "static", at: func(p *phase1Draft) any { return &p.Type }, help: "who the peer is: one address, any dialup client, one host name"},
 		{key: "interface", value: text{max: 15, what: "an interface name", check: interfaceName}, at: func(p *phase1Draft) any { return &p.Interface }, help: "the interface that carries IKE and ESP; required"},
 		{key: "ip-version", value: oneOf("4", "6"), def: "4", at: func(p *phase1Draft) any { return &p.ipVersion }, help: "family of the outer addresses"},
@@ -130,7 +130,8 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "ipv6-dns-server3", value: address{6}, at: func(p *phase1Draft) any { return &p.Pool.DNS6[2] }, hide: noModeCfg, help: "mode-cfg: DNS server"},
 		{key: "domain", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.Pool.Domain }, hide: noModeCfg, help: "mode-cfg: DNS domain told to the client"},
 		{key: "ipv6-split-include", value: text{max: 79, what: "the name of an IPv6 address or group"}, at: func(p *phase1Draft) any { return &p.Pool.SplitInclude6 }, hide: noModeCfg, help: "mode-cfg: IPv6 networks behind the gateway, told to the client"},
-	},
+	}, addKERows(func(p *phase1Draft, i int) *[]ipsec.TransformID { return &p.AddKE[i] },
+		"additional key exchange after that of dhgrp (RFC 9370), best first: ML-KEM-768 is 36, ML-KEM-1024 is 37; with 0 among them a peer may do without")...),
 	ignored: append(plain(`comments npu-offload wizard-type forticlient-enforcement auto-discovery-* add-gw-route tunnel-search
 		monitor-min monitor-hold-down-type monitor-hold-down-delay monitor-hold-down-weekday monitor-hold-down-time mode
 		default-gw-priority packet-redistribution distance priority send-cert-chain eap-identity eap-exclude-peergrp eap-cert-auth
@@ -162,8 +163,6 @@ var phase1Spec = &spec[phase1Draft]{
 		ignored{key: "remote-gw-match", only: []string{"any"}},
 		ignored{key: "remote-gw6-match", only: []string{"any"}},
 		ignored{key: "enforce-unique-id", only: []string{"disable", "keep-new"}, why: "the newer IKE SA of an identity always wins (INITIAL_CONTACT)"},
-		ignored{key: "addke1", only: []string{"0"}}, ignored{key: "addke2", only: []string{"0"}}, ignored{key: "addke3", only: []string{"0"}},
-		ignored{key: "addke4", only: []string{"0"}}, ignored{key: "addke5", only: []string{"0"}}, ignored{key: "addke6", only: []string{"0"}}, ignored{key: "addke7", only: []string{"0"}},
 	),
 	children: []child[phase1Draft]{
 		{path: "ipv4-exclude-range"}, {path: "ipv6-exclude-range"}, {path: "backup-gateway"}, {path: "internal-domain-list"},
@@ -253,6 +252,9 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	}
 	if p.authMethodRemote != "" && p.authMethodRemote != p.AuthMethod {
 		fault("authmethod-remote", "authmethod-remote (%s) must be the same as authmethod (%s)", p.authMethodRemote, p.AuthMethod)
+	}
+	if key, msg := checkAddKE(p.AddKE); msg != "" {
+		fault(key, "%s", msg)
 	}
 	if p.PPK != "disable" && p.PPKSecret.Len() == 0 {
 		fault("ppk-secret", "ppk-secret is missing: ppk %s needs it", p.PPK)

@@ -204,6 +204,7 @@ type Phase1 struct {
 	Proposals                             []ipsec.Suite // KE unset; see DHGroups
 	ESN                                   string        // disable, allow, require: for phase 2 entries that do not say
 	DHGroups                              []ipsec.TransformID
+	AddKE                                 [ipsec.MaxAddKE][]ipsec.TransformID // addke1 to addke7, best first; ipsec.KENone: may be left out
 	NetDevice                             bool
 	PassiveMode                           bool
 	AutoNegotiate                         bool
@@ -266,8 +267,9 @@ type Phase2 struct {
 	ESN           string        // phase1, disable, allow, require
 	PFS           bool
 	DHGroups      []ipsec.TransformID
-	KeyLifeType   string        // seconds, kbs, both
-	KeyLife       time.Duration // default 43200 s
+	AddKE         [ipsec.MaxAddKE][]ipsec.TransformID // as of Phase1; none without PFS
+	KeyLifeType   string                              // seconds, kbs, both
+	KeyLife       time.Duration                       // default 43200 s
 	KeyLifeKB     uint64
 	Replay        bool
 	AutoNegotiate bool

@@ -240,3 +240,14 @@ func TestBounds(t *testing.T) {
 		}
 	}
 }
+
+func TestAdditionalKeyExchanges(t *testing.T) {
+	c, _ := load(t, "f", phase1("set addke1 37 ml-kem-768 none\nset addke2 0\nset addke7 36")+strings.Replace(phase2("set addke3 36"), goodPhase1, "", 1))
+	want := [ipsec.MaxAddKE][]ipsec.TransformID{{ipsec.KEMLKEM1024, ipsec.KEMLKEM768, ipsec.KENone}, 6: {ipsec.KEMLKEM768}}
+	if d := cmp.Diff(want, c.Phase1[0].AddKE); d != "" {
+		t.Errorf("phase 1: %s", d)
+	}
+	if d := cmp.Diff([ipsec.MaxAddKE][]ipsec.TransformID{2: {ipsec.KEMLKEM768}}, c.Phase2[0].AddKE); d != "" {
+		t.Errorf("phase 2: %s", d)
+	}
+}

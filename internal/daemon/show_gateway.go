@@ -69,6 +69,7 @@ type ikeJSON struct {
 	DPDSent     uint32  `json:"dpd_sent"`
 	DPDRecv     uint32  `json:"dpd_recv"`
 	PPK         bool    `json:"ppk"`
+	AddKE       []int   `json:"addke,omitempty"` // additional key exchange methods, in their order
 }
 
 func msTriple(d [3]time.Duration) (ms [3]float64) {
@@ -175,6 +176,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 		}
 		if s.Suite != (ipsec.Suite{}) {
 			d.Proposal = s.Suite.String()
+			for _, id := range s.Suite.AddKE.Methods() {
+				d.AddKE = append(d.AddKE, int(id))
+			}
 		}
 		j.SAs = append(j.SAs, d)
 	}
@@ -286,6 +290,9 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 				text = " " + text
 			}
 			p("%s:%s\n", k.name, text)
+		}
+		if len(a.AddKE) > 0 {
+			p("addke: %s\n", groupText(a.AddKE))
 		}
 		p("PPK: %s\nmessage-id sent/recv: %d/%d\n", yesNo(a.PPK), a.SendID, a.RecvID)
 		p("lifetime/rekey: %d/%d\n", a.Lifetime, a.Rekey)
