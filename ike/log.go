@@ -60,6 +60,38 @@ func (sa *ikeSA) keyLog() KeyLog {
 	return KeyLog{SPIs: sa.spis, Suite: sa.suite, Ei: sa.keys.Ei, Er: sa.keys.Er, Ai: sa.keys.Ai, Ar: sa.keys.Ar}
 }
 
+// lineLimit is one kind of line about one phase 1.
+type lineLimit struct {
+	limiter
+	before int // that were not written since the last one that was
+}
+
+// seldom logs what a stranger's message brings about, within a rate for each kind of line
+// and phase 1 (which may be empty): there are as many strangers as somebody forges.
+func (e *Engine) seldom(level slog.Level, phase1, message string, attrs ...slog.Attr) {
+	if !e.logs(level) {
+		return
+	}
+	key := phase1 + "\x00" + message
+	l := e.lines[key]
+	if l == nil {
+		l = &lineLimit{limiter: limiter{rate: 0.2, burst: 5}}
+		e.lines[key] = l
+	}
+	if !l.allow(e.now) {
+		l.before++
+		return
+	}
+	if phase1 != "" {
+		attrs = append([]slog.Attr{slog.String("tunnel", phase1)}, attrs...)
+	}
+	if l.before > 0 {
+		attrs = append(attrs, slog.Int("like_it_before", l.before))
+		l.before = 0
+	}
+	e.log(level, message, attrs...)
+}
+
 // fail notes why a negotiation came to nothing, for diagnose.
 func (e *Engine) fail(sa *ikeSA, reason string) {
 	if sa.tunnel != nil {
