@@ -93,7 +93,7 @@ func (e *Engine) initRequest(d Datagram) {
 
 // matchInit finds the phase 1 entry and suite for an offer.
 func (e *Engine) matchInit(d Datagram, m *message.Message, offer *message.SA, group ipsec.TransformID) (*config.Phase1, choice, bool) {
-	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
+	cands := e.candidates(d.Local.Addr(), d.Remote.Addr(), d.TCP)
 	if len(cands) == 0 {
 		e.seldom(slog.LevelWarn, "", "no gateway is configured for SA_INIT", slog.String("remote", d.Remote.String()),
 			slog.String("local", d.Local.String()))
@@ -130,7 +130,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	sa := &ikeSA{
 		state: stateHalfOpen, p1: p1, phase1: p1.Name, suite: c.suite,
 		spis:  ipsec.IKESPIs{I: m.SPIs.I, R: e.newIKESPI()},
-		local: d.Local, remote: d.Remote, nonESP: d.NonESP,
+		local: d.Local, remote: d.Remote, nonESP: d.NonESP, tcp: d.TCP,
 		nonceI: ni, nonceR: e.random(nonceLen), initRequest: d.Data, // whose parts nonceI and vendorIDs are
 		created: e.now, lastIn: e.now, nextRecv: 1, initKey: key, keyID: e.newKeyID(),
 	}
@@ -186,6 +186,9 @@ func (e *Engine) initiate(t *tunnel, p2 string) bool {
 		local:   netip.AddrPortFrom(local, ikePort),
 		remote:  netip.AddrPortFrom(p1.RemoteGW, ikePort),
 		created: e.now, lastIn: e.now,
+	}
+	if p1.Transport == "tcp" {
+		e.useTCP(sa)
 	}
 	t.ikeCreated++
 	e.insert(sa)

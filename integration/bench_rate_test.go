@@ -157,12 +157,13 @@ secrets { ike { secret = "%s" } }
 		}
 		return c.resident * (1 << 20)
 	}
-	collected := func(node string) float64 {
+	collected := func(node string) memory {
 		var m memory
 		if !w.ask(node, "diagnose debug memory", &m) {
 			b.Fatal(node + " does not answer")
 		}
-		return resident(daemons[node])
+		m.resident = resident(daemons[node])
+		return m
 	}
 	ours.saturate(gw, 0, 100, rateWindow) // the first ones meet cold code
 	theirs.saturate(gw, 0, 100, rateWindow)
@@ -176,6 +177,9 @@ secrets { ike { secret = "%s" } }
 		return u.cpu
 	}
 	var cpuOurs, cpuTheirs time.Duration
+	if p := os.Getenv("TANDEM_PROFILES"); p != "" {
+		go w.ask(w.active, "diagnose debug profile cpu "+filepath.Join(p, "rate.cpu"), new(struct{}))
+	}
 	for i := range rounds {
 		from := 100 + i*size
 		x := cpu(daemons[w.active])
@@ -189,8 +193,9 @@ secrets { ike { secret = "%s" } }
 	}
 	n := float64(rounds * size)
 	w.synchronised(100 + rounds*size)
-	perTunnel := (collected(w.active) - empty) / n
-	perCopy := (collected(w.standby()) - emptyStandby) / n
+	full, fullStandby := collected(w.active), collected(w.standby())
+	perTunnel := (full.resident - empty.resident) / n
+	perCopy := (fullStandby.resident - emptyStandby.resident) / n
 	perTheirs := (resident(ch.PID()) - emptyTheirs) / n
 	median := func(x []float64) float64 { x = slices.Clone(x); slices.Sort(x); return x[len(x)/2] }
 	ratio := median(ratios)
@@ -203,6 +208,12 @@ secrets { ike { secret = "%s" } }
 	b.ReportMetric(perCopy, "B/copy")
 	b.ReportMetric(perTheirs, "charon-B/tunnel")
 	b.ReportMetric(perTunnel/perTheirs, "memory-ratio")
+	fmt.Printf("%d tunnels on one core: %.0f/s, charon %.0f/s, ratio %.2f in the median; %.2f and %.2f ms of the daemons' processor time each; an idle tunnel %.0f bytes (heap %.0f, a copy %.0f), charon's %.0f, ratio %.2f\n",
+		rounds*size, median(a), median(c), ratio, cpuOurs.Seconds()*1000/n, cpuTheirs.Seconds()*1000/n,
+		perTunnel, float64(full.Heap-empty.Heap)/n, perCopy, perTheirs, perTunnel/perTheirs)
+	if p := os.Getenv("TANDEM_PROFILES"); p != "" {
+		w.ask(w.active, "diagnose debug profile heap "+filepath.Join(p, "rate.heap"), new(struct{}))
+	}
 	if ratio < rateRatio {
 		b.Errorf("%.2f times charon's rate, wanted are %.0f", ratio, rateRatio)
 	}

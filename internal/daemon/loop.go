@@ -104,7 +104,7 @@ func newLoop(carry func(time.Time, node.Effect), after func(time.Time), tick fun
 // offerIKE queues a datagram and never blocks; it is the data plane's callback.
 func (l *loop) offerIKE(d xfrm.IKEDatagram) {
 	l.ikeReceived.Add(1)
-	l.offerAgain(ike.Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data})
+	l.offerAgain(ike.Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, TCP: d.TCP, Data: d.Data})
 }
 
 // offerAgain queues a datagram that came before and never blocks.
@@ -220,6 +220,8 @@ func mergeEvents(in []xfrm.Event) []xfrm.Event {
 			k = key{kind: 4, spi: uint32(e.SPIIn)}
 		case xfrm.Expiring:
 			k = key{kind: 5, spi: uint32(e.SPIIn), hard: e.Hard}
+		case xfrm.StreamLost:
+			k = key{kind: 7, spi: uint32(e.SPIIn)}
 		case xfrm.ForwardedTraffic:
 			k = key{kind: 6, spi: uint32(e.SPIIn)}
 		}
