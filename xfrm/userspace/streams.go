@@ -416,7 +416,6 @@ func (s *stream) read() {
 	for {
 		known := s.known.Load()
 		if known {
-			f.longest = longestFrame
 			_ = s.conn.SetReadDeadline(time.Now().Add(streamIdle))
 		} else {
 			_ = s.conn.SetReadDeadline(begun.Add(strangerTime))
@@ -428,7 +427,9 @@ func (s *stream) read() {
 			}
 			return
 		}
-		if total += n; !s.known.Load() && total > strangerBytes {
+		if total += n; s.known.Load() {
+			f.longest = longestFrame // perhaps since this read began
+		} else if total > strangerBytes {
 			p.malformed.Add(1)
 			return
 		}

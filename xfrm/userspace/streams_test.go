@@ -47,6 +47,18 @@ func streamPlane(t *testing.T) (p *Plane, ike chan xfrm.IKEDatagram, at string) 
 	return p, ike, at
 }
 
+// come waits for the next message.
+func come(t *testing.T, c chan xfrm.IKEDatagram) xfrm.IKEDatagram {
+	t.Helper()
+	select {
+	case d := <-c:
+		return d
+	case <-time.After(10 * time.Second):
+		t.Fatal("no message comes")
+		return xfrm.IKEDatagram{}
+	}
+}
+
 func callTCP(t *testing.T, at string, first ...[]byte) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", at)
@@ -96,18 +108,18 @@ func TestStreams(t *testing.T) {
 	b, fromA, at := streamPlane(t)
 	to := xfrm.IKEDatagram{Local: netip.MustParseAddrPort("127.0.0.1:0"), Remote: netip.MustParseAddrPort(at), NonESP: true, TCP: true}
 	for i := range 3 {
-		to.Data = bytes.Repeat([]byte{byte(i)}, 28+i*10000)
+		to.Data = bytes.Repeat([]byte{byte(i)}, 28+i*5000)
 		if err := a.SendIKE(to); err != nil {
 			t.Fatal(err)
 		}
-		got := <-fromA
+		got := come(t, fromA)
 		if !got.TCP || !got.NonESP || got.Local != to.Remote || !bytes.Equal(got.Data, to.Data) {
 			t.Fatalf("%v to %v, %d bytes", got.Remote, got.Local, len(got.Data))
 		}
 		if err := b.SendIKE(got); err != nil {
 			t.Fatal(err)
 		}
-		if back := <-fromB; back.Local != to.Local || back.Remote != to.Remote || !bytes.Equal(back.Data, to.Data) {
+		if back := come(t, fromB); back.Local != to.Local || back.Remote != to.Remote || !bytes.Equal(back.Data, to.Data) {
 			t.Fatalf("back: %v to %v", back.Remote, back.Local)
 		}
 	}
@@ -148,7 +160,7 @@ func TestStreamStrangers(t *testing.T) {
 	var held []net.Conn
 	for range strangersPerSource {
 		c := callTCP(t, at, []byte(streamPrefix), frame(msg))
-		<-ike
+		come(t, ike)
 		held = append(held, c)
 	}
 	wantClosed(t, callTCP(t, at, []byte(streamPrefix)), "one more of a source")
@@ -159,9 +171,9 @@ func TestStreamStrangers(t *testing.T) {
 		t.Errorf("%d strangers", n)
 	}
 	c = callTCP(t, at, []byte(streamPrefix), frame(msg))
-	<-ike
+	come(t, ike)
 	_, _ = held[0].Write(frame(make([]byte, 60000)))
-	if d := <-ike; len(d.Data) != 60000 {
+	if d := come(t, ike); len(d.Data) != 60000 {
 		t.Errorf("%d bytes", len(d.Data))
 	}
 	for _, c := range append(held, c) {
@@ -175,7 +187,7 @@ func TestStreamStrangers(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	p, ike, at := streamPlane(t)
 	c := callTCP(t, at, []byte(streamPrefix), frame(make([]byte, 28)))
-	d := <-ike
+	d := come(t, ike)
 	path := pathOf(d.Local, d.Remote)
 	pkt := make([]byte, 1400)
 	begin, dropped := time.Now(), false
