@@ -35,7 +35,7 @@ func (g *gateway) inTCP(name string) (remote string) {
 // onlyTCP checks that a node has got neither UDP nor plain ESP since countUDP.
 func (s *site) onlyTCP(node string) {
 	s.t.Helper()
-	if out := s.must(node, "nft", "list", "table", "inet", "udp"); strings.Count(out, "counter packets 0 ") != 3 {
+	if out := s.must(node, "nft", "list", "table", "inet", "seen"); strings.Count(out, "counter packets 0 ") != 3 {
 		s.t.Errorf("IKE or ESP not in TCP:\n%s", out)
 	}
 }
@@ -43,7 +43,7 @@ func (s *site) onlyTCP(node string) {
 // countUDP counts what arrives at a node in UDP, or drops it.
 func (s *site) countUDP(node, verdict string) {
 	s.t.Helper()
-	s.nft(node, fmt.Sprintf(`table inet udp {
+	s.nft(node, fmt.Sprintf(`table inet seen {
 	chain in {
 		type filter hook input priority 0
 		udp dport 500 counter %[1]s
