@@ -90,9 +90,9 @@ func TestTCP(t *testing.T) {
 	spis := gw.status("road_0").SAs
 
 	// Somebody on the way resets the connection.
-	s.nft("gw", "table inet reset {\n chain in {\n type filter hook input priority 0\n tcp dport 4433 reject with tcp reset\n }\n}\n")
+	s.nft("gw", "table inet resets {\n chain in {\n type filter hook input priority 0\n tcp dport 4433 reject with tcp reset\n }\n}\n")
 	eventually(t, 10*time.Second, "the client notices", func() bool { _ = s.pings("peer", peerIn, gwIn, 1); return strings.Contains(peer.log(), "TCP connection is lost") })
-	s.must("gw", "nft", "delete", "table", "inet", "reset")
+	s.must("gw", "nft", "delete", "table", "inet", "resets")
 	second := ""
 	eventually(t, 10*time.Second, "there is another connection", func() bool { second = gw.inTCP("road_0"); return second != first })
 	s.pingBoth()
