@@ -317,6 +317,7 @@ func (e *Engine) establish(sa *ikeSA) {
 	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
 	sa.inter.wipe()
 	sa.inter = nil
+	sa.lowestNonce = slices.Clone(sa.lowestNonce) // a part of what is let go
 	t := sa.tunnel
 	t.ikeEstablished++
 	t.statsIKE.add(sa.took)

@@ -192,6 +192,7 @@ func (e *Engine) commit() {
 			sa.req.ticket = e.last
 		}
 		entries = append(entries, e.entry(sa))
+		sa.rest()
 	}
 	e.push(Persist{Ticket: e.last, Record: Record{Entries: entries}})
 	for _, x := range t.free {

@@ -131,7 +131,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 		state: stateHalfOpen, p1: p1, phase1: p1.Name, suite: c.suite,
 		spis:  ipsec.IKESPIs{I: m.SPIs.I, R: e.newIKESPI()},
 		local: d.Local, remote: d.Remote, nonESP: d.NonESP, tcp: d.TCP,
-		nonceI: ni, nonceR: e.random(nonceLen), initRequest: d.Data, // whose parts nonceI and vendorIDs are
+		nonceI: ni, nonceR: e.random(nonceLen), initRequest: d.Data, // of which nonceI is a part
 		created: e.now, lastIn: e.now, nextRecv: 1, initKey: key, keyID: e.newKeyID(),
 	}
 	sa.lowestNonce = lower(sa.nonceI, sa.nonceR)

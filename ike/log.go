@@ -31,9 +31,17 @@ const maxVendorIDs = 8
 func (sa *ikeSA) noteVendorIDs(m *message.Message) {
 	for _, p := range m.Payloads {
 		if v, ok := p.(*message.VendorID); ok && len(sa.vendorIDs) < maxVendorIDs && len(v.Data) <= 64 {
-			sa.vendorIDs = append(sa.vendorIDs, v.Data)
+			sa.vendorIDs = append(sa.vendorIDs, vendorOnce(v.Data))
 		}
 	}
+}
+
+// vendorOnce is a vendor ID apart from its message, without a copy of our own.
+func vendorOnce(id []byte) []byte {
+	if bytes.Equal(id, ownVendorID) {
+		return ownVendorID
+	}
+	return bytes.Clone(id)
 }
 
 func (e *Engine) logVendorIDs(sa *ikeSA) {

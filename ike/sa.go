@@ -269,6 +269,14 @@ func (e *Engine) ciphers(sa *ikeSA) error {
 	return nil
 }
 
+// rest lets go of the ciphers of an IKE SA that waits for nothing. Building them takes less
+// than a microsecond, and they are a quarter of what an idle tunnel takes of memory.
+func (sa *ikeSA) rest() {
+	if sa.state == stateEstablished && sa.req == nil && !sa.sync.wanted {
+		sa.sealer, sa.opener = nil, nil
+	}
+}
+
 // seal protects one message of the IKE SA: the datagrams in which it travels, one after
 // the other (message.Split).
 func (e *Engine) seal(sa *ikeSA, exch message.ExchangeType, response bool, id uint32, ps []message.Payload) ([]byte, error) {

@@ -22,7 +22,7 @@ import (
 // shall not be one every second.
 var (
 	fillPace  = pace{percent: 200, room: 192 << 20}
-	setUpPace = pace{percent: 50, room: 48 << 20}
+	setUpPace = pace{percent: 50, room: 20 << 20}
 	calmPace  = pace{percent: 50}
 )
 

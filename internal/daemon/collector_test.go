@@ -27,7 +27,7 @@ func TestPaces(t *testing.T) {
 		live, most int64
 		want       int
 	}{
-		{setUpPace, 16 << 20, much, 300}, {setUpPace, 1 << 30, much, 50}, {fillPace, 1 << 30, much, 200}, {fillPace, 64 << 20, much, 300},
+		{setUpPace, 16 << 20, much, 200}, {setUpPace, 1 << 30, much, 50}, {fillPace, 1 << 30, much, 200}, {fillPace, 64 << 20, much, 300},
 		{setUpPace, 16 << 20, 4 << 20, 50}, {calmPace, 16 << 20, much, 50}, {setUpPace, 0, much, 50},
 	} {
 		if got := c.p.wants(c.live, c.most); got != c.want {
