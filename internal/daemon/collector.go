@@ -22,7 +22,7 @@ import (
 // shall not be one every second.
 var (
 	fillPace  = pace{percent: 200, room: 192 << 20}
-	setUpPace = pace{percent: 50, room: 20 << 20}
+	setUpPace = pace{percent: 50, room: 32 << 20}
 	calmPace  = pace{percent: 50}
 )
 
@@ -34,7 +34,7 @@ type pace struct {
 const (
 	roomShare = 64              // a room is at most this part of the memory here
 	busy      = 1 << 20         // bytes allocated in a second, from which on tunnels are being set up
-	filling   = 48 << 20        // and from which on they come by the thousand
+	filling   = 96 << 20        // and from which on they come by the thousand
 	settled   = 5 * time.Second // after the last such second the pace falls
 )
 

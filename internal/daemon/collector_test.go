@@ -14,7 +14,7 @@ func TestPaces(t *testing.T) {
 		want      pace
 	}{
 		{0, fillPace}, {0, fillPace}, {2 << 20, fillPace}, {2 << 20, fillPace}, {2 << 20, fillPace}, // it has just begun
-		{2 << 20, setUpPace}, {60 << 20, fillPace}, {0, fillPace}, {0, fillPace}, {0, fillPace}, {3 << 20, fillPace},
+		{2 << 20, setUpPace}, {120 << 20, fillPace}, {0, fillPace}, {0, fillPace}, {0, fillPace}, {3 << 20, fillPace},
 		{0, setUpPace}, {0, setUpPace}, {0, setUpPace}, {0, setUpPace}, {0, calmPace}, {1 << 10, calmPace}, {5 << 20, setUpPace},
 	} {
 		if got := s.at(now, c.allocated); got != c.want {
