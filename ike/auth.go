@@ -36,7 +36,7 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
 	}
-	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|mobikeOffer(sa.p1))...)
+	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|sa.mobikeOffer())...)
 	ps = append(ps, sa.mobikePayloads()...)
 	ps = append(ps, e.overlayPayloads(sa, nil)...)
 	if !e.start(sa, x, ps) {
@@ -139,7 +139,7 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 	net := sa.peerNetwork(m)
 	known, elsewhere, failed, tried, shown := false, (*config.Phase1)(nil), error(nil), 0, (*presented)(nil)
 	for _, named := range []bool{true, false} {
-		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
+		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr(), sa.tcp) {
 			if isNamed(p1) != named || !idMatches(p1, peer) || !e.accepted(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
 				continue
 			}
@@ -317,6 +317,7 @@ func (e *Engine) establish(sa *ikeSA) {
 	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
 	sa.inter.wipe()
 	sa.inter = nil
+	sa.lowestNonce = slices.Clone(sa.lowestNonce) // a part of what is let go
 	t := sa.tunnel
 	t.ikeEstablished++
 	t.statsIKE.add(sa.took)

@@ -59,7 +59,7 @@ func acceptedCapabilities(p1 *config.Phase1, m *message.Message) (caps uint32) {
 func (e *Engine) answerCapabilities(sa *ikeSA, m *message.Message) (ps []message.Payload) {
 	for _, n := range initNotifies {
 		_, asked := m.Notify(n.notify)
-		on := n.on(sa.p1) || n.anyone && slices.ContainsFunc(e.candidates(sa.local.Addr(), sa.remote.Addr()), n.on)
+		on := n.on(sa.p1) || n.anyone && slices.ContainsFunc(e.candidates(sa.local.Addr(), sa.remote.Addr(), sa.tcp), n.on)
 		if on && (asked || n.unasked) {
 			sa.caps |= n.cap
 			ps = append(ps, notify(n.notify, nil))

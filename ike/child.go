@@ -380,7 +380,7 @@ func (e *Engine) buildChild(sa *ikeSA, phase2 string, c choice, spiIn ipsec.ESPS
 	child.ChildSA = ipsec.ChildSA{
 		Tunnel: sa.name(), Phase1: sa.phase1, Phase2: phase2,
 		SPIIn: spiIn, SPIOut: espSPI(c.peerSPI), Suite: c.suite, KeyID: p.keyID,
-		Local: at.local, Remote: at.remote, UDPEncap: at.udpEncap,
+		Local: at.local, Remote: at.remote, UDPEncap: at.udpEncap, TCP: at.tcp,
 		TSLocal: local, TSRemote: remote,
 	}
 	if ours {

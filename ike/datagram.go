@@ -16,6 +16,12 @@ func (e *Engine) Knows(d []byte) bool {
 	return err == nil && e.find(h) != nil
 }
 
+// Begins says whether a message may be an IKE_SA_INIT request, which anybody can send.
+func Begins(d []byte) bool {
+	h, err := message.ParseHeader(d)
+	return err == nil && h.Exchange == message.IKESAInit && !h.Response
+}
+
 // HandleDatagram takes one IKE message of whatever origin.
 func (e *Engine) HandleDatagram(now time.Time, d Datagram) {
 	defer e.begin(now)()
@@ -238,8 +244,12 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 	}
 	var refusal *NotifyError
 	if errors.As(err, &refusal) {
-		e.warn(sa, "refusing "+h.Exchange.String()+" request", slog.String("notify", refusal.Type.String()),
-			slog.String("reason", refusal.Err.Error()))
+		why := []slog.Attr{slog.String("notify", refusal.Type.String()), slog.String("reason", refusal.Err.Error())}
+		if half {
+			e.seldom(slog.LevelWarn, sa.phase1, "refusing "+h.Exchange.String()+" request", append(sa.attrs()[1:], why...)...)
+		} else {
+			e.warn(sa, "refusing "+h.Exchange.String()+" request", why...)
+		}
 		ps = []message.Payload{refusal.payload()}
 		fatal := refusal.Type == message.InvalidSyntax || refusal.Type == message.AuthenticationFailed
 		if fatal || half {

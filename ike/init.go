@@ -38,6 +38,10 @@ const (
 
 // initRequest answers an IKE_SA_INIT request (RFC 7296 §1.2).
 func (e *Engine) initRequest(d Datagram) {
+	if len(d.Data) > longestInitLen {
+		e.counters.HalfOpenDenied++
+		return
+	}
 	key := keyOfInit(d)
 	if sa := e.inits[key]; sa != nil {
 		// The same request again gets the same response, without another key exchange.
@@ -74,7 +78,7 @@ func (e *Engine) initRequest(d Datagram) {
 		return
 	}
 	if c.suite.KE != ke.Group {
-		e.log(slog.LevelInfo, "SA_INIT with another DH group, asking for ours", slog.String("tunnel", p1.Name),
+		e.seldom(slog.LevelInfo, p1.Name, "SA_INIT with another DH group, asking for ours",
 			slog.String("remote", d.Remote.String()), slog.Int("group", int(c.suite.KE)), slog.Int("received", int(ke.Group)))
 		e.limited(&e.groups, d, m.Header, notify(message.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))))
 		return
@@ -89,9 +93,9 @@ func (e *Engine) initRequest(d Datagram) {
 
 // matchInit finds the phase 1 entry and suite for an offer.
 func (e *Engine) matchInit(d Datagram, m *message.Message, offer *message.SA, group ipsec.TransformID) (*config.Phase1, choice, bool) {
-	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
+	cands := e.candidates(d.Local.Addr(), d.Remote.Addr(), d.TCP)
 	if len(cands) == 0 {
-		e.log(slog.LevelWarn, "no gateway is configured for SA_INIT", slog.String("remote", d.Remote.String()),
+		e.seldom(slog.LevelWarn, "", "no gateway is configured for SA_INIT", slog.String("remote", d.Remote.String()),
 			slog.String("local", d.Local.String()))
 		return nil, choice{}, false
 	}
@@ -106,7 +110,7 @@ func (e *Engine) matchInit(d Datagram, m *message.Message, offer *message.SA, gr
 			return p1, c, true
 		}
 	}
-	e.log(slog.LevelWarn, "negotiation failure: no SA proposal chosen", slog.String("tunnel", cands[0].Name),
+	e.seldom(slog.LevelWarn, cands[0].Name, "negotiation failure: no SA proposal chosen",
 		slog.String("remote", d.Remote.String()))
 	e.failName(cands[0].Name, "no SA proposal chosen")
 	return nil, choice{}, false
@@ -126,8 +130,8 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	sa := &ikeSA{
 		state: stateHalfOpen, p1: p1, phase1: p1.Name, suite: c.suite,
 		spis:  ipsec.IKESPIs{I: m.SPIs.I, R: e.newIKESPI()},
-		local: d.Local, remote: d.Remote, nonESP: d.NonESP,
-		nonceI: ni, nonceR: e.random(nonceLen), initRequest: slices.Clone(d.Data),
+		local: d.Local, remote: d.Remote, nonESP: d.NonESP, tcp: d.TCP,
+		nonceI: ni, nonceR: e.random(nonceLen), initRequest: d.Data, // of which nonceI is a part
 		created: e.now, lastIn: e.now, nextRecv: 1, initKey: key, keyID: e.newKeyID(),
 	}
 	sa.lowestNonce = lower(sa.nonceI, sa.nonceR)
@@ -182,6 +186,9 @@ func (e *Engine) initiate(t *tunnel, p2 string) bool {
 		local:   netip.AddrPortFrom(local, ikePort),
 		remote:  netip.AddrPortFrom(p1.RemoteGW, ikePort),
 		created: e.now, lastIn: e.now,
+	}
+	if p1.Transport == "tcp" {
+		e.useTCP(sa)
 	}
 	t.ikeCreated++
 	e.insert(sa)

@@ -129,7 +129,11 @@ func (e *Engine) expire(sa *ikeSA) {
 	switch {
 	case sa.state == stateHalfOpen || sa.state == stateInitSent || sa.state == stateAuthSent:
 		if !e.now.Before(sa.created.Add(sa.negotiateTimeout())) {
-			e.warn(sa, "negotiation timeout, deleting")
+			if sa.state == stateHalfOpen {
+				e.seldom(slog.LevelWarn, sa.phase1, "negotiation timeout, deleting", sa.attrs()[1:]...)
+			} else {
+				e.warn(sa, "negotiation timeout, deleting")
+			}
 			e.fail(sa, "negotiation timeout")
 			e.remove(sa, false, "negotiation timeout")
 			return

@@ -73,7 +73,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		InitRequest: sa.initRequest, InitResponse: sa.initResponse, NonceI: sa.nonceI, NonceR: sa.nonceR,
 		PeerIdType: uint32(sa.peerID.kind), PeerId: []byte(sa.peerID.data),
 		OwnIdType: uint32(sa.ownID.kind), OwnId: []byte(sa.ownID.data),
-		Local: encodeEndpoint(sa.local), Remote: encodeEndpoint(sa.remote), NonEsp: sa.nonESP,
+		Local: encodeEndpoint(sa.local), Remote: encodeEndpoint(sa.remote), NonEsp: sa.nonESP, Tcp: sa.tcp,
 		NatHere: sa.natHere, NatThere: sa.natThere, UdpEncap: sa.udpEncap, VendorIds: sa.vendorIDs,
 		CreatedAge: age(now, sa.created), EstablishedAge: age(now, sa.established), Took: sa.took.Microseconds(),
 		Soft: sa.soft.Microseconds(), Hard: sa.hard.Microseconds(),
@@ -117,7 +117,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		initRequest: p.InitRequest, initResponse: p.InitResponse, nonceI: p.NonceI, nonceR: p.NonceR,
 		peerID: identity{message.IDType(p.PeerIdType), string(p.PeerId)},
 		ownID:  identity{message.IDType(p.OwnIdType), string(p.OwnId)},
-		local:  decodeEndpoint(p.Local), remote: decodeEndpoint(p.Remote), nonESP: p.NonEsp,
+		local:  decodeEndpoint(p.Local), remote: decodeEndpoint(p.Remote), nonESP: p.NonEsp, tcp: p.Tcp,
 		natHere: p.NatHere, natThere: p.NatThere, udpEncap: p.UdpEncap, vendorIDs: p.VendorIds,
 		created: unage(now, p.CreatedAge), established: unage(now, p.EstablishedAge), took: span(p.Took),
 		soft: span(p.Soft), hard: span(p.Hard), owed: decodeSPIs(p.OwedDeletes), closing: p.Closing,
@@ -166,7 +166,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		c.ike, c.p2 = sa, e.phase2(sa.phase1, q.Phase2)
 		c.Tunnel, c.Phase1 = sa.name(), sa.phase1
 		at := sa.espPath()
-		c.Local, c.Remote, c.UDPEncap = at.local, at.remote, at.udpEncap
+		c.Local, c.Remote, c.UDPEncap, c.TCP = at.local, at.remote, at.udpEncap, at.tcp
 		sa.children = append(sa.children, c)
 	}
 	return sa, nil

@@ -129,7 +129,7 @@ func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator
 	n := &ikeSA{
 		spis: spis, initiator: initiator, state: stateEstablished, p1: sa.p1, phase1: sa.phase1, tunnel: sa.tunnel,
 		suite: s, keys: keys, keyID: id, ownID: sa.ownID, peerID: sa.peerID, peerAuth: sa.peerAuth,
-		local: sa.local, remote: sa.remote, nonESP: sa.nonESP, natHere: sa.natHere, natThere: sa.natThere,
+		local: sa.local, remote: sa.remote, nonESP: sa.nonESP, tcp: sa.tcp, natHere: sa.natHere, natThere: sa.natThere,
 		udpEncap: sa.udpEncap, vendorIDs: sa.vendorIDs, caps: sa.caps, peerAddr: sa.peerAddr,
 		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
 	}

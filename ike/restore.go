@@ -73,8 +73,8 @@ func (d *childDiff) emit(e *Engine) {
 			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes, Known: true,
 				OutSeq: c.outSeq, InSeq: c.inSeq, Window: c.window, Moves: c.ike.moves})
 			c.window, c.brought = nil, e.active
-		} else if c.brought = old.brought; old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
-			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
+		} else if c.brought = old.brought; old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap || old.TCP != c.TCP {
+			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap, TCP: c.TCP})
 		}
 		if old != nil && (c.outSeq > old.outSeq || c.inSeq > old.inSeq || !old.floorAt.IsZero()) {
 			e.free(Skip{SPIIn: c.SPIIn, Out: c.outSeq, In: c.inSeq})
@@ -281,6 +281,7 @@ func (e *Engine) Resume(now time.Time) {
 		counters = e.paceCounters(sa, counters)
 		sa.lastIn, sa.dpdAt, sa.keepaliveAt = now, time.Time{}, time.Time{}
 		sa.quiet, sa.probe = true, probe{}
+		sa.reach = sa.dials()
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 			sa.deleteBy = now.Add(deleteWait)
 		}

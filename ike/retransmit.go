@@ -163,6 +163,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	if work := e.mobileWork(sa); work != nil {
 		return work
 	}
+	if sa.reach && sa.lives() {
+		return func() { sa.reach = !e.sendDPD(sa) }
+	}
 	if len(sa.owed) > 0 {
 		return func() { e.sendDeletes(sa) }
 	}
@@ -240,6 +243,7 @@ func (e *Engine) retransmit(sa *ikeSA) {
 		e.dead(sa, "retry timeout")
 		return
 	}
+	e.fallBack(sa)
 	x.attempts++
 	if x.kind != kindDPD {
 		x.wait *= 2
@@ -247,7 +251,7 @@ func (e *Engine) retransmit(sa *ikeSA) {
 			x.wait = min(x.wait, left)
 		}
 	}
-	x.next = e.now.Add(x.wait)
+	x.next = e.untilFallback(sa, e.now.Add(x.wait))
 	e.counters.Retransmitted++
 	e.logSent(sa, "RETRANSMIT_"+x.String(), x.id, len(x.data))
 	e.freeMessage(sa.datagram(x.data))

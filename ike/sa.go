@@ -93,7 +93,7 @@ type ikeSA struct {
 	ownID, peerID             identity
 	peerAuth                  *peerAuth // nil: it has no certificate, or is not authenticated yet
 	local, remote             netip.AddrPort
-	nonESP                    bool
+	nonESP, tcp               bool // tcp: see tcp.go
 	natHere, natThere         bool
 	udpEncap                  bool
 	vendorIDs                 [][]byte
@@ -137,6 +137,7 @@ type ikeSA struct {
 	sealer            message.Sealer
 	opener            message.Opener
 	parts             [2]*reassembly // of the request and of the response that arrive in fragments
+	reach             bool           // see tcp.go
 	quiet             bool           // after a takeover, until the peer's authenticated traffic arrives
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
@@ -268,6 +269,14 @@ func (e *Engine) ciphers(sa *ikeSA) error {
 	return nil
 }
 
+// rest lets go of the ciphers of an IKE SA that waits for nothing. Building them takes less
+// than a microsecond, and they are a quarter of what an idle tunnel takes of memory.
+func (sa *ikeSA) rest() {
+	if sa.state == stateEstablished && sa.req == nil && !sa.sync.wanted {
+		sa.sealer, sa.opener = nil, nil
+	}
+}
+
 // seal protects one message of the IKE SA: the datagrams in which it travels, one after
 // the other (message.Split).
 func (e *Engine) seal(sa *ikeSA, exch message.ExchangeType, response bool, id uint32, ps []message.Payload) ([]byte, error) {
@@ -289,12 +298,12 @@ func (sa *ikeSA) header(exch message.ExchangeType, response bool, id uint32) mes
 
 // datagram addresses bytes to the peer.
 func (sa *ikeSA) datagram(b []byte) Datagram {
-	return Datagram{Local: sa.local, Remote: sa.remote, NonESP: sa.nonESP, Data: b}
+	return Datagram{Local: sa.local, Remote: sa.remote, NonESP: sa.nonESP, TCP: sa.tcp, Data: b}
 }
 
 // reply addresses bytes to where a datagram came from (RFC 7296 §2.11).
 func reply(d Datagram, b []byte) Datagram {
-	return Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: b}
+	return Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, TCP: d.TCP, Data: b}
 }
 
 // wipe forgets the secrets of an IKE SA that is gone.

@@ -78,7 +78,7 @@ func (e *Engine) initPayloads(d Datagram, m *message.Message) (ps []message.Payl
 	if !e.anySigns() {
 		return nil
 	}
-	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
+	cands := e.candidates(d.Local.Addr(), d.Remote.Addr(), d.TCP)
 	if _, ok := m.Notify(message.SignatureHashAlgorithms); ok {
 		ps = hashPayloads(cands...)
 	}

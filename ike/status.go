@@ -19,6 +19,7 @@ type GatewayStatus struct {
 	PeerID                         string           // as the peer authenticated itself
 	Certificate                    *PeerCertificate // nil: a pre-shared key
 	NAT                            bool
+	TCP                            bool // the IKE SA is in a TCP connection (RFC 9329)
 	IKE                            []IKEStatus
 	IKECreated, IKEEstablished     int // since Created
 	ChildCreated, ChildEstablished int

@@ -60,7 +60,7 @@ func (e *Engine) insert(sa *ikeSA) {
 	}
 	if sa.state == stateHalfOpen {
 		e.halfOpen++
-		sa.source = sa.remote.Addr()
+		sa.source = sourceOf(sa.remote.Addr())
 		e.perSource[sa.source]++
 	}
 }

@@ -5,6 +5,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"tandem/internal/ipsec"
@@ -26,6 +27,7 @@ type Config struct {
 	Routes     []Route // router static, then router static6
 	BGP        BGP
 	BFD        BFD
+	TCPPort    uint16 // of IKE and ESP in TCP
 
 	LinkMonitors []LinkMonitor
 
@@ -214,6 +216,8 @@ type Phase1 struct {
 	DPDRetryInterval                      time.Duration
 	NATTraversal                          string        // enable, disable, forced
 	Keepalive                             time.Duration // NAT keepalive
+	Transport                             string        // udp, auto, tcp (RFC 9329)
+	FallbackTCP                           time.Duration // transport auto: without an answer in UDP
 	Mobike                                bool          // RFC 4555
 	Fragmentation                         bool
 	FragmentationMTU                      int
@@ -253,6 +257,19 @@ type Pool struct {
 	SplitInclude4Subnets []ipsec.TrafficSelector
 	SplitInclude6        string
 	SplitInclude6Subnets []ipsec.TrafficSelector
+}
+
+// ListensTCP says whether any phase 1 takes IKE SAs in TCP.
+func (c *Config) ListensTCP() bool {
+	return slices.ContainsFunc(c.Phase1, func(p Phase1) bool { return p.Takes(true) })
+}
+
+// Takes says whether IKE SAs in TCP, or in UDP, belong to it.
+func (p *Phase1) Takes(tcp bool) bool {
+	if tcp {
+		return p.Transport == "tcp" || p.Transport == "auto"
+	}
+	return p.Transport != "tcp"
 }
 
 // Dialup says whether clients make instances of it.

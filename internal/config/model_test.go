@@ -31,7 +31,7 @@ func TestDefaults(t *testing.T) {
 		Name: "vpn1", Line: 2, Type: "static", Interface: "wan", IPVersion: 4, RemoteGW: netip.MustParseAddr("203.0.113.1"),
 		KeyLife: 24 * time.Hour, AuthMethod: "psk", PeerType: "any", LocalIDType: "auto", PSK: ipsec.NewKey([]byte("s3cretvalue")),
 		DHGroups: []ipsec.TransformID{14, 5}, ESN: "disable", AutoNegotiate: true, NegotiateTimeout: 30 * time.Second,
-		DPD: "on-demand", DPDRetryCount: 3, DPDRetryInterval: 20 * time.Second, NATTraversal: "enable", Keepalive: 10 * time.Second,
+		DPD: "on-demand", DPDRetryCount: 3, DPDRetryInterval: 20 * time.Second, NATTraversal: "enable", Transport: "udp", FallbackTCP: 15 * time.Second, Keepalive: 10 * time.Second,
 		Fragmentation: true, FragmentationMTU: 1200, IPFragmentation: "post-encapsulation", HASyncESPSeqno: true, AddRoute: true,
 		CertIDValidation: true, DigitalSignatureAuth: true, SignatureHash: []string{"sha2-512", "sha2-384", "sha2-256"}, RSASignatureFormat: "pkcs1",
 		Rekey: true, LoopbackAsymroute: true, PPK: "disable",

@@ -29,7 +29,8 @@ type gatewayJSON struct {
 	PeerID           string     `json:"peer_id,omitempty"`
 	Certificate      *certJSON  `json:"peer_certificate,omitempty"`
 	NAT              bool       `json:"nat"`
-	Role             string     `json:"role,omitempty"` // in a cluster
+	Transport        string     `json:"transport,omitempty"` // tcp, or UDP and plain ESP
+	Role             string     `json:"role,omitempty"`      // in a cluster
 	VCluster         int        `json:"vcluster,omitempty"`
 	VDOM             string     `json:"vdom,omitempty"`
 	Created          int64      `json:"created_s"`
@@ -141,6 +142,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 	if c := g.Certificate; c != nil {
 		j.Certificate = &certJSON{c.Subject, hex.EncodeToString(c.Fingerprint[:]), c.NotAfter.UTC(), c.Signature, c.Method}
 	}
+	if g.TCP {
+		j.Transport = "tcp"
+	}
 	j.assigned(&g.Assigned)
 	if !v.alone() {
 		j.Role = v.role(g)
@@ -246,6 +250,9 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 	s.printAssigned(j)
 	if j.NAT {
 		p("nat: peer\n")
+	}
+	if j.Transport != "" {
+		p("transport: %s\n", j.Transport)
 	}
 	if role {
 		p("role: %s\n", j.Role)

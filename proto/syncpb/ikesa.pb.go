@@ -56,6 +56,7 @@ type IKESA struct {
 	Local           *Endpoint              `protobuf:"bytes,23,opt,name=local,proto3" json:"local,omitempty"`
 	Remote          *Endpoint              `protobuf:"bytes,24,opt,name=remote,proto3" json:"remote,omitempty"`
 	NonEsp          bool                   `protobuf:"varint,25,opt,name=non_esp,json=nonEsp,proto3" json:"non_esp,omitempty"`
+	Tcp             bool                   `protobuf:"varint,120,opt,name=tcp,proto3" json:"tcp,omitempty"` // in a connection (RFC 9329)
 	NatHere         bool                   `protobuf:"varint,26,opt,name=nat_here,json=natHere,proto3" json:"nat_here,omitempty"`
 	NatThere        bool                   `protobuf:"varint,27,opt,name=nat_there,json=natThere,proto3" json:"nat_there,omitempty"`
 	UdpEncap        bool                   `protobuf:"varint,28,opt,name=udp_encap,json=udpEncap,proto3" json:"udp_encap,omitempty"`
@@ -313,6 +314,13 @@ func (x *IKESA) GetRemote() *Endpoint {
 func (x *IKESA) GetNonEsp() bool {
 	if x != nil {
 		return x.NonEsp
+	}
+	return false
+}
+
+func (x *IKESA) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
 	}
 	return false
 }
@@ -2038,7 +2046,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x9e\x10\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xb0\x10\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -2068,7 +2076,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x06own_id\x18/ \x01(\fR\x05ownId\x12+\n" +
 	"\x05local\x18\x17 \x01(\v2\x15.tandem.sync.EndpointR\x05local\x12-\n" +
 	"\x06remote\x18\x18 \x01(\v2\x15.tandem.sync.EndpointR\x06remote\x12\x17\n" +
-	"\anon_esp\x18\x19 \x01(\bR\x06nonEsp\x12\x19\n" +
+	"\anon_esp\x18\x19 \x01(\bR\x06nonEsp\x12\x10\n" +
+	"\x03tcp\x18x \x01(\bR\x03tcp\x12\x19\n" +
 	"\bnat_here\x18\x1a \x01(\bR\anatHere\x12\x1b\n" +
 	"\tnat_there\x18\x1b \x01(\bR\bnatThere\x12\x1b\n" +
 	"\tudp_encap\x18\x1c \x01(\bR\budpEncap\x12\x1d\n" +
