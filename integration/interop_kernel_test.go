@@ -48,6 +48,7 @@ func TestKernelESPOfStrongSwan(t *testing.T) {
 					ch.up()
 				} else {
 					g.must("execute vpn ipsec tunnel up net")
+					g.wantUp("vpn1", "initiator")
 				}
 				if err := ch.Initiate(ch.ctx, "net6", 10*time.Second); err != nil {
 					t.Fatal(err)
@@ -96,7 +97,7 @@ func (s *site) kernelRekeys(g *gateway, ch *charon, by string, n int) {
 	flood := make(chan string, 2)
 	for _, way := range [][3]string{{guestNode, peerIn, gwIn}, {"gw", gwIn6, peerIn6}} {
 		go func() {
-			out, err := s.run(way[0], "ping", "-n", "-q", "-c", "150", "-i", "0.01", "-W", "2", "-I", way[1], way[2])
+			out, err := s.run(way[0], "ping", "-n", "-q", "-c", "100", "-i", "0.01", "-W", "2", "-I", way[1], way[2])
 			flood <- fmt.Sprintf("%s %v", out, err)
 		}()
 	}
@@ -109,7 +110,7 @@ func (s *site) kernelRekeys(g *gateway, ch *charon, by string, n int) {
 		} else {
 			g.must(words)
 		}
-		eventually(s.t, 10*time.Second, "rekeyed by "+by, done)
+		eventually(s.t, 10*time.Second, "rekeyed by "+by+": "+or(child, ike)+words, done)
 	}
 	was := ch.Events()
 	if by == "charon" {
