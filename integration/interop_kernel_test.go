@@ -86,15 +86,21 @@ func TestKernelESPOfStrongSwan(t *testing.T) {
 	}
 }
 
-// kernelPings pings both ways through both Child SAs, all at once.
+// kernelPings pings both ways through both Child SAs, all at once; the first packets may
+// come before the peer has installed an SA.
 func (s *site) kernelPings() {
 	s.t.Helper()
 	ways := [][3]string{{guestNode, peerIn, gwIn}, {"gw", gwIn, peerIn}, {guestNode, peerIn6, gwIn6}, {"gw", gwIn6, peerIn6}}
 	lost := make(chan string, len(ways))
 	for _, w := range ways {
 		go func() {
-			out, err := s.run(w[0], "ping", "-n", "-q", "-c", "3", "-i", "0.2", "-W", "3", "-I", w[1], w[2])
-			if err == nil && strings.Contains(out, " 0% packet loss") {
+			out := ""
+			ok := holds(10*time.Second, func() (ok bool) {
+				var err error
+				out, err = s.run(w[0], "ping", "-n", "-q", "-c", "3", "-i", "0.2", "-W", "2", "-I", w[1], w[2])
+				return err == nil && strings.Contains(out, " 0% packet loss")
+			})
+			if ok {
 				out = ""
 			}
 			lost <- out

@@ -50,7 +50,7 @@ func TestKernelESPOfLibreswan(t *testing.T) {
 					g.must("diagnose vpn ike rekey child name vpn1")
 					g.wantOtherSPIs("vpn1", was)
 					ike := g.status("vpn1").SAs[0].SPIi
-					p.rekeyIKE("net", "net6")
+					p.rekeyIKE()
 					g.wantOtherIKESA("vpn1", ike)
 					ike = g.status("vpn1").SAs[0].SPIi
 					g.must("diagnose vpn ike rekey ike name vpn1")
@@ -58,8 +58,7 @@ func TestKernelESPOfLibreswan(t *testing.T) {
 				})
 				s.kernelPings()
 				wan.onlyKinds(kindIKE, kindESP)
-				p.whack("--name", "net", "--terminate")
-				p.whack("--name", "net6", "--terminate")
+				p.remove()
 				g.wantNone("")
 			})
 		}
