@@ -37,10 +37,11 @@ const guestModules = "ipv6,esp4,esp6,xfrm_user,gcm,ctr,ghash-generic,seqiv,echai
 // guest is user-mode-linux: a Linux with ESP in the kernel, run as a process, which the
 // machine of the tests may lack. It sees the machine's root, read-only.
 type guest struct {
-	dir  string // shared with it, writable on both sides
-	cmd  *exec.Cmd
-	in   *os.File
-	done chan struct{} // closed when it has ended
+	dir   string // shared with it, writable on both sides
+	cache string // what it was built from
+	cmd   *exec.Cmd
+	in    *os.File
+	done  chan struct{} // closed when it has ended
 
 	mu      sync.Mutex
 	n       int
@@ -116,7 +117,7 @@ func startGuest(t *testing.T, topo *lab.Topology, cache string) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &guest{dir: filepath.Join(topo.Dir, "guest"), done: make(chan struct{}), waiting: map[int]chan int{}}
+	g := &guest{dir: filepath.Join(topo.Dir, "guest"), cache: cache, done: make(chan struct{}), waiting: map[int]chan int{}}
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -233,10 +234,20 @@ func (g *guest) shell(script string) (string, error) {
 		}
 		return string(text), err
 	case <-g.done:
-		return "", errors.New("the guest kernel has ended")
+		return "", g.ended()
 	case <-time.After(60 * time.Second):
 		return "", errors.New("no answer from the guest within a minute")
 	}
+}
+
+// ended says how it ended by itself. It does not bear being stopped and continued: that
+// comes from outside of the test.
+func (g *guest) ended() error {
+	text, _ := os.ReadFile(filepath.Join(g.dir, "console"))
+	if strings.Contains(string(text), "stopped with signal 19") {
+		return errors.New("the guest kernel has ended: its processes got SIGSTOP from elsewhere")
+	}
+	return errors.New("the guest kernel has ended")
 }
 
 // sub runs a part of a test on the same network, with the same guest.

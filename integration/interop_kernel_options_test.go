@@ -60,6 +60,30 @@ func TestKernelPeer(t *testing.T) {
 		}
 	})
 
+	s.sub("lifetime in kilobytes of ours", func(t *testing.T, s *site) {
+		// The least that can be configured is 5,120 KiB.
+		g, ch := start(s, plain(), netPhase2("keylife-type kbs", "keylifekbs 5120"), conn{})
+		ch.up()
+		was := g.spis("vpn1")
+		if out := s.must("gw", "ping", "-n", "-q", "-f", "-c", "4200", "-s", "1250", "-W", "3", "-I", gwIn, peerIn); !strings.Contains(out, " 0% packet loss") {
+			t.Log(out)
+		}
+		g.wantOtherSPIs("vpn1", was)
+		s.pingBoth()
+		ch.down(g)
+	})
+
+	s.sub("a list of selectors", func(t *testing.T, s *site) {
+		// Two of each side are asked for; ours are one network and one part of another.
+		g, ch := start(s, plain(), netPhase2("dst-subnet 10.1.0.0/25"), conn{localTS: "10.9.0.0/24," + peerNet, remoteTS: gwNet + ",10.8.0.0/16"})
+		ch.up()
+		if _, c := ch.one(); len(c.LocalTS) != 1 || c.LocalTS[0] != "10.1.0.0/25" || len(c.RemoteTS) != 1 || c.RemoteTS[0] != gwNet {
+			t.Errorf("charon's selectors: %+v", c)
+		}
+		s.pingBoth()
+		ch.down(g)
+	})
+
 	s.sub("selectors with protocol and port", func(t *testing.T, s *site) {
 		g, ch := start(s, plain(), netPhase2("protocol 17", "src-port 7777"), conn{localTS: peerNet + "[udp]", remoteTS: gwNet + "[udp/7777]"})
 		ch.up()

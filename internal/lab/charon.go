@@ -343,6 +343,12 @@ func (c *Charon) Terminate(ctx context.Context, ike string) error {
 	return err
 }
 
+// TerminateChild deletes a Child SA by its name and does not wait for the peer.
+func (c *Charon) TerminateChild(ctx context.Context, child string) error {
+	_, _, err := c.run(ctx, "terminate", "", viciMessage{"child": child, "timeout": "-1"})
+	return err
+}
+
 // Rekey begins the rekey of a Child SA or an IKE SA by name; the other is empty.
 func (c *Charon) Rekey(ctx context.Context, child, ike string) error {
 	m := viciMessage{}
