@@ -144,7 +144,7 @@ func startGuest(t *testing.T, topo *lab.Topology, cache string) *guest {
 	g.cmd.ExtraFiles = []*os.File{console, theirIn, theirOut} // 3, 4, 5
 	g.cmd.Stdout, g.cmd.Stderr = console, console
 	// Its memory is a file there.
-	g.cmd.Env = append(os.Environ(), "LD_PRELOAD="+filepath.Join(cache, "xstate.so"), "TMPDIR=/dev/shm")
+	g.cmd.Env = append(os.Environ(), "LD_PRELOAD="+filepath.Join(cache, "shim.so"), "TMPDIR=/dev/shm")
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := topo.In("gw", g.cmd.Start); err != nil {
 		t.Fatal(err)

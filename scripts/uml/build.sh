@@ -14,12 +14,12 @@ for p in linux.uml busybox modprobe gcc; do
 done
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-sum=$(cat "$here/build.sh" "$here/xstate.c" | sha256sum)
+sum=$(cat "$here/build.sh" "$here/shim.c" | sha256sum)
 [ "$(cat "$dir/built" 2>/dev/null)" != "$sum" ] || exit 0
 work=$(mktemp -d "$dir/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-gcc -O2 -shared -fPIC -o "$work/xstate.so" "$here/xstate.c"
+gcc -O2 -shared -fPIC -o "$work/shim.so" "$here/shim.c"
 mkdir -p "$work/modules/lib"
 ln -s /usr/lib/uml/modules "$work/modules/lib/modules"
 printf '#!/bin/sh\nexec /sbin/modprobe -d %s/modules "$@"\n' "$dir" >"$work/modprobe"
@@ -28,7 +28,7 @@ chmod 755 "$work/modprobe"
 (cd "$work" && { apt-get download -q libreswan || { apt-get update -q && apt-get download -q libreswan; }; } >download.log 2>&1) ||
 	missing "libreswan cannot be downloaded: $(tail -n 1 "$work/download.log")"
 dpkg -x "$work"/libreswan_*.deb "$work/libreswan"
-for part in xstate.so modules modprobe libreswan; do
+for part in shim.so modules modprobe libreswan; do
 	rm -rf "${dir:?}/$part"
 	mv "$work/$part" "$dir/"
 done

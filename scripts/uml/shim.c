@@ -1,14 +1,21 @@
-// Preloaded into linux.uml: on processors with large register files (AMX) the
-// kernel refuses PTRACE_SETREGSET(NT_X86_XSTATE) with less than all of them, and UML
-// 6.1 hands over fewer. The whole is read, UML's part laid over it, and all written.
+// Preloaded into linux.uml, for two things that UML 6.1 does not bear.
+//
+// On processors with large register files (AMX) the kernel refuses
+// PTRACE_SETREGSET(NT_X86_XSTATE) with less than all of them, and UML hands over fewer.
+// The whole is read, UML's part laid over it, and all written.
+//
+// Where a process of the guest is stopped and continued from outside (SIGSTOP, SIGCONT),
+// UML takes it for broken and ends. It goes on as it was last told to instead.
 #define _GNU_SOURCE
 #include <elf.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifndef NT_X86_XSTATE
@@ -17,6 +24,9 @@
 
 #define XSTATE_BV 512 /* which components are there: after the legacy region */
 #define AMX (3ULL << 17)
+
+static pid_t resumed; /* who runs, and how it was told to */
+static enum __ptrace_request how;
 
 static char whole[32768] __attribute__((aligned(64)));
 
@@ -28,6 +38,17 @@ long ptrace(enum __ptrace_request request, ...)
 	void *addr = va_arg(args, void *), *data = va_arg(args, void *);
 	va_end(args);
 
+	switch (request) {
+	case PTRACE_CONT:
+	case PTRACE_SYSCALL:
+	case PTRACE_SINGLESTEP:
+	case PTRACE_SYSEMU:
+	case PTRACE_SYSEMU_SINGLESTEP:
+		resumed = pid;
+		how = request;
+	default:
+		break;
+	}
 	if (request == PTRACE_SETREGSET && (long)addr == NT_X86_XSTATE) {
 		struct iovec *part = data, all = {whole, sizeof whole};
 		if (syscall(SYS_ptrace, PTRACE_GETREGSET, pid, addr, &all) < 0)
@@ -45,4 +66,15 @@ long ptrace(enum __ptrace_request request, ...)
 		return failed < 0 ? -1 : value;
 	}
 	return syscall(SYS_ptrace, request, pid, addr, data);
+}
+
+pid_t waitpid(pid_t pid, int *status, int options)
+{
+	for (;;) {
+		pid_t done = syscall(SYS_wait4, pid, status, options, 0);
+		if (done <= 0 || done != resumed || status == 0 || !WIFSTOPPED(*status) ||
+		    (WSTOPSIG(*status) != SIGSTOP && WSTOPSIG(*status) != SIGCONT))
+			return done;
+		syscall(SYS_ptrace, how, done, 0, 0);
+	}
 }
