@@ -256,10 +256,12 @@ func (s *site) sub(name string, f func(t *testing.T, s *site)) {
 	s.t.Run(name, func(t *testing.T) {
 		part := *s
 		part.t = t
+		t.Cleanup(func() {
+			if t.Failed() {
+				part.showLogs()
+			}
+		})
 		f(t, &part)
-		if t.Failed() {
-			part.showLogs()
-		}
 	})
 }
 

@@ -18,7 +18,7 @@ const inFlight = "150ms"
 // sides have the same SAs at the end, and traffic flows.
 func TestCollisions(t *testing.T) {
 	s := guestWire(t)
-	all := s.guestCharon("delete_rekeyed_delay = 0")
+	all := s.guestCharon()
 	s.must(guestNode, "/sbin/modprobe", "-d", s.guest.cache+"/modules", "sch_netem")
 	start := func(s *site) (*gateway, *charon) {
 		ch := all.load(s.t, conn{noEncap: true})
@@ -127,6 +127,9 @@ func wantSameSAs(g *gateway, ch *charon, name string, was map[string]bool) {
 			theirs[sa.SPIi+sa.SPIr] = true
 			settled = settled && sa.State == "ESTABLISHED"
 			for _, c := range sa.Children {
+				if c.State == "DELETED" { // the kernel's inbound SA is kept for packets that are late
+					continue
+				}
 				theirs[c.SPIOut] = true
 				settled = settled && c.State == "INSTALLED"
 			}
