@@ -116,11 +116,12 @@ func sasOf(g *gateway, name string) map[string]bool {
 	return all
 }
 
-// wantSameSAs waits until both sides have the same SAs, other ones than before.
+// wantSameSAs waits until both sides have the same SAs, other ones than before; charon
+// tries again up to 25 seconds after a TEMPORARY_FAILURE.
 func wantSameSAs(g *gateway, ch *charon, name string, was map[string]bool) {
 	g.t.Helper()
 	state := ""
-	if !holds(20*time.Second, func() bool {
+	if !holds(40*time.Second, func() bool {
 		ours, theirs := sasOf(g, name), map[string]bool{}
 		settled := true
 		for _, sa := range ch.sas() {
