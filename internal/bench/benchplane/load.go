@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,6 +51,8 @@ func listening(pid, port int) error {
 	return fmt.Errorf("nobody listens at port %d", port)
 }
 
+var errNothing = errors.New("nothing came through")
+
 // transfer is what an iperf3 client tells.
 type transfer struct{ Bytes, Seconds float64 }
 
@@ -88,7 +91,7 @@ func (r *run) tcp(ctx context.Context, from, local, to, remote string, streams, 
 			return transfer{j.End.Received.Bytes, j.End.Received.Seconds}, nil
 		}
 		if try == 5 || ctx.Err() != nil {
-			return transfer{}, fmt.Errorf("iperf3 from %s to %s: %s %w", local, remote, j.Error, errors.Join(err, ctx.Err()))
+			return transfer{}, fmt.Errorf("iperf3 from %s to %s received %.0f bytes: %s: %w", local, remote, j.End.Received.Bytes, j.Error, cmp.Or(err, ctx.Err(), errNothing))
 		}
 		// The server ends a session a moment after its client.
 		select {
@@ -142,7 +145,7 @@ func begin(p *program) (m meter, err error) {
 func (m meter) per(units float64) (gateways, total float64, err error) {
 	now, err := begin(m.p)
 	if err != nil || units <= 0 {
-		return 0, 0, errors.Join(err, errors.New("nothing came through")) // err may be nil: nothing is a fault as well
+		return 0, 0, cmp.Or(err, errNothing)
 	}
 	return (now.gateways - m.gateways).Seconds() / units, (now.total - m.total).Seconds() / units, nil
 }

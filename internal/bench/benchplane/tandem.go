@@ -83,9 +83,12 @@ func (d *tandems) ask(ctx context.Context, node string, into any, words ...strin
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	args := append(words, "--json", "--socket", filepath.Join(d.t.Dir, node, "admin.sock"))
-	out, err := exec.CommandContext(ctx, d.bin, args...).Output()
+	cmd := exec.CommandContext(ctx, d.bin, args...)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%s: %s: %w", node, strings.Join(words, " "), err)
+		return fmt.Errorf("%s: %s: %w: %s", node, strings.Join(words, " "), err, strings.TrimSpace(errs.String()))
 	}
 	return json.Unmarshal(out, into)
 }
@@ -173,7 +176,7 @@ func (sa *tandemSA) faults() (list []string) {
 	add(sa.Seqno > sa.Ceiling+1, "sequence number %d is above the ceiling %d", sa.Seqno, sa.Ceiling)
 	add(sa.Fence == 0 || sa.Fence >= endless, "no fence bounds what is delivered: %d", sa.Fence)
 	add(sa.LastSeq > sa.Fence, "sequence number %d was delivered above the fence %d", sa.LastSeq, sa.Fence)
-	add(len(sa.Src) != 1 || len(sa.Dst) != 1 || !strings.HasPrefix(sa.Src[0], "10.2.") || !strings.HasPrefix(sa.Dst[0], "10.1."),
+	add(len(sa.Src) != 1 || len(sa.Dst) != 1 || !strings.Contains(sa.Src[0], ":10.2.") || !strings.Contains(sa.Dst[0], ":10.1."),
 		"the selectors are %v to %v", sa.Src, sa.Dst)
 	return list
 }
