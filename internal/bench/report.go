@@ -42,6 +42,8 @@ func (v *Verdict) word() string {
 	switch {
 	case v.Skipped:
 		return "not measured"
+	case v.Told && !v.Pass:
+		return "below (told only)"
 	case v.AtGoal:
 		return "goal"
 	case v.Pass:

@@ -34,11 +34,13 @@ another in each round (A B C D A B C D …), so that ratios within a round stand
 themselves. Needs root, iperf3, ethtool, nft, ping and charon-systemd
 (scripts/deps.sh), bin/tandem and bin/bench/wireguard (make bench builds them).
 
-  layouts   NIC-like: segments are cut by the sender's kernel (tx-udp-segmentation off)
-            and merged by the receiver's (gro on); USO veth: batches cross uncut
+  layouts   nic: segments are cut by the sender's kernel (ethtool -K VETH
+            tx-udp-segmentation off gro on); uso: batches of up to 64 KB cross uncut;
+            gro: as nic with tso off, without which a veth device merges nothing in spite
+            of gro on (told beside the others, no floor is judged by it)
   measures  TCP with 1 and 4 streams, each direction for itself; UDP with 64 bytes of
-            payload, offered at 50,000, 150,000 and 400,000 a second, of which the best
-            counts; seconds of processor time of the gateways (the standby included) and
+            payload, offered at 50,000, 150,000 and 400,000 a second in the first
+            round, at the best of them from then on; seconds of processor time of the gateways (the standby included) and
             of the machine for each GB; pings, 1000 a second, at half of the most load
 
 It asserts that the standby replicates, and that ceilings, fences, selectors, policies
@@ -123,7 +125,7 @@ var helpers = map[string]func([]string) error{
 var (
 	allPrograms   = []string{wireguardName, tandemName, tandemChaCha, tandemAES256, charonName, forwardName}
 	quickPrograms = []string{wireguardName, tandemName, charonName, forwardName}
-	layoutNames   = map[string][]string{"both": {layoutNIC, layoutUSO}, "nic": {layoutNIC}, "uso": {layoutUSO}}
+	layoutNames   = map[string][]string{"all": {layoutNIC, layoutUSO, layoutGRO}, "both": {layoutNIC, layoutUSO}, "nic": {layoutNIC}, "uso": {layoutUSO}, "gro": {layoutGRO}}
 )
 
 func benchmark(args []string) (pass bool, err error) {
@@ -133,7 +135,9 @@ func benchmark(args []string) (pass bool, err error) {
 	fs.IntVar(&o.rounds, "rounds", leastRounds, "how often each program has its turn")
 	fs.IntVar(&o.seconds, "seconds", 0, "of each TCP transfer; 0: 2, or 1 with --quick")
 	fs.DurationVar(&o.limit, "limit", 0, "begin no round that would end later; 0: 30m, or 4m20s with --quick")
-	layout := fs.String("layout", "both", "nic, uso or both")
+	fs.IntVar(&o.latencySeconds, "pings", 3, "seconds of pings, 1000 a second, for each figure of latency; 0: none")
+	add := fs.String("add", "", "result of an earlier run on the same commit, of other layouts, which this one goes on with")
+	layout := fs.String("layout", "", "nic, uso, both of them, gro or all; empty: all, both with --quick")
 	programs := fs.String("programs", "", "which, with commas; empty: all, with --quick those of the floors: "+strings.Join(allPrograms, ","))
 	jsonFile := fs.String("json", "", "write the result to this file; - for standard output, and the progress to standard error")
 	docs := fs.String("docs", "", "folder of benchmarks.md, whose section is replaced, and of its chart")
@@ -162,10 +166,9 @@ func benchmark(args []string) (pass bool, err error) {
 			o.limit = 4*time.Minute + 20*time.Second
 		}
 	}
-	o.latencySeconds = 5
 	o.programs = allPrograms
 	if *quick {
-		o.latencySeconds, o.programs = 3, quickPrograms
+		o.programs = quickPrograms
 	}
 	if *programs != "" {
 		o.programs = strings.Split(*programs, ",")
@@ -175,8 +178,14 @@ func benchmark(args []string) (pass bool, err error) {
 			return false, fmt.Errorf("--programs: %q is none of %s", p, strings.Join(allPrograms, ", "))
 		}
 	}
+	if *layout == "" {
+		*layout = "all"
+		if *quick {
+			*layout = "both"
+		}
+	}
 	if o.layouts = layoutNames[*layout]; o.layouts == nil {
-		return false, fmt.Errorf("--layout %q: nic, uso and both are known", *layout)
+		return false, fmt.Errorf("--layout %q: nic, uso, both, gro and all are known", *layout)
 	}
 	if o.rounds < 1 || o.seconds < 1 {
 		return false, errors.New("--rounds and --seconds: 1 or more")
@@ -198,10 +207,20 @@ func benchmark(args []string) (pass bool, err error) {
 	res, err := measure(ctx, o)
 	if err != nil {
 		if ctx.Err() != nil {
-			return false, errors.New("interrupted; the network is removed")
+			return false, fmt.Errorf("interrupted (%w)", err)
 		}
 		return false, err
 	}
+	if *add != "" {
+		text, err := os.ReadFile(*add)
+		if err == nil {
+			err = res.Add(text)
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", *add, err)
+		}
+	}
+	res.Judge(floors())
 	if o.rounds < leastRounds {
 		res.Notes = append(res.Notes, fmt.Sprintf("%d rounds only: ratios are to be believed from %d on", o.rounds, leastRounds))
 	}
