@@ -140,6 +140,8 @@ func (r *Result) Judge(floors []Floor) {
 	for _, f := range floors {
 		v := Verdict{Floor: f, Ratio: r.Ratios(r.Subject, f.Over, f.Layout, f.Measure, f.Metric)}
 		switch {
+		case v.Ratio.N == 0 && f.Told:
+			continue
 		case v.Ratio.N == 0:
 			v.Skipped = true
 			v.Ratio = Spread{}

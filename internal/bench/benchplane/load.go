@@ -158,7 +158,7 @@ var offered = []int{50_000, 150_000, 400_000}
 const (
 	packetBytes = 64 // of UDP payload
 	packetsPort = 7007
-	packetsFor  = 400 * time.Millisecond // at each rate and in each direction
+	packetsFor  = 600 * time.Millisecond // at each rate and in each direction
 )
 
 // packetsSample measures packets of 64 bytes delivered, both directions.

@@ -262,9 +262,9 @@ func (r *run) sample(ctx context.Context, p *program, layout, measure string) (b
 	return r.packetsSample(ctx, p, layout)
 }
 
-// latencies are taken for the tunnels that are compared most.
+// latencies are taken in the first layout, for the tunnels that are compared most.
 func (r *run) latencies(ctx context.Context, layout string) error {
-	if layout != layoutNIC || r.o.latencySeconds == 0 {
+	if layout != r.o.layouts[0] || r.o.latencySeconds == 0 {
 		return nil
 	}
 	for _, p := range r.programs {

@@ -164,7 +164,7 @@ func (d *tandems) sa(ctx context.Context, phase2 string) (tandemSA, error) {
 const endless = 1 << 36
 
 // faults lists what is switched off on an SA, or does not bound what was sent or
-// delivered. Of a lead that reaches the last packet itself both are of the same number.
+// delivered. Seqno is the next to send.
 func (sa *tandemSA) faults() (list []string) {
 	add := func(bad bool, format string, args ...any) {
 		if bad {
@@ -173,7 +173,7 @@ func (sa *tandemSA) faults() (list []string) {
 	}
 	add(sa.ReplayWindow < 64, "the replay window is %d", sa.ReplayWindow)
 	add(sa.Ceiling == 0 || sa.Ceiling >= endless, "no ceiling bounds what is sent: %d", sa.Ceiling)
-	add(sa.Seqno > sa.Ceiling+1, "sequence number %d is above the ceiling %d", sa.Seqno, sa.Ceiling)
+	add(sa.Seqno > 0 && sa.Seqno-1 > sa.Ceiling, "sequence number %d was sent above the ceiling %d", sa.Seqno-1, sa.Ceiling)
 	add(sa.Fence == 0 || sa.Fence >= endless, "no fence bounds what is delivered: %d", sa.Fence)
 	add(sa.LastSeq > sa.Fence, "sequence number %d was delivered above the fence %d", sa.LastSeq, sa.Fence)
 	add(len(sa.Src) != 1 || len(sa.Dst) != 1 || !strings.Contains(sa.Src[0], ":10.2.") || !strings.Contains(sa.Dst[0], ":10.1."),
