@@ -145,7 +145,7 @@ func (r *run) start(ctx context.Context, wants func(string) bool, wantsTandem bo
 		r.say("starting a pair of Tandems, and their peer")
 		all, d, err := startTandem(ctx, r.t, r.o.tandem)
 		if err != nil {
-			return fmt.Errorf("%w (logs: %s)", err, r.keepLogs())
+			return fmt.Errorf("%w%s", err, r.keepLogs(ctx))
 		}
 		r.tandems = d
 		for _, p := range all {
@@ -232,7 +232,7 @@ func (r *run) layout(ctx context.Context, layout string, deadline time.Time) err
 			for _, p := range r.programs {
 				s, err := r.sample(ctx, p, layout, m)
 				if err != nil {
-					return fmt.Errorf("%s, %s, round %d: %w (logs: %s)", layout, m, round, err, r.keepLogs())
+					return fmt.Errorf("%s, %s, round %d: %w%s", layout, m, round, err, r.keepLogs(ctx))
 				}
 				s.Program, s.Layout, s.Measure, s.Round = p.Name, layout, m, round
 				r.res.Samples = append(r.res.Samples, s)
@@ -283,11 +283,15 @@ func (r *run) latencies(ctx context.Context, layout string) error {
 	return nil
 }
 
-// keepLogs copies what the programs wrote to a folder that stays, and names it.
-func (r *run) keepLogs() string {
+// keepLogs copies what the programs wrote to a folder that stays, and names it; nothing
+// where somebody has interrupted the run.
+func (r *run) keepLogs(ctx context.Context) string {
+	if ctx.Err() != nil {
+		return ""
+	}
 	dir, err := os.MkdirTemp("", "benchplane")
 	if err != nil {
-		return err.Error()
+		return ", and no logs: " + err.Error()
 	}
 	logs, _ := filepath.Glob(filepath.Join(r.t.Dir, "*.log")) // the pattern is well formed
 	for _, l := range append(logs, filepath.Join(r.t.Dir, "charon-cha", "log"), filepath.Join(r.t.Dir, "charon-chb", "log")) {
@@ -296,7 +300,7 @@ func (r *run) keepLogs() string {
 			_ = os.WriteFile(filepath.Join(dir, strings.ReplaceAll(rel, "/", "-")), text, 0o600)
 		}
 	}
-	return dir
+	return ", logs in " + dir
 }
 
 // removeSockets takes away what wireguard-go leaves outside of the network.
