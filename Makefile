@@ -3,18 +3,21 @@
 # make acceptance  every scenario at full length, with its figures
 # make interop   every test against a peer; writes docs/interop.md
 # make sim SEEDS=n  n simulated clusters; make sim SEED=s replays one (HELP=1 tells more)
+# make bench     every benchmark; make bench-quick: the data plane beside others, in under
+#                five minutes (JSON=FILE, or - for standard output; PROFILE=DIR)
 # make planted   plants bugs, and counts the schedules that it takes to find each
 
 GO ?= go
 FUZZTIME ?= 1m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+WIREGUARD_GO = golang.zx2c4.com/wireguard@v0.0.0-20260522210424-ecfc5a8d5446
 PROTOC_GEN_GO = google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
 PROTOC_GEN_GO_GRPC = google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 # Scenarios time real processes: one at a time, and apart from the unit tests.
 UNIT = $(shell $(GO) list ./... | grep -v '/integration')
 
-.PHONY: all build deps test acceptance interop race lint fuzz sim planted demo bench proto clean
+.PHONY: all build deps test acceptance interop race lint fuzz sim planted demo bench bench-quick bench-programs proto clean
 
 all: build
 
@@ -68,9 +71,24 @@ planted:
 demo: deps build
 	bin/tandem lab run examples/pair
 
-bench:
+# The data plane beside what does the same work: docs/benchmarks.md. BENCH takes flags of
+# its own; bin/benchplane --help lists them.
+BENCHPLANE = bin/benchplane $(if $(JSON),--json $(JSON)) $(if $(PROFILE),--profile $(PROFILE)) $(BENCH)
+
+bench-quick: bench-programs
+	@$(BENCHPLANE) --quick
+
+bench-programs: deps build bin/bench/wireguard
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/benchplane ./internal/bench/benchplane
+
+bin/bench/wireguard: Makefile
+	CGO_ENABLED=0 GOBIN=$(CURDIR)/bin/bench $(GO) install -trimpath $(WIREGUARD_GO)
+	@touch $@
+
+bench: bench-programs
 	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/...
+	$(BENCHPLANE) --docs docs
 
 proto:
 	GOBIN=$(CURDIR)/bin/gen $(GO) install $(PROTOC_GEN_GO)

@@ -17,6 +17,9 @@ const inFlight = "150ms"
 // holds back what it sends; the gateway's request is there at once. Whoever wins, both
 // sides have the same SAs at the end, and traffic flows.
 func TestCollisions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("at full length only: what collides is left to chance, and takes minutes")
+	}
 	s := guestWire(t)
 	all := s.guestCharon()
 	s.must(guestNode, "/sbin/modprobe", "-d", s.guest.cache+"/modules", "sch_netem")

@@ -434,3 +434,6 @@ func (c *Charon) Stop() error {
 	}
 	return err
 }
+
+// Process is the running program.
+func (c *Charon) Process() *Process { return c.proc }

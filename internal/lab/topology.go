@@ -68,7 +68,8 @@ var pairNodes = []string{NodeHost, NodeClient, NodeWAN, NodeGW1, NodeGW2, NodePa
 type cable struct {
 	a, aIf, b, bIf string
 	addrs          []string
-	mtu            int // 0: 1500
+	mtu            int  // 0: 1500
+	batches        bool // frames of many packets cross it as they are
 }
 
 var pairCables = []cable{
@@ -315,6 +316,12 @@ func (t *Topology) lay(c cable) error {
 		return fmt.Errorf("cable %s/%s to %s/%s: %w", c.a, c.aIf, c.b, c.bIf, err)
 	}
 	for _, end := range [][2]string{{c.a, c.aIf}, {c.b, c.bIf}} {
+		if c.batches {
+			if err := t.linkUp(end[0], end[1]); err != nil {
+				return err
+			}
+			continue
+		}
 		// What leaves a node must stand in a capture as on a wire: one frame for
 		// one packet, however large the batches that the sender hands over.
 		link, err := t.link(end[0], end[1])

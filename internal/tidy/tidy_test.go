@@ -56,6 +56,7 @@ var order = []string{
 	"internal/daemon",
 	"internal/sim",
 	"internal/lab",
+	"internal/bench",
 	"cmd/tandem",
 	"integration",
 	"internal/tidy",
