@@ -103,6 +103,12 @@ func (m *Machine) Orphan(r Range) bool {
 	return r.Process != 0 && (p == nil || p.Process != r.Process || p.State == Left)
 }
 
+// AnyFree says that a number from first to last is delegated to nobody.
+func (m *Machine) AnyFree(s Space, first, last Number) bool {
+	_, n := m.gap(s, first, last, 1)
+	return n > 0 && len(m.ranges) < MaxRanges
+}
+
 // RangeOf is the range that a number lies in.
 func (m *Machine) RangeOf(s Space, n Number) (Range, bool) {
 	for _, r := range m.ranges {

@@ -31,6 +31,7 @@ type Options struct {
 
 	// What the scopes of a Farm share, and that they are such.
 	ofFarm bool
+	ranged bool // mode-cfg leases from ranges of the log; see pool_ranges.go
 	ledger *statesync.Ledger
 	nonces ike.Nonces
 	turns  *copyTurns

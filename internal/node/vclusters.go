@@ -49,6 +49,7 @@ func NewVClusters(o Options) *VClusters {
 		missing: map[cluster.ScopeID][]cluster.NodeID{}, decisions: newDecisions(),
 	}
 	v.collect = v.carry
+	v.opt.ranged = v.group() && len(o.Config.HA.UnicastPeers) > 1
 	v.opt.turns = &copyTurns{}
 	v.learn(o.Config)
 	for _, c := range v.cfg.VirtualClusters() {
@@ -241,6 +242,7 @@ func (v *VClusters) HandleTimeout(now time.Time) {
 	if v.leads && !now.Before(v.planAt) {
 		v.plan(now)
 	}
+	v.leases(now, false)
 }
 
 // NextTimeout is when HandleTimeout is due.
@@ -251,6 +253,7 @@ func (v *VClusters) NextTimeout() (t time.Time, ok bool) {
 	if v.leads && !v.quorum.Lost {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return v.planAt, true })
 	}
+	t, ok = earlier(t, ok, v.nextLeases)
 	return earlier(t, ok, v.nextReport)
 }
 
