@@ -43,7 +43,8 @@ type Status struct {
 	Farm *FarmStatus       // nil but for a member of a farm
 	// With virtual clusters, each by number; HA is then of all together.
 	VClusters []VClusterStatus
-	Quorum    bool // of a group of three or four: its log has a leader
+	Quorum    bool         // of a group of three or four: its log has a leader
+	Pools     []PoolStatus // of such a group
 	Owner     bool
 	Gateways  []ike.GatewayStatus
 	IKE       ike.Counters // since this process began

@@ -96,6 +96,10 @@ func (c *caller) start() {
 	if w.roaming {
 		text = strings.Replace(text, `set psksecret`, "set mobike enable\n        set psksecret", 1)
 	}
+	if w.pool != "" {
+		text = strings.Replace(text, `set psksecret`, "set mode-cfg enable\n        set psksecret", 1)
+		text = strings.Replace(text, "set src-subnet", "# set src-subnet", 1)
+	}
 	c.sas, c.outbound = map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
 	c.node = New(Options{
 		Config: load(w.t, text), Process: cluster.ProcessID(1000 + c.i), Rand: rand.New(rand.NewSource(w.rand.Int63())),

@@ -10,8 +10,12 @@ import (
 )
 
 // The pools of a farm: which slots ask for ranges (pool_ranges.go), and how much. New clients
-// fall to slots that have addresses ready; of a small pool so few slots have some that the
-// members together hold no more than its sixteenth ready, or one address each.
+// fall to slots that have addresses ready. The members together have a sixteenth of a pool
+// ready, each at least leastReady addresses, or of a pool that is small for that its share of
+// half of it; in so many slots that each has at least leastReady.
+
+// leastReady is how many addresses a member has ready, where the pool has so many.
+const leastReady = 4
 
 // farmPools are the pools of a configuration's phase 1 entries that synchronise.
 func farmPools(c *config.Config) []poolRange {
@@ -30,10 +34,11 @@ func (f *Farm) poolsOf(id cluster.ScopeID) []poolRange {
 	}
 	out := slices.Clone(f.pools)
 	for i := range out {
-		part := max(out[i].size()/(poolShares*max(members, 1)), 1)
-		slots := min(part, fsm.SlotsPerMember)
+		size, members := out[i].size(), max(members, 1)
+		part := max(size/(poolShares*members), min(leastReady, size/(2*members)), 1)
+		slots := min(max(part/leastReady, 1), fsm.SlotsPerMember)
 		if f.decided.Home(id) == f.opt.Self && int(id-fsm.Slot(1, 0))%fsm.SlotsPerMember < slots {
-			out[i].chunk = min(max(part/slots, 1), maxPoolChunk)
+			out[i].chunk = min(part/slots, maxPoolChunk)
 		}
 	}
 	return out

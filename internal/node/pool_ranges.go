@@ -278,13 +278,13 @@ func (n *Node) canLease(pools []poolRange) bool {
 	return !slices.ContainsFunc(pools, func(x poolRange) bool { return n.freeIn(x.AddressRange) == 0 })
 }
 
-// spareRange says that a range is not needed here: an owner keeps what is leased, and up to
-// two chunks of a pool ready; a standby one chunk, where it has a reserve.
+// spareRange says that a range is not needed here: an owner keeps what is leased, and a
+// chunk of a pool ready; a standby one chunk, where it has a reserve.
 func (n *Node) spareRange(have fsm.Range, pools []poolRange, owns, reserve bool) bool {
 	a := addressesOf(have)
 	i := slices.IndexFunc(pools, func(x poolRange) bool { return x.Contains(a.Start) })
 	if owns {
-		return n.ike.LeasesIn(a) == 0 && (i < 0 || n.freeIn(pools[i].AddressRange)-int(have.Count) >= 2*pools[i].chunk)
+		return n.ike.LeasesIn(a) == 0 && (i < 0 || n.freeIn(pools[i].AddressRange)-int(have.Count) >= pools[i].chunk)
 	}
 	return n.ike.LeasesIn(a) > 0 || !reserve || i < 0 || n.freeIn(pools[i].AddressRange)-int(have.Count) >= pools[i].chunk
 }
