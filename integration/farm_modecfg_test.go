@@ -18,9 +18,10 @@ func (f *trio) assignments(members ...string) map[string]string {
 	out := map[string]string{}
 	for _, m := range members {
 		var all []struct {
-			Name, Role, Failure string
-			Assigned            []string `json:"assigned"`
-			SAs                 []struct{ Status string }
+			Name, Role string
+			Failure    string                    `json:"last_failure"`
+			Assigned   []string                  `json:"assigned"`
+			SAs        []struct{ Status string } `json:"ike_sas"`
 		}
 		if err := json.Unmarshal([]byte(f.members[m].must("diagnose vpn ike gateway list", "--json")), &all); err != nil {
 			f.t.Fatal(err)
