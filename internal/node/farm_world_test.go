@@ -118,14 +118,6 @@ func newFarmWorld(t testing.TB, seed int64, members, clients int) *farmWorld {
 	return w
 }
 
-func (w *farmWorld) addCallers(clients int) {
-	for i := range clients {
-		c := &caller{w: w, i: i, addr: netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)}), sas: map[ipsec.ESPSPI]xfrm.SA{}, outbound: map[ipsec.ESPSPI]bool{}}
-		w.clients = append(w.clients, c)
-		w.route[i] = cluster.NodeID(1 + i%max(len(w.members)-1, 1))
-	}
-}
-
 func (w *farmWorld) reach(a, b cluster.NodeID) bool {
 	if int(a) < len(w.members) && int(b) < len(w.members) && (!w.members[a].alive || !w.members[b].alive) {
 		return false
