@@ -10,6 +10,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/cluster/fsm"
+	"tandem/ike"
 )
 
 // withPool has a gateway's dialup phase 1 hand out addresses.
@@ -259,4 +260,40 @@ func TestFarmPoolThroughAnything(t *testing.T) {
 		w.dial()
 		w.run(3*time.Minute, "all have addresses", func() bool { w.distinct(); return w.addressed() == len(w.clients) })
 	}
+}
+
+// TestLeasedAddressFollowsTheTunnel: a tunnel that moves to another member takes its address
+// along, which the scope that leased it does not lease again before the tunnel has ended.
+func TestLeasedAddressFollowsTheTunnel(t *testing.T) {
+	w := leasingFarm(t, 7, "10.9.0.1-10.9.0.40", 6)
+	w.dial()
+	w.run(20*time.Second, "all clients have addresses", func() bool { return w.addressed() == 6 })
+	w.pass(2 * time.Second)
+	c := w.clients[0]
+	had := c.address()
+	w.drift(c, 2)
+	w.run(10*time.Second, "the tunnel has moved", func() bool { return w.at(c, 2) })
+	w.pass(2 * time.Second)
+	taken := func() (holds []cluster.ScopeID) {
+		for _, m := range w.members[1:] {
+			for _, id := range m.farm.order {
+				if n := m.farm.scopes[id]; m.alive && n.owner && n.ike.LeasesWithin(ike.AddressRange{Start: had, End: had}) > 0 {
+					holds = append(holds, id)
+				}
+			}
+		}
+		return holds
+	}
+	if h := taken(); len(h) != 2 {
+		t.Fatalf("%v hold %v, want who leased it and who has the tunnel", h, had)
+	}
+	w.kill(w.members[1]) // who leased it
+	w.run(time.Second, "carried by the successors", w.carried)
+	w.pass(2 * time.Second)
+	if h := taken(); len(h) != 2 || c.address() != had {
+		t.Fatalf("after the loss of who leased it %v hold %v, the client has %v", h, had, c.address())
+	}
+	w.route[0] = 2
+	c.hangUp()
+	w.run(time.Minute, "the address is free again", func() bool { return len(taken()) == 0 })
 }
