@@ -46,8 +46,12 @@ func TestGroupAddresses(t *testing.T) {
 		t.Fatalf("assigned %v", before)
 	}
 	g.wantPing(lab.NodeClient, before[0], serverIn)
+	owns := func(n string) {
+		t.Helper()
+		waitStatus(g.gws[n], n, 10*time.Second, "owns", func(h groupHA) bool { return h.Role == lab.RolePrimary && h.Covered })
+	}
 	g.kill("gw1")
-	g.owns("gw2")
+	owns("gw2")
 	g.wantPing(lab.NodeClient, before[0], serverIn)
 	if after := g.leasedBy("gw2"); !slices.Equal(before, after) {
 		t.Errorf("the survivor says %v, before it was %v", after, before)
@@ -63,7 +67,7 @@ func TestGroupAddresses(t *testing.T) {
 	})
 	g.crash("gw2")
 	g.crash("gw1")
-	g.owns("gw3")
+	owns("gw3")
 	waitStatus(g.gws["gw3"], "gw3", 10*time.Second, "says that it has no quorum", func(h groupHA) bool { return !h.Log.Quorum })
 	g.wantPing(lab.NodeClient, before[0], serverIn)
 	if err := ch.Terminate(ch.ctx, "gw"); err != nil {

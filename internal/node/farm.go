@@ -461,6 +461,8 @@ func (f *Farm) carry(id cluster.ScopeID) {
 			f.movedHere(id, e)
 		case initialContact:
 			f.initialContact(id, e)
+		case proposed:
+			f.emit(cluster.Propose{Command: e.Command})
 		case letterHere:
 			f.letter(e.now, id, e.From, e.Letter)
 		case Log:

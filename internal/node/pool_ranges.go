@@ -327,6 +327,9 @@ func (n *Node) partWith(now time.Time, have fsm.Range, owns bool) {
 	n.proposeRange(now, c)
 }
 
+// proposed is what whoever has the log proposes for the scope.
+type proposed struct{ *clusterpb.Command }
+
 func (n *Node) proposeRange(now time.Time, c *clusterpb.Command) {
 	key := fsm.Subject(c)
 	r := &n.ranges
@@ -340,7 +343,7 @@ func (n *Node) proposeRange(now time.Time, c *clusterpb.Command) {
 		}
 	}
 	r.asked[key] = now
-	n.emit(cluster.Propose{Command: c})
+	n.emit(proposed{c})
 }
 
 func earliest(a, b time.Time) time.Time {

@@ -368,6 +368,8 @@ func (v *VClusters) carry(id cluster.ScopeID) {
 			n.stopped = true
 			v.forgetStopped()
 			v.considerStopped()
+		case proposed:
+			v.emit(cluster.Propose{Command: e.Command})
 		case initialContact: // a phase 1 entry belongs to one virtual cluster
 		case Log:
 			e.Attrs = append(slices.Clip(e.Attrs), slog.Int("vcluster", int(id)))
