@@ -105,6 +105,9 @@ func (e *Engine) Move(now time.Time, spis ipsec.IKESPIs, to uint32, windows []ip
 	}
 	e.arm(sa)
 	e.shelve(sa)
+	for _, a := range sa.leased() { // counted by shelve
+		e.leases.drop(a, false, 0)
+	}
 	for _, c := range sa.children {
 		e.free(Detach{SPIIn: c.SPIIn})
 	}
@@ -126,6 +129,9 @@ func (e *Engine) shelve(sa *ikeSA) {
 	e.seq++
 	sa.seq = e.seq
 	e.shelf[sa.ownSPI()] = sa
+	for _, a := range sa.leased() { // the client has it still, and it is of the pools of this scope
+		e.leases.add(sa.peerID, a)
+	}
 	for _, c := range sa.children {
 		e.shelfChildren[c.SPIIn] = sa
 		e.free(Pointer{SPIIn: c.SPIIn, To: sa.movedTo, Moves: sa.moves, Adopted: sa.adopted})
@@ -136,6 +142,9 @@ func (e *Engine) shelve(sa *ikeSA) {
 // go of after those of what takes its place.
 func (e *Engine) unshelve(sa *ikeSA, d *childDiff) {
 	delete(e.shelf, sa.ownSPI())
+	for _, a := range sa.leased() {
+		e.leases.drop(a, !e.active, e.last+1)
+	}
 	if sa.tunnel != nil {
 		e.freeIndex(sa.tunnel)
 	}

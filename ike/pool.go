@@ -10,10 +10,15 @@ import (
 // from the other's only while the other acknowledges its records: so that two owners in a
 // split never lease the same address. The zero value allows none: this process does not
 // know yet what others have leased.
+//
+// Where more than two nodes share pools, an owner leases from what it was given (SetRanges),
+// which nobody else leases from meanwhile. All then says only that nobody may go on with IKE
+// SAs that have ended here.
 type Homes struct {
-	All  bool // all of them
-	Own  bool // those with this node as home
-	Part byte // which those are: 0 or 1
+	All   bool // all of them
+	Own   bool // those with this node as home
+	Part  byte // which those are: 0 or 1
+	Given bool // those of SetRanges
 }
 
 func homeOf(a netip.Addr) byte {
@@ -22,6 +27,15 @@ func homeOf(a netip.Addr) byte {
 }
 
 func (h Homes) allows(a netip.Addr) bool { return h.All || h.Own && homeOf(a) == h.Part }
+
+// allows says that this owner may lease an address, if it is free.
+func (l *leases) allows(a netip.Addr) bool {
+	if l.homes.Given {
+		_, ok := l.givenAt(a)
+		return ok
+	}
+	return l.homes.allows(a)
+}
 
 // addressRange is one family of a pool, both ends included.
 type addressRange struct{ start, end netip.Addr }
@@ -49,6 +63,8 @@ type lease struct {
 // leases are the addresses that an engine's IKE SAs have, on an owner as on a standby.
 type leases struct {
 	homes     Homes
+	given     []givenRange
+	changes   uint64
 	held      map[netip.Addr]*lease
 	limbo     []netip.Addr // of held, those with n = 0
 	cursor    map[addressRange]netip.Addr
@@ -69,6 +85,7 @@ func (l *leases) add(peer identity, a netip.Addr) {
 	if x == nil {
 		x = &lease{}
 		l.held[a] = x
+		l.count(a, 1)
 	} else if x.n == 0 {
 		l.limbo = slices.DeleteFunc(l.limbo, func(b netip.Addr) bool { return a == b })
 	}
@@ -99,7 +116,10 @@ func (l *leases) drop(a netip.Addr, ended bool, ticket Ticket) {
 }
 
 func (l *leases) free(a netip.Addr) {
-	delete(l.held, a)
+	if l.held[a] != nil {
+		delete(l.held, a)
+		l.count(a, -1)
+	}
 	clear(l.exhausted)
 }
 
@@ -150,7 +170,7 @@ func (l *leases) pick(r addressRange, peer identity, wish netip.Addr, own func(n
 		return a, false
 	}
 	free := func(a netip.Addr) bool {
-		return r.contains(a) && l.held[a] == nil && l.homes.allows(a) && !own(a)
+		return r.contains(a) && l.held[a] == nil && l.allows(a) && !own(a)
 	}
 	if wish.IsValid() && free(wish) {
 		return wish, true
@@ -162,6 +182,9 @@ func (l *leases) pick(r addressRange, peer identity, wish netip.Addr, own func(n
 	}
 	if l.exhausted[r] {
 		return a, false
+	}
+	if l.homes.Given {
+		return l.pickGiven(r, free)
 	}
 	a = l.cursor[r]
 	if !r.contains(a) {
@@ -238,7 +261,7 @@ func (e *Engine) SetHomes(h Homes) {
 		return
 	}
 	for _, sa := range e.sorted() {
-		if sa.leaseAt > e.done && slices.ContainsFunc(sa.leased(), func(a netip.Addr) bool { return !h.allows(a) }) {
+		if sa.leaseAt > e.done && slices.ContainsFunc(sa.leased(), func(a netip.Addr) bool { return !e.leases.allows(a) }) {
 			e.remove(sa, false, "the other node does not know of its address yet")
 		}
 	}

@@ -389,3 +389,47 @@ func TestPickOfAPool(t *testing.T) {
 		}
 	}
 }
+
+// TestPickOfGivenRanges: where more than two nodes share a pool, an owner leases from what it
+// was given, and an address rests before it is leased again.
+func TestPickOfGivenRanges(t *testing.T) {
+	a := netip.MustParseAddr
+	none := func(netip.Addr) bool { return false }
+	l := newLeases()
+	l.rehome(Homes{Given: true, All: true})
+	r := addressRange{a("10.0.0.1"), a("10.0.0.30")}
+	if x, ok := l.pick(r, who(1), netip.Addr{}, none); ok {
+		t.Errorf("leased %v, and was given nothing", x)
+	}
+	l.give([]AddressRange{{a("10.0.0.20"), a("10.0.0.21")}, {a("10.0.0.29"), a("10.0.0.40")}, {a("fd00::1"), a("fd00::9")}})
+	take := func(peer int, want string) {
+		t.Helper()
+		got, ok := l.pick(r, who(peer), netip.Addr{}, none)
+		if ok != (want != "") || ok && got != a(want) {
+			t.Fatalf("client %d gets %v %v, want %q", peer, got, ok, want)
+		}
+		if ok {
+			l.add(who(peer), got)
+		}
+	}
+	take(1, "10.0.0.20")
+	take(2, "10.0.0.21")
+	l.drop(a("10.0.0.20"), true, 1)
+	take(3, "10.0.0.29")
+	take(4, "10.0.0.30") // the rest of that range is not the pool's
+	take(5, "10.0.0.20")
+	take(6, "")
+	if i, ok := l.givenAt(a("10.0.0.35")); !ok || l.given[i].used != 2 {
+		t.Errorf("of the second range %+v", l.given)
+	}
+
+	// What ended without the client's word is taken until nobody can go on with it.
+	l.rehome(Homes{Given: true})
+	l.drop(a("10.0.0.21"), false, 2)
+	l.committed(2)
+	take(6, "")
+	l.rehome(Homes{Given: true, All: true})
+	take(6, "10.0.0.21")
+	l.give(nil)
+	take(7, "")
+}

@@ -229,7 +229,7 @@ func (e *Engine) EndCopy() {
 		}
 	}
 	d.emit(e)
-	if !e.leases.keep {
+	if !e.leases.keep && (!e.leases.homes.Given || e.leases.homes.All) {
 		e.leases.settle() // the copy says all that is taken
 	}
 	e.leases.keep = false

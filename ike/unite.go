@@ -53,6 +53,9 @@ func (e *Engine) Unite(now time.Time, entries []Entry) {
 		e.closeUnconfigured(sa)
 		e.arm(sa)
 	}
+	if e.active {
+		e.rivalLeases()
+	}
 	for _, t := range e.sortedTunnels() {
 		e.scheduleNegotiation(t)
 	}

@@ -74,7 +74,7 @@ type Result struct {
 	Code     Code
 	Why      string    // for people, when it was not done
 	Repeated bool      // it was carried out before; Code and Value are of that time
-	Value    uint64    // DelegateRange: the range's ID
+	Value    uint64    // DelegateRange, MoveRange: the range's ID
 	Scopes   []ScopeID // that have changed
 }
 
@@ -111,9 +111,13 @@ func Subject(c *clusterpb.Command) string {
 	case *clusterpb.Command_SetSuccessor:
 		of = x.SetSuccessor.GetScope()
 	case *clusterpb.Command_DelegateRange:
-		of = x.DelegateRange.GetSpace()
+		if of = x.DelegateRange.GetSpace(); x.DelegateRange.GetProcess() != 0 {
+			of = fmt.Sprintf("%d %d %x", x.DelegateRange.GetSpace(), x.DelegateRange.GetScope(), x.DelegateRange.GetFirst())
+		}
 	case *clusterpb.Command_ReturnRange:
 		of = x.ReturnRange.GetRange()
+	case *clusterpb.Command_MoveRange:
+		of = x.MoveRange.GetRange()
 	}
 	return fmt.Sprintf("%T %v", c.GetWhat(), of)
 }
@@ -210,10 +214,19 @@ func (m *Machine) do(c *clusterpb.Command) Result {
 func Batchable(c *clusterpb.Command) bool {
 	switch c.GetWhat().(type) {
 	case *clusterpb.Command_SetSyncSet, *clusterpb.Command_SetSuccessor, *clusterpb.Command_TakeOver,
-		*clusterpb.Command_RenewTerm, *clusterpb.Command_Decline, *clusterpb.Command_ReportLoss:
-		return c.GetId() == nil && c.GetVersion() <= 1
+		*clusterpb.Command_RenewTerm, *clusterpb.Command_Decline, *clusterpb.Command_ReportLoss, *clusterpb.Command_MoveRange:
+	case *clusterpb.Command_DelegateRange:
+		if c.GetDelegateRange().GetProcess() == 0 { // it is told which it got
+			return false
+		}
+	case *clusterpb.Command_ReturnRange:
+		if c.GetReturnRange().GetProcess() == 0 {
+			return false
+		}
+	default:
+		return false
 	}
-	return false
+	return c.GetId() == nil && c.GetVersion() <= 1
 }
 
 // MaxBatch bounds the commands that go together.
@@ -264,6 +277,8 @@ func (m *Machine) one(by NodeID, c *clusterpb.Command) Result {
 		return m.reportLoss(w.ReportLoss)
 	case *clusterpb.Command_DelegateRange:
 		return m.delegateRange(by, w.DelegateRange)
+	case *clusterpb.Command_MoveRange:
+		return m.moveRange(by, w.MoveRange)
 	case *clusterpb.Command_ReturnRange:
 		return m.returnRange(by, w.ReturnRange)
 	case *clusterpb.Command_SetConfigRevision:

@@ -71,6 +71,9 @@ func (n Number) span(last Number) uint64 {
 	return lo + 1
 }
 
+// Span is how many numbers lie from n to last, both included, at most MaxRangeCount.
+func (n Number) Span(last Number) uint64 { return n.span(last) }
+
 // Bytes is the number as in a command: big endian, 4 bytes or 16.
 func (s Space) Bytes(n Number) []byte {
 	if s == SpaceIPv6 {

@@ -60,6 +60,7 @@ type host struct {
 	used       map[RangeID]map[Number]bool // what it knows to be in use
 	acting     map[ScopeID]Epoch           // under which it owns, by its own knowledge
 	unanswered [][]byte
+	closed     []RangeID // ranges of scopes that it gives away
 }
 
 var pools = []struct {
@@ -209,6 +210,9 @@ func (w *world) step() {
 				break
 			}
 		}
+	case k < 900:
+		w.useScoped(h)
+		w.exclusive()
 	}
 }
 
@@ -554,7 +558,8 @@ func TestFarmUnderRandomFaults(t *testing.T) {
 	}
 	t.Logf("%v", total)
 	happens := []string{"given out", "given out alone", "returned", "acted first", "renewals", "lone restarts", "lost disks", "partitions",
-		"deposed leaders", "owners silence", "owners reported lost", "owners restarted", "done", "unchanged", "superseded", "old epoch", "refused", "restores", "rivals"}
+		"deposed leaders", "owners silence", "owners reported lost", "owners restarted", "done", "unchanged", "superseded", "old epoch", "refused", "restores", "rivals",
+		"taken", "given to the owner", "scope's range returned", "ranges of scopes in use"}
 	if !testing.Short() {
 		happens = append(happens, "exhausted") // takes more steps
 	}

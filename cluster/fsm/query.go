@@ -86,6 +86,29 @@ func (m *Machine) Ranges(n NodeID) (out []Range) {
 	return out
 }
 
+// ScopeRanges are those for a scope, by space and number; process 0: whoever has them.
+func (m *Machine) ScopeRanges(id ScopeID, n NodeID, process uint64) (out []Range) {
+	for _, r := range m.ranges {
+		if r.Process != 0 && r.Scope == id && (process == 0 || r.Node == n && r.Process == process) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// Orphan says that the process which has a range for a scope has ended, as far as the
+// members have decided it: another one of its node has joined, or the node was removed.
+func (m *Machine) Orphan(r Range) bool {
+	p := m.member(r.Node)
+	return r.Process != 0 && (p == nil || p.Process != r.Process || p.State == Left)
+}
+
+// AnyFree says that a number from first to last is delegated to nobody.
+func (m *Machine) AnyFree(s Space, first, last Number) bool {
+	_, n := m.gap(s, first, last, 1)
+	return n > 0 && len(m.ranges) < MaxRanges
+}
+
 // RangeOf is the range that a number lies in.
 func (m *Machine) RangeOf(s Space, n Number) (Range, bool) {
 	for _, r := range m.ranges {

@@ -11,13 +11,27 @@ import (
 type RangeID uint64
 
 // Range is a range of numbers that one member alone gives out.
+//
+// A range for a scope (Process is not 0) is given out by one process alone, while that one
+// owns the scope: what is in use in it stands in the scope's records, and nothing of it on
+// any disk. It comes to another owner of the scope only when its process says so, or has
+// ended (MoveRange); then it has another ID.
 type Range struct {
-	ID    RangeID
-	Node  NodeID
-	Store uint64 // the disk that the member had; see Holdings
-	Space Space
-	First Number
-	Count uint64
+	ID      RangeID
+	Node    NodeID
+	Store   uint64 // the disk that the member had; see Holdings
+	Space   Space
+	First   Number
+	Count   uint64
+	Process uint64 // 0: of no scope
+	Scope   ScopeID
+}
+
+func validHolder(process uint64, scope uint32, space Space) bool {
+	if process == 0 {
+		return scope == 0
+	}
+	return scope < 1<<16 && ScopeID(scope).valid() && space != SpaceSPI
 }
 
 // Last is the range's last number.
@@ -43,6 +57,10 @@ func (m *Machine) delegateRange(by NodeID, w *clusterpb.DelegateRange) Result {
 		return refuse(Refused, "node %d is drained or a witness: it gives out no numbers", by)
 	case w.GetSpace() < uint32(SpaceSPI) || w.GetSpace() > uint32(SpaceIPv6):
 		return refuse(Malformed, "there is no space %d", w.GetSpace())
+	case !validHolder(w.GetProcess(), w.GetScope(), Space(w.GetSpace())):
+		return refuse(Malformed, "scope %d has no ranges of space %d", w.GetScope(), w.GetSpace())
+	case w.GetProcess() != 0 && (w.GetProcess() != p.Process || m.scope(w.GetScope()) == nil):
+		return refuse(Refused, "node %d has another process by now, or there is no scope %d", by, w.GetScope())
 	case w.GetCount() == 0 || w.GetCount() > MaxRangeCount:
 		return refuse(Malformed, "a range has 1 to %d numbers", MaxRangeCount)
 	case len(m.ranges) >= MaxRanges:
@@ -60,7 +78,7 @@ func (m *Machine) delegateRange(by NodeID, w *clusterpb.DelegateRange) Result {
 	if last.Less(first) {
 		return refuse(Malformed, "the last number lies before the first")
 	}
-	r := Range{ID: m.nextRange, Node: by, Store: w.GetStore(), Space: space}
+	r := Range{ID: m.nextRange, Node: by, Store: w.GetStore(), Space: space, Process: w.GetProcess(), Scope: ScopeID(w.GetScope())}
 	if c := SPINumber(m.spiCursor); space == SpaceSPI && first.Less(c) && !last.Less(c) {
 		r.First, r.Count = m.gap(space, c, last, w.GetCount())
 	}
@@ -120,13 +138,46 @@ func (m *Machine) returnRange(by NodeID, w *clusterpb.ReturnRange) Result {
 	if i < 0 {
 		return refuse(Unknown, "range %d is not delegated", w.GetRange())
 	}
-	if r := m.ranges[i]; r.Node != by {
+	if r := m.ranges[i]; r.Process != 0 {
+		if s := m.scope(uint32(r.Scope)); r.Node != by || r.Process != w.GetProcess() || s == nil || s.Owner != by {
+			return refuse(NotYours, "range %d is %v's, which process %d of node %d does not own", r.ID, r.Scope, w.GetProcess(), by)
+		}
+	} else if r.Node != by {
 		if p := m.member(r.Node); p.State != Left {
 			return refuse(NotYours, "range %d is node %d's", r.ID, r.Node)
 		}
 	}
 	m.ranges = slices.Delete(m.ranges, i, i+1)
 	return Result{Code: Done}
+}
+
+// moveRange brings a range for a scope to the scope's owner. Its process has made sure
+// that it gives out none of it any more, or has ended; and the owner knows what is in use.
+func (m *Machine) moveRange(by NodeID, w *clusterpb.MoveRange) Result {
+	i := slices.IndexFunc(m.ranges, func(r Range) bool { return r.ID == RangeID(w.GetRange()) })
+	if w.GetNode() != uint32(by) {
+		return refuse(NotYours, "node %d speaks for node %d", by, w.GetNode())
+	}
+	if i < 0 || m.ranges[i].Process == 0 {
+		return refuse(Unknown, "there is no range %d for a scope", w.GetRange())
+	}
+	r := &m.ranges[i]
+	s := m.scope(uint32(r.Scope))
+	if s == nil || s.Owner == 0 {
+		return refuse(Refused, "%v has no owner", r.Scope)
+	}
+	owner := m.member(s.Owner)
+	has := r.Node == by && r.Process == w.GetProcess()
+	takes := s.Owner == by && owner.Process == w.GetProcess() && (m.Orphan(*r) || w.GetEnded())
+	switch {
+	case r.Node == owner.Node && r.Process == owner.Process:
+		return Result{Code: Unchanged, Value: uint64(r.ID)}
+	case !has && !takes:
+		return refuse(NotYours, "range %d is process %d of node %d's", r.ID, r.Process, r.Node)
+	}
+	r.ID, r.Node, r.Process, r.Store = m.nextRange, owner.Node, owner.Process, owner.Store
+	m.nextRange++
+	return Result{Code: Done, Value: uint64(r.ID)}
 }
 
 // Holdings is what a member knows of its own ranges beside the log: which of them
@@ -165,7 +216,7 @@ func (h *Holdings) Close(id RangeID) {
 // (after Open) in every state, also after starting again alone.
 func (h *Holdings) Fresh(m *Machine, s Space) (out []Range) {
 	for _, r := range m.ranges {
-		if _, opened := slices.BinarySearch(h.Opened, r.ID); r.Space == s && r.Node == h.Node && r.Store == h.Store && !opened {
+		if _, opened := slices.BinarySearch(h.Opened, r.ID); r.Space == s && r.Process == 0 && r.Node == h.Node && r.Store == h.Store && !opened {
 			out = append(out, r)
 		}
 	}
@@ -183,7 +234,7 @@ func (h *Holdings) Usable(m *Machine, s Space, process uint64, synchronised bool
 	}
 	var out []Range
 	for _, r := range m.ranges {
-		if r.Space == s && r.Node == h.Node && !slices.Contains(h.closed, r.ID) {
+		if r.Space == s && r.Process == 0 && r.Node == h.Node && !slices.Contains(h.closed, r.ID) {
 			out = append(out, r)
 		}
 	}

@@ -35,6 +35,7 @@ func (m *Machine) Snapshot() []byte {
 	for _, r := range m.ranges {
 		f.Ranges = append(f.Ranges, &clusterpb.Range{
 			Id: uint64(r.ID), Node: uint32(r.Node), Store: r.Store, Space: uint32(r.Space), First: r.Space.Bytes(r.First), Count: r.Count,
+			Process: r.Process, Scope: uint32(r.Scope),
 		})
 	}
 	for _, s := range m.sessions {
@@ -195,9 +196,10 @@ func (m *Machine) restoreRanges(f *clusterpb.Farm) error {
 	}
 	ids := map[RangeID]bool{}
 	for _, w := range f.GetRanges() {
-		r := Range{ID: RangeID(w.GetId()), Node: NodeID(w.GetNode()), Store: w.GetStore(), Space: Space(w.GetSpace()), Count: w.GetCount()}
+		r := Range{ID: RangeID(w.GetId()), Node: NodeID(w.GetNode()), Store: w.GetStore(), Space: Space(w.GetSpace()), Count: w.GetCount(),
+			Process: w.GetProcess(), Scope: ScopeID(w.GetScope())}
 		if w.GetSpace() < uint32(SpaceSPI) || w.GetSpace() > uint32(SpaceIPv6) || r.Count == 0 || r.Count > MaxRangeCount ||
-			r.ID == 0 || r.ID >= m.nextRange || ids[r.ID] || r.Store == 0 || m.member(r.Node) == nil {
+			r.ID == 0 || r.ID >= m.nextRange || ids[r.ID] || r.Store == 0 || m.member(r.Node) == nil || !validHolder(w.GetProcess(), w.GetScope(), r.Space) {
 			return fmt.Errorf("range %d is broken", w.GetId())
 		}
 		ids[r.ID] = true

@@ -66,8 +66,8 @@ func (ld *loader) checkSplitIncludes(c *Config) {
 	}
 }
 
-// checkPools refuses mode-cfg where an address could be given out twice: to members that
-// cannot share a pool, and in two virtual clusters.
+// checkPools refuses mode-cfg where an address could be given out twice, by two virtual
+// clusters, and where one that was assigned would not follow its tunnel.
 func (ld *loader) checkPools(c *Config) {
 	for i, o := range ld.phase1.entries {
 		p, s := &c.Phase1[i], o.src
@@ -77,11 +77,8 @@ func (ld *loader) checkPools(c *Config) {
 		fault := func(key, format string, args ...any) {
 			ld.fault(s.at(key), s.object, key, fmt.Sprintf(format, args...))
 		}
-		switch {
-		case c.Standalone.Farm():
-			fault("mode-cfg", "mode-cfg (enable) is not offered in a standalone-cluster: its members cannot share a pool yet")
-		case c.Group() && len(c.HA.UnicastPeers) > 1:
-			fault("mode-cfg", "mode-cfg (enable) is not offered in a group of three or four: its members cannot share a pool yet; a pair can")
+		if c.Standalone.Farm() && !p.Dialup() {
+			fault("mode-cfg", "mode-cfg (enable) needs `set type dynamic` in a standalone-cluster: its members hand out addresses, and ask for none")
 		}
 		for j := range c.Phase1[:i] {
 			q := &c.Phase1[j]

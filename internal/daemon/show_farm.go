@@ -47,6 +47,7 @@ type farmJSON struct {
 	Uptime           int64           `json:"uptime_s"`
 	Members          []memberJSON    `json:"members"`
 	Sites            []siteJSON      `json:"sites,omitempty"`
+	Pools            []poolJSON      `json:"pools,omitempty"`
 	Scopes           []scopeJSON     `json:"scopes"`
 	Peers            []standaloneRow `json:"peers"`
 	Interfaces       []physicalJSON  `json:"interfaces"`
@@ -70,6 +71,26 @@ type memberJSON struct {
 	ScopesOwned int    `json:"scopes_owned"`
 	Site        int    `json:"site,omitempty"`
 	SiteActive  bool   `json:"site_active,omitempty"` // it has the addresses of its site
+}
+
+// poolJSON is one family of a pool of mode-cfg, where members share pools.
+type poolJSON struct {
+	Start     string `json:"start"`
+	End       string `json:"end"`
+	Size      int    `json:"size"`      // at most 16777216
+	Delegated int    `json:"delegated"` // to all members
+	Leased    int    `json:"leased"`    // by what this member owns
+	Free      int    `json:"free"`      // this member could lease so many more without asking
+	// Unsettled: scopes owned here in which addresses of clients that went silent stay taken,
+	// because a member that is not heard may go on with them.
+	Unsettled int `json:"unsettled"`
+}
+
+func poolRows(pools []node.PoolStatus) (out []poolJSON) {
+	for _, x := range pools {
+		out = append(out, poolJSON{x.Start.String(), x.End.String(), x.Size, x.Delegated, x.Leased, x.Free, x.Unsettled})
+	}
+	return out
 }
 
 // siteJSON is a pair that is one member of the farm.
@@ -195,6 +216,7 @@ func (v *view) farmJSON() farmJSON {
 		j.Sites = append(j.Sites, siteJSON{s.Number, v.memberNames(s.Nodes), v.memberName(s.Active), v.memberName(s.Owner), s.Here})
 	}
 	j.Joined, j.Synchronised, j.Draining = f.Joined, v.farmSynchronised(), f.Draining()
+	j.Pools = poolRows(f.Pools)
 	j.LANPrefixes, j.LANRefused = f.LAN.Prefixes, f.LAN.Refused
 	j.Quorum, j.Leader, j.OwnerMoves = !f.Quorum.Lost, v.memberName(v.Farm.Leader), f.Counters.OwnerMoves
 	j.LogVersion, j.LogMin, j.LogMax = f.Version, fsm.MinVersion, fsm.MaxVersion
@@ -450,6 +472,7 @@ func (s *session) showFarm(v *view) error {
 	p("Configuration Status:\n    %s: %s, joined: %s, draining: %s\n", j.Hostname, state, yesNo(j.Joined), yesNo(j.Draining))
 	p("Tunnels: sync-primary of %d, standby for %d, moved here %d\n", j.Owned, j.Standby, j.OwnerMoves)
 	p("Forwarded: %d packets to other members, %d from them; of these IKE %d and %d\n", j.Forwarded, j.ForwardedHere, j.ForwardedIKE, j.ForwardedIKEHere)
+	s.printPools(j.Pools, j.Quorum)
 	p("Members: %d\n", len(j.Members))
 	for i := range j.Members {
 		m := &j.Members[i]
@@ -470,6 +493,19 @@ func (s *session) showFarm(v *view) error {
 		s.printScope(&j.Scopes[i])
 	}
 	return nil
+}
+
+func (s *session) printPools(pools []poolJSON, quorum bool) {
+	for _, x := range pools {
+		text := ""
+		if !quorum {
+			text = "; no quorum: no more than these"
+		}
+		if x.Unsettled > 0 {
+			text += fmt.Sprintf("; addresses of silent clients stay taken in %d scopes: a member is not heard", x.Unsettled)
+		}
+		s.printf("Pool %s-%s: %d of %d addresses delegated, %d leased here, %d ready here%s\n", x.Start, x.End, x.Delegated, x.Size, x.Leased, x.Free, text)
+	}
 }
 
 func (s *session) printScope(x *scopeJSON) {

@@ -48,8 +48,9 @@ type haJSON struct {
 
 // logJSON is the log by which the members of a group decide.
 type logJSON struct {
-	Leader string `json:"leader"` // empty: none is known
-	Quorum bool   `json:"quorum"`
+	Leader string     `json:"leader"` // empty: none is known
+	Quorum bool       `json:"quorum"`
+	Pools  []poolJSON `json:"pools,omitempty"`
 }
 
 type alarmJSON struct {
@@ -175,7 +176,7 @@ func (v *view) haJSON() haJSON {
 	}
 	j.Peers = peersJSON(h)
 	if v.Config.Group() {
-		j.Log = &logJSON{v.nodeName(v.Farm.Leader), v.Node.Quorum}
+		j.Log = &logJSON{v.nodeName(v.Farm.Leader), v.Node.Quorum, poolRows(v.Node.Pools)}
 	}
 	if v.ConfigAlarm != "" {
 		j.Alarms = append(j.Alarms, alarmJSON{"configuration", v.ConfigAlarm})
@@ -257,6 +258,7 @@ func (s *session) printHA(v *view, j *haJSON) {
 	}
 	if j.Log != nil {
 		p("Members' log: quorum %s, leader %s\n", yesNo(j.Log.Quorum), j.Log.Leader)
+		s.printPools(j.Log.Pools, j.Log.Quorum)
 	}
 	p("ses_pickup: %s\n", enabled(v.Config.HA.SessionPickup))
 	if len(v.Node.VClusters) == 0 {

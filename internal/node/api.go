@@ -31,6 +31,7 @@ type Options struct {
 
 	// What the scopes of a Farm share, and that they are such.
 	ofFarm bool
+	ranged bool // mode-cfg leases from ranges of the log; see pool_ranges.go
 	ledger *statesync.Ledger
 	nonces ike.Nonces
 	turns  *copyTurns
@@ -42,7 +43,8 @@ type Status struct {
 	Farm *FarmStatus       // nil but for a member of a farm
 	// With virtual clusters, each by number; HA is then of all together.
 	VClusters []VClusterStatus
-	Quorum    bool // of a group of three or four: its log has a leader
+	Quorum    bool         // of a group of three or four: its log has a leader
+	Pools     []PoolStatus // of such a group
 	Owner     bool
 	Gateways  []ike.GatewayStatus
 	IKE       ike.Counters // since this process began

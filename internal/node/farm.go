@@ -50,6 +50,7 @@ type Farm struct {
 	claimed   bool      // this member has its site's addresses
 	noted     bool      // the disk says that we went on alone, or cannot say that we did not
 	lan       lan       // inner prefixes and their scopes; see farm_lan.go
+	pools     []poolRange
 
 	// Tunnels that move from scope to scope; see farm_moves.go.
 	drifts     map[ipsec.ESPSPI]*drift
@@ -75,10 +76,10 @@ func NewFarm(o FarmOptions) *Farm {
 	f := &Farm{
 		scopeSet: newScopeSet(), decisions: newDecisions(), opt: o, cfg: o.Config,
 		spis: map[ipsec.ESPSPI]place{}, drifts: map[ipsec.ESPSPI]*drift{}, arrived: map[ipsec.ESPSPI]time.Time{}, pointers: map[ipsec.ESPSPI]pointer{},
-		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, lan: newLAN(o.Config), noted: o.Coverage != cluster.CoverageProven,
+		owned: map[cluster.ScopeID]cluster.Epoch{}, routes: map[AddRoute]int{}, lan: newLAN(o.Config), pools: farmPools(o.Config), noted: o.Coverage != cluster.CoverageProven,
 	}
 	f.collect = f.carry
-	f.opt.ofFarm = true
+	f.opt.ofFarm, f.opt.ranged = true, true
 	f.opt.ledger = statesync.NewLedger(o.Rand)
 	f.opt.turns = &copyTurns{}
 	return f
@@ -132,6 +133,7 @@ func (f *Farm) HandleDecided(now time.Time, m *fsm.Machine) {
 	}
 	f.siteAddresses()
 	f.lanDecided(now)
+	f.leases(now, true)
 }
 
 // concerns says whether this member has to do with a scope.
@@ -316,6 +318,7 @@ func (f *Farm) HandleTimeout(now time.Time) {
 	f.moves(now)
 	f.dropSpare(now)
 	f.lanDue(now)
+	f.leases(now, false)
 }
 
 // NextTimeout is when HandleTimeout is due.
@@ -327,6 +330,7 @@ func (f *Farm) NextTimeout() (t time.Time, ok bool) {
 	}
 	t, ok = earlier(t, ok, f.nextMove)
 	t, ok = earlier(t, ok, f.nextLAN)
+	t, ok = earlier(t, ok, f.nextLeases)
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.lookAgain, !f.lookAgain.IsZero() })
 	t, ok = earlier(t, ok, func() (time.Time, bool) { return f.placeAt, !f.placeAt.IsZero() })
 	return earlier(t, ok, f.nextReport)
@@ -362,6 +366,7 @@ func (f *Farm) considerNote() {
 func (f *Farm) Reload(now time.Time, c *config.Config) {
 	f.cfg = c
 	f.lanReload(c)
+	f.pools = farmPools(c)
 	if f.placeAt.IsZero() {
 		f.place()
 	}
@@ -456,6 +461,8 @@ func (f *Farm) carry(id cluster.ScopeID) {
 			f.movedHere(id, e)
 		case initialContact:
 			f.initialContact(id, e)
+		case proposed:
+			f.emit(cluster.Propose{Command: e.Command})
 		case letterHere:
 			f.letter(e.now, id, e.From, e.Letter)
 		case Log:

@@ -53,6 +53,14 @@ end
 `, i, i+1)
 }
 
+func (w *farmWorld) addCallers(clients int) {
+	for i := range clients {
+		c := &caller{w: w, i: i, addr: netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)}), sas: map[ipsec.ESPSPI]xfrm.SA{}, outbound: map[ipsec.ESPSPI]bool{}}
+		w.clients = append(w.clients, c)
+		w.route[i] = cluster.NodeID(1 + i%max(len(w.members)-1, 1))
+	}
+}
+
 // farmSite is a tunnel that the farm initiates towards a client.
 func farmSite(i int) string {
 	return fmt.Sprintf(`
@@ -95,6 +103,10 @@ func (c *caller) start() {
 	}
 	if w.roaming {
 		text = strings.Replace(text, `set psksecret`, "set mobike enable\n        set psksecret", 1)
+	}
+	if w.pool != "" {
+		text = strings.Replace(text, `set psksecret`, "set mode-cfg enable\n        set psksecret", 1)
+		text = strings.Replace(text, "set src-subnet", "# set src-subnet", 1)
 	}
 	c.sas, c.outbound = map[ipsec.ESPSPI]xfrm.SA{}, map[ipsec.ESPSPI]bool{}
 	c.node = New(Options{

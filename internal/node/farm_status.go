@@ -26,6 +26,7 @@ type FarmStatus struct {
 	Sites    []SiteStatus
 	Counters FarmCounters
 	LAN      LANStatus
+	Pools    []PoolStatus
 	// Owned are the gateways (by name) whose scope this member owns.
 	Owned map[string]bool
 }
@@ -49,7 +50,7 @@ func (f *Farm) Status(now time.Time) Status { return statusOf(now, f) }
 func (f *Farm) Summary(now time.Time) Status {
 	s := Status{Farm: &FarmStatus{
 		Self: f.opt.Self, Name: f.opt.Name, Quorum: f.quorum, Leads: f.leads, Members: f.decided.Members(), Version: f.decided.Version(),
-		Counters: f.counters, LAN: f.lanStatus(), Owned: map[string]bool{}, Sites: f.sites(),
+		Counters: f.counters, LAN: f.lanStatus(), Pools: f.poolStatus(), Owned: map[string]bool{}, Sites: f.sites(),
 	}}
 	s.Farm.Joined = f.grants(f.opt.Self, f.opt.Process)
 	for _, k := range slices.Sorted(maps.Keys(f.peers)) {

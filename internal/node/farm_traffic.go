@@ -80,9 +80,16 @@ func (f *Farm) handleIKE(now time.Time, d ike.Datagram, h hops) {
 		f.forward(f.anyOwner(d.Data), d, h)
 		return
 	}
-	// By the initiator's SPI, so that a message sent again meets what the first one made.
+	// By the initiator's SPI, so that a message sent again meets what the first one made; by
+	// its address where addresses are leased, so that a client meets who remembers its own.
 	k := fnv.New32a()
-	_, _ = k.Write(d.Data[:8])
+	if len(f.pools) > 0 {
+		a := d.Remote.Addr().As16()
+		_, _ = k.Write(a[:])
+		mine = f.leasing(mine)
+	} else {
+		_, _ = k.Write(d.Data[:8])
+	}
 	f.with(mine[int(k.Sum32()%uint32(len(mine)))], func(n *Node) { n.HandleIKE(now, d) })
 }
 

@@ -38,6 +38,7 @@ type farmWorld struct {
 	sites    map[cluster.NodeID]fsm.Site      // of members
 	gateway  string                           // configuration beside the dialup phase 1
 	passive  bool                             // clients wait for the farm
+	pool     string                           // clients get addresses: first and last
 	roaming  bool                             // clients may change their address
 	hears    map[cluster.NodeID]time.Duration // how long after its log a member hears what was decided
 	fromFarm int                              // IKE_SA_INIT requests
@@ -113,11 +114,7 @@ func newFarmWorld(t testing.TB, seed int64, members, clients int) *farmWorld {
 		w.members = append(w.members, m)
 		m.boot()
 	}
-	for i := range clients {
-		c := &caller{w: w, i: i, addr: netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)}), sas: map[ipsec.ESPSPI]xfrm.SA{}, outbound: map[ipsec.ESPSPI]bool{}}
-		w.clients = append(w.clients, c)
-		w.route[i] = cluster.NodeID(1 + i%members)
-	}
+	w.addCallers(clients)
 	return w
 }
 
@@ -154,7 +151,7 @@ func (m *farmer) boot() {
 		coverage = cluster.CoverageNote
 	}
 	m.farm = NewFarm(FarmOptions{
-		Options: Options{Config: load(w.t, farmGateway+w.gateway), Process: m.process, Rand: rand.New(rand.NewSource(w.rand.Int63())),
+		Options: Options{Config: load(w.t, w.withPool(farmGateway)+w.gateway), Process: m.process, Rand: rand.New(rand.NewSource(w.rand.Int63())),
 			Traffic:      func(ipsec.ESPSPI) (in, out time.Time) { return w.now, w.now },
 			LocalAddr:    func(string, bool) (netip.Addr, bool) { return clusterAddr, true },
 			CookieSecret: ipsec.NewKey(make([]byte, 32))},

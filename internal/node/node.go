@@ -69,6 +69,7 @@ type Node struct {
 	finishing time.Time                        // since when a handover waits for them; zero: none does
 	detached  map[ipsec.ESPSPI]*childSA
 	pool      poolShare
+	ranges    rangeShare
 	assigned  map[ownAddress]int // to us: IKE SAs that say so
 	wanted    []xfrm.Bound
 	reach     map[reach]int // how many need each
@@ -125,6 +126,7 @@ func New(o Options) *Node {
 		departing: map[ipsec.ESPSPI]cluster.ScopeID{},
 		reach:     map[reach]int{},
 		assigned:  map[ownAddress]int{},
+		ranges:    newRangeShare(),
 	}
 	if n.opt.turns == nil {
 		n.opt.turns = &copyTurns{}
@@ -262,12 +264,19 @@ func (n *Node) HandleStream(now time.Time, from cluster.NodeID, process cluster.
 
 // HandlePeer takes what another node's heartbeats say.
 func (n *Node) HandlePeer(now time.Time, p cluster.Peer) {
+	if n.opt.ranged {
+		n.ranges.heard(now, &p)
+	}
 	n.authority.HandlePeer(now, p)
 	n.pump(now)
 }
 
 // HandleLoss says that a peer was lost; entitled is what our guardian held then.
 func (n *Node) HandleLoss(now time.Time, id cluster.NodeID, l cluster.Loss, entitled bool, detected time.Duration) {
+	if n.opt.ranged {
+		n.ranges.lost(id, l)
+		n.unsettle(id)
+	}
 	n.authority.HandleLoss(now, id, l, entitled, detected)
 	n.pump(now)
 }

@@ -8,8 +8,8 @@ import (
 	"tandem/ike"
 )
 
-// Which addresses of the pools this node may lease (ike.Homes). Alone, or as a cluster that
-// has met: two nodes, of which the one with the lower number has the even addresses as its
+// Which addresses of the pools this node may lease (ike.Homes), where no more than two nodes
+// share them (see pool_ranges.go for the others). Alone, or as a cluster that has met: two nodes, of which the one with the lower number has the even addresses as its
 // homes, the other one the odd ones. Whoever owns may lease from the other's homes while that
 // one is in its sync set, because then it knows of the lease before the client does.
 //
@@ -29,7 +29,9 @@ func (n *Node) sharePools() {
 	switch {
 	case n.authority == nil:
 		n.ike.SetHomes(ike.Homes{All: true})
-	case n.opt.ofFarm || n.pool.other == 0:
+	case n.opt.ranged:
+		n.ike.SetHomes(ike.Homes{Given: true, All: n.ranges.settled})
+	case n.pool.other == 0:
 		n.ike.SetHomes(ike.Homes{})
 	default:
 		h := ike.Homes{All: n.pool.followed, Own: true}
@@ -69,6 +71,9 @@ func (n *Node) poolCopied() {
 }
 
 func (n *Node) met(id cluster.NodeID) {
+	if n.opt.ranged {
+		return
+	}
 	if n.pool.other != id && n.hasPool() {
 		n.log(slog.LevelInfo, "mode-cfg: the other node is met, addresses are leased", slog.Any("node", id))
 	}
@@ -77,7 +82,7 @@ func (n *Node) met(id cluster.NodeID) {
 
 // warnPool says why clients get no addresses.
 func (n *Node) warnPool() {
-	if n.authority != nil && n.pool.other == 0 && n.hasPool() {
+	if n.authority != nil && !n.opt.ranged && n.pool.other == 0 && n.hasPool() {
 		n.log(slog.LevelWarn, "mode-cfg: no address is leased before the other node is met: it may have leased them")
 	}
 }

@@ -140,10 +140,12 @@ func (n *Node) replicaEffect(now time.Time, e statesync.Effect) {
 		n.applyBounds(e.Bounds)
 	case statesync.CopyComplete:
 		n.poolCopied()
+		n.ranges.copied, n.ranges.due = e.Epoch, time.Time{}
 		clear(n.buried) // told, if anybody wanted to know
 		n.ike.EndCopy()
 		n.authority.HandleCopied(now, e.Epoch)
 	case statesync.Renewed:
+		n.ranges.copied = e.Epoch
 		n.authority.HandleCopied(now, e.Epoch)
 	case statesync.HandoverReceived:
 		n.windows = e.Windows

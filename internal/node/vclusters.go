@@ -49,6 +49,7 @@ func NewVClusters(o Options) *VClusters {
 		missing: map[cluster.ScopeID][]cluster.NodeID{}, decisions: newDecisions(),
 	}
 	v.collect = v.carry
+	v.opt.ranged = v.group() && len(o.Config.HA.UnicastPeers) > 1
 	v.opt.turns = &copyTurns{}
 	v.learn(o.Config)
 	for _, c := range v.cfg.VirtualClusters() {
@@ -243,6 +244,7 @@ func (v *VClusters) HandleTimeout(now time.Time) {
 	if v.leads && !now.Before(v.planAt) {
 		v.plan(now)
 	}
+	v.leases(now, false)
 }
 
 // NextTimeout is when HandleTimeout is due.
@@ -253,6 +255,7 @@ func (v *VClusters) NextTimeout() (t time.Time, ok bool) {
 	if v.leads && !v.quorum.Lost {
 		t, ok = earlier(t, ok, func() (time.Time, bool) { return v.planAt, true })
 	}
+	t, ok = earlier(t, ok, v.nextLeases)
 	return earlier(t, ok, v.nextReport)
 }
 
@@ -367,6 +370,8 @@ func (v *VClusters) carry(id cluster.ScopeID) {
 			n.stopped = true
 			v.forgetStopped()
 			v.considerStopped()
+		case proposed:
+			v.emit(cluster.Propose{Command: e.Command})
 		case initialContact: // a phase 1 entry belongs to one virtual cluster
 		case Log:
 			e.Attrs = append(slices.Clip(e.Attrs), slog.Int("vcluster", int(id)))

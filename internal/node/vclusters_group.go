@@ -54,6 +54,7 @@ func (v *VClusters) HandleDecided(now time.Time, m *fsm.Machine) {
 	v.planNot = time.Time{} // what was proposed has been answered, or is void
 	v.plan(now)
 	v.reports(now, v.emit)
+	v.leases(now, true)
 }
 
 // HandleQuorum says whether the log has a leader.
@@ -69,6 +70,37 @@ func (v *VClusters) HandleLeader(now time.Time, leads bool) {
 	v.leads, v.ledAt = leads, now
 	v.plan(now)
 	v.reports(now, v.emit)
+}
+
+// leases does what is due about the ranges of the virtual clusters (pool_ranges.go). Who may
+// succeed has some ready, too: all clients fall to one owner.
+func (v *VClusters) leases(now time.Time, all bool) {
+	for _, id := range v.order {
+		n := v.scopes[id]
+		if pools := v.poolsOf(n); n.opt.ranged && len(pools)+len(n.ranges.mine) > 0 && (all || !now.Before(n.rangesDue())) {
+			v.with(id, func(n *Node) {
+				n.considerRanges(now, v.decided, pools, v.quorum.Lost, true)
+				n.pump(now)
+			})
+		}
+	}
+}
+
+func (v *VClusters) nextLeases() (t time.Time, ok bool) {
+	for _, id := range v.order {
+		if n := v.scopes[id]; n.opt.ranged && (n.hasPool() || len(n.ranges.mine) > 0) {
+			t, ok = earlier(t, ok, func() (time.Time, bool) { return n.rangesDue(), true })
+		}
+	}
+	return t, ok
+}
+
+func (v *VClusters) poolsOf(n *Node) []poolRange {
+	out := poolRanges(n.cfg)
+	for i := range out {
+		out[i].chunk = min(max(out[i].size()/poolShares, 1), maxPoolChunk)
+	}
+	return out
 }
 
 // groupPeer is what a member's heartbeats say of one virtual cluster, as a Slot wants it:

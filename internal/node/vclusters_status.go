@@ -61,6 +61,9 @@ func (v *VClusters) Summary(now time.Time) Status {
 		all.Alarms = append(all.Alarms, q)
 	}
 	s.HA, s.Quorum = &all, v.group() && !v.quorum.Lost
+	if v.opt.ranged {
+		s.Pools = poolStatus(poolRanges(v.cfg), &v.scopeSet, v.decided)
+	}
 	return s
 }
 

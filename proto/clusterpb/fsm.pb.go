@@ -110,6 +110,7 @@ type Command struct {
 	//	*Command_RenewTerm
 	//	*Command_Decline
 	//	*Command_Batch
+	//	*Command_MoveRange
 	What          isCommand_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -319,6 +320,15 @@ func (x *Command) GetBatch() *Batch {
 	return nil
 }
 
+func (x *Command) GetMoveRange() *MoveRange {
+	if x != nil {
+		if x, ok := x.What.(*Command_MoveRange); ok {
+			return x.MoveRange
+		}
+	}
+	return nil
+}
+
 type isCommand_What interface {
 	isCommand_What()
 }
@@ -391,6 +401,10 @@ type Command_Batch struct {
 	Batch *Batch `protobuf:"bytes,19,opt,name=batch,proto3,oneof"`
 }
 
+type Command_MoveRange struct {
+	MoveRange *MoveRange `protobuf:"bytes,20,opt,name=move_range,json=moveRange,proto3,oneof"`
+}
+
 func (*Command_AddMember) isCommand_What() {}
 
 func (*Command_PromoteVoter) isCommand_What() {}
@@ -424,6 +438,8 @@ func (*Command_RenewTerm) isCommand_What() {}
 func (*Command_Decline) isCommand_What() {}
 
 func (*Command_Batch) isCommand_What() {}
+
+func (*Command_MoveRange) isCommand_What() {}
 
 // AddMember adds a member, or says that it has come again: restarted, upgraded,
 // with a new disk. With another process than before its memory is gone.
@@ -1197,13 +1213,17 @@ func (x *ReportLoss) GetProcess() uint64 {
 }
 
 type DelegateRange struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
-	Store         uint64                 `protobuf:"varint,2,opt,name=store,proto3" json:"store,omitempty"`
-	Space         uint32                 `protobuf:"varint,3,opt,name=space,proto3" json:"space,omitempty"`
-	First         []byte                 `protobuf:"bytes,4,opt,name=first,proto3" json:"first,omitempty"` // of what may be chosen from; big endian: 4 bytes, for IPv6 16
-	Last          []byte                 `protobuf:"bytes,5,opt,name=last,proto3" json:"last,omitempty"`
-	Count         uint64                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"` // numbers wanted; fewer are given where no such gap is left
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Store uint64                 `protobuf:"varint,2,opt,name=store,proto3" json:"store,omitempty"`
+	Space uint32                 `protobuf:"varint,3,opt,name=space,proto3" json:"space,omitempty"`
+	First []byte                 `protobuf:"bytes,4,opt,name=first,proto3" json:"first,omitempty"` // of what may be chosen from; big endian: 4 bytes, for IPv6 16
+	Last  []byte                 `protobuf:"bytes,5,opt,name=last,proto3" json:"last,omitempty"`
+	Count uint64                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"` // numbers wanted; fewer are given where no such gap is left
+	// Of a range for a scope: only this process gives out of it, and only while it owns the
+	// scope. 0: the range is the member's, for all that it does.
+	Process       uint64 `protobuf:"varint,7,opt,name=process,proto3" json:"process,omitempty"`
+	Scope         uint32 `protobuf:"varint,8,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1280,10 +1300,25 @@ func (x *DelegateRange) GetCount() uint64 {
 	return 0
 }
 
+func (x *DelegateRange) GetProcess() uint64 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
+}
+
+func (x *DelegateRange) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
 type ReturnRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Range         uint64                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
-	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"` // who says that nothing in it is in use
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`       // who says that nothing in it is in use
+	Process       uint64                 `protobuf:"varint,3,opt,name=process,proto3" json:"process,omitempty"` // of a range for a scope: that has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1332,6 +1367,83 @@ func (x *ReturnRange) GetNode() uint32 {
 	return 0
 }
 
+func (x *ReturnRange) GetProcess() uint64 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
+}
+
+// MoveRange brings a range for a scope to the scope's owner: its process gives it, or the
+// owner takes it from one that has ended.
+type MoveRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Range         uint64                 `protobuf:"varint,1,opt,name=range,proto3" json:"range,omitempty"`
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"` // who says so
+	Process       uint64                 `protobuf:"varint,3,opt,name=process,proto3" json:"process,omitempty"`
+	Ended         bool                   `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"` // the owner vouches that the process that has it has ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveRange) Reset() {
+	*x = MoveRange{}
+	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveRange) ProtoMessage() {}
+
+func (x *MoveRange) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveRange.ProtoReflect.Descriptor instead.
+func (*MoveRange) Descriptor() ([]byte, []int) {
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MoveRange) GetRange() uint64 {
+	if x != nil {
+		return x.Range
+	}
+	return 0
+}
+
+func (x *MoveRange) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *MoveRange) GetProcess() uint64 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
+}
+
+func (x *MoveRange) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
 type SetConfigRevision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // the present one plus 1
@@ -1342,7 +1454,7 @@ type SetConfigRevision struct {
 
 func (x *SetConfigRevision) Reset() {
 	*x = SetConfigRevision{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	mi := &file_clusterpb_fsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1466,7 @@ func (x *SetConfigRevision) String() string {
 func (*SetConfigRevision) ProtoMessage() {}
 
 func (x *SetConfigRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[17]
+	mi := &file_clusterpb_fsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1479,7 @@ func (x *SetConfigRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfigRevision.ProtoReflect.Descriptor instead.
 func (*SetConfigRevision) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{17}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetConfigRevision) GetNumber() uint64 {
@@ -1393,7 +1505,7 @@ type SetQuorumLoss struct {
 
 func (x *SetQuorumLoss) Reset() {
 	*x = SetQuorumLoss{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[18]
+	mi := &file_clusterpb_fsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1517,7 @@ func (x *SetQuorumLoss) String() string {
 func (*SetQuorumLoss) ProtoMessage() {}
 
 func (x *SetQuorumLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[18]
+	mi := &file_clusterpb_fsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1530,7 @@ func (x *SetQuorumLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumLoss.ProtoReflect.Descriptor instead.
 func (*SetQuorumLoss) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{18}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetQuorumLoss) GetStop() bool {
@@ -1437,7 +1549,7 @@ type SetVersion struct {
 
 func (x *SetVersion) Reset() {
 	*x = SetVersion{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[19]
+	mi := &file_clusterpb_fsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1561,7 @@ func (x *SetVersion) String() string {
 func (*SetVersion) ProtoMessage() {}
 
 func (x *SetVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[19]
+	mi := &file_clusterpb_fsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1574,7 @@ func (x *SetVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVersion.ProtoReflect.Descriptor instead.
 func (*SetVersion) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{19}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetVersion) GetVersion() uint32 {
@@ -1492,7 +1604,7 @@ type Farm struct {
 
 func (x *Farm) Reset() {
 	*x = Farm{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[20]
+	mi := &file_clusterpb_fsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1616,7 @@ func (x *Farm) String() string {
 func (*Farm) ProtoMessage() {}
 
 func (x *Farm) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[20]
+	mi := &file_clusterpb_fsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1629,7 @@ func (x *Farm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Farm.ProtoReflect.Descriptor instead.
 func (*Farm) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{20}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Farm) GetVersion() uint32 {
@@ -1607,7 +1719,7 @@ type ConfigRevision struct {
 
 func (x *ConfigRevision) Reset() {
 	*x = ConfigRevision{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[21]
+	mi := &file_clusterpb_fsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1731,7 @@ func (x *ConfigRevision) String() string {
 func (*ConfigRevision) ProtoMessage() {}
 
 func (x *ConfigRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[21]
+	mi := &file_clusterpb_fsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1744,7 @@ func (x *ConfigRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRevision.ProtoReflect.Descriptor instead.
 func (*ConfigRevision) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConfigRevision) GetNumber() uint64 {
@@ -1668,7 +1780,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[22]
+	mi := &file_clusterpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1792,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[22]
+	mi := &file_clusterpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1805,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Member) GetNode() uint32 {
@@ -1790,7 +1902,7 @@ type ScopeState struct {
 
 func (x *ScopeState) Reset() {
 	*x = ScopeState{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[23]
+	mi := &file_clusterpb_fsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1914,7 @@ func (x *ScopeState) String() string {
 func (*ScopeState) ProtoMessage() {}
 
 func (x *ScopeState) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[23]
+	mi := &file_clusterpb_fsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1927,7 @@ func (x *ScopeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeState.ProtoReflect.Descriptor instead.
 func (*ScopeState) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ScopeState) GetScope() uint32 {
@@ -1889,13 +2001,15 @@ type Range struct {
 	Space         uint32                 `protobuf:"varint,4,opt,name=space,proto3" json:"space,omitempty"`
 	First         []byte                 `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
 	Count         uint64                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	Process       uint64                 `protobuf:"varint,7,opt,name=process,proto3" json:"process,omitempty"` // 0: of no scope
+	Scope         uint32                 `protobuf:"varint,8,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[24]
+	mi := &file_clusterpb_fsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2021,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[24]
+	mi := &file_clusterpb_fsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2034,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Range) GetId() uint64 {
@@ -1965,6 +2079,20 @@ func (x *Range) GetCount() uint64 {
 	return 0
 }
 
+func (x *Range) GetProcess() uint64 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
+}
+
+func (x *Range) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
 // Session is what is remembered of a proposer's latest commands.
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1978,7 +2106,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[25]
+	mi := &file_clusterpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2118,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[25]
+	mi := &file_clusterpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2131,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{25}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Session) GetNode() uint32 {
@@ -2045,7 +2173,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_clusterpb_fsm_proto_msgTypes[26]
+	mi := &file_clusterpb_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2185,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterpb_fsm_proto_msgTypes[26]
+	mi := &file_clusterpb_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2198,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{26}
+	return file_clusterpb_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Outcome) GetSeq() uint64 {
@@ -2102,7 +2230,7 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\tCommandID\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04life\x18\x02 \x01(\x04R\x04life\x12\x10\n" +
-	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\x91\t\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\xcd\t\n" +
 	"\aCommand\x12)\n" +
 	"\x02id\x18\x01 \x01(\v2\x19.tandem.cluster.CommandIDR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12:\n" +
@@ -2128,7 +2256,9 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\n" +
 	"renew_term\x18\x11 \x01(\v2\x19.tandem.cluster.RenewTermH\x00R\trenewTerm\x123\n" +
 	"\adecline\x18\x12 \x01(\v2\x17.tandem.cluster.DeclineH\x00R\adecline\x12-\n" +
-	"\x05batch\x18\x13 \x01(\v2\x15.tandem.cluster.BatchH\x00R\x05batchB\x06\n" +
+	"\x05batch\x18\x13 \x01(\v2\x15.tandem.cluster.BatchH\x00R\x05batch\x12:\n" +
+	"\n" +
+	"move_range\x18\x14 \x01(\v2\x19.tandem.cluster.MoveRangeH\x00R\tmoveRangeB\x06\n" +
 	"\x04what\"\xf1\x01\n" +
 	"\tAddMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
@@ -2183,17 +2313,25 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\n" +
 	"ReportLoss\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x18\n" +
-	"\aprocess\x18\x02 \x01(\x04R\aprocess\"\x8f\x01\n" +
+	"\aprocess\x18\x02 \x01(\x04R\aprocess\"\xbf\x01\n" +
 	"\rDelegateRange\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\x04R\x05store\x12\x14\n" +
 	"\x05space\x18\x03 \x01(\rR\x05space\x12\x14\n" +
 	"\x05first\x18\x04 \x01(\fR\x05first\x12\x12\n" +
 	"\x04last\x18\x05 \x01(\fR\x04last\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\x04R\x05count\"7\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count\x12\x18\n" +
+	"\aprocess\x18\a \x01(\x04R\aprocess\x12\x14\n" +
+	"\x05scope\x18\b \x01(\rR\x05scope\"Q\n" +
 	"\vReturnRange\x12\x14\n" +
 	"\x05range\x18\x01 \x01(\x04R\x05range\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\rR\x04node\"C\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\x12\x18\n" +
+	"\aprocess\x18\x03 \x01(\x04R\aprocess\"e\n" +
+	"\tMoveRange\x12\x14\n" +
+	"\x05range\x18\x01 \x01(\x04R\x05range\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\x12\x18\n" +
+	"\aprocess\x18\x03 \x01(\x04R\aprocess\x12\x14\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\"C\n" +
 	"\x11SetConfigRevision\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\"#\n" +
@@ -2245,14 +2383,16 @@ const file_clusterpb_fsm_proto_rawDesc = "" +
 	"\x05burnt\x18\x06 \x01(\x04R\x05burnt\x12\x1a\n" +
 	"\bstandbys\x18\a \x03(\rR\bstandbys\x12\x12\n" +
 	"\x04sync\x18\b \x03(\rR\x04sync\x12\x16\n" +
-	"\x06reason\x18\t \x01(\rR\x06reason\"\x83\x01\n" +
+	"\x06reason\x18\t \x01(\rR\x06reason\"\xb3\x01\n" +
 	"\x05Range\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\rR\x04node\x12\x14\n" +
 	"\x05store\x18\x03 \x01(\x04R\x05store\x12\x14\n" +
 	"\x05space\x18\x04 \x01(\rR\x05space\x12\x14\n" +
 	"\x05first\x18\x05 \x01(\fR\x05first\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\x04R\x05count\"\x80\x01\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count\x12\x18\n" +
+	"\aprocess\x18\a \x01(\x04R\aprocess\x12\x14\n" +
+	"\x05scope\x18\b \x01(\rR\x05scope\"\x80\x01\n" +
 	"\aSession\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04life\x18\x02 \x01(\x04R\x04life\x12\x18\n" +
@@ -2275,7 +2415,7 @@ func file_clusterpb_fsm_proto_rawDescGZIP() []byte {
 	return file_clusterpb_fsm_proto_rawDescData
 }
 
-var file_clusterpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_clusterpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_clusterpb_fsm_proto_goTypes = []any{
 	(*CommandID)(nil),         // 0: tandem.cluster.CommandID
 	(*Command)(nil),           // 1: tandem.cluster.Command
@@ -2294,17 +2434,18 @@ var file_clusterpb_fsm_proto_goTypes = []any{
 	(*ReportLoss)(nil),        // 14: tandem.cluster.ReportLoss
 	(*DelegateRange)(nil),     // 15: tandem.cluster.DelegateRange
 	(*ReturnRange)(nil),       // 16: tandem.cluster.ReturnRange
-	(*SetConfigRevision)(nil), // 17: tandem.cluster.SetConfigRevision
-	(*SetQuorumLoss)(nil),     // 18: tandem.cluster.SetQuorumLoss
-	(*SetVersion)(nil),        // 19: tandem.cluster.SetVersion
-	(*Farm)(nil),              // 20: tandem.cluster.Farm
-	(*ConfigRevision)(nil),    // 21: tandem.cluster.ConfigRevision
-	(*Member)(nil),            // 22: tandem.cluster.Member
-	(*ScopeState)(nil),        // 23: tandem.cluster.ScopeState
-	(*Range)(nil),             // 24: tandem.cluster.Range
-	(*Session)(nil),           // 25: tandem.cluster.Session
-	(*Outcome)(nil),           // 26: tandem.cluster.Outcome
-	(*Epoch)(nil),             // 27: tandem.cluster.Epoch
+	(*MoveRange)(nil),         // 17: tandem.cluster.MoveRange
+	(*SetConfigRevision)(nil), // 18: tandem.cluster.SetConfigRevision
+	(*SetQuorumLoss)(nil),     // 19: tandem.cluster.SetQuorumLoss
+	(*SetVersion)(nil),        // 20: tandem.cluster.SetVersion
+	(*Farm)(nil),              // 21: tandem.cluster.Farm
+	(*ConfigRevision)(nil),    // 22: tandem.cluster.ConfigRevision
+	(*Member)(nil),            // 23: tandem.cluster.Member
+	(*ScopeState)(nil),        // 24: tandem.cluster.ScopeState
+	(*Range)(nil),             // 25: tandem.cluster.Range
+	(*Session)(nil),           // 26: tandem.cluster.Session
+	(*Outcome)(nil),           // 27: tandem.cluster.Outcome
+	(*Epoch)(nil),             // 28: tandem.cluster.Epoch
 }
 var file_clusterpb_fsm_proto_depIdxs = []int32{
 	0,  // 0: tandem.cluster.Command.id:type_name -> tandem.cluster.CommandID
@@ -2319,33 +2460,34 @@ var file_clusterpb_fsm_proto_depIdxs = []int32{
 	14, // 9: tandem.cluster.Command.report_loss:type_name -> tandem.cluster.ReportLoss
 	15, // 10: tandem.cluster.Command.delegate_range:type_name -> tandem.cluster.DelegateRange
 	16, // 11: tandem.cluster.Command.return_range:type_name -> tandem.cluster.ReturnRange
-	17, // 12: tandem.cluster.Command.set_config_revision:type_name -> tandem.cluster.SetConfigRevision
-	18, // 13: tandem.cluster.Command.set_quorum_loss:type_name -> tandem.cluster.SetQuorumLoss
-	19, // 14: tandem.cluster.Command.set_version:type_name -> tandem.cluster.SetVersion
+	18, // 12: tandem.cluster.Command.set_config_revision:type_name -> tandem.cluster.SetConfigRevision
+	19, // 13: tandem.cluster.Command.set_quorum_loss:type_name -> tandem.cluster.SetQuorumLoss
+	20, // 14: tandem.cluster.Command.set_version:type_name -> tandem.cluster.SetVersion
 	13, // 15: tandem.cluster.Command.renew_term:type_name -> tandem.cluster.RenewTerm
 	12, // 16: tandem.cluster.Command.decline:type_name -> tandem.cluster.Decline
 	11, // 17: tandem.cluster.Command.batch:type_name -> tandem.cluster.Batch
-	7,  // 18: tandem.cluster.AssignSlots.assignments:type_name -> tandem.cluster.Assignment
-	27, // 19: tandem.cluster.SetSyncSet.epoch:type_name -> tandem.cluster.Epoch
-	27, // 20: tandem.cluster.SetSuccessor.epoch:type_name -> tandem.cluster.Epoch
-	27, // 21: tandem.cluster.TakeOver.epoch:type_name -> tandem.cluster.Epoch
-	27, // 22: tandem.cluster.TakeOver.from:type_name -> tandem.cluster.Epoch
-	1,  // 23: tandem.cluster.Batch.commands:type_name -> tandem.cluster.Command
-	27, // 24: tandem.cluster.Decline.epoch:type_name -> tandem.cluster.Epoch
-	27, // 25: tandem.cluster.RenewTerm.epoch:type_name -> tandem.cluster.Epoch
-	21, // 26: tandem.cluster.Farm.config:type_name -> tandem.cluster.ConfigRevision
-	22, // 27: tandem.cluster.Farm.members:type_name -> tandem.cluster.Member
-	23, // 28: tandem.cluster.Farm.scopes:type_name -> tandem.cluster.ScopeState
-	24, // 29: tandem.cluster.Farm.ranges:type_name -> tandem.cluster.Range
-	25, // 30: tandem.cluster.Farm.sessions:type_name -> tandem.cluster.Session
-	27, // 31: tandem.cluster.ScopeState.epoch:type_name -> tandem.cluster.Epoch
-	27, // 32: tandem.cluster.ScopeState.next:type_name -> tandem.cluster.Epoch
-	26, // 33: tandem.cluster.Session.outcomes:type_name -> tandem.cluster.Outcome
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	17, // 18: tandem.cluster.Command.move_range:type_name -> tandem.cluster.MoveRange
+	7,  // 19: tandem.cluster.AssignSlots.assignments:type_name -> tandem.cluster.Assignment
+	28, // 20: tandem.cluster.SetSyncSet.epoch:type_name -> tandem.cluster.Epoch
+	28, // 21: tandem.cluster.SetSuccessor.epoch:type_name -> tandem.cluster.Epoch
+	28, // 22: tandem.cluster.TakeOver.epoch:type_name -> tandem.cluster.Epoch
+	28, // 23: tandem.cluster.TakeOver.from:type_name -> tandem.cluster.Epoch
+	1,  // 24: tandem.cluster.Batch.commands:type_name -> tandem.cluster.Command
+	28, // 25: tandem.cluster.Decline.epoch:type_name -> tandem.cluster.Epoch
+	28, // 26: tandem.cluster.RenewTerm.epoch:type_name -> tandem.cluster.Epoch
+	22, // 27: tandem.cluster.Farm.config:type_name -> tandem.cluster.ConfigRevision
+	23, // 28: tandem.cluster.Farm.members:type_name -> tandem.cluster.Member
+	24, // 29: tandem.cluster.Farm.scopes:type_name -> tandem.cluster.ScopeState
+	25, // 30: tandem.cluster.Farm.ranges:type_name -> tandem.cluster.Range
+	26, // 31: tandem.cluster.Farm.sessions:type_name -> tandem.cluster.Session
+	28, // 32: tandem.cluster.ScopeState.epoch:type_name -> tandem.cluster.Epoch
+	28, // 33: tandem.cluster.ScopeState.next:type_name -> tandem.cluster.Epoch
+	27, // 34: tandem.cluster.Session.outcomes:type_name -> tandem.cluster.Outcome
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_clusterpb_fsm_proto_init() }
@@ -2372,6 +2514,7 @@ func file_clusterpb_fsm_proto_init() {
 		(*Command_RenewTerm)(nil),
 		(*Command_Decline)(nil),
 		(*Command_Batch)(nil),
+		(*Command_MoveRange)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2379,7 +2522,7 @@ func file_clusterpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterpb_fsm_proto_rawDesc), len(file_clusterpb_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -176,10 +176,11 @@ func ofScopes(name string) bool {
 }
 
 // tunnelMoves are the effects of a tunnel that moves between the scopes of a farm, and of
-// what its members tell each other about it.
+// what its members tell each other about it, and have decided about its pools.
 var tunnelMoves = map[string]bool{
 	"node.Detach": true, "node.Pointer": true, "node.movedAway": true, "node.movedHere": true,
 	"node.letterHere": true, "node.pointed": true, "node.initialContact": true, "node.reached": true,
+	"node.proposed": true,
 }
 
 // notLaidOut are effects to which no layout of the simulation leads yet: its tunnels have no
