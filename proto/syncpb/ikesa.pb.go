@@ -91,6 +91,7 @@ type IKESA struct {
 	PeerAuth      *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
 	Mobility      *Mobility `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
 	Assigned      *Assigned `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
+	Eap           *EAP      `protobuf:"bytes,100,opt,name=eap,proto3" json:"eap,omitempty"`                                       // absent: IKE_AUTH does without, or is done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -545,6 +546,179 @@ func (x *IKESA) GetAssigned() *Assigned {
 	return nil
 }
 
+func (x *IKESA) GetEap() *EAP {
+	if x != nil {
+		return x.Eap
+	}
+	return nil
+}
+
+// EAP is an IKE_AUTH under way that takes several requests (RFC 7296 §2.16): all that the next step
+// of whoever goes on with it needs, but for TLS, whose state stays in its process.
+type EAP struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         []byte                 `protobuf:"bytes,1,opt,name=first,proto3" json:"first,omitempty"`         // responder: payloads of the first request; initiator: the responder's IDr, once it is authenticated
+	Step          uint32                 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`          // see ike/eap.go
+	Method        uint32                 `protobuf:"varint,3,opt,name=method,proto3" json:"method,omitempty"`      // EAP type; 0: none yet
+	Id            uint32                 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`              // identifier of the latest EAP request
+	Identity      []byte                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`   // as told by the peer, by us of the initiator
+	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`           // once proved
+	Challenge     []byte                 `protobuf:"bytes,7,opt,name=challenge,proto3" json:"challenge,omitempty"` // of MSCHAPv2
+	Expected      string                 `protobuf:"bytes,8,opt,name=expected,proto3" json:"expected,omitempty"`   // initiator: the authenticator response that the responder is to give
+	Msk           []byte                 `protobuf:"bytes,9,opt,name=msk,proto3" json:"msk,omitempty"`
+	State         []byte                 `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"`                     // of the RADIUS server
+	Server        string                 `protobuf:"bytes,11,opt,name=server,proto3" json:"server,omitempty"`                   // `config user radius` that decides
+	Which         uint32                 `protobuf:"varint,12,opt,name=which,proto3" json:"which,omitempty"`                    // of its two servers
+	Rounds        uint32                 `protobuf:"varint,13,opt,name=rounds,proto3" json:"rounds,omitempty"`                  // packets of the peer so far
+	Bytes         uint32                 `protobuf:"varint,14,opt,name=bytes,proto3" json:"bytes,omitempty"`                    // of these
+	EapOnly       bool                   `protobuf:"varint,15,opt,name=eap_only,json=eapOnly,proto3" json:"eap_only,omitempty"` // RFC 5998: the responder sent no AUTH
+	Failed        bool                   `protobuf:"varint,16,opt,name=failed,proto3" json:"failed,omitempty"`                  // EAP-Failure follows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EAP) Reset() {
+	*x = EAP{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EAP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EAP) ProtoMessage() {}
+
+func (x *EAP) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EAP.ProtoReflect.Descriptor instead.
+func (*EAP) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EAP) GetFirst() []byte {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *EAP) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *EAP) GetMethod() uint32 {
+	if x != nil {
+		return x.Method
+	}
+	return 0
+}
+
+func (x *EAP) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *EAP) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *EAP) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *EAP) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
+func (x *EAP) GetExpected() string {
+	if x != nil {
+		return x.Expected
+	}
+	return ""
+}
+
+func (x *EAP) GetMsk() []byte {
+	if x != nil {
+		return x.Msk
+	}
+	return nil
+}
+
+func (x *EAP) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *EAP) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *EAP) GetWhich() uint32 {
+	if x != nil {
+		return x.Which
+	}
+	return 0
+}
+
+func (x *EAP) GetRounds() uint32 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *EAP) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *EAP) GetEapOnly() bool {
+	if x != nil {
+		return x.EapOnly
+	}
+	return false
+}
+
+func (x *EAP) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
 // PeerAuth is how a peer proved itself by a certificate.
 type PeerAuth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -561,7 +735,7 @@ type PeerAuth struct {
 
 func (x *PeerAuth) Reset() {
 	*x = PeerAuth{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +747,7 @@ func (x *PeerAuth) String() string {
 func (*PeerAuth) ProtoMessage() {}
 
 func (x *PeerAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +760,7 @@ func (x *PeerAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAuth.ProtoReflect.Descriptor instead.
 func (*PeerAuth) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PeerAuth) GetMethod() uint32 {
@@ -654,7 +828,7 @@ type Mobility struct {
 
 func (x *Mobility) Reset() {
 	*x = Mobility{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +840,7 @@ func (x *Mobility) String() string {
 func (*Mobility) ProtoMessage() {}
 
 func (x *Mobility) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +853,7 @@ func (x *Mobility) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mobility.ProtoReflect.Descriptor instead.
 func (*Mobility) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Mobility) GetUpdate() bool {
@@ -746,7 +920,7 @@ type Assigned struct {
 
 func (x *Assigned) Reset() {
 	*x = Assigned{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +932,7 @@ func (x *Assigned) String() string {
 func (*Assigned) ProtoMessage() {}
 
 func (x *Assigned) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +945,7 @@ func (x *Assigned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assigned.ProtoReflect.Descriptor instead.
 func (*Assigned) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Assigned) GetClient() bool {
@@ -823,7 +997,7 @@ type Suite struct {
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1009,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1022,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -908,7 +1082,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1094,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1107,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -995,7 +1169,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1181,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1194,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -1050,7 +1224,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1236,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1249,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -1158,7 +1332,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1344,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1357,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1444,7 +1618,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[9]
+	mi := &file_syncpb_ikesa_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1630,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[9]
+	mi := &file_syncpb_ikesa_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1643,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -1686,7 +1860,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x8f\x0f\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xb3\x0f\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1754,7 +1928,26 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\fpeer_address\x18< \x01(\fR\vpeerAddress\x122\n" +
 	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\x121\n" +
 	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\x121\n" +
-	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\"\xb3\x01\n" +
+	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\x12\"\n" +
+	"\x03eap\x18d \x01(\v2\x10.tandem.sync.EAPR\x03eap\"\xf8\x02\n" +
+	"\x03EAP\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\fR\x05first\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\rR\x04step\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\rR\x06method\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\rR\x02id\x12\x1a\n" +
+	"\bidentity\x18\x05 \x01(\fR\bidentity\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\tR\x04user\x12\x1c\n" +
+	"\tchallenge\x18\a \x01(\fR\tchallenge\x12\x1a\n" +
+	"\bexpected\x18\b \x01(\tR\bexpected\x12\x10\n" +
+	"\x03msk\x18\t \x01(\fR\x03msk\x12\x14\n" +
+	"\x05state\x18\n" +
+	" \x01(\fR\x05state\x12\x16\n" +
+	"\x06server\x18\v \x01(\tR\x06server\x12\x14\n" +
+	"\x05which\x18\f \x01(\rR\x05which\x12\x16\n" +
+	"\x06rounds\x18\r \x01(\rR\x06rounds\x12\x14\n" +
+	"\x05bytes\x18\x0e \x01(\rR\x05bytes\x12\x19\n" +
+	"\beap_only\x18\x0f \x01(\bR\aeapOnly\x12\x16\n" +
+	"\x06failed\x18\x10 \x01(\bR\x06failed\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
@@ -1889,43 +2082,45 @@ func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
 	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_syncpb_ikesa_proto_goTypes = []any{
 	(*IKESA)(nil),    // 0: tandem.sync.IKESA
-	(*PeerAuth)(nil), // 1: tandem.sync.PeerAuth
-	(*Mobility)(nil), // 2: tandem.sync.Mobility
-	(*Assigned)(nil), // 3: tandem.sync.Assigned
-	(*Suite)(nil),    // 4: tandem.sync.Suite
-	(*IKEKeys)(nil),  // 5: tandem.sync.IKEKeys
-	(*Endpoint)(nil), // 6: tandem.sync.Endpoint
-	(*Selector)(nil), // 7: tandem.sync.Selector
-	(*Exchange)(nil), // 8: tandem.sync.Exchange
-	(*ChildSA)(nil),  // 9: tandem.sync.ChildSA
+	(*EAP)(nil),      // 1: tandem.sync.EAP
+	(*PeerAuth)(nil), // 2: tandem.sync.PeerAuth
+	(*Mobility)(nil), // 3: tandem.sync.Mobility
+	(*Assigned)(nil), // 4: tandem.sync.Assigned
+	(*Suite)(nil),    // 5: tandem.sync.Suite
+	(*IKEKeys)(nil),  // 6: tandem.sync.IKEKeys
+	(*Endpoint)(nil), // 7: tandem.sync.Endpoint
+	(*Selector)(nil), // 8: tandem.sync.Selector
+	(*Exchange)(nil), // 9: tandem.sync.Exchange
+	(*ChildSA)(nil),  // 10: tandem.sync.ChildSA
 }
 var file_syncpb_ikesa_proto_depIdxs = []int32{
-	4,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
-	5,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
-	8,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
-	6,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
-	6,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
-	9,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
-	1,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
-	2,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
-	3,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
-	6,  // 9: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
-	6,  // 10: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
-	6,  // 11: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
-	4,  // 12: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
-	7,  // 13: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
-	7,  // 14: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
-	4,  // 15: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
-	7,  // 16: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
-	7,  // 17: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	5,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
+	6,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
+	9,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
+	7,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
+	7,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
+	10, // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
+	2,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
+	3,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
+	4,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
+	1,  // 9: tandem.sync.IKESA.eap:type_name -> tandem.sync.EAP
+	7,  // 10: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
+	7,  // 11: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
+	7,  // 12: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
+	5,  // 13: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
+	8,  // 14: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
+	8,  // 15: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
+	5,  // 16: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
+	8,  // 17: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
+	8,  // 18: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_ikesa_proto_init() }
@@ -1939,7 +2134,7 @@ func file_syncpb_ikesa_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
