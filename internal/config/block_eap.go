@@ -11,8 +11,8 @@ var radiusSpec = &spec[RADIUSServer]{
 	help:  "Servers that decide on users by EAP (RFC 3579): name it as a member of a user group.",
 	label: "RADIUS server",
 	entry: "NAME (up to 35 bytes)",
-	make: func(name string, line int) (RADIUSServer, string) {
-		return RADIUSServer{Name: name, Line: line}, nameFault("a RADIUS server", name, 35)
+	make: func(name string, _ int) (RADIUSServer, string) {
+		return RADIUSServer{Name: name}, nameFault("a RADIUS server", name, 35)
 	},
 	rows: []row[RADIUSServer]{
 		{key: "server", value: text{max: 63, what: "an IP address or host name"}, at: func(r *RADIUSServer) any { return &r.Servers[0] }, help: "required"},

@@ -31,7 +31,6 @@ type UserPeerGroup struct {
 // RADIUSServer is one `config user radius` entry.
 type RADIUSServer struct {
 	Name             string
-	Line             int
 	Servers          [2]string // addresses or host names; the second may be empty
 	Secrets          [2]ipsec.Key
 	Port             int           // 0: 1812
