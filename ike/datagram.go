@@ -97,12 +97,16 @@ type event struct {
 type row struct {
 	exch message.ExchangeType
 	from []state
-	when func(*message.Message) bool
+	when func(*ikeSA, *message.Message) bool
 	need []message.PayloadType
 	do   func(*Engine, *ikeSA, *event) ([]message.Payload, error)
 }
 
 var requestRows = []row{
+	{exch: message.IKEAuth, from: []state{stateHalfOpen}, when: inEAP, do: (*Engine).eapRequest},
+	{exch: message.IKEAuth, from: []state{stateHalfOpen}, when: opensEAP,
+		need: []message.PayloadType{message.TypeIDi},
+		do:   (*Engine).eapBegin},
 	{exch: message.IKEAuth, from: []state{stateHalfOpen},
 		need: []message.PayloadType{message.TypeIDi, message.TypeAUTH},
 		do:   (*Engine).authRequest},
@@ -119,12 +123,12 @@ var requestRows = []row{
 		do: (*Engine).informationalRequest},
 }
 
-func rekeysIKE(m *message.Message) bool {
+func rekeysIKE(_ *ikeSA, m *message.Message) bool {
 	sa, ok := message.Get[*message.SA](m)
 	return ok && len(sa.Proposals) > 0 && sa.Proposals[0].Protocol == ipsec.ProtocolIKE
 }
 
-func rekeysChild(m *message.Message) bool {
+func rekeysChild(_ *ikeSA, m *message.Message) bool {
 	_, ok := m.Notify(message.RekeySA)
 	return ok
 }
@@ -254,7 +258,7 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 // serve finds the row of a request and runs it.
 func (e *Engine) serve(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	for _, r := range requestRows {
-		if r.exch != ev.m.Exchange || !slices.Contains(r.from, sa.state) || r.when != nil && !r.when(ev.m) {
+		if r.exch != ev.m.Exchange || !slices.Contains(r.from, sa.state) || r.when != nil && !r.when(sa, ev.m) {
 			continue
 		}
 		for _, t := range r.need {

@@ -84,6 +84,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
 		Mobility: encodeMobility(sa.mob),
 		Assigned: encodeAssigned(sa.assigned),
+		Eap:      sa.eap.encode(),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -127,6 +128,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.peerAuth = decodePeerAuth(p.PeerAuth)
 	sa.mob = decodeMobility(p.Mobility)
 	sa.assigned = decodeAssigned(p.Assigned)
+	sa.eap = decodeEAPState(p.Eap)
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}

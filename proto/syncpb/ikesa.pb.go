@@ -562,7 +562,7 @@ type EAP struct {
 	Method        uint32                 `protobuf:"varint,3,opt,name=method,proto3" json:"method,omitempty"`      // EAP type; 0: none yet
 	Id            uint32                 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`              // identifier of the latest EAP request
 	Identity      []byte                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`   // as told by the peer, by us of the initiator
-	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`           // once proved
+	User          []byte                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`           // once proved
 	Challenge     []byte                 `protobuf:"bytes,7,opt,name=challenge,proto3" json:"challenge,omitempty"` // of MSCHAPv2
 	Expected      string                 `protobuf:"bytes,8,opt,name=expected,proto3" json:"expected,omitempty"`   // initiator: the authenticator response that the responder is to give
 	Msk           []byte                 `protobuf:"bytes,9,opt,name=msk,proto3" json:"msk,omitempty"`
@@ -573,6 +573,7 @@ type EAP struct {
 	Bytes         uint32                 `protobuf:"varint,14,opt,name=bytes,proto3" json:"bytes,omitempty"`                    // of these
 	EapOnly       bool                   `protobuf:"varint,15,opt,name=eap_only,json=eapOnly,proto3" json:"eap_only,omitempty"` // RFC 5998: the responder sent no AUTH
 	Failed        bool                   `protobuf:"varint,16,opt,name=failed,proto3" json:"failed,omitempty"`                  // EAP-Failure follows
+	Begun         bool                   `protobuf:"varint,17,opt,name=begun,proto3" json:"begun,omitempty"`                    // responder: TLS is under way in another process
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -642,11 +643,11 @@ func (x *EAP) GetIdentity() []byte {
 	return nil
 }
 
-func (x *EAP) GetUser() string {
+func (x *EAP) GetUser() []byte {
 	if x != nil {
 		return x.User
 	}
-	return ""
+	return nil
 }
 
 func (x *EAP) GetChallenge() []byte {
@@ -715,6 +716,13 @@ func (x *EAP) GetEapOnly() bool {
 func (x *EAP) GetFailed() bool {
 	if x != nil {
 		return x.Failed
+	}
+	return false
+}
+
+func (x *EAP) GetBegun() bool {
+	if x != nil {
+		return x.Begun
 	}
 	return false
 }
@@ -1929,14 +1937,14 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\x121\n" +
 	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\x121\n" +
 	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\x12\"\n" +
-	"\x03eap\x18d \x01(\v2\x10.tandem.sync.EAPR\x03eap\"\xf8\x02\n" +
+	"\x03eap\x18d \x01(\v2\x10.tandem.sync.EAPR\x03eap\"\x8e\x03\n" +
 	"\x03EAP\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\fR\x05first\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\rR\x04step\x12\x16\n" +
 	"\x06method\x18\x03 \x01(\rR\x06method\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\rR\x02id\x12\x1a\n" +
 	"\bidentity\x18\x05 \x01(\fR\bidentity\x12\x12\n" +
-	"\x04user\x18\x06 \x01(\tR\x04user\x12\x1c\n" +
+	"\x04user\x18\x06 \x01(\fR\x04user\x12\x1c\n" +
 	"\tchallenge\x18\a \x01(\fR\tchallenge\x12\x1a\n" +
 	"\bexpected\x18\b \x01(\tR\bexpected\x12\x10\n" +
 	"\x03msk\x18\t \x01(\fR\x03msk\x12\x14\n" +
@@ -1947,7 +1955,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x06rounds\x18\r \x01(\rR\x06rounds\x12\x14\n" +
 	"\x05bytes\x18\x0e \x01(\rR\x05bytes\x12\x19\n" +
 	"\beap_only\x18\x0f \x01(\bR\aeapOnly\x12\x16\n" +
-	"\x06failed\x18\x10 \x01(\bR\x06failed\"\xb3\x01\n" +
+	"\x06failed\x18\x10 \x01(\bR\x06failed\x12\x14\n" +
+	"\x05begun\x18\x11 \x01(\bR\x05begun\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
