@@ -236,10 +236,7 @@ func (e *Engine) tlsReact(sa *ikeSA, s *eapState, data []byte) ([]byte, error) {
 		return s.parts.Next(), nil
 	}
 	out, done, err := s.tls.Step(flight)
-	if err != nil && len(out) == 0 {
-		return nil, err
-	}
-	if err != nil { // an alert of ours: EAP-Failure comes next
+	if err != nil { // told by an alert, or told of it: EAP-Failure comes next
 		s.failed, s.expected = true, err.Error()
 	}
 	if done && s.step == eapMethod {

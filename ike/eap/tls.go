@@ -63,8 +63,10 @@ func (s *Session) run() error {
 		return err
 	}
 	b := make([]byte, 1)
-	if n, err := s.conn.Read(b); err != nil || n != 1 || b[0] != 0 {
-		return errors.Join(errCommitment, err)
+	if n, err := s.conn.Read(b); err != nil {
+		return err
+	} else if n != 1 || b[0] != 0 {
+		return errCommitment
 	}
 	return nil
 }
