@@ -119,6 +119,7 @@ var requestRows = []row{
 	{exch: message.CreateChildSA, from: []state{stateEstablished, stateRekeyed},
 		need: []message.PayloadType{message.TypeSA, message.TypeNonce, message.TypeTSi, message.TypeTSr},
 		do:   (*Engine).createChildRequest},
+	{exch: message.Informational, from: []state{stateHalfOpen}, do: (*Engine).eapAbandoned},
 	{exch: message.Informational, from: []state{stateEstablished, stateRekeyed},
 		do: (*Engine).informationalRequest},
 }
@@ -205,7 +206,7 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 		e.missed(sa, d, h)
 		return
 	}
-	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth {
+	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth && (h.Exchange != message.Informational || sa.eap == nil) {
 		e.counters.Malformed++
 		return
 	}

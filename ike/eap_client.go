@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"tandem/ike/eap"
@@ -12,6 +13,9 @@ import (
 	"tandem/internal/ipsec"
 	"tandem/internal/pki"
 )
+
+// errEAPFailure is what the responder says.
+var errEAPFailure = errors.New("EAP has failed")
 
 // clientIdentity is the IKE identity of a client whose phase 1 has no localid.
 func (e *Engine) clientIdentity(sa *ikeSA) identity {
@@ -52,7 +56,8 @@ func (e *Engine) eapResponse(sa *ikeSA, ev *event) {
 		if s.first != nil {
 			sa.eap = s
 		}
-		e.authGaveUp(sa, x, err.Error(), false)
+		// Where the responder has not said itself that it is over, it still waits.
+		e.authGaveUp(sa, x, err.Error(), s.first != nil && !errors.Is(err, errEAPFailure))
 		return
 	}
 	sa.eap = s
@@ -119,7 +124,7 @@ func (e *Engine) eapReact(sa *ikeSA, s *eapState, in eap.Packet) ([]message.Payl
 	}
 	switch {
 	case in.Code == eap.Failure:
-		return nil, errors.New("EAP has failed: " + cmp.Or(s.expectedFailure(), "the responder says no more"))
+		return nil, fmt.Errorf("%w: %s", errEAPFailure, cmp.Or(s.expectedFailure(), "the responder says no more"))
 	case in.Code == eap.Success:
 		if s.step != eapProved || s.only && s.method != eap.TLS {
 			return nil, errors.New("EAP-Success before the responder has proved itself")

@@ -20,7 +20,7 @@ func (e *Engine) mschapBegin(s *eapState) eap.Packet {
 func (e *Engine) mschapAnswer(sa *ikeSA, s *eapState, data []byte) (eap.Packet, error) {
 	switch {
 	case s.failed:
-		return eap.Packet{}, eapFail("wrong user name or password")
+		return eap.Packet{Code: eap.Failure, ID: s.id}, nil
 	case s.step == eapProved && eap.MSCode(data) == eap.MSSuccess:
 		return eap.Packet{Code: eap.Success, ID: s.id}, nil
 	case s.step == eapProved:
@@ -41,6 +41,7 @@ func (e *Engine) mschapAnswer(sa *ikeSA, s *eapState, data []byte) (eap.Packet, 
 	if e.slow.waits(e.now, from) || !a.Right(s.challenge, secret) || i < 0 {
 		e.slow.failed(e.now, from)
 		s.failed, s.identity = true, a.User()
+		e.eapRefused(sa, s, "wrong user name or password")
 		p := s.request(eap.MSCHAPv2, nil)
 		p.Data = eap.EncodeMSFailure(a.ID, eap.MSAuthFailed, e.random(eap.ChallengeLen))
 		return p, nil

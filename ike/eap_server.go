@@ -224,3 +224,10 @@ func (e *Engine) eapEnd(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	s.close()
 	return ps, err
 }
+
+// eapAbandoned takes the initiator's word that it gives up amid EAP (RFC 7296 §2.21.2).
+func (e *Engine) eapAbandoned(sa *ikeSA, ev *event) ([]message.Payload, error) {
+	e.debug(sa, "initiator gives up amid EAP", slog.String("reason", refusalIn(ev.m, "none given")))
+	ev.after = append(ev.after, func() { e.remove(sa, true, "the initiator gives up") })
+	return nil, nil
+}

@@ -43,7 +43,7 @@ func (e *Engine) tlsAnswer(sa *ikeSA, s *eapState, data []byte) (eap.Packet, err
 	case !whole || s.parts.Pending():
 		return s.request(eap.TLS, s.parts.Next()), nil
 	case s.failed:
-		return eap.Packet{}, eapFail("EAP-TLS has failed")
+		return eap.Packet{Code: eap.Failure, ID: s.id}, nil
 	case s.step == eapProved:
 		return e.tlsProved(sa, s)
 	}
