@@ -137,7 +137,7 @@ server default {
  }
 }
 `)
-	if err := os.WriteFile(filepath.Join(dir, "users"), []byte("carol Cleartext-Password := \"Wonderland\"\n\ntls EAP-Type := TLS\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "users"), []byte("carol Cleartext-Password := \"Wonderland\"\n\npeer.test EAP-Type := TLS\n"), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "radiusd.conf"), []byte(conf), 0o600); err != nil {

@@ -20,7 +20,7 @@ func TestEAPCharonClient(t *testing.T) {
 			more: []string{"eap-identity send-request"}, user: "carol", says: "EAP method EAP_MSCHAPV2 succeeded, MSK established"},
 		{name: "TLS", members: "cert", id: "peer.test", local: "auth = eap-tls\n certs = own.pem", user: "CN=peer.test", says: "EAP method EAP_TLS succeeded, MSK established"},
 		{name: "MSCHAPv2 by RADIUS", members: "aaa", id: "carol", local: "auth = eap-mschapv2", radius: true, user: "carol", says: "EAP method EAP_MSCHAPV2 succeeded, MSK established"},
-		{name: "TLS by RADIUS", members: "aaa", id: "tls", local: "auth = eap-tls\n certs = own.pem\n eap_id = tls\n aaa_id = aaa.test", radius: true, user: "tls", says: "EAP method EAP_TLS succeeded, MSK established"},
+		{name: "TLS by RADIUS", members: "aaa", id: "peer.test", local: "auth = eap-tls\n certs = own.pem\n aaa_id = aaa.test", radius: true, user: "peer.test", says: "EAP method EAP_TLS succeeded, MSK established"},
 		{name: "the second server", members: "two", id: "carol", local: "auth = eap-mschapv2", radius: true, user: "carol", says: "EAP method EAP_MSCHAPV2 succeeded, MSK established"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
