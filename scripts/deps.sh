@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what tests and the demo need beside Go: the peer (strongSwan wholly in
-# user space), the router (FRR), the independent decoder (tshark) and the tools that
+# user space), the router (FRR), the RADIUS server (FreeRADIUS), the independent decoder (tshark) and the tools that
 # build networks.
 # Debian and its relatives; anything else gets the list to install by hand.
 set -eu
@@ -9,7 +9,7 @@ packages="
 charon-systemd strongswan-swanctl strongswan-pki
 libcharon-extra-plugins libcharon-extauth-plugins
 libstrongswan-standard-plugins libstrongswan-extra-plugins
-frr
+frr freeradius
 tshark tcpdump iproute2 iputils-ping nftables ethtool iperf3
 "
 

@@ -105,6 +105,9 @@ func radiusResponse(b, request, secret []byte) (ike.RADIUSAnswer, error) {
 // authenticates says whether an answer has a Message-Authenticator, and a right one: it is made with the
 // request's authenticator, and with zeros in its own place.
 func authenticates(b, authenticator, secret []byte) bool {
+	if len(b) < 20 {
+		return false
+	}
 	c := bytes.Clone(b)
 	copy(c[4:20], authenticator)
 	for at := 20; at+2 <= len(c); {
