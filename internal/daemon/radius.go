@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tandem/ike"
+	"tandem/internal/ipsec"
 )
 
 // Bounds on RADIUS.
@@ -66,7 +67,11 @@ func (r *radiusAsker) answer(key [sha256.Size]byte) (ike.RADIUSAnswer, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, ok := r.known[key]
-	return a.RADIUSAnswer, ok && r.now().Before(a.until)
+	if !ok || !r.now().Before(a.until) {
+		return ike.RADIUSAnswer{}, false
+	}
+	a.Key = ipsec.NewKey(a.Key.Bytes()) // keep wipes the other
+	return a.RADIUSAnswer, true
 }
 
 // ask begins to ask and returns at once. What is asked already, or too much at once, waits for the peer to
