@@ -2,6 +2,9 @@ module tandem
 
 go 1.26.0
 
+// EAP-TLS 1.2 takes its key from TLS also where a client does not know Extended Master Secret (RFC 7627).
+godebug tlsunsafeekm=1
+
 require (
 	filippo.io/bigmod v0.1.0
 	github.com/google/go-cmp v0.7.0
@@ -23,6 +26,7 @@ require (
 	golang.org/x/sys v0.49.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
+	layeh.com/radius v0.0.0-20231213012653-1006025d24f8
 )
 
 require (

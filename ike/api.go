@@ -60,6 +60,7 @@ type Options struct {
 	Traffic      Traffic
 	Numbers      Numbers
 	Revocation   Revocation                                     // nil: nobody asks OCSP responders
+	RADIUS       func(key [32]byte) (RADIUSAnswer, bool)        // nil: nobody asks RADIUS servers; see AskRADIUS
 	LocalAddr    func(iface string, v6 bool) (netip.Addr, bool) // address of a phase 1's interface
 	CookieSecret ipsec.Key                                      // shared by the cluster; 32 bytes
 	// HalfOpenLimit is the number of half-open IKE SAs from which on cookies are

@@ -22,7 +22,12 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 		e.debug(sa, "sending INITIAL-CONTACT")
 		req = append(req, notify(message.InitialContact, nil))
 	}
-	ps, err := sa.withPPK(func() ([]message.Payload, error) { return e.credentialPayloads(sa, m, sa.p1.PSK, req) })
+	ps, err := sa.withPPK(func() ([]message.Payload, error) {
+		if sa.p1.EAP {
+			return e.eapStart(sa, req), nil
+		}
+		return e.credentialPayloads(sa, m, sa.p1.PSK, req)
+	})
 	if err != nil {
 		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
 		e.fail(sa, err.Error())
@@ -73,7 +78,6 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		e.warn(sa, "authentication failed", slog.String("peer_id", peer.String()), slog.String("reason", err.Error()))
 		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
 	}
-	_, initial := ev.m.Notify(message.InitialContact)
 	sa.p1, sa.phase1, sa.peerAuth = p1, p1.Name, proof
 	e.debug(sa, "responder preparing AUTH msg")
 	ps, err := e.credentialPayloads(sa, ev.m, e.sharedKey(p1, peer), nil)
@@ -81,6 +85,14 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 		e.warn(sa, "cannot authenticate ourselves", slog.String("reason", err.Error()))
 		return nil, &NotifyError{Type: message.AuthenticationFailed, Err: err}
 	}
+	return e.admitted(sa, ev, peer, proof.attrs(), ps)
+}
+
+// admitted ends IKE_AUTH for an initiator that has proved itself, by what the attributes tell; ps are
+// the payloads that answer its proof.
+func (e *Engine) admitted(sa *ikeSA, ev *event, peer identity, proof []slog.Attr, ps []message.Payload) ([]message.Payload, error) {
+	p1 := sa.p1
+	_, initial := ev.m.Notify(message.InitialContact)
 	e.identify(sa, peer)
 	if p1.Dialup() {
 		sa.tunnel = e.dialupTunnel(p1, peer, initial)
@@ -90,7 +102,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	sa.tunnel.sas = append(sa.tunnel.sas, sa)
 	sa.tunnel.ikeCreated++
 	e.debug(sa, "auth verify done")
-	e.info(sa, "authentication succeeded", append(proof.attrs(), slog.String("peer_id", peer.String()))...)
+	e.info(sa, "authentication succeeded", append(proof, slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	if err := e.authThroughNAT(sa, ev); err != nil {
@@ -140,7 +152,7 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 	known, elsewhere, failed, tried, shown := false, (*config.Phase1)(nil), error(nil), 0, (*presented)(nil)
 	for _, named := range []bool{true, false} {
 		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr(), sa.tcp) {
-			if isNamed(p1) != named || !idMatches(p1, peer) || !e.accepted(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
+			if p1.EAP || isNamed(p1) != named || !idMatches(p1, peer) || !e.accepted(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
 				continue
 			}
 			if networkOf(p1) != net {
@@ -214,6 +226,10 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	if e.postpones(sa, ev) {
 		return
 	}
+	if sa.p1 != nil && sa.p1.EAP {
+		e.eapResponse(sa, ev)
+		return
+	}
 	x := e.finish(sa)
 	if sa.p1 == nil {
 		e.remove(sa, false, "phase 1 is not configured any more")
@@ -222,13 +238,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	idr, ok1 := ev.m.ID(true)
 	auth, ok2 := message.Get[*message.Auth](ev.m)
 	if !ok1 || !ok2 {
-		reason := "AUTH response without IDr or AUTH"
-		for _, n := range ev.m.Notifies() {
-			if n.NotifyType.IsError() {
-				reason = n.NotifyType.String() + " in AUTH response"
-			}
-		}
-		e.authGaveUp(sa, x, reason, false)
+		e.authGaveUp(sa, x, refusalIn(ev.m, "AUTH response without IDr or AUTH"), false)
 		return
 	}
 	peer := identity{idr.IDType, string(idr.Data)}
@@ -237,31 +247,52 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 		e.authGaveUp(sa, x, err.Error(), true)
 		return
 	}
-	switch {
-	case signs(sa.p1) != signatureMethod(auth.Method) || !signs(sa.p1) && auth.Method != message.AuthPSK:
-		e.authGaveUp(sa, x, "authentication method "+auth.Method.String()+" is not accepted", true)
-		return
-	case !signs(sa.p1) && !hmac.Equal(sa.sharedKeyAuth(false, sa.p1.PSK, idr), auth.Data):
-		e.authGaveUp(sa, x, "pre-shared key mismatch", true)
-		return
-	case !idMatches(sa.p1, peer):
-		e.authGaveUp(sa, x, "peer identifier "+peer.String()+" is not accepted", true)
-		return
-	case networkOf(sa.p1) != sa.peerNetwork(ev.m):
-		e.authGaveUp(sa, x, fmt.Sprintf("network-id %s of the peer (%s): %s has %s", sa.peerNetwork(ev.m), sa.vendor(), sa.phase1, networkOf(sa.p1)), true)
+	if err := e.responderProved(sa, ev.m, peer, idr, auth); err != nil {
+		e.authGaveUp(sa, x, err.Error(), true)
 		return
 	}
+	e.initiated(sa, ev, x, peer, sa.peerAuth.attrs())
+}
+
+// responderProved says whether the responder is one whom the phase 1 accepts and has proved it.
+func (e *Engine) responderProved(sa *ikeSA, m *message.Message, peer identity, idr *message.ID, auth *message.Auth) error {
+	switch {
+	case signs(sa.p1) != signatureMethod(auth.Method) || !signs(sa.p1) && auth.Method != message.AuthPSK:
+		return errors.New("authentication method " + auth.Method.String() + " is not accepted")
+	case !signs(sa.p1) && !hmac.Equal(sa.sharedKeyAuth(false, sa.p1.PSK, idr), auth.Data):
+		return errors.New("pre-shared key mismatch")
+	case !idMatches(sa.p1, peer):
+		return errors.New("peer identifier " + peer.String() + " is not accepted")
+	}
 	if signs(sa.p1) {
-		proof, err := e.checkSignature(sa, sa.p1, e.present(ev.m, peer), idr, auth)
+		proof, err := e.checkSignature(sa, sa.p1, e.present(m, peer), idr, auth)
 		if err != nil {
-			e.authGaveUp(sa, x, err.Error(), true)
-			return
+			return err
 		}
 		sa.peerAuth = proof
 	}
+	return nil
+}
+
+// refusalIn is the error that a response names, else another reason.
+func refusalIn(m *message.Message, reason string) string {
+	for _, n := range m.Notifies() {
+		if n.NotifyType.IsError() {
+			reason = n.NotifyType.String() + " in AUTH response"
+		}
+	}
+	return reason
+}
+
+// initiated ends IKE_AUTH with a responder that has proved itself, by what the attributes tell.
+func (e *Engine) initiated(sa *ikeSA, ev *event, x *exchange, peer identity, proof []slog.Attr) {
+	if networkOf(sa.p1) != sa.peerNetwork(ev.m) {
+		e.authGaveUp(sa, x, fmt.Sprintf("network-id %s of the peer (%s): %s has %s", sa.peerNetwork(ev.m), sa.vendor(), sa.phase1, networkOf(sa.p1)), true)
+		return
+	}
 	e.identify(sa, peer)
 	e.debug(sa, "auth verify done")
-	e.info(sa, "authentication succeeded", append(sa.peerAuth.attrs(), slog.String("peer_id", peer.String()))...)
+	e.info(sa, "authentication succeeded", append(proof, slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR

@@ -327,9 +327,15 @@ func (e *Engine) vouched(p1 *config.Phase1, p *presented) (notes []string, err e
 		p.issuer = issuerIn(chain)
 		return notes, err
 	}
-	err = misfit{fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(p.leaf), p1.PeerType, p1.Peer, p1.PeerGroup)}
+	return e.vouchedBy(e.userPeers(p1), p, fmt.Errorf("the certificate of %s is none of %s %s%s", pki.Name(p.leaf), p1.PeerType, p1.Peer, p1.PeerGroup))
+}
+
+// vouchedBy checks a certificate for what some user peers ask for; unknown says that it is none of them.
+func (e *Engine) vouchedBy(peers []*config.UserPeer, p *presented, unknown error) (notes []string, err error) {
+	trust := &e.creds().trust
+	err = misfit{unknown}
 	var tried []*x509.Certificate
-	for _, u := range e.userPeers(p1) {
+	for _, u := range peers {
 		if !satisfies(p.leaf, u) {
 			continue
 		}

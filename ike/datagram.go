@@ -103,7 +103,7 @@ type event struct {
 type row struct {
 	exch message.ExchangeType
 	from []state
-	when func(*message.Message) bool
+	when func(*ikeSA, *message.Message) bool
 	need []message.PayloadType
 	do   func(*Engine, *ikeSA, *event) ([]message.Payload, error)
 }
@@ -111,6 +111,10 @@ type row struct {
 var requestRows = []row{
 	{exch: message.Intermediate, from: []state{stateHalfOpen},
 		do: (*Engine).intermediateRequest},
+	{exch: message.IKEAuth, from: []state{stateHalfOpen}, when: inEAP, do: (*Engine).eapRequest},
+	{exch: message.IKEAuth, from: []state{stateHalfOpen}, when: opensEAP,
+		need: []message.PayloadType{message.TypeIDi},
+		do:   (*Engine).eapBegin},
 	{exch: message.IKEAuth, from: []state{stateHalfOpen},
 		need: []message.PayloadType{message.TypeIDi, message.TypeAUTH},
 		do:   (*Engine).authRequest},
@@ -126,16 +130,17 @@ var requestRows = []row{
 	{exch: message.FollowupKE, from: []state{stateEstablished, stateRekeyed},
 		need: []message.PayloadType{message.TypeKE},
 		do:   (*Engine).followUpRequest},
+	{exch: message.Informational, from: []state{stateHalfOpen}, do: (*Engine).eapAbandoned},
 	{exch: message.Informational, from: []state{stateEstablished, stateRekeyed},
 		do: (*Engine).informationalRequest},
 }
 
-func rekeysIKE(m *message.Message) bool {
+func rekeysIKE(_ *ikeSA, m *message.Message) bool {
 	sa, ok := message.Get[*message.SA](m)
 	return ok && len(sa.Proposals) > 0 && sa.Proposals[0].Protocol == ipsec.ProtocolIKE
 }
 
-func rekeysChild(m *message.Message) bool {
+func rekeysChild(_ *ikeSA, m *message.Message) bool {
 	_, ok := m.Notify(message.RekeySA)
 	return ok
 }
@@ -201,6 +206,19 @@ func (e *Engine) heard(sa *ikeSA) {
 	e.rivals(sa)
 }
 
+// expects says which exchanges of the peer belong to an IKE SA that is not authenticated yet.
+func (sa *ikeSA) expects(x message.ExchangeType) bool {
+	switch x {
+	case message.IKEAuth:
+		return true
+	case message.Intermediate:
+		return sa.inter != nil
+	case message.Informational:
+		return sa.eap != nil
+	}
+	return false
+}
+
 func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 	if sa.nextRecv > 0 && h.MessageID == sa.nextRecv-1 {
 		e.repeat(sa, d, h)
@@ -213,7 +231,7 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 		e.missed(sa, d, h)
 		return
 	}
-	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth && (h.Exchange != message.Intermediate || sa.inter == nil) {
+	if sa.state == stateHalfOpen && !sa.expects(h.Exchange) {
 		e.counters.Malformed++
 		return
 	}
@@ -270,7 +288,7 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 // serve finds the row of a request and runs it.
 func (e *Engine) serve(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	for _, r := range requestRows {
-		if r.exch != ev.m.Exchange || !slices.Contains(r.from, sa.state) || r.when != nil && !r.when(ev.m) {
+		if r.exch != ev.m.Exchange || !slices.Contains(r.from, sa.state) || r.when != nil && !r.when(sa, ev.m) {
 			continue
 		}
 		for _, t := range r.need {

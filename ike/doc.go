@@ -6,6 +6,8 @@ package ike
 //	init.go         IKE_SA_INIT, both roles; cookie.go before it costs state
 //	match.go        which phase 1 an address and an identity belong to
 //	auth.go         IKE_AUTH, both roles; INITIAL_CONTACT; duplicates
+//	eap.go          IKE_AUTH by EAP: eap_server.go, eap_client.go; its methods: eap_mschap.go,
+//	                eap_tls.go, eap_radius.go
 //	overlay.go      what Tandems tell each other there: interface address, network-id
 //	child.go        Child SAs in IKE_AUTH and CREATE_CHILD_SA; select.go chooses
 //	rekey_child.go  REKEY_SA and its collisions; rekey_ike.go the same for IKE SAs

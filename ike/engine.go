@@ -56,6 +56,8 @@ type Engine struct {
 	noPolicyAt    map[string]time.Time
 
 	credentials *credentials // see creds
+	slow        slowed       // see eap_slow.go
+	refusals    limiter      // log lines of EAP that failed
 	leases      leases
 }
 
@@ -71,6 +73,8 @@ type Counters struct {
 	AuthRefused    uint64 // peers that failed authentication
 	RateLimited    uint64 // unauthenticated replies suppressed
 	Retransmitted  uint64
+	// RefusalsUnsaid are those of AuthRefused whose log line was one too many.
+	RefusalsUnsaid uint64
 	// FragmentsDropped are fragments of messages beyond the limits of reassembly.
 	FragmentsDropped uint64
 }
@@ -88,6 +92,7 @@ func (c *Counters) Add(o Counters) {
 	c.RateLimited += o.RateLimited
 	c.Retransmitted += o.Retransmitted
 	c.FragmentsDropped += o.FragmentsDropped
+	c.RefusalsUnsaid += o.RefusalsUnsaid
 }
 
 // New makes a suspended engine without any state.
@@ -116,6 +121,7 @@ func New(o Options) *Engine {
 		leases:        newLeases(),
 		unauth:        limiter{rate: 20, burst: 40},
 		groups:        limiter{rate: 500, burst: 1000},
+		refusals:      limiter{rate: 2, burst: 20},
 	}
 	if e.cfg == nil {
 		e.cfg = &config.Config{}

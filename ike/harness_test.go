@@ -90,6 +90,9 @@ type side struct {
 	numbers   map[ipsec.ESPSPI][2]uint64
 	skips     []Skip
 	checks    []CheckRevocation
+	questions []AskRADIUS
+	radius    func(AskRADIUS) RADIUSAnswer // nil: questions stay in asked
+	answers   map[[32]byte]RADIUSAnswer
 }
 
 type espSA struct {
@@ -116,12 +119,13 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) side(name string, addr string, seed uint64, cfg *config.Config, opt func(*Options)) *side {
 	s := &side{t: w.t, name: name, w: w, addr: netip.MustParseAddr(addr), installed: map[ipsec.ESPSPI]*espSA{}, numbers: map[ipsec.ESPSPI][2]uint64{},
-		lastIn: map[ipsec.ESPSPI]time.Time{}, lastOut: map[ipsec.ESPSPI]time.Time{}}
+		lastIn: map[ipsec.ESPSPI]time.Time{}, lastOut: map[ipsec.ESPSPI]time.Time{}, answers: map[[32]byte]RADIUSAnswer{}}
 	r := testRand(seed)
 	s.ledger = newLedger(r, uint32(seed))
 	o := Options{Config: cfg, Rand: r, Nonces: s.ledger, CookieSecret: ipsec.NewKey([]byte("the cluster's own cookie secret.")),
 		Traffic:   func(spi ipsec.ESPSPI) (time.Time, time.Time) { return s.lastIn[spi], s.lastOut[spi] },
 		Numbers:   func(spi ipsec.ESPSPI) (out, in uint64) { return s.numbers[spi][0], s.numbers[spi][1] },
+		RADIUS:    func(key [32]byte) (RADIUSAnswer, bool) { a, ok := s.answers[key]; return a, ok },
 		LocalAddr: func(string, bool) (netip.Addr, bool) { return s.addr, true }}
 	if opt != nil {
 		opt(&o)
@@ -140,6 +144,13 @@ func (s *side) drain() {
 				t := s.tickets[0]
 				s.tickets = s.tickets[1:]
 				s.e.Committed(s.w.now, t)
+				continue
+			}
+			if len(s.questions) > 0 && s.radius != nil {
+				q := s.questions[0]
+				s.questions = s.questions[1:]
+				s.answers[q.Key] = s.radius(q)
+				s.e.HandleDatagram(s.w.now, q.Datagram)
 				continue
 			}
 			return
@@ -191,6 +202,8 @@ func (s *side) drain() {
 			s.skips = append(s.skips, x)
 			n := s.numbers[x.SPIIn]
 			s.numbers[x.SPIIn] = [2]uint64{max(n[0], x.Out), max(n[1], x.In)}
+		case AskRADIUS:
+			s.questions = append(s.questions, x)
 		case CheckRevocation:
 			s.checks = append(s.checks, x)
 		case SendKeepalive:

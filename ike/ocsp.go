@@ -77,8 +77,14 @@ func (e *Engine) postpones(sa *ikeSA, ev *event) bool {
 	return e.postponed(sa, ev.d, err)
 }
 
-// postponed says that a message has to wait for an OCSP responder, and has it asked.
+// postponed says that a message has to wait for an OCSP responder or a RADIUS server, and has it asked.
 func (e *Engine) postponed(sa *ikeSA, d Datagram, err error) bool {
+	var q *askingRADIUS
+	if errors.As(err, &q) {
+		e.debug(sa, q.Error())
+		e.free(q.q)
+		return true
+	}
 	var w *awaiting
 	if !errors.As(err, &w) {
 		return false

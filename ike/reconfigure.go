@@ -124,10 +124,13 @@ func renews(a, b *config.Phase1) bool {
 		Passive                                                                           bool
 		Proposals, Groups                                                                 any
 		Network                                                                           network
+		EAP, EAPOnly                                                                      bool
+		User, Password                                                                    string
 	}
 	of := func(p *config.Phase1) essence {
 		return essence{p.Type, p.Interface, p.AuthMethod, p.PeerType, p.PeerID, p.LocalID, p.LocalIDType, p.NATTraversal,
-			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, [2]any{p.DHGroups, p.AddKE}, networkOf(p)}
+			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, [2]any{p.DHGroups, p.AddKE}, networkOf(p),
+			p.EAP, p.EAPOnly, p.AuthUser, string(p.AuthPassword.Bytes())}
 	}
 	return !reflect.DeepEqual(of(a), of(b))
 }

@@ -86,6 +86,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
 		Mobility: encodeMobility(sa.mob),
 		Assigned: encodeAssigned(sa.assigned), Intermediate: sa.inter.encode(), Followed: sa.followed,
+		Eap: sa.eap.encode(),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -132,6 +133,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.peerAuth = decodePeerAuth(p.PeerAuth)
 	sa.mob = decodeMobility(p.Mobility)
 	sa.assigned = decodeAssigned(p.Assigned)
+	sa.eap = decodeEAPState(p.Eap)
 	sa.keys, sa.followed = decodeKeys(p.Keys), p.Followed
 	var err error
 	if sa.inter, err = decodeIntermediate(p.Intermediate); err != nil {

@@ -119,6 +119,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 	e.unrefKey(sa.keyID)
 	e.unrefPending(sa)
 	sa.state = stateGone
+	sa.eap.close()
 	e.arm(sa)
 	if t := sa.tunnel; t != nil {
 		t.sas = slices.DeleteFunc(t.sas, func(x *ikeSA) bool { return x == sa })

@@ -57,6 +57,8 @@ func (id identity) String() string {
 		}
 	case message.IDFQDN, message.IDRFC822:
 		return id.data
+	case idUser:
+		return quoted(id.data)
 	case message.IDDERASN1:
 		return pki.DNString([]byte(id.data))
 	case message.IDKeyID:
@@ -92,6 +94,7 @@ type ikeSA struct {
 	nonceI, nonceR            []byte
 	ownID, peerID             identity
 	peerAuth                  *peerAuth // nil: it has no certificate, or is not authenticated yet
+	eap                       *eapState // nil: IKE_AUTH does without, or is done
 	local, remote             netip.AddrPort
 	nonESP, tcp               bool // tcp: see tcp.go
 	natHere, natThere         bool
@@ -314,6 +317,7 @@ func (sa *ikeSA) wipe() {
 	for _, h := range sa.half {
 		h.wipe()
 	}
+	sa.eap.close()
 	if sa.req != nil {
 		sa.req.wipe()
 		if sa.req.half != nil {

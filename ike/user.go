@@ -39,8 +39,22 @@ func (e *Engine) sharedKey(p1 *config.Phase1, id identity) ipsec.Key {
 	return ipsec.Key{}
 }
 
+// eapUser is the user whom EAP proved by a password here; nil: it was another way.
+func eapUser(c *config.Config, p1 *config.Phase1, id identity) *config.User {
+	for _, u := range c.EAPUsers(p1).Local {
+		if u.Name == id.data {
+			return u
+		}
+	}
+	return nil
+}
+
 // userGone says that a user was removed or has another key: its IKE SA ends.
 func userGone(was *config.Config, a *config.Phase1, is *config.Config, b *config.Phase1, id identity) bool {
+	if a != nil && b != nil && id.kind == idUser {
+		x, y := eapUser(was, a, id), eapUser(is, b, id)
+		return x != nil && (y == nil || string(x.Secret.Bytes()) != string(y.Secret.Bytes()))
+	}
 	if a == nil || b == nil || b.PeerType != "dialup" || id.kind == 0 {
 		return false
 	}

@@ -80,6 +80,7 @@ const (
 	UpdateSAAddresses          NotifyType = 16400
 	Cookie2                    NotifyType = 16401
 	NoNATsAllowed              NotifyType = 16402
+	EAPOnlyAuthentication      NotifyType = 16417
 	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421

@@ -191,6 +191,11 @@ func certificateBlocks() []block {
 				return tableOf(userSpec, c.Users, same[User], func(x *User) string { return x.Name })
 			},
 			ref: func() []refBlock { return refsOf(userSpec) }},
+		{path: radiusSpec.path, init: func(ld *loader) { ld.radius = newTable(radiusSpec, "") }, open: func(ld *loader) scope { return ld.radius },
+			view: func(c *Config) printable {
+				return tableOf(radiusSpec, c.RADIUS, same[RADIUSServer], func(x *RADIUSServer) string { return x.Name })
+			},
+			ref: func() []refBlock { return refsOf(radiusSpec) }},
 		{path: userGroupSpec.path, init: func(ld *loader) { ld.userGroups = newTable(userGroupSpec, "") }, open: func(ld *loader) scope { return ld.userGroups },
 			view: func(c *Config) printable {
 				return tableOf(userGroupSpec, c.UserGroups, same[UserPeerGroup], func(x *UserPeerGroup) string { return x.Name })
@@ -236,13 +241,14 @@ func (ld *loader) buildCertificates(c *Config) {
 	}
 	c.Certificates.Setting = *ld.certSetting.val
 	c.UserPeers, c.UserPeerGroups = ld.userPeer.values(), ld.userPeerGroup.values()
-	c.Users, c.UserGroups = ld.users.values(), ld.userGroups.values()
+	c.Users, c.UserGroups, c.RADIUS = ld.users.values(), ld.userGroups.values(), ld.radius.values()
 	for _, f := range c.readCertificates(nil, time.Time{}, false) {
 		ld.add(f)
 	}
 	ld.checkUserPeers(c)
 	ld.checkSignatures(c)
 	ld.checkUsers(c)
+	ld.checkEAP(c)
 }
 
 // checkUserPeers settles what user peers and their groups name.
@@ -317,7 +323,7 @@ func (ld *loader) checkSignatures(c *Config) {
 		if p.AuthMethod != "signature" {
 			continue
 		}
-		if len(c.Certificates.CA) == 0 {
+		if len(c.Certificates.CA) == 0 && !(p.EAP && p.Type == "dynamic") {
 			fault("authmethod", "authmethod (signature) needs a CA that vouches for the peer: write `config vpn certificate ca`")
 		}
 		for _, n := range p.Certificate {

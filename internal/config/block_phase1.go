@@ -72,6 +72,12 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "peer", value: text{max: 35, what: "the name of a user peer"}, at: func(p *phase1Draft) any { return &p.Peer }, hide: func(p *phase1Draft) bool { return p.PeerType != "peer" }, help: "what the peer's certificate must have; required with peertype peer"},
 		{key: "peergrp", value: text{max: 35, what: "the name of a user peergrp"}, at: func(p *phase1Draft) any { return &p.PeerGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "peergrp" }, help: "several of them; required with peertype peergrp"},
 		{key: "usrgrp", value: text{max: 35, what: "the name of a user group"}, at: func(p *phase1Draft) any { return &p.UserGroup }, hide: func(p *phase1Draft) bool { return p.PeerType != "dialup" }, help: "whose users are accepted; required with peertype dialup"},
+		{key: "eap", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.EAP }, help: "dialup: clients prove themselves as users of authusrgrp (RFC 7296 §2.16), this gateway by authmethod; static: this gateway is such a client"},
+		{key: "eap-identity", value: oneOf("use-id-payload", "send-request"), def: "use-id-payload", at: func(p *phase1Draft) any { return &p.EAPIdentity }, hide: noEAP, help: "whom a client says it is: its IKE identity, or what it answers to a request for its EAP identity"},
+		{key: "eap-only", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.EAPOnly }, hide: noEAP, help: "with EAP-TLS both sides prove themselves by it alone, where both allow it (RFC 5998; FortiOS has no word for it)"},
+		{key: "authusrgrp", value: text{max: 35, what: "the name of a user group"}, at: func(p *phase1Draft) any { return &p.AuthUserGroup }, hide: noEAP, help: "the users whom EAP lets in; required with eap enable and type dynamic"},
+		{key: "authusr", value: text{max: 64}, at: func(p *phase1Draft) any { return &p.AuthUser }, hide: noEAP, help: "a client's user name; without localid also its IKE identity"},
+		{key: "authpasswd", value: secret{key: "authpasswd", max: 128}, at: func(p *phase1Draft) any { return &p.AuthPassword }, hide: noEAP, help: "a client's password; without one it proves itself by its certificate (EAP-TLS)"},
 		{key: "cert-id-validation", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.CertIDValidation }, hide: noSignature, help: "the peer's certificate must have its identity as subject or subjectAltName (RFC 4945)"},
 		{key: "digital-signature-auth", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.DigitalSignatureAuth }, hide: noSignature, help: "signatures as RFC 7427 has them, where the peer can (FortiOS's default is disable); Ed25519 and RSASSA-PSS need it"},
 		{key: "signature-hash-alg", value: manyOf{oneOf("sha1", "sha2-256", "sha2-384", "sha2-512")}, def: "sha2-512 sha2-384 sha2-256", at: func(p *phase1Draft) any { return &p.SignatureHash }, hide: noSignature, help: "hashes of signatures, best first, both directions (FortiOS's default has sha1, too)"},
@@ -136,7 +142,7 @@ var phase1Spec = &spec[phase1Draft]{
 		"additional key exchange after that of dhgrp (RFC 9370), best first: ML-KEM-768 is 36, ML-KEM-1024 is 37; with 0 among them a peer may do without")...),
 	ignored: append(plain(`comments npu-offload wizard-type forticlient-enforcement auto-discovery-* add-gw-route tunnel-search
 		monitor-min monitor-hold-down-type monitor-hold-down-delay monitor-hold-down-weekday monitor-hold-down-time mode
-		default-gw-priority packet-redistribution distance priority send-cert-chain eap-identity eap-exclude-peergrp eap-cert-auth
+		default-gw-priority packet-redistribution distance priority send-cert-chain eap-exclude-peergrp eap-cert-auth
 		acct-verify save-password client-auto-negotiate client-keep-alive client-resume
 		client-resume-interval unity-support banner include-local-lan mesh-selector-type shared-idle-timeout inbound-dscp-copy
 		encapsulation-address encap-local-gw4 encap-local-gw6 encap-remote-gw4 encap-remote-gw6 vni azure-ad-autoconnect
@@ -149,9 +155,7 @@ var phase1Spec = &spec[phase1Draft]{
 		ignored{key: "suite-b", only: []string{"disable"}, why: "write the suites with `set proposal` and `set dhgrp`"},
 		ignored{key: "aggregate-member", only: []string{"disable"}},
 		ignored{key: "encapsulation", only: []string{"none"}},
-		ignored{key: "eap", only: []string{"disable"}},
 		ignored{key: "xauthtype", only: []string{"disable"}, why: "XAuth belongs to IKEv1"},
-		ignored{key: "authusrgrp", only: []string{}, why: "user groups are not known here"},
 		ignored{key: "group-authentication", only: []string{"disable"}},
 		ignored{key: "assign-ip-from", only: []string{"range"}, why: "addresses come from `set ipv4-start-ip` and `set ipv4-end-ip`"},
 		ignored{key: "exchange-ip-addr6", only: []string{"::"}, why: "only exchange-ip-addr4 is exchanged"},
@@ -173,6 +177,8 @@ var phase1Spec = &spec[phase1Draft]{
 func (p *phase1Draft) is6() bool    { return p.ipVersion == "6" }
 func (p *phase1Draft) is4() bool    { return p.ipVersion != "6" }
 func noModeCfg(p *phase1Draft) bool { return !p.ModeCfg }
+
+func noEAP(p *phase1Draft) bool { return !p.EAP }
 
 func noSignature(p *phase1Draft) bool { return p.AuthMethod != "signature" }
 
@@ -248,7 +254,7 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	if p.AuthMethod == "psk" && p.PSK.Len() == 0 && p.PeerType != "dialup" {
 		fault("psksecret", "psksecret is missing: authmethod psk needs `set psksecret \"…\"`")
 	}
-	if p.AuthMethod == "signature" && len(p.Certificate) == 0 {
+	if p.AuthMethod == "signature" && len(p.Certificate) == 0 && !(p.EAP && p.Type != "dynamic" && p.AuthPassword.Len() > 0) {
 		fault("certificate", "certificate is missing: authmethod signature needs the name of an own certificate")
 	}
 	if p.authMethodRemote != "" && p.authMethodRemote != p.AuthMethod {
@@ -338,6 +344,9 @@ func (ld *loader) checkPeers() {
 			k.peer = "dialup " + p.UserGroup
 		}
 		k.auth = p.AuthMethod
+		if p.EAP {
+			k.auth = "eap"
+		}
 		first := seen[k]
 		if first == nil {
 			seen[k] = o

@@ -75,7 +75,7 @@ func Diff(from, to *Config) *Delta {
 			d.Policies = changes
 		case linkMonitorSpec.path:
 			d.Monitors = changes
-		case caCertSpec.path, localCertSpec.path, crlSpec.path, remoteCertSpec.path, userPeerSpec.path, userPeerGroupSpec.path, userSpec.path, userGroupSpec.path:
+		case caCertSpec.path, localCertSpec.path, crlSpec.path, remoteCertSpec.path, userPeerSpec.path, userPeerGroupSpec.path, userSpec.path, userGroupSpec.path, radiusSpec.path:
 			d.Certificates = append(d.Certificates, changes...)
 		case staticRoute.path, staticRoute6.path:
 			d.Routes = append(d.Routes, changes...)

@@ -121,7 +121,7 @@ func TestFaults(t *testing.T) {
 		{"no user group", strings.Replace(goodDialup, "next\n", "set peertype dialup\nnext\n", 1), []string{"f:2: dial: usrgrp is missing: peertype dialup needs a user group"}},
 		{"unknown user group", strings.Replace(goodDialup, "next\n", "set peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:7: dial: usrgrp (g) names no user group"}},
 		{"user without a key", "config user local\nedit u\nnext\nend\nconfig user group\nedit g\nset member u\nnext\nend\n" + strings.Replace(goodDialup, "next\n", "set peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:16: dial: usrgrp (g): the user u has no passwd, which would be its pre-shared key"}},
-		{"unknown user", "config user group\nedit g\nset member u\nnext\nend\n", []string{"f:3: user group g: member (u) names no user"}},
+		{"unknown user", "config user group\nedit g\nset member u\nnext\nend\n", []string{"f:3: user group g: member (u) names no user, user peer or RADIUS server"}},
 		{"group without dialup", strings.Replace(goodDialup, "next\n", "set usrgrp g\nnext\n", 1), []string{"f:6: dial: usrgrp is only checked with `set peertype dialup` (peertype is any)"}},
 
 		// Refused by name.
@@ -132,7 +132,18 @@ func TestFaults(t *testing.T) {
 		{"DHCP over IPsec", phase2("set dhcp-ipsec enable"), []string{"f:11: p2: dhcp-ipsec (enable) is not supported here: DHCP over IPsec is not offered; hand out addresses with `set mode-cfg enable` in phase 1"}},
 		{"transport mode", phase2("set encapsulation transport-mode"), []string{"f:11: p2: encapsulation (transport-mode) is not supported here; allowed: tunnel-mode"}},
 		{"suite B", phase1("set suite-b suite-b-gcm-128"), []string{"f:6: vpn1: suite-b (suite-b-gcm-128) is not supported here: write the suites with `set proposal` and `set dhgrp`"}},
-		{"EAP", phase1("set eap enable"), []string{"f:6: vpn1: eap (enable) is not supported here; allowed: disable"}},
+		{"EAP client without a password", phase1("set eap enable"), []string{"f:2: vpn1: authpasswd is missing: a client with eap enable needs a password, or a certificate for EAP-TLS"}},
+		{"EAP client without a name", phase1("set eap enable\nset authpasswd x"), []string{"f:2: vpn1: authusr is missing: authpasswd needs the user's name"}},
+		{"EAP client with a group", phase1("set eap enable\nset authusr u\nset authpasswd x\nset authusrgrp g"), []string{"f:9: vpn1: authusrgrp (g) is a gateway's with `set type dynamic`: a client has authusr"}},
+		{"EAP-only without a certificate", phase1("set eap enable\nset authusr u\nset authpasswd x\nset eap-only enable"), []string{"f:9: vpn1: eap-only (enable) needs a certificate: only EAP-TLS proves both sides well enough"}},
+		{"EAP and a PPK", phase1("set eap enable\nset authusr u\nset authpasswd x\nset ppk allow\nset ppk-secret x\nset ppk-identity x"), []string{"f:9: vpn1: ppk (allow) excludes eap enable: EAP's key is mixed with no other here"}},
+		{"authusr without EAP", phase1("set authusr u"), []string{"f:6: vpn1: authusr (u) needs `set eap enable`"}},
+		{"EAP without a group", strings.Replace(goodDialup, "next\n", "set eap enable\nnext\n", 1), []string{"f:2: dial: authusrgrp is missing: eap enable needs a user group"}},
+		{"EAP with an unknown group", strings.Replace(goodDialup, "next\n", "set eap enable\nset authusrgrp g\nnext\n", 1), []string{"f:7: dial: authusrgrp (g) names no user group"}},
+		{"EAP and peertype dialup", strings.Replace(goodDialup, "next\n", "set eap enable\nset peertype dialup\nset usrgrp g\nnext\n", 1), []string{"f:7: dial: peertype (dialup) excludes eap enable: who is accepted stands in authusrgrp", "f:8: dial: usrgrp (g) names no user group"}},
+		{"EAP-TLS without a certificate", "config user peer\nedit p\nset cn p\nnext\nend\nconfig user group\nedit g\nset member p\nnext\nend\n" + strings.Replace(goodDialup, "next\n", "set eap enable\nset authusrgrp g\nnext\n", 1), []string{"f:17: dial: authusrgrp (g) has user peers, who come by EAP-TLS: that needs `set authmethod signature` and a certificate"}},
+		{"RADIUS server without a secret", "config user radius\nedit r\nset server 192.0.2.1\nset secondary-server 192.0.2.2\nset secret x\nnext\nend\n", []string{"f:2: RADIUS server r: secondary-secret is missing: secondary-server needs it"}},
+		{"RADIUS server without an address", "config user radius\nedit r\nnext\nend\n", []string{"f:2: RADIUS server r: server is missing: it needs an address or host name"}},
 		{"active-active", ha("set mode a-a"), []string{"f:2: system ha: mode (a-a) is refused: there is no active-active mode; use a-p with virtual clusters, or `config system standalone-cluster`"}},
 		{"user peers without certificates", phase1("set peertype peer"), []string{"f:6: vpn1: peertype (peer) looks at certificates: it needs `set authmethod signature`"}},
 

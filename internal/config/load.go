@@ -82,6 +82,7 @@ type loader struct {
 	userPeerGroup *table[UserPeerGroup]
 	users         *table[User]
 	userGroups    *table[UserPeerGroup]
+	radius        *table[RADIUSServer]
 }
 
 // note is one keyword that has no effect: the first place, and how many more.

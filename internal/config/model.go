@@ -36,6 +36,7 @@ type Config struct {
 	UserPeerGroups []UserPeerGroup
 	Users          []User
 	UserGroups     []UserPeerGroup
+	RADIUS         []RADIUSServer
 }
 
 // HA is `config system ha`.
@@ -180,24 +181,31 @@ type Interface struct {
 
 // Phase1 is one `config vpn ipsec phase1-interface` entry.
 type Phase1 struct {
-	Name             string
-	Line             int
-	Type             string // static, dynamic, ddns
-	Interface        string
-	IPVersion        int        // 4 or 6, of the outer addresses
-	LocalGW          netip.Addr // invalid: the interface's address
-	RemoteGW         netip.Addr // invalid for dynamic and ddns
-	RemoteGWDDNS     string     // ddns: the peer's host name
-	KeyLife          time.Duration
-	AuthMethod       string // psk, signature
-	PeerType         string // any, one, peer, peergrp, dialup
-	PeerID           string
-	LocalID          string
-	LocalIDType      string // auto, fqdn, user-fqdn, keyid, address, asn1dn
-	PSK              ipsec.Key
-	Certificate      []string
-	Peer, PeerGroup  string // names of a user peer, of a group of them
-	UserGroup        string // of peertype dialup
+	Name            string
+	Line            int
+	Type            string // static, dynamic, ddns
+	Interface       string
+	IPVersion       int        // 4 or 6, of the outer addresses
+	LocalGW         netip.Addr // invalid: the interface's address
+	RemoteGW        netip.Addr // invalid for dynamic and ddns
+	RemoteGWDDNS    string     // ddns: the peer's host name
+	KeyLife         time.Duration
+	AuthMethod      string // psk, signature
+	PeerType        string // any, one, peer, peergrp, dialup
+	PeerID          string
+	LocalID         string
+	LocalIDType     string // auto, fqdn, user-fqdn, keyid, address, asn1dn
+	PSK             ipsec.Key
+	Certificate     []string
+	Peer, PeerGroup string // names of a user peer, of a group of them
+	UserGroup       string // of peertype dialup
+	// EAP: clients of a dialup phase 1 prove themselves so, as users of AuthUserGroup; a static one is such a client.
+	EAP              bool
+	EAPIdentity      string // use-id-payload, send-request
+	EAPOnly          bool   // RFC 5998: without AUTH of the responder, where the method is mutual
+	AuthUserGroup    string
+	AuthUser         string // of a client
+	AuthPassword     ipsec.Key
 	CertIDValidation bool
 	// How signatures are made and which are taken: see docs/configuration.md.
 	DigitalSignatureAuth, RSAHashOverride bool

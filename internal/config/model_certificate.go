@@ -2,7 +2,6 @@ package config
 
 import (
 	"crypto/x509"
-	"slices"
 	"strings"
 
 	"tandem/internal/ipsec"
@@ -75,26 +74,6 @@ type UserPeer struct {
 	Subject string // parts of the subject; empty: any
 	CN      string
 	CNType  string // string, email, FQDN, ipv4, ipv6
-}
-
-// User is one `config user local` entry: an identity with a key of its own.
-type User struct {
-	Name   string
-	Secret ipsec.Key
-	Status bool
-}
-
-// InUserGroup says that a phase 1 with peertype dialup accepts a user.
-func (c *Config) InUserGroup(p *Phase1, user string) bool {
-	return p.PeerType == "dialup" && slices.ContainsFunc(c.UserGroups, func(g UserPeerGroup) bool {
-		return g.Name == p.UserGroup && slices.Contains(g.Members, user)
-	})
-}
-
-// UserPeerGroup is one `config user peergrp` entry, or one of `config user group`.
-type UserPeerGroup struct {
-	Name    string
-	Members []string
 }
 
 // PeersOf are the entries of `config user peer` that a phase 1 accepts; nil where its

@@ -34,7 +34,7 @@ func TestDefaults(t *testing.T) {
 		DPD: "on-demand", DPDRetryCount: 3, DPDRetryInterval: 20 * time.Second, NATTraversal: "enable", Transport: "udp", FallbackTCP: 15 * time.Second, Keepalive: 10 * time.Second,
 		Fragmentation: true, FragmentationMTU: 1200, IPFragmentation: "post-encapsulation", HASyncESPSeqno: true, AddRoute: true,
 		CertIDValidation: true, DigitalSignatureAuth: true, SignatureHash: []string{"sha2-512", "sha2-384", "sha2-256"}, RSASignatureFormat: "pkcs1",
-		Rekey: true, LoopbackAsymroute: true, PPK: "disable",
+		Rekey: true, LoopbackAsymroute: true, PPK: "disable", EAPIdentity: "use-id-payload",
 		Pool: Pool{AssignIP: true, Netmask4: netip.MustParseAddr("255.255.255.255"), Prefix6: 128},
 	}
 	got := c.Phase1[0]
@@ -172,7 +172,7 @@ func TestVendorExamples(t *testing.T) {
 	for _, f := range faults {
 		got = append(got, f.Object+" "+f.Key)
 	}
-	want := strings.Split("aggregate-member forticlient-enforcement comments npu-offload suite-b eap wizard-type auto-discovery-sender auto-discovery-receiver "+
+	want := strings.Split("aggregate-member forticlient-enforcement comments npu-offload suite-b wizard-type auto-discovery-sender auto-discovery-receiver "+
 		"auto-discovery-forwarder encapsulation tunnel-search add-gw-route ipv4-df auto-discovery-sender auto-discovery-forwarder encapsulation comments", " ")
 	for i := range want {
 		want[i] = "VPNtoTest " + want[i]

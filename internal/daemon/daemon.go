@@ -59,6 +59,7 @@ type Daemon struct {
 	announcer *announcer
 	pinger    *pinger // nil: no pair
 	ocsp      *ocspAsker
+	radius    *radiusAsker
 	damped    *time.Timer // for a monitored interface that does not count yet
 	ends      chan error  // what ends the daemon beside a signal
 	ended     error       // the first of them
@@ -215,8 +216,10 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 
 	d.ocsp = newOCSP(d.log, d.loop.offerAgain)
 	closers = append(closers, d.ocsp.close)
+	d.radius = newRADIUS(d.log, d.cfg.Hostname, d.loop.offerAgain)
+	closers = append(closers, d.radius.close)
 	options := node.Options{
-		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr, Revocation: d.ocsp.status,
+		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr, Revocation: d.ocsp.status, RADIUS: d.radius.answer,
 		CookieSecret: randomKey(32), Logs: func(l slog.Level) bool { return d.log.Enabled(ctx, l) },
 	}
 	if d.cfg.HA.Mode == "a-p" || d.cfg.Standalone.Farm() {

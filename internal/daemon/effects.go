@@ -29,6 +29,8 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 		}
 	case ike.CheckRevocation:
 		d.ocsp.check(e)
+	case ike.AskRADIUS:
+		d.radius.ask(e)
 	case ike.KeyLog:
 		if d.keys != nil {
 			if err := d.keys.writeIKE(e); err != nil {

@@ -23,7 +23,8 @@ type Options struct {
 	Rand          io.Reader
 	Traffic       ike.Traffic
 	LocalAddr     func(iface string, v6 bool) (netip.Addr, bool)
-	Revocation    ike.Revocation // see ike.CheckRevocation
+	Revocation    ike.Revocation                              // see ike.CheckRevocation
+	RADIUS        func(key [32]byte) (ike.RADIUSAnswer, bool) // see ike.AskRADIUS
 	CookieSecret  ipsec.Key
 	HalfOpenLimit int // 0: 1000
 	// Logs says whether the engine's log lines of a level are wanted; nil: all are.

@@ -9,7 +9,7 @@ import (
 	"tandem/xfrm"
 )
 
-// Effect is one of: ike.Send, ike.SendKeepalive, ike.KeyLog, ike.CheckRevocation, statesync.SendFrame,
+// Effect is one of: ike.Send, ike.SendKeepalive, ike.KeyLog, ike.CheckRevocation, ike.AskRADIUS, statesync.SendFrame,
 // statesync.SendAck, cluster.Announce, cluster.Entitle, cluster.Claim, cluster.AskRemoval,
 // cluster.WriteNote, cluster.Alarm, cluster.Stopped, and the types below.
 type Effect any

@@ -136,7 +136,7 @@ func New(o Options) *Node {
 		n.opt.nonces = n.ledger
 	}
 	n.ike = ike.New(ike.Options{
-		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, Numbers: n.numbers, LocalAddr: o.LocalAddr, Revocation: o.Revocation,
+		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, Numbers: n.numbers, LocalAddr: o.LocalAddr, Revocation: o.Revocation, RADIUS: o.RADIUS,
 		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share, Logs: o.Logs,
 	})
 	switch {

@@ -34,6 +34,7 @@ var order = []string{
 	"proto",
 	"ike/message",
 	"ike/keymat",
+	"ike/eap",
 	"ike",
 	"xfrm",
 	"xfrm/esp",
@@ -64,7 +65,7 @@ var order = []string{
 
 // pure packages take the time and bytes and return effects.
 var pure = map[string]bool{
-	"internal/ipsec": true, "internal/pki": true, "internal/config": true, "ike/message": true, "ike/keymat": true, "ike": true,
+	"internal/ipsec": true, "internal/pki": true, "internal/config": true, "ike/message": true, "ike/keymat": true, "ike/eap": true, "ike": true,
 	"xfrm": true, "xfrm/esp": true, "cluster/fsm": true, "cluster/revision": true, "cluster": true, "sync": true, "internal/node": true,
 	"internal/bfd": true, "internal/outbox": true, "internal/linkhealth": true,
 }

@@ -95,6 +95,7 @@ type IKESA struct {
 	Intermediate  *Intermediate `protobuf:"bytes,100,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                     // absent: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
 	HalfMade      []*HalfMade   `protobuf:"bytes,101,rep,name=half_made,json=halfMade,proto3" json:"half_made,omitempty"`             // answered CREATE_CHILD_SA, of which the peer owes IKE_FOLLOWUP_KE
 	Followed      []byte        `protobuf:"bytes,102,opt,name=followed,proto3" json:"followed,omitempty"`                             // link token of the latest IKE_FOLLOWUP_KE that was answered
+	Eap           *EAP          `protobuf:"bytes,110,opt,name=eap,proto3" json:"eap,omitempty"`                                       // absent: IKE_AUTH does without, or is done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -577,6 +578,13 @@ func (x *IKESA) GetFollowed() []byte {
 	return nil
 }
 
+func (x *IKESA) GetEap() *EAP {
+	if x != nil {
+		return x.Eap
+	}
+	return nil
+}
+
 // Intermediate is what IKE_INTERMEDIATE (RFC 9242, RFC 9370) has come to before IKE_AUTH.
 type Intermediate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -864,6 +872,180 @@ func (x *HalfMade) GetRequestAge() int64 {
 	return 0
 }
 
+// EAP is an IKE_AUTH under way that takes several requests (RFC 7296 §2.16): all that the next step
+// of whoever goes on with it needs, but for TLS, whose state stays in its process.
+type EAP struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         []byte                 `protobuf:"bytes,1,opt,name=first,proto3" json:"first,omitempty"`         // responder: payloads of the first request; initiator: the responder's IDr, once it is authenticated
+	Step          uint32                 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`          // see ike/eap.go
+	Method        uint32                 `protobuf:"varint,3,opt,name=method,proto3" json:"method,omitempty"`      // EAP type; 0: none yet
+	Id            uint32                 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`              // identifier of the latest EAP request
+	Identity      []byte                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`   // as told by the peer, by us of the initiator
+	User          []byte                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`           // once proved
+	Challenge     []byte                 `protobuf:"bytes,7,opt,name=challenge,proto3" json:"challenge,omitempty"` // of MSCHAPv2
+	Expected      string                 `protobuf:"bytes,8,opt,name=expected,proto3" json:"expected,omitempty"`   // initiator: the authenticator response that the responder is to give
+	Msk           []byte                 `protobuf:"bytes,9,opt,name=msk,proto3" json:"msk,omitempty"`
+	State         []byte                 `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"`                     // of the RADIUS server
+	Server        string                 `protobuf:"bytes,11,opt,name=server,proto3" json:"server,omitempty"`                   // `config user radius` that decides
+	Which         uint32                 `protobuf:"varint,12,opt,name=which,proto3" json:"which,omitempty"`                    // of its two servers
+	Rounds        uint32                 `protobuf:"varint,13,opt,name=rounds,proto3" json:"rounds,omitempty"`                  // packets of the peer so far
+	Bytes         uint32                 `protobuf:"varint,14,opt,name=bytes,proto3" json:"bytes,omitempty"`                    // of these
+	EapOnly       bool                   `protobuf:"varint,15,opt,name=eap_only,json=eapOnly,proto3" json:"eap_only,omitempty"` // RFC 5998: the responder sent no AUTH
+	Failed        bool                   `protobuf:"varint,16,opt,name=failed,proto3" json:"failed,omitempty"`                  // EAP-Failure follows
+	Begun         bool                   `protobuf:"varint,17,opt,name=begun,proto3" json:"begun,omitempty"`                    // responder: TLS is under way in another process
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EAP) Reset() {
+	*x = EAP{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EAP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EAP) ProtoMessage() {}
+
+func (x *EAP) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EAP.ProtoReflect.Descriptor instead.
+func (*EAP) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EAP) GetFirst() []byte {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *EAP) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *EAP) GetMethod() uint32 {
+	if x != nil {
+		return x.Method
+	}
+	return 0
+}
+
+func (x *EAP) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *EAP) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *EAP) GetUser() []byte {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *EAP) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
+func (x *EAP) GetExpected() string {
+	if x != nil {
+		return x.Expected
+	}
+	return ""
+}
+
+func (x *EAP) GetMsk() []byte {
+	if x != nil {
+		return x.Msk
+	}
+	return nil
+}
+
+func (x *EAP) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *EAP) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *EAP) GetWhich() uint32 {
+	if x != nil {
+		return x.Which
+	}
+	return 0
+}
+
+func (x *EAP) GetRounds() uint32 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *EAP) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *EAP) GetEapOnly() bool {
+	if x != nil {
+		return x.EapOnly
+	}
+	return false
+}
+
+func (x *EAP) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *EAP) GetBegun() bool {
+	if x != nil {
+		return x.Begun
+	}
+	return false
+}
+
 // PeerAuth is how a peer proved itself by a certificate.
 type PeerAuth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -880,7 +1062,7 @@ type PeerAuth struct {
 
 func (x *PeerAuth) Reset() {
 	*x = PeerAuth{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1074,7 @@ func (x *PeerAuth) String() string {
 func (*PeerAuth) ProtoMessage() {}
 
 func (x *PeerAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1087,7 @@ func (x *PeerAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAuth.ProtoReflect.Descriptor instead.
 func (*PeerAuth) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PeerAuth) GetMethod() uint32 {
@@ -973,7 +1155,7 @@ type Mobility struct {
 
 func (x *Mobility) Reset() {
 	*x = Mobility{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1167,7 @@ func (x *Mobility) String() string {
 func (*Mobility) ProtoMessage() {}
 
 func (x *Mobility) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1180,7 @@ func (x *Mobility) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mobility.ProtoReflect.Descriptor instead.
 func (*Mobility) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Mobility) GetUpdate() bool {
@@ -1065,7 +1247,7 @@ type Assigned struct {
 
 func (x *Assigned) Reset() {
 	*x = Assigned{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1259,7 @@ func (x *Assigned) String() string {
 func (*Assigned) ProtoMessage() {}
 
 func (x *Assigned) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1272,7 @@ func (x *Assigned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assigned.ProtoReflect.Descriptor instead.
 func (*Assigned) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Assigned) GetClient() bool {
@@ -1143,7 +1325,7 @@ type Suite struct {
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1337,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1350,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -1235,7 +1417,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1429,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1442,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -1322,7 +1504,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[9]
+	mi := &file_syncpb_ikesa_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1516,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[9]
+	mi := &file_syncpb_ikesa_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1529,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -1377,7 +1559,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[10]
+	mi := &file_syncpb_ikesa_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1571,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[10]
+	mi := &file_syncpb_ikesa_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1584,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{10}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -1490,7 +1672,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[11]
+	mi := &file_syncpb_ikesa_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1684,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[11]
+	mi := &file_syncpb_ikesa_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1697,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{11}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1804,7 +1986,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[12]
+	mi := &file_syncpb_ikesa_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1998,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[12]
+	mi := &file_syncpb_ikesa_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2011,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{12}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -2046,7 +2228,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xb0\x10\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xd4\x10\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -2118,7 +2300,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\x12=\n" +
 	"\fintermediate\x18d \x01(\v2\x19.tandem.sync.IntermediateR\fintermediate\x122\n" +
 	"\thalf_made\x18e \x03(\v2\x15.tandem.sync.HalfMadeR\bhalfMade\x12\x1a\n" +
-	"\bfollowed\x18f \x01(\fR\bfollowed\"\xa2\x01\n" +
+	"\bfollowed\x18f \x01(\fR\bfollowed\x12\"\n" +
+	"\x03eap\x18n \x01(\v2\x10.tandem.sync.EAPR\x03eap\"\xa2\x01\n" +
 	"\fIntermediate\x12\x1c\n" +
 	"\texchanges\x18\x01 \x01(\rR\texchanges\x12\x18\n" +
 	"\amethods\x18\x02 \x01(\rR\amethods\x12\x15\n" +
@@ -2145,7 +2328,26 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x05spi_r\x18\x0e \x01(\x06R\x04spiR\x12\x15\n" +
 	"\x06key_id\x18\x0f \x01(\x06R\x05keyId\x12\x1f\n" +
 	"\vrequest_age\x18\x10 \x01(\x03R\n" +
-	"requestAge\"\xb3\x01\n" +
+	"requestAge\"\x8e\x03\n" +
+	"\x03EAP\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\fR\x05first\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\rR\x04step\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\rR\x06method\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\rR\x02id\x12\x1a\n" +
+	"\bidentity\x18\x05 \x01(\fR\bidentity\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\fR\x04user\x12\x1c\n" +
+	"\tchallenge\x18\a \x01(\fR\tchallenge\x12\x1a\n" +
+	"\bexpected\x18\b \x01(\tR\bexpected\x12\x10\n" +
+	"\x03msk\x18\t \x01(\fR\x03msk\x12\x14\n" +
+	"\x05state\x18\n" +
+	" \x01(\fR\x05state\x12\x16\n" +
+	"\x06server\x18\v \x01(\tR\x06server\x12\x14\n" +
+	"\x05which\x18\f \x01(\rR\x05which\x12\x16\n" +
+	"\x06rounds\x18\r \x01(\rR\x06rounds\x12\x14\n" +
+	"\x05bytes\x18\x0e \x01(\rR\x05bytes\x12\x19\n" +
+	"\beap_only\x18\x0f \x01(\bR\aeapOnly\x12\x16\n" +
+	"\x06failed\x18\x10 \x01(\bR\x06failed\x12\x14\n" +
+	"\x05begun\x18\x11 \x01(\bR\x05begun\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
@@ -2285,54 +2487,56 @@ func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
 	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_syncpb_ikesa_proto_goTypes = []any{
 	(*IKESA)(nil),        // 0: tandem.sync.IKESA
 	(*Intermediate)(nil), // 1: tandem.sync.Intermediate
 	(*Methods)(nil),      // 2: tandem.sync.Methods
 	(*HalfMade)(nil),     // 3: tandem.sync.HalfMade
-	(*PeerAuth)(nil),     // 4: tandem.sync.PeerAuth
-	(*Mobility)(nil),     // 5: tandem.sync.Mobility
-	(*Assigned)(nil),     // 6: tandem.sync.Assigned
-	(*Suite)(nil),        // 7: tandem.sync.Suite
-	(*IKEKeys)(nil),      // 8: tandem.sync.IKEKeys
-	(*Endpoint)(nil),     // 9: tandem.sync.Endpoint
-	(*Selector)(nil),     // 10: tandem.sync.Selector
-	(*Exchange)(nil),     // 11: tandem.sync.Exchange
-	(*ChildSA)(nil),      // 12: tandem.sync.ChildSA
+	(*EAP)(nil),          // 4: tandem.sync.EAP
+	(*PeerAuth)(nil),     // 5: tandem.sync.PeerAuth
+	(*Mobility)(nil),     // 6: tandem.sync.Mobility
+	(*Assigned)(nil),     // 7: tandem.sync.Assigned
+	(*Suite)(nil),        // 8: tandem.sync.Suite
+	(*IKEKeys)(nil),      // 9: tandem.sync.IKEKeys
+	(*Endpoint)(nil),     // 10: tandem.sync.Endpoint
+	(*Selector)(nil),     // 11: tandem.sync.Selector
+	(*Exchange)(nil),     // 12: tandem.sync.Exchange
+	(*ChildSA)(nil),      // 13: tandem.sync.ChildSA
 }
 var file_syncpb_ikesa_proto_depIdxs = []int32{
-	7,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
-	8,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
-	11, // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
-	9,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
-	9,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
-	12, // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
-	4,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
-	5,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
-	6,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
+	8,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
+	9,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
+	12, // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
+	10, // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
+	10, // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
+	13, // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
+	5,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
+	6,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
+	7,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
 	1,  // 9: tandem.sync.IKESA.intermediate:type_name -> tandem.sync.Intermediate
 	3,  // 10: tandem.sync.IKESA.half_made:type_name -> tandem.sync.HalfMade
-	8,  // 11: tandem.sync.Intermediate.former:type_name -> tandem.sync.IKEKeys
-	7,  // 12: tandem.sync.HalfMade.suite:type_name -> tandem.sync.Suite
-	10, // 13: tandem.sync.HalfMade.ts_local:type_name -> tandem.sync.Selector
-	10, // 14: tandem.sync.HalfMade.ts_remote:type_name -> tandem.sync.Selector
-	9,  // 15: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
-	9,  // 16: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
-	9,  // 17: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
-	7,  // 18: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
-	10, // 19: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
-	10, // 20: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
-	2,  // 21: tandem.sync.Exchange.add_ke:type_name -> tandem.sync.Methods
-	3,  // 22: tandem.sync.Exchange.half_made:type_name -> tandem.sync.HalfMade
-	7,  // 23: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
-	10, // 24: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
-	10, // 25: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	4,  // 11: tandem.sync.IKESA.eap:type_name -> tandem.sync.EAP
+	9,  // 12: tandem.sync.Intermediate.former:type_name -> tandem.sync.IKEKeys
+	8,  // 13: tandem.sync.HalfMade.suite:type_name -> tandem.sync.Suite
+	11, // 14: tandem.sync.HalfMade.ts_local:type_name -> tandem.sync.Selector
+	11, // 15: tandem.sync.HalfMade.ts_remote:type_name -> tandem.sync.Selector
+	10, // 16: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
+	10, // 17: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
+	10, // 18: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
+	8,  // 19: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
+	11, // 20: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
+	11, // 21: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
+	2,  // 22: tandem.sync.Exchange.add_ke:type_name -> tandem.sync.Methods
+	3,  // 23: tandem.sync.Exchange.half_made:type_name -> tandem.sync.HalfMade
+	8,  // 24: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
+	11, // 25: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
+	11, // 26: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_ikesa_proto_init() }
@@ -2346,7 +2550,7 @@ func file_syncpb_ikesa_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -184,8 +184,8 @@ var tunnelMoves = map[string]bool{
 }
 
 // notLaidOut are effects to which no layout of the simulation leads yet: its tunnels have no
-// certificates, and no gateway in it asks for an address.
-var notLaidOut = map[string]bool{"ike.CheckRevocation": true, "node.AddAddress": true, "node.RemoveAddress": true}
+// certificates and no EAP, and no gateway in it asks for an address.
+var notLaidOut = map[string]bool{"ike.CheckRevocation": true, "ike.AskRADIUS": true, "node.AddAddress": true, "node.RemoveAddress": true}
 
 // effectsOf are the types with the method effect.
 func effectsOf(dir string) (pkg string, names []string, err error) {
