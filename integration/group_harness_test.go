@@ -25,13 +25,12 @@ const exampleGroup = "../examples/group"
 //	                                    └─ gw4 ─┘
 type group struct {
 	*site
-	bin        string
-	names      []string
-	gws        map[string]*gateway
-	sides      []*groupSide
-	faults     []time.Time
-	dial       string // more of the clients' phase 1
-	clientless bool   // the test has clients of its own
+	bin    string
+	names  []string
+	gws    map[string]*gateway
+	sides  []*groupSide
+	faults []time.Time
+	dial   string // more of the clients' phase 1
 }
 
 // groupSide is one outer and one inner network with a client and hosts.
@@ -138,9 +137,7 @@ func newGroup(t *testing.T, count, sides int, change func(g *group, i int, conf 
 		}
 		t.Cleanup(func() { g.endCaptures(s) })
 	}
-	if ready(g); g.clientless {
-		return g
-	}
+	ready(g)
 	for _, s := range g.sides {
 		text := strings.NewReplacer("192.0.2.", s.outer+".", "10.1.0.", s.inside+".", "10.2.0.", s.behind+".", "/client", "/"+s.node(lab.NodeClient), "        set nattraversal forced\n", "        set nattraversal forced\n"+g.dial).Replace(g.example("client"))
 		g.startExample(g.exampleGateway(s.node(lab.NodeClient), text), g.bin)

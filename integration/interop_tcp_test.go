@@ -91,7 +91,10 @@ func TestTCP(t *testing.T) {
 
 	// Somebody on the way resets the connection.
 	s.nft("gw", "table inet resets {\n chain in {\n type filter hook input priority 0\n tcp dport 4433 reject with tcp reset\n }\n}\n")
-	eventually(t, 10*time.Second, "the client notices", func() bool { _ = s.pings("peer", peerIn, gwIn, 1); return strings.Contains(peer.log(), "TCP connection is lost") })
+	eventually(t, 10*time.Second, "the client notices", func() bool {
+		_ = s.pings("peer", peerIn, gwIn, 1)
+		return strings.Contains(peer.log(), "TCP connection is lost")
+	})
 	s.must("gw", "nft", "delete", "table", "inet", "resets")
 	second := ""
 	eventually(t, 10*time.Second, "there is another connection", func() bool { second = gw.inTCP("road_0"); return second != first })

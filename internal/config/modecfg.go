@@ -67,7 +67,8 @@ func (ld *loader) checkSplitIncludes(c *Config) {
 }
 
 // checkPools refuses mode-cfg where an address could be given out twice, by two virtual
-// clusters, and where one that was assigned would not follow its tunnel.
+// clusters, where one that was assigned would not follow its tunnel, and where it was not
+// shown to be right.
 func (ld *loader) checkPools(c *Config) {
 	for i, o := range ld.phase1.entries {
 		p, s := &c.Phase1[i], o.src
@@ -77,8 +78,11 @@ func (ld *loader) checkPools(c *Config) {
 		fault := func(key, format string, args ...any) {
 			ld.fault(s.at(key), s.object, key, fmt.Sprintf(format, args...))
 		}
-		if c.Standalone.Farm() && !p.Dialup() {
+		switch {
+		case c.Standalone.Farm() && !p.Dialup():
 			fault("mode-cfg", "mode-cfg (enable) needs `set type dynamic` in a standalone-cluster: its members hand out addresses, and ask for none")
+		case c.Group() && len(c.HA.UnicastPeers) > 1:
+			fault("mode-cfg", "mode-cfg (enable) is not offered in a group of three or four yet; a pair and a standalone-cluster can")
 		}
 		for j := range c.Phase1[:i] {
 			q := &c.Phase1[j]

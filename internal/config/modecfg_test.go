@@ -46,7 +46,7 @@ end
 		{"alone", poolText, ""},
 		{"pair", ha("set mode a-p\nset hbdev hb0 50") + poolText, ""},
 		{"client", strings.Replace(goodPhase1, "next\n", "set mode-cfg enable\nnext\n", 1), ""},
-		{"group", groupText + poolText, ""},
+		{"group", groupText + poolText, "group of three or four"},
 		{"farm", site("set group-member-id 1\n") + poolText, ""},
 		{"client in a farm", site("set group-member-id 1\n") + strings.Replace(goodPhase1, "next\n", "set mode-cfg enable\nnext\n", 1), "standalone-cluster"},
 		{"one pool in two virtual clusters", vclusters + poolText + second, "would be given out twice"},
