@@ -99,6 +99,11 @@ type ikeSA struct {
 	nonESP, tcp               bool // tcp: see tcp.go
 	natHere, natThere         bool
 	udpEncap                  bool
+	closing                   bool
+	awaitsDelete              bool
+	adopted                   bool
+	initialContact            bool // see initial_contact.go
+	rekeyNow                  bool // regardless of the soft lifetime
 	vendorIDs                 [][]byte
 	peerAddr                  netip.Addr // of its tunnel interface, as it told; see overlay.go
 
@@ -111,17 +116,12 @@ type ikeSA struct {
 
 	children        []*childSA
 	owed            []ipsec.ESPSPI // inbound SPIs whose DELETE is still to be sent or answered
-	closing         bool
 	successor       ipsec.IKESPIs
-	awaitsDelete    bool
 	deletedChildren []ipsec.ESPSPI
 	childrenSeq     uint32
 	moves, movedTo  uint32 // see moved.go
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
-	adopted         bool
-	initialContact  bool          // see initial_contact.go
-	rekeyNow        bool          // regardless of the soft lifetime
 	mob             *mobility     // see mobike.go
 	inter           *intermediate // nil: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
 	half            []*halfMade   // of the peer, in the order of their beginning; see halfmade.go
@@ -129,25 +129,16 @@ type ikeSA struct {
 
 	// What follows is this process's own.
 	seq               uint64
-	dirty             bool
 	ticket            Ticket // latest record
-	answered          bool   // lastResponse is not in a record yet
 	answerTicket      Ticket // of the record that has it
 	goneAt            Ticket
-	peerDeleted       bool
 	initKey           initKey
 	source            netip.Addr // counted in perSource while half open
 	sealer            message.Sealer
 	opener            message.Opener
 	parts             [2]*reassembly // of the request and of the response that arrive in fragments
-	reach             bool           // see tcp.go
-	quiet             bool           // after a takeover, until the peer's authenticated traffic arrives
 	probe             probe
-	rival             bool      // adopted at healing, not heard yet
-	routed            bool      // its route to peerAddr is counted
-	placed            bool      // assigned addresses that are ours are counted
 	leaseAt           Ticket    // of the record that first has them; 0: another process made it
-	copied            bool      // it came from a record: another process may have gone on with it
 	lastIn            time.Time // latest authenticated message of the peer
 	rekeyAt           time.Time // earliest next attempt
 	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet
@@ -162,6 +153,15 @@ type ikeSA struct {
 	dpdSent, dpdRecv  uint32
 	t                 timer
 	nextOfPeer        *ikeSA // see peers.go
+	dirty             bool
+	answered          bool // lastResponse is not in a record yet
+	peerDeleted       bool
+	reach             bool // see tcp.go
+	quiet             bool // after a takeover, until the peer's authenticated traffic arrives
+	rival             bool // adopted at healing, not heard yet
+	routed            bool // its route to peerAddr is counted
+	placed            bool // assigned addresses that are ours are counted
+	copied            bool // it came from a record: another process may have gone on with it
 	ofPeer            bool
 }
 
