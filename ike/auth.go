@@ -82,7 +82,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	}
 	e.identify(sa, peer)
 	if p1.Dialup() {
-		sa.tunnel = e.dialupTunnel(p1, peer, initial)
+		sa.tunnel = e.dialupTunnel(sa, peer, initial)
 	} else {
 		sa.tunnel = e.staticTunnel(p1)
 	}
@@ -123,6 +123,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	ps = append(ps, sa.ppkPayloads()...)
 	ps = append(ps, capabilityPayloads(sa.caps)...)
 	ps = append(ps, e.overlayPayloads(sa, ev.m)...)
+	ps = append(ps, sa.authLifetime()...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
 	return ps, nil
 }
@@ -262,6 +263,9 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
+	if n, ok := ev.m.Notify(message.AuthLifetime); ok {
+		e.noteAuthLifetime(sa, n)
+	}
 	if _, ok := ev.m.Notify(message.InitialContact); ok {
 		e.initialContact(sa)
 	}
@@ -310,6 +314,7 @@ func (e *Engine) establish(sa *ikeSA) {
 	sa.established = e.now
 	sa.took = e.now.Sub(sa.created)
 	sa.soft, sa.hard = e.ikeLifetimes(sa)
+	e.authenticated(sa)
 	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
 	t := sa.tunnel
 	t.ikeEstablished++
@@ -321,8 +326,9 @@ func (e *Engine) establish(sa *ikeSA) {
 	e.tunnelChanged(t, "established")
 }
 
-// duplicates resolves two IKE SAs with the same peer for one tunnel. An older one
-// was left behind by the peer and goes; if both were negotiated at the same time,
+// duplicates resolves two IKE SAs with the same peer for one tunnel. An older one goes: the
+// peer that began anew beside it, without INITIAL_CONTACT, ends it when the new one has its
+// Child SAs (RFC 7296 §2.8.3), and has time for that; if both were negotiated at the same time,
 // the one with the lowest nonce goes, ended by its initiator, as among rekeyed SAs
 // (RFC 7296 §2.8.2 by analogy).
 func (e *Engine) duplicates(sa *ikeSA) {
@@ -333,18 +339,23 @@ func (e *Engine) duplicates(sa *ikeSA) {
 		if old == sa || !old.lives() || old.peerID != sa.peerID {
 			continue
 		}
+		if sa.replaces == old.spis {
+			continue // it ends when this one has its Child SAs
+		}
 		loser, keeper := old, sa
-		if !old.established.Before(sa.created) {
+		if !old.olderThan(sa) {
 			if string(sa.lowestNonce) < string(old.lowestNonce) {
 				loser, keeper = sa, old
 			}
 			if !loser.initiator {
 				// The peer ends it; a peer that does not know our rule gets time.
-				loser.deleteBy = e.now.Add(deleteWait)
-				e.arm(loser)
+				e.leaveToPeer(loser)
 				e.childrenOf(loser, keeper)
 				continue
 			}
+		} else if !sa.initiator {
+			e.leaveToPeer(old)
+			continue
 		}
 		if len(keeper.children) == 0 && len(loser.children) > 0 && !keeper.childless() {
 			continue // it still carries the traffic

@@ -37,6 +37,9 @@ func (e *Engine) informationalRequest(sa *ikeSA, ev *event) ([]message.Payload, 
 				return nil, nil
 			}
 			e.debug(sa, "processing notify type "+p.NotifyType.String())
+			if p.NotifyType == message.AuthLifetime {
+				e.noteAuthLifetime(e.latest(sa), p)
+			}
 		}
 	}
 	ps = append(ps, e.mobikeRequest(sa, ev)...)

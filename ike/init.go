@@ -159,8 +159,9 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	e.arm(sa)
 }
 
-// initiate begins an IKE SA for a tunnel; the Child SA of its IKE_AUTH is for p2.
-func (e *Engine) initiate(t *tunnel, p2 string) bool {
+// initiate begins an IKE SA for a tunnel; the Child SA of its IKE_AUTH is for p2. old is
+// the one whose place it takes, if any (see reauth.go).
+func (e *Engine) initiate(t *tunnel, p2 string, old *ikeSA) bool {
 	p1 := t.p1
 	if !p1.RemoteGW.IsValid() || p1.RemoteGW.IsUnspecified() || len(p1.Proposals) == 0 || len(p1.DHGroups) == 0 {
 		return false
@@ -177,6 +178,9 @@ func (e *Engine) initiate(t *tunnel, p2 string) bool {
 		local:   netip.AddrPortFrom(local, ikePort),
 		remote:  netip.AddrPortFrom(p1.RemoteGW, ikePort),
 		created: e.now, lastIn: e.now,
+	}
+	if old != nil {
+		sa.replaces = old.spis
 	}
 	t.ikeCreated++
 	e.insert(sa)

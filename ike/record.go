@@ -82,8 +82,10 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, InitialContact: sa.initialContact,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
-		Mobility: encodeMobility(sa.mob),
-		Assigned: encodeAssigned(sa.assigned),
+		Mobility:         encodeMobility(sa.mob),
+		Assigned:         encodeAssigned(sa.assigned),
+		AuthenticatedAge: age(now, sa.auth.since), AuthSoft: sa.auth.soft.Microseconds(), AuthHard: sa.auth.hard.Microseconds(),
+		ReplacesI: uint64(sa.replaces.I), ReplacesR: uint64(sa.replaces.R),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -127,6 +129,8 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.peerAuth = decodePeerAuth(p.PeerAuth)
 	sa.mob = decodeMobility(p.Mobility)
 	sa.assigned = decodeAssigned(p.Assigned)
+	sa.auth = authSpan{since: unage(now, p.AuthenticatedAge), soft: span(p.AuthSoft), hard: span(p.AuthHard)}
+	sa.replaces = ipsec.IKESPIs{I: ipsec.IKESPI(p.ReplacesI), R: ipsec.IKESPI(p.ReplacesR)}
 	if k := p.Keys; k != nil {
 		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
 			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}

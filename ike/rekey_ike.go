@@ -116,6 +116,7 @@ func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator
 		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
 	}
 	n.assigned, n.leaseAt = sa.assigned, sa.leaseAt
+	n.auth = sa.auth
 	n.soft, n.hard = e.ikeLifetimes(n)
 	e.insert(n)
 	e.touch(n)
@@ -140,6 +141,8 @@ func (e *Engine) inherit(old, n *ikeSA) {
 	e.adopt(old, n)
 	old.state, old.successor = stateRekeyed, n.spis
 	old.rekeyNow = false
+	n.replaces, old.replaces, n.reauthNow = old.replaces, ipsec.IKESPIs{}, old.reauthNow
+	e.replacesHeir(old, n)
 	if !old.countersAt.IsZero() {
 		n.countersAt, old.countersAt = old.countersAt, time.Time{}
 	}

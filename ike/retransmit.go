@@ -26,12 +26,11 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 		x.add(sa.created.Add(sa.negotiateTimeout()))
 		return x.t, x.ok
 	}
-	if sa.hard > 0 {
+	if end := sa.end(); !end.IsZero() {
 		if sa.closing {
-			x.add(sa.established.Add(sa.hard + closeTimeout))
-		} else {
-			x.add(sa.established.Add(sa.hard))
+			end = end.Add(closeTimeout)
 		}
+		x.add(end)
 	}
 	if !sa.closing {
 		x.add(sa.deleteBy)
@@ -42,6 +41,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			x.add(c.installed.Add(c.hard))
 		}
 		x.add(c.floorAt)
+		x.add(c.useAt)
 	}
 	if sa.sync.wanted || sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
 		return x.t, x.ok // nothing new can begin
@@ -53,6 +53,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			begin.add(sa.countersAt)
 		}
 		begin.add(later(sa.rekeyDue(), sa.rekeyAt))
+		begin.add(later(sa.reauthDue(), sa.rekeyAt))
 		for _, c := range sa.children {
 			if c.state == childInstalled && c.p2 != nil {
 				begin.add(later(c.rekeyDue(), c.rekeyAt))
@@ -75,7 +76,7 @@ func (sa *ikeSA) rekeyDue() time.Time {
 	case sa.p1 == nil || sa.awaitsDelete:
 	case sa.rekeyNow:
 		return sa.rekeyAt
-	case sa.p1.Rekey && sa.soft > 0:
+	case sa.p1.Rekey && !sa.p1.Reauth && sa.soft > 0:
 		return sa.established.Add(sa.soft)
 	}
 	return time.Time{}
@@ -110,6 +111,7 @@ func (sa *ikeSA) fire(e *Engine) {
 	}
 	e.expireFragments(sa)
 	e.raiseFloors(sa)
+	e.takeOver(sa)
 	e.retransmit(sa)
 	if sa.state == stateGone {
 		return
@@ -130,6 +132,7 @@ func (e *Engine) proceed(sa *ikeSA) {
 		e.driveSync(sa)
 		return
 	}
+	e.replacing(sa)
 	work := e.nextWork(sa)
 	if sa.keepaliveAt.IsZero() {
 		e.keepalive(sa)
@@ -186,6 +189,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 				sa.rekeyAt = e.now.Add(temporaryWait)
 			}
 		}
+	}
+	if e.wantsReauth(sa) {
+		return func() { e.reauthenticate(sa) }
 	}
 	if len(sa.wants) > 0 && !sa.wantsAt.After(e.now) {
 		if p2 := e.nextWanted(sa); p2 != nil {

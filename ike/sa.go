@@ -102,6 +102,7 @@ type ikeSA struct {
 	assigned *assigned // nil: no address; see modecfg.go
 
 	created, established time.Time
+	auth                 authSpan // see reauth.go
 	took                 time.Duration
 	soft, hard           time.Duration // since established; 0: none
 	lowestNonce          []byte
@@ -110,6 +111,7 @@ type ikeSA struct {
 	owed            []ipsec.ESPSPI // inbound SPIs whose DELETE is still to be sent or answered
 	closing         bool
 	successor       ipsec.IKESPIs
+	replaces        ipsec.IKESPIs // see reauth.go
 	awaitsDelete    bool
 	deletedChildren []ipsec.ESPSPI
 	childrenSeq     uint32
@@ -143,6 +145,8 @@ type ikeSA struct {
 	copied            bool      // it came from a record: another process may have gone on with it
 	lastIn            time.Time // latest authenticated message of the peer
 	rekeyAt           time.Time // earliest next attempt
+	reauthNow         bool      // at an operator's word
+	refused           []string  // phase 2 entries that the peer refused in the place of those of replaces
 	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet
 	deleteBy          time.Time // the peer's DELETE is overdue
 	dpdAt             time.Time

@@ -461,7 +461,7 @@ func TestTranscriptsAreAllChecked(t *testing.T) {
 		t.Fatalf("no transcripts: %v", err)
 	}
 	known := map[string]bool{}
-	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities()) {
+	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities(), reauthentications()) {
 		if known[g.name] {
 			t.Errorf("two cases %s", g.name)
 		}

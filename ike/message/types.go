@@ -77,6 +77,7 @@ const (
 	UpdateSAAddresses          NotifyType = 16400
 	Cookie2                    NotifyType = 16401
 	NoNATsAllowed              NotifyType = 16402
+	AuthLifetime               NotifyType = 16403
 	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421

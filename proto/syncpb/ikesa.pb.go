@@ -84,15 +84,21 @@ type IKESA struct {
 	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
 	Adopted bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
 	// Synchronisation of message IDs (RFC 6311).
-	SyncWanted    bool      `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
-	SyncProposed  uint32    `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
-	SyncSeen      uint32    `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
-	PeerAddress   []byte    `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
-	PeerAuth      *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
-	Mobility      *Mobility `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
-	Assigned      *Assigned `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SyncWanted   bool      `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
+	SyncProposed uint32    `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
+	SyncSeen     uint32    `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
+	PeerAddress  []byte    `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
+	PeerAuth     *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
+	Mobility     *Mobility `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
+	Assigned     *Assigned `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
+	// Repeated authentication (RFC 4478): spans since it was authenticated; 0: without end.
+	AuthenticatedAge int64  `protobuf:"varint,100,opt,name=authenticated_age,json=authenticatedAge,proto3" json:"authenticated_age,omitempty"`
+	AuthSoft         int64  `protobuf:"varint,101,opt,name=auth_soft,json=authSoft,proto3" json:"auth_soft,omitempty"` // when it is to be repeated by us
+	AuthHard         int64  `protobuf:"varint,102,opt,name=auth_hard,json=authHard,proto3" json:"auth_hard,omitempty"`
+	ReplacesI        uint64 `protobuf:"fixed64,103,opt,name=replaces_i,json=replacesI,proto3" json:"replaces_i,omitempty"` // the IKE SA whose Child SAs this one makes anew before that ends
+	ReplacesR        uint64 `protobuf:"fixed64,104,opt,name=replaces_r,json=replacesR,proto3" json:"replaces_r,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *IKESA) Reset() {
@@ -543,6 +549,41 @@ func (x *IKESA) GetAssigned() *Assigned {
 		return x.Assigned
 	}
 	return nil
+}
+
+func (x *IKESA) GetAuthenticatedAge() int64 {
+	if x != nil {
+		return x.AuthenticatedAge
+	}
+	return 0
+}
+
+func (x *IKESA) GetAuthSoft() int64 {
+	if x != nil {
+		return x.AuthSoft
+	}
+	return 0
+}
+
+func (x *IKESA) GetAuthHard() int64 {
+	if x != nil {
+		return x.AuthHard
+	}
+	return 0
+}
+
+func (x *IKESA) GetReplacesI() uint64 {
+	if x != nil {
+		return x.ReplacesI
+	}
+	return 0
+}
+
+func (x *IKESA) GetReplacesR() uint64 {
+	if x != nil {
+		return x.ReplacesR
+	}
+	return 0
 }
 
 // PeerAuth is how a peer proved itself by a certificate.
@@ -1686,7 +1727,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x8f\x0f\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xb4\x10\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1754,7 +1795,14 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\fpeer_address\x18< \x01(\fR\vpeerAddress\x122\n" +
 	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\x121\n" +
 	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\x121\n" +
-	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\"\xb3\x01\n" +
+	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\x12+\n" +
+	"\x11authenticated_age\x18d \x01(\x03R\x10authenticatedAge\x12\x1b\n" +
+	"\tauth_soft\x18e \x01(\x03R\bauthSoft\x12\x1b\n" +
+	"\tauth_hard\x18f \x01(\x03R\bauthHard\x12\x1d\n" +
+	"\n" +
+	"replaces_i\x18g \x01(\x06R\treplacesI\x12\x1d\n" +
+	"\n" +
+	"replaces_r\x18h \x01(\x06R\treplacesR\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
