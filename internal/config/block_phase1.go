@@ -100,7 +100,7 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "fgsp-sync", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.FGSPSync }, help: "takes part in a standalone cluster's SA synchronisation"},
 		{key: "add-route", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.AddRoute }, help: "routes to the peer's negotiated selectors (dialup)"},
 		{key: "rekey", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.Rekey }, help: "renews the IKE SA before keylife ends"},
-		{key: "reauth", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.Reauth }, help: "authenticates anew instead of rekeying"},
+		{key: "reauth", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.Reauth }, help: "authenticates anew before keylife ends instead of rekeying, the new IKE SA beside the old one; tells a peer who began until when it must (RFC 4478)"},
 		{key: "idle-timeout", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.idleTimeout }, help: "ends a tunnel without traffic"},
 		{key: "idle-timeoutinterval", value: number{5, 43200, time.Minute}, def: "15", at: func(p *phase1Draft) any { return &p.idleInterval }, help: "how long without traffic"},
 		{key: "exchange-interface-ip", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ExchangeInterfaceIP }, help: "tells the peer this tunnel interface's address"},
