@@ -40,6 +40,7 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 	}
 	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|mobikeOffer(sa.p1))...)
 	ps = append(ps, sa.mobikePayloads()...)
+	ps = append(ps, e.tokenPayloads(sa)...)
 	ps = append(ps, e.overlayPayloads(sa, nil)...)
 	if !e.start(sa, x, ps) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
@@ -91,6 +92,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", append(proof.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
+	e.noteToken(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	if err := e.authThroughNAT(sa, ev); err != nil {
 		return nil, err
@@ -124,6 +126,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	ps = append(ps, capabilityPayloads(sa.caps)...)
 	ps = append(ps, e.overlayPayloads(sa, ev.m)...)
 	ps = append(ps, sa.authLifetime()...)
+	ps = append(ps, e.tokenPayloads(sa)...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
 	return ps, nil
 }
@@ -260,6 +263,7 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", append(sa.peerAuth.attrs(), slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
+	e.noteToken(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)

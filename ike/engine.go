@@ -72,6 +72,8 @@ type Counters struct {
 	Retransmitted  uint64
 	// FragmentsDropped are fragments of messages beyond the limits of reassembly.
 	FragmentsDropped uint64
+	// Tokens of quick crash detection (RFC 6290): given to peers, believed, and wrong.
+	TokensSent, TokensTaken, TokensWrong uint64
 }
 
 // Add sums the counters of several engines.
@@ -87,6 +89,9 @@ func (c *Counters) Add(o Counters) {
 	c.RateLimited += o.RateLimited
 	c.Retransmitted += o.Retransmitted
 	c.FragmentsDropped += o.FragmentsDropped
+	c.TokensSent += o.TokensSent
+	c.TokensTaken += o.TokensTaken
+	c.TokensWrong += o.TokensWrong
 }
 
 // New makes a suspended engine without any state.

@@ -94,11 +94,11 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 		e.inherit(sa, n)
 	}
 	c.accepted.SPI = ikeSPIBytes(spis.R)
-	return []message.Payload{
+	return append([]message.Payload{
 		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
 		&message.Nonce{Data: nr},
 		&message.KE{Group: ke.Group, Data: public},
-	}, nil
+	}, e.tokenPayloads(n)...), nil
 }
 
 // succeed makes the new IKE SA of a rekey, established at once, still without
@@ -251,7 +251,12 @@ func (e *Engine) acceptRekeyIKE(sa *ikeSA, ev *event, x *exchange) (*ikeSA, erro
 	}
 	defer shared.Wipe()
 	spis := ipsec.IKESPIs{I: x.newSPI, R: ipsec.IKESPI(binary.BigEndian.Uint64(c.peerSPI))}
-	return e.succeed(sa, c.suite, spis, true, x.nonce, nr.Data, shared, x.keyID)
+	n, err := e.succeed(sa, c.suite, spis, true, x.nonce, nr.Data, shared, x.keyID)
+	if err == nil {
+		e.noteToken(n, ev.m)
+		n.tokenDue = e.makesTokens()
+	}
+	return n, err
 }
 
 // rekeyIKERefused follows a rekey of ours that made no IKE SA.

@@ -103,6 +103,8 @@ type ikeSA struct {
 
 	created, established time.Time
 	auth                 authSpan // see reauth.go
+	peerToken            []byte   // see qcd.go
+	tokenDue             bool
 	took                 time.Duration
 	soft, hard           time.Duration // since established; 0: none
 	lowestNonce          []byte

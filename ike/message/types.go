@@ -79,6 +79,7 @@ const (
 	NoNATsAllowed              NotifyType = 16402
 	AuthLifetime               NotifyType = 16403
 	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
+	QCDToken                   NotifyType = 16419 // QUICK_CRASH_DETECTION
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421
 	MessageIDSync              NotifyType = 16422

@@ -151,13 +151,20 @@ var bgpNeighborSpec = &spec[BGPNeighbor]{
 	children: []child[BGPNeighbor]{{path: "conditional-advertise"}, {path: "conditional-advertise6"}},
 }
 
-var settingsSpec = &spec[BFD]{
+// settings is `config system settings`.
+type settings struct {
+	BFD
+	QuickCrashDetect bool
+}
+
+var settingsSpec = &spec[settings]{
 	path: "system settings",
-	help: "The times of BFD, which `config router bgp` turns on for a neighbor. Nothing else in this block has an effect.",
-	rows: []row[BFD]{
-		{key: "bfd-desired-min-tx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(b *BFD) any { return &b.MinTx }, help: "between our BFD packets"},
-		{key: "bfd-required-min-rx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(b *BFD) any { return &b.MinRx }, help: "between a neighbor's BFD packets, at least"},
-		{key: "bfd-detect-mult", value: number{1, 50, 0}, def: "3", at: func(b *BFD) any { return &b.DetectMult }, help: "BFD packets missed in a row that make a loss"},
+	help: "The times of BFD, which `config router bgp` turns on for a neighbor, and quick crash detection. Nothing else in this block has an effect.",
+	rows: []row[settings]{
+		{key: "bfd-desired-min-tx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(b *settings) any { return &b.MinTx }, help: "between our BFD packets"},
+		{key: "bfd-required-min-rx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(b *settings) any { return &b.MinRx }, help: "between a neighbor's BFD packets, at least"},
+		{key: "bfd-detect-mult", value: number{1, 50, 0}, def: "3", at: func(b *settings) any { return &b.DetectMult }, help: "BFD packets missed in a row that make a loss"},
+		{key: "ike-quick-crash-detect", value: toggle{}, def: "disable", at: func(b *settings) any { return &b.QuickCrashDetect }, help: "peers and this gateway tell each other at once that they have lost an IKE SA, by tokens (RFC 6290)"},
 	},
 	ignored: plain("*"),
 }

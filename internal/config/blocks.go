@@ -30,7 +30,7 @@ func init() {
 		{path: settingsSpec.path,
 			init: func(ld *loader) { ld.settings = newSingle(settingsSpec) },
 			open: func(ld *loader) scope { return ld.settings },
-			view: func(c *Config) printable { return viewOf(settingsSpec, c.BFD) },
+			view: func(c *Config) printable { return viewOf(settingsSpec, settings{c.BFD, c.QuickCrashDetect}) },
 			ref:  func() []refBlock { return refsOf(settingsSpec) }},
 		{path: haSpec.path,
 			init: func(ld *loader) { ld.ha = newSingle(haSpec) },
@@ -151,6 +151,6 @@ func (ld *loader) build() *Config {
 	c.Routes = ld.buildRoutes()
 	c.BGP = ld.buildBGP()
 	ld.checkVClusterRoutes(c)
-	c.BFD = *ld.settings.val
+	c.BFD, c.QuickCrashDetect = ld.settings.val.BFD, ld.settings.val.QuickCrashDetect
 	return c
 }

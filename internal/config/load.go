@@ -69,7 +69,7 @@ type loader struct {
 	route      *table[Route]
 	route6     *table[Route]
 	bgp        *object[bgpDraft]
-	settings   *object[BFD]
+	settings   *object[settings]
 
 	linkMonitors *table[LinkMonitor]
 

@@ -26,6 +26,8 @@ type Config struct {
 	Routes     []Route // router static, then router static6
 	BGP        BGP
 	BFD        BFD
+	// QuickCrashDetect is `config system settings`' ike-quick-crash-detect (RFC 6290).
+	QuickCrashDetect bool
 
 	LinkMonitors []LinkMonitor
 

@@ -25,7 +25,8 @@ type Options struct {
 	LocalAddr     func(iface string, v6 bool) (netip.Addr, bool)
 	Revocation    ike.Revocation // see ike.CheckRevocation
 	CookieSecret  ipsec.Key
-	HalfOpenLimit int // 0: 1000
+	TokenSecret   ipsec.Key // of quick crash detection; empty: no tokens
+	HalfOpenLimit int       // 0: 1000
 	// Logs says whether the engine's log lines of a level are wanted; nil: all are.
 	Logs func(slog.Level) bool
 

@@ -97,8 +97,11 @@ type IKESA struct {
 	AuthHard         int64  `protobuf:"varint,102,opt,name=auth_hard,json=authHard,proto3" json:"auth_hard,omitempty"`
 	ReplacesI        uint64 `protobuf:"fixed64,103,opt,name=replaces_i,json=replacesI,proto3" json:"replaces_i,omitempty"` // the IKE SA whose Child SAs this one makes anew before that ends
 	ReplacesR        uint64 `protobuf:"fixed64,104,opt,name=replaces_r,json=replacesR,proto3" json:"replaces_r,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Quick crash detection (RFC 6290).
+	PeerToken     []byte `protobuf:"bytes,105,opt,name=peer_token,json=peerToken,proto3" json:"peer_token,omitempty"` // by which the peer may say that it has lost this IKE SA
+	TokenDue      bool   `protobuf:"varint,106,opt,name=token_due,json=tokenDue,proto3" json:"token_due,omitempty"`   // ours is still to be told
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IKESA) Reset() {
@@ -584,6 +587,20 @@ func (x *IKESA) GetReplacesR() uint64 {
 		return x.ReplacesR
 	}
 	return 0
+}
+
+func (x *IKESA) GetPeerToken() []byte {
+	if x != nil {
+		return x.PeerToken
+	}
+	return nil
+}
+
+func (x *IKESA) GetTokenDue() bool {
+	if x != nil {
+		return x.TokenDue
+	}
+	return false
 }
 
 // PeerAuth is how a peer proved itself by a certificate.
@@ -1727,7 +1744,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xb4\x10\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xf0\x10\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1802,7 +1819,10 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
 	"replaces_i\x18g \x01(\x06R\treplacesI\x12\x1d\n" +
 	"\n" +
-	"replaces_r\x18h \x01(\x06R\treplacesR\"\xb3\x01\n" +
+	"replaces_r\x18h \x01(\x06R\treplacesR\x12\x1d\n" +
+	"\n" +
+	"peer_token\x18i \x01(\fR\tpeerToken\x12\x1b\n" +
+	"\ttoken_due\x18j \x01(\bR\btokenDue\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
