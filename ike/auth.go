@@ -109,7 +109,9 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	}
 	cfg, refused := e.configAnswer(sa, ev.m)
 	ps = append(ps, cfg...)
-	if refused != nil {
+	if to := e.redirectAuth(sa); to != nil {
+		ps = append(ps, to...) // and nothing is made here
+	} else if refused != nil {
 		ps = append(ps, e.noAddress(sa, refused))
 	} else if withChild {
 		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
@@ -272,6 +274,9 @@ func (e *Engine) authResponse(sa *ikeSA, ev *event) {
 	}
 	if _, ok := ev.m.Notify(message.InitialContact); ok {
 		e.initialContact(sa)
+	}
+	if e.redirectedAuth(sa, ev.m, x) {
+		return
 	}
 	if !e.configTaken(sa, ev.m) {
 		e.close(sa, "mode-cfg: no address") // only IKE_AUTH can ask again

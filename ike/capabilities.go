@@ -14,6 +14,7 @@ const (
 	capPPK                                    // ppk.go: both can use one
 	capPPKUsed                                // and did
 	capChildless                              // childless.go
+	capRedirect                               // redirect.go: the peer, who began, can be sent elsewhere
 )
 
 // initNotify is a capability that an empty notification in IKE_SA_INIT says.

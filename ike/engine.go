@@ -24,6 +24,7 @@ type Engine struct {
 	active bool // owner of its IKE SAs; else it only applies records
 	behind bool // see Behind
 	died   bool // see OwnerDied
+	away   bool // peers are sent elsewhere; see redirect.go
 	tx     tx
 	out    []Effect // ready for Poll
 	outAt  int

@@ -104,6 +104,7 @@ func newStorm(t *testing.T, kind int) *storm {
 			c.Phase1[0].KeyLife = 4 * time.Hour
 			c.Phase1[0].Reauth = kind&32 != 0
 			c.QuickCrashDetect = kind&64 != 0
+			c.Phase1[0].Redirect = kind&64 != 0
 			for i := range c.Phase2 {
 				p := &c.Phase2[i]
 				p.PFS, p.KeyLife, p.Proposals = kind&4 != 0, time.Hour, []ipsec.Suite{esp(suite)}

@@ -40,6 +40,9 @@ func (e *Engine) informationalRequest(sa *ikeSA, ev *event) ([]message.Payload, 
 			if p.NotifyType == message.AuthLifetime {
 				e.noteAuthLifetime(e.latest(sa), p)
 			}
+			if p.NotifyType == message.Redirect {
+				e.redirected(e.latest(sa), p)
+			}
 			if p.NotifyType == message.QCDToken {
 				e.noteToken(sa, ev.m)
 			}

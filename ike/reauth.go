@@ -106,18 +106,21 @@ func (e *Engine) reauthenticate(sa *ikeSA) {
 	if sa.tunnel.connecting() {
 		return
 	}
-	phase2 := ""
+	e.info(sa, "reauthenticating: another IKE SA takes the place of "+sa.spis.String())
+	e.initiate(sa.tunnel, e.reauthPhase2(sa), sa)
+}
+
+// reauthPhase2 is the phase 2 entry for which IKE_AUTH of an IKE SA's replacement asks.
+func (e *Engine) reauthPhase2(sa *ikeSA) string {
 	for _, c := range sa.children {
 		if c.state == childInstalled && c.p2 != nil {
-			phase2 = c.Phase2
-			break
+			return c.Phase2
 		}
 	}
-	if all := e.phase2sOf(sa.phase1); phase2 == "" && len(all) > 0 {
-		phase2 = all[0].Name
+	if all := e.phase2sOf(sa.phase1); len(all) > 0 {
+		return all[0].Name
 	}
-	e.info(sa, "reauthenticating: another IKE SA takes the place of "+sa.spis.String())
-	e.initiate(sa.tunnel, phase2, sa)
+	return ""
 }
 
 // replacing lets an IKE SA make what the one has whose place it takes, and ends that when
@@ -127,7 +130,7 @@ func (e *Engine) replacing(n *ikeSA) {
 		return
 	}
 	old := e.bySPIs(n.replaces)
-	if old == nil || old == n || !old.lives() || old.peerID != n.peerID {
+	if old == nil || old == n || !old.lives() {
 		e.touch(n)
 		n.replaces, n.refused = ipsec.IKESPIs{}, nil
 		return

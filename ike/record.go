@@ -85,6 +85,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Mobility:         encodeMobility(sa.mob),
 		Assigned:         encodeAssigned(sa.assigned),
 		AuthenticatedAge: age(now, sa.auth.since), AuthSoft: sa.auth.soft.Microseconds(), AuthHard: sa.auth.hard.Microseconds(),
+		RedirectTo: sa.redirectTo.AsSlice(), RedirectedFrom: sa.redirectedFrom.AsSlice(),
 		PeerToken: sa.peerToken, TokenDue: sa.tokenDue,
 		ReplacesI: uint64(sa.replaces.I), ReplacesR: uint64(sa.replaces.R),
 	}
@@ -131,6 +132,8 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.mob = decodeMobility(p.Mobility)
 	sa.assigned = decodeAssigned(p.Assigned)
 	sa.auth = authSpan{since: unage(now, p.AuthenticatedAge), soft: span(p.AuthSoft), hard: span(p.AuthHard)}
+	sa.redirectTo, _ = netip.AddrFromSlice(p.RedirectTo)
+	sa.redirectedFrom, _ = netip.AddrFromSlice(p.RedirectedFrom)
 	sa.peerToken, sa.tokenDue = p.PeerToken, p.TokenDue
 	sa.replaces = ipsec.IKESPIs{I: ipsec.IKESPI(p.ReplacesI), R: ipsec.IKESPI(p.ReplacesR)}
 	if k := p.Keys; k != nil {

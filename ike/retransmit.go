@@ -63,7 +63,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			begin.add(sa.wantsAt)
 		}
 	}
-	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() || sa.tokenDue && sa.lives() && !sa.awaitsDelete {
+	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() || (sa.tokenDue || sa.redirectTo.IsValid()) && sa.lives() && !sa.awaitsDelete {
 		begin.add(sa.stalled)
 	}
 	x.add(later(begin.t, sa.stalled))
@@ -173,6 +173,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	}
 	if sa.tokenDue {
 		return func() { e.sendToken(sa) }
+	}
+	if sa.redirectTo.IsValid() {
+		return func() { e.sendRedirect(sa) }
 	}
 	if e.countersDue(sa) {
 		return func() { e.askCounters(sa) }

@@ -105,6 +105,8 @@ type ikeSA struct {
 	auth                 authSpan // see reauth.go
 	peerToken            []byte   // see qcd.go
 	tokenDue             bool
+	redirectTo           netip.Addr // see redirect.go
+	redirectedFrom       netip.Addr
 	took                 time.Duration
 	soft, hard           time.Duration // since established; 0: none
 	lowestNonce          []byte

@@ -79,6 +79,9 @@ const (
 	NoNATsAllowed              NotifyType = 16402
 	AuthLifetime               NotifyType = 16403
 	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
+	RedirectSupported          NotifyType = 16406
+	Redirect                   NotifyType = 16407
+	RedirectedFrom             NotifyType = 16408
 	QCDToken                   NotifyType = 16419 // QUICK_CRASH_DETECTION
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421

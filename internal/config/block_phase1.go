@@ -101,6 +101,8 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "add-route", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.AddRoute }, help: "routes to the peer's negotiated selectors (dialup)"},
 		{key: "rekey", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.Rekey }, help: "renews the IKE SA before keylife ends"},
 		{key: "reauth", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.Reauth }, help: "authenticates anew before keylife ends instead of rekeying, the new IKE SA beside the old one; tells a peer who began until when it must (RFC 4478)"},
+		{key: "redirect", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.Redirect }, hide: func(p *phase1Draft) bool { return p.Type == "dynamic" }, help: "follows a peer that sends this gateway to another one, which has to prove the same identity (RFC 5685); ours, FortiOS has no such key"},
+		{key: "redirect-gateway", value: addresses{8}, at: func(p *phase1Draft) any { return &p.RedirectGateways }, help: "where peers that can follow are sent while this gateway is drained (RFC 5685); its own address among them is left out; ours, FortiOS has no such key"},
 		{key: "idle-timeout", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.idleTimeout }, help: "ends a tunnel without traffic"},
 		{key: "idle-timeoutinterval", value: number{5, 43200, time.Minute}, def: "15", at: func(p *phase1Draft) any { return &p.idleInterval }, help: "how long without traffic"},
 		{key: "exchange-interface-ip", value: toggle{}, def: "disable", at: func(p *phase1Draft) any { return &p.ExchangeInterfaceIP }, help: "tells the peer this tunnel interface's address"},

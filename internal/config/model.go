@@ -224,6 +224,8 @@ type Phase1 struct {
 	AddRoute                              bool
 	Rekey                                 bool
 	Reauth                                bool
+	Redirect                              bool          // as initiator: follow (RFC 5685)
+	RedirectGateways                      []netip.Addr  // where peers are sent while this gateway is drained
 	IdleTimeout                           time.Duration // 0: disabled
 	ExchangeInterfaceIP                   bool
 	ExchangeIPAddr4                       netip.Addr

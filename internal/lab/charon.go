@@ -263,6 +263,12 @@ func (c *Charon) Reauthenticate(ctx context.Context, ike string) error {
 	return err
 }
 
+// Redirect sends the peer of an IKE SA to another gateway (RFC 5685).
+func (c *Charon) Redirect(ctx context.Context, ike, gateway string) error {
+	_, _, err := c.run(ctx, "redirect", "", viciMessage{"ike": ike, "gateway": gateway})
+	return err
+}
+
 // CharonSA is an IKE SA of charon with the SPIs (hex) of its Child SAs.
 type CharonSA struct {
 	Name, State string

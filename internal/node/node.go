@@ -424,6 +424,22 @@ func (n *Node) Rekey(now time.Time, name string, ike bool) int {
 	return n.ike.Rekey(now, name, ike)
 }
 
+// Redirect sends peers that can follow to their phase 1's other gateways from now on, or no
+// longer, and returns how many IKE SAs that concerns.
+func (n *Node) Redirect(now time.Time, away bool) int {
+	defer n.pump(now)
+	n.resume(now)
+	return n.ike.Redirect(now, away)
+}
+
+// Redirectable is how many IKE SAs of such peers are still here.
+func (n *Node) Redirectable() int {
+	if !n.owner {
+		return 0
+	}
+	return n.ike.Redirectable()
+}
+
 // Failover asks for (or takes back) a planned handover to the other node.
 func (n *Node) Failover(now time.Time, set bool) error {
 	if n.elector == nil {

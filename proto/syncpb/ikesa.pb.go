@@ -98,10 +98,13 @@ type IKESA struct {
 	ReplacesI        uint64 `protobuf:"fixed64,103,opt,name=replaces_i,json=replacesI,proto3" json:"replaces_i,omitempty"` // the IKE SA whose Child SAs this one makes anew before that ends
 	ReplacesR        uint64 `protobuf:"fixed64,104,opt,name=replaces_r,json=replacesR,proto3" json:"replaces_r,omitempty"`
 	// Quick crash detection (RFC 6290).
-	PeerToken     []byte `protobuf:"bytes,105,opt,name=peer_token,json=peerToken,proto3" json:"peer_token,omitempty"` // by which the peer may say that it has lost this IKE SA
-	TokenDue      bool   `protobuf:"varint,106,opt,name=token_due,json=tokenDue,proto3" json:"token_due,omitempty"`   // ours is still to be told
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PeerToken []byte `protobuf:"bytes,105,opt,name=peer_token,json=peerToken,proto3" json:"peer_token,omitempty"` // by which the peer may say that it has lost this IKE SA
+	TokenDue  bool   `protobuf:"varint,106,opt,name=token_due,json=tokenDue,proto3" json:"token_due,omitempty"`   // ours is still to be told
+	// Redirect (RFC 5685).
+	RedirectTo     []byte `protobuf:"bytes,107,opt,name=redirect_to,json=redirectTo,proto3" json:"redirect_to,omitempty"`             // the gateway that the peer is still to be told
+	RedirectedFrom []byte `protobuf:"bytes,108,opt,name=redirected_from,json=redirectedFrom,proto3" json:"redirected_from,omitempty"` // the gateway that sent us to this one
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *IKESA) Reset() {
@@ -601,6 +604,20 @@ func (x *IKESA) GetTokenDue() bool {
 		return x.TokenDue
 	}
 	return false
+}
+
+func (x *IKESA) GetRedirectTo() []byte {
+	if x != nil {
+		return x.RedirectTo
+	}
+	return nil
+}
+
+func (x *IKESA) GetRedirectedFrom() []byte {
+	if x != nil {
+		return x.RedirectedFrom
+	}
+	return nil
 }
 
 // PeerAuth is how a peer proved itself by a certificate.
@@ -1744,7 +1761,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xf0\x10\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xba\x11\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1822,7 +1839,10 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"replaces_r\x18h \x01(\x06R\treplacesR\x12\x1d\n" +
 	"\n" +
 	"peer_token\x18i \x01(\fR\tpeerToken\x12\x1b\n" +
-	"\ttoken_due\x18j \x01(\bR\btokenDue\"\xb3\x01\n" +
+	"\ttoken_due\x18j \x01(\bR\btokenDue\x12\x1f\n" +
+	"\vredirect_to\x18k \x01(\fR\n" +
+	"redirectTo\x12'\n" +
+	"\x0fredirected_from\x18l \x01(\fR\x0eredirectedFrom\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
