@@ -1,6 +1,7 @@
 # make demo      installs what is needed, then kills a pair's active gateway ten times under traffic
 # make test      what CI runs: unit tests, fuzz seeds, integration in short form
 # make acceptance  every scenario at full length, with its figures
+# make interop   every test against a peer; writes docs/interop.md
 # make sim SEEDS=n  n simulated clusters; make sim SEED=s replays one (HELP=1 tells more)
 # make planted   plants bugs, and counts the schedules that it takes to find each
 
@@ -13,7 +14,7 @@ PROTOC_GEN_GO_GRPC = google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 # Scenarios time real processes: one at a time, and apart from the unit tests.
 UNIT = $(shell $(GO) list ./... | grep -v '/integration')
 
-.PHONY: all build deps test acceptance race lint fuzz sim planted demo bench proto clean
+.PHONY: all build deps test acceptance interop race lint fuzz sim planted demo bench proto clean
 
 all: build
 
@@ -31,6 +32,10 @@ test: build
 acceptance: build
 	$(GO) test -timeout 60m $(UNIT)
 	$(GO) test -timeout 120m -p 1 -count 1 -v ./integration/...
+
+# What was proved against which peer, with the versions that the peers tell.
+interop: build
+	TANDEM_BINARY=$(CURDIR)/bin/tandem $(GO) run ./internal/interop/generate
 
 race:
 	$(GO) test -race -short -timeout 20m $(UNIT)

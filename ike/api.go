@@ -22,9 +22,11 @@ type Ticket uint64
 
 // Datagram is one IKE message; NonESP says that it travels on a socket where the
 // non-ESP marker is used (RFC 3948 §2.2). Data is without the marker.
+// With TCP it travels in a connection (RFC 9329), which is ours to open where the local
+// port is 0.
 type Datagram struct {
 	Local, Remote netip.AddrPort
-	NonESP        bool
+	NonESP, TCP   bool
 	Data          []byte
 }
 
@@ -138,7 +140,7 @@ type SetOutbound struct {
 type SetPeer struct {
 	SPIIn         ipsec.ESPSPI
 	Local, Remote netip.AddrPort
-	UDPEncap      bool
+	UDPEncap, TCP bool
 }
 
 // Remove removes a Child SA. Linger is how long its inbound direction still takes what is
@@ -185,6 +187,8 @@ func (KeyLog) effect()        {}
 //	HandleAcquire(now, tunnel string, Acquire)    // Acquire of the data plane: negotiate for traffic
 //	HandleFirstInbound(now, spiIn)                // the peer uses this SA; also: authenticated traffic after a takeover
 //	HandlePeerMoved(now, spiIn, from)             // NAT rebinding
+//	HandleStreamMoved(now, spiIn, from)           // the peer opened another TCP connection
+//	HandleStreamLost(now, spiIn)                  // ours is gone
 //	HandleAddresses(now, has)                     // our own addresses have changed (MOBIKE)
 //	HandleExpiring(now, spiIn, hard)              // rekey for other reasons than time
 //	HandleTimeout(now); NextTimeout() (time.Time, bool)

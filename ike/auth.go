@@ -16,8 +16,6 @@ import (
 // authStart sends the IKE_AUTH request with the first Child SA (RFC 7296 §1.2); m is the
 // IKE_SA_INIT response.
 func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
-	sa.state = stateAuthSent
-	sa.nextSend = 1
 	e.debug(sa, "initiator preparing AUTH msg")
 	req := e.certReq(sa.p1)
 	if e.firstToPeer(sa) {
@@ -38,7 +36,7 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 		x.offered, x.tsL, x.tsR = p2.Proposals, p2.Src, p2.Dst
 		ps = append(ps, childOffer(x, nil)...)
 	}
-	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|mobikeOffer(sa.p1))...)
+	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|sa.mobikeOffer())...)
 	ps = append(ps, sa.mobikePayloads()...)
 	ps = append(ps, e.tokenPayloads(sa)...)
 	ps = append(ps, e.overlayPayloads(sa, nil)...)
@@ -57,6 +55,9 @@ func (e *Engine) firstToPeer(sa *ikeSA) bool {
 // authRequest authenticates the initiator and makes the first Child SA.
 func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	e.debug(sa, "responder received AUTH msg")
+	if left := sa.methodsLeft(); len(left) > 0 {
+		return nil, refuse(message.InvalidSyntax, "IKE_AUTH before the additional key exchanges %v", left)
+	}
 	idi, ok := ev.m.ID(false)
 	auth, ok2 := message.Get[*message.Auth](ev.m)
 	if !ok || !ok2 {
@@ -114,7 +115,7 @@ func (e *Engine) authRequest(sa *ikeSA, ev *event) ([]message.Payload, error) {
 	} else if refused != nil {
 		ps = append(ps, e.noAddress(sa, refused))
 	} else if withChild {
-		reply, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
+		reply, _, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
 		if err != nil {
 			// The IKE SA stands without it (RFC 7296 §2.21.2).
 			n := err.(*NotifyError)
@@ -144,7 +145,7 @@ func (e *Engine) authenticate(sa *ikeSA, m *message.Message, idi *message.ID, pe
 	net := sa.peerNetwork(m)
 	known, elsewhere, failed, tried, shown := false, (*config.Phase1)(nil), error(nil), 0, (*presented)(nil)
 	for _, named := range []bool{true, false} {
-		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr()) {
+		for _, p1 := range e.candidates(sa.local.Addr(), sa.remote.Addr(), sa.tcp) {
 			if isNamed(p1) != named || !idMatches(p1, peer) || !e.accepted(p1, peer) || signs(p1) != bySignature || !suits(p1, sa.suite) {
 				continue
 			}
@@ -203,7 +204,10 @@ func suits(p1 *config.Phase1, s ipsec.Suite) bool {
 	if !slices.Contains(p1.DHGroups, s.KE) {
 		return false
 	}
-	s.KE = ipsec.KENone
+	if !addKEs(p1.AddKE).allow(s.AddKE) {
+		return false
+	}
+	s.KE, s.AddKE = ipsec.KENone, ipsec.AddKE{}
 	return slices.ContainsFunc(ikeSuites(p1), func(x ipsec.Suite) bool {
 		x.KE, x.ESN = ipsec.KENone, s.ESN
 		return x == s
@@ -325,6 +329,9 @@ func (e *Engine) establish(sa *ikeSA) {
 	sa.soft, sa.hard = e.ikeLifetimes(sa)
 	e.authenticated(sa)
 	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
+	sa.inter.wipe()
+	sa.inter = nil
+	sa.lowestNonce = slices.Clone(sa.lowestNonce) // a part of what is let go
 	t := sa.tunnel
 	t.ikeEstablished++
 	t.statsIKE.add(sa.took)

@@ -14,6 +14,7 @@ const (
 	capPPK                                    // ppk.go: both can use one
 	capPPKUsed                                // and did
 	capChildless                              // childless.go
+	capIntermediate                           // intermediate.go
 	capRedirect                               // redirect.go: the peer, who began, can be sent elsewhere
 )
 
@@ -32,6 +33,7 @@ var initNotifies = []initNotify{
 	{cap: capFragmentation, notify: message.FragmentationSupported, on: func(p *config.Phase1) bool { return p.Fragmentation }},
 	{cap: capPPK, notify: message.UsePPK, on: usesPPK, anyone: true},
 	{cap: capChildless, notify: message.ChildlessSupported, on: func(p *config.Phase1) bool { return p.ChildlessIKE }, unasked: true},
+	{cap: capIntermediate, notify: message.IntermediateSupported, on: func(p *config.Phase1) bool { return addKEs(p.AddKE).wanted() }},
 }
 
 // offeredCapabilities are the notifications of our IKE_SA_INIT request.
@@ -58,7 +60,7 @@ func acceptedCapabilities(p1 *config.Phase1, m *message.Message) (caps uint32) {
 func (e *Engine) answerCapabilities(sa *ikeSA, m *message.Message) (ps []message.Payload) {
 	for _, n := range initNotifies {
 		_, asked := m.Notify(n.notify)
-		on := n.on(sa.p1) || n.anyone && slices.ContainsFunc(e.candidates(sa.local.Addr(), sa.remote.Addr()), n.on)
+		on := n.on(sa.p1) || n.anyone && slices.ContainsFunc(e.candidates(sa.local.Addr(), sa.remote.Addr(), sa.tcp), n.on)
 		if on && (asked || n.unasked) {
 			sa.caps |= n.cap
 			ps = append(ps, notify(n.notify, nil))

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"slices"
 
@@ -28,7 +29,7 @@ type childParams struct {
 // childOffer are the payloads of a request that makes a Child SA, but for nonce and KE.
 func childOffer(x *exchange, groups []ipsec.TransformID) []message.Payload {
 	return []message.Payload{
-		&message.SA{Proposals: espProposals(x.offered, groups, spiBytes(x.spiIn))},
+		&message.SA{Proposals: x.add.offer(espProposals(x.offered, groups, spiBytes(x.spiIn)))},
 		&message.TS{Selectors: x.tsL},
 		&message.TS{Responder: true, Selectors: x.tsR},
 	}
@@ -45,7 +46,7 @@ func (e *Engine) createChild(sa *ikeSA, p2 *config.Phase2, rekeyed *childSA) boo
 		spiIn: e.newESPSPI(), offered: p2.Proposals}
 	x.tsL, x.tsR = sa.selectors(p2)
 	if p2.PFS {
-		x.groups = p2.DHGroups
+		x.groups, x.add = p2.DHGroups, p2.AddKE
 	}
 	var first ipsec.TransformID
 	if len(x.groups) > 0 {
@@ -98,15 +99,20 @@ func (e *Engine) createChildRequest(sa *ikeSA, ev *event) ([]message.Payload, er
 	if err := e.childrenBlocked(sa); err != nil {
 		return nil, err
 	}
-	ps, err := e.childExchange(sa, ev, nil)
+	ps, fresh, err := e.childExchange(sa, ev, nil)
 	if err != nil {
 		return nil, err
 	}
-	if x, fresh := sa.req, sa.children[len(sa.children)-1]; x != nil && x.kind == kindCreateChild && x.phase2 == fresh.Phase2 {
+	if x := sa.req; x != nil && x.kind == kindCreateChild && x.phase2 == fresh.phase2 {
 		// Both sides create it at once: as with rekeys, the lowest nonce loses.
-		x.collided, x.collidedChild, x.collidedNonce = true, fresh.SPIIn, fresh.lowestNonce
+		x.collide(fresh)
 	}
 	return ps, nil
+}
+
+// collide says that the peer has begun the same.
+func (x *exchange) collide(fresh answeredChild) {
+	x.collided, x.collidedChild, x.collidedNonce = true, fresh.spiIn, fresh.nonce
 }
 
 // childrenBlocked says why no Child SA is made or rekeyed now (RFC 7296 §2.25.2).
@@ -116,6 +122,8 @@ func (e *Engine) childrenBlocked(sa *ikeSA) error {
 		return refuse(message.TemporaryFailure, "the IKE SA is being closed")
 	case sa.req != nil && sa.req.kind == kindRekeyIKE:
 		return refuse(message.TemporaryFailure, "the IKE SA is being rekeyed")
+	case sa.halfRekey() != nil:
+		return refuse(message.TemporaryFailure, "the IKE SA is being rekeyed by the peer")
 	case sa.awaitsDelete:
 		return refuse(message.TemporaryFailure, "the IKE SA is redundant")
 	case sa.p1 == nil:
@@ -125,30 +133,39 @@ func (e *Engine) childrenBlocked(sa *ikeSA) error {
 }
 
 // childExchange answers CREATE_CHILD_SA for a Child SA.
-func (e *Engine) childExchange(sa *ikeSA, ev *event, replaces *childSA) ([]message.Payload, error) {
+func (e *Engine) childExchange(sa *ikeSA, ev *event, replaces *childSA) ([]message.Payload, answeredChild, error) {
 	ni, ok := message.Get[*message.Nonce](ev.m)
 	if !ok {
-		return nil, refuse(message.InvalidSyntax, "CREATE_CHILD_SA without nonce")
+		return nil, answeredChild{}, refuse(message.InvalidSyntax, "CREATE_CHILD_SA without nonce")
 	}
 	p := childParams{ni: ni.Data, nr: e.random(nonceLen), replaces: replaces}
 	return e.childAnswer(sa, ev.m, p)
 }
 
-// childAnswer chooses suite and selectors, installs the pair and returns the
-// payloads of the response. Its errors are *NotifyError.
-func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]message.Payload, error) {
+// answeredChild is a Child SA that a response of ours promises, installed or half made.
+type answeredChild struct {
+	phase2 string
+	spiIn  ipsec.ESPSPI
+	nonce  []byte // the lower one
+}
+
+// childAnswer chooses suite and selectors, installs the pair and returns the payloads of the
+// response. With additional key exchanges the pair is installed after them. Its errors are
+// *NotifyError.
+func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]message.Payload, answeredChild, error) {
+	no := answeredChild{}
 	e.debug(sa, "responder creating new child")
 	offer, ok1 := message.Get[*message.SA](m)
 	tsi, ok2 := m.TS(false)
 	tsr, ok3 := m.TS(true)
 	if !ok1 || !ok2 || !ok3 {
-		return nil, refuse(message.InvalidSyntax, "Child SA request without SA, TSi or TSr")
+		return nil, no, refuse(message.InvalidSyntax, "Child SA request without SA, TSi or TSr")
 	}
 	if sa.p1 == nil {
-		return nil, refuse(message.NoAdditionalSAs, "phase 1 is not configured any more")
+		return nil, no, refuse(message.NoAdditionalSAs, "phase 1 is not configured any more")
 	}
 	if len(sa.children) >= maxChildren {
-		return nil, refuse(message.NoAdditionalSAs, "%d Child SAs on one IKE SA", len(sa.children))
+		return nil, no, refuse(message.NoAdditionalSAs, "%d Child SAs on one IKE SA", len(sa.children))
 	}
 	e.debug(sa, "comparing selectors")
 	var ts tsMatch
@@ -163,7 +180,7 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 		ts, ok = matchSelectors(e.phase2sOf(sa.phase1), tsi.Selectors, tsr.Selectors)
 	}
 	if !ok {
-		return nil, refuse(message.TSUnacceptable, "no phase 2 shares traffic with %v === %v", tsr.Selectors, tsi.Selectors)
+		return nil, no, refuse(message.TSUnacceptable, "no phase 2 shares traffic with %v === %v", tsr.Selectors, tsi.Selectors)
 	}
 	e.debug(sa, "matched by rfc-rule-2", slog.String("phase2", ts.p2.Name))
 	e.debug(sa, "phase2 matched by "+ts.rule, slog.String("phase2", ts.p2.Name))
@@ -174,12 +191,13 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 	if hasKE {
 		offered = ke.Group
 	}
+	var add addKEs
 	if ts.p2.PFS && !p.first {
-		groups = ts.p2.DHGroups
+		groups, add = ts.p2.DHGroups, ts.p2.AddKE
 	}
-	c, ok := selectESP(offer.Proposals, ts.p2.Proposals, groups, offered, p.first)
+	c, ok := selectESP(offer.Proposals, ts.p2.Proposals, groups, offered, add, p.first)
 	if !ok {
-		return nil, refuse(message.NoProposalChosen, "no proposal of phase 2 %s is offered", ts.p2.Name)
+		return nil, no, refuse(message.NoProposalChosen, "no proposal of phase 2 %s is offered", ts.p2.Name)
 	}
 	var shared ipsec.Key
 	var ps []message.Payload
@@ -188,18 +206,52 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 		if !hasKE || ke.Group != c.suite.KE {
 			n := refuse(message.InvalidKEPayload, "DH group %d instead of %d", offered, c.suite.KE)
 			n.Data = binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))
-			return nil, n
+			return nil, no, n
 		}
 		var err error
 		if public, shared, err = answerKE(e.o.Rand, ke); err != nil {
-			return nil, err
+			return nil, no, err
 		}
 	}
 	if p.keyID == 0 {
 		p.keyID = e.newKeyID()
 	}
-	child, err := e.buildChild(sa, ts.p2.Name, c, e.newESPSPI(), ts.local, ts.remote, shared, p, false)
-	shared.Wipe()
+	spiIn := e.newESPSPI()
+	var link message.Payload
+	if c.suite.AddKE == (ipsec.AddKE{}) {
+		_, err := e.installAnswered(sa, ts.p2.Name, c, spiIn, ts.local, ts.remote, []ipsec.Key{shared}, p)
+		shared.Wipe()
+		if err != nil {
+			return nil, no, err
+		}
+	} else {
+		h := &halfMade{kind: kindCreateChild, suite: c.suite, ni: p.ni, nr: p.nr, secrets: []ipsec.Key{shared}, phase2: ts.p2.Name,
+			spiIn: spiIn, spiOut: espSPI(c.peerSPI), tsLocal: ts.local, tsPeer: ts.remote, keyID: p.keyID}
+		if p.replaces != nil {
+			h.kind, h.replaces = kindRekeyChild, p.replaces.SPIIn
+		}
+		link = e.keepHalf(sa, h)
+	}
+	c.accepted.SPI = spiBytes(spiIn)
+	ps = append(ps, &message.SA{Proposals: []ipsec.Proposal{c.accepted}})
+	if !p.first {
+		ps = append(ps, &message.Nonce{Data: p.nr})
+	}
+	if public != nil {
+		ps = append(ps, &message.KE{Group: ke.Group, Data: public})
+	}
+	ps = append(ps, &message.TS{Selectors: ts.remote}, &message.TS{Responder: true, Selectors: ts.local})
+	if link != nil {
+		ps = append(ps, link)
+	}
+	return ps, answeredChild{ts.p2.Name, spiIn, lower(p.ni, p.nr)}, nil
+}
+
+// installAnswered installs the pair of an exchange that the peer began. Its errors are
+// *NotifyError.
+func (e *Engine) installAnswered(sa *ikeSA, phase2 string, c choice, spiIn ipsec.ESPSPI, local, remote []ipsec.TrafficSelector,
+	secrets []ipsec.Key, p childParams) (*childSA, error) {
+	child, err := e.buildChild(sa, phase2, c, spiIn, local, remote, secrets, p, false)
 	if err != nil {
 		return nil, refuse(message.NoProposalChosen, "%w", err)
 	}
@@ -210,19 +262,21 @@ func (e *Engine) childAnswer(sa *ikeSA, m *message.Message, p childParams) ([]me
 	// to receive on the new one (RFC 7296 §2.8).
 	child.outbound = child.replaces == 0
 	e.addChild(sa, child)
-	c.accepted.SPI = spiBytes(child.SPIIn)
-	ps = append(ps, &message.SA{Proposals: []ipsec.Proposal{c.accepted}})
-	if !p.first {
-		ps = append(ps, &message.Nonce{Data: p.nr})
-	}
-	if public != nil {
-		ps = append(ps, &message.KE{Group: ke.Group, Data: public})
-	}
-	return append(ps, &message.TS{Selectors: ts.remote}, &message.TS{Responder: true, Selectors: ts.local}), nil
+	return child, nil
 }
 
 // childAccept takes the response to a request of ours and installs the pair.
 func (e *Engine) childAccept(sa *ikeSA, m *message.Message, x *exchange, p childParams) (*childSA, error) {
+	h, err := e.childChosen(sa, m, x, p)
+	if err != nil {
+		return nil, err
+	}
+	defer h.wipe()
+	return e.childOfOwn(sa, x, h, p)
+}
+
+// childChosen checks the response to a request of ours.
+func (e *Engine) childChosen(sa *ikeSA, m *message.Message, x *exchange, p childParams) (*halfMade, error) {
 	for _, n := range m.Notifies() {
 		if n.NotifyType.IsError() {
 			return nil, &peerRefusal{n.NotifyType, n.Data}
@@ -238,7 +292,7 @@ func (e *Engine) childAccept(sa *ikeSA, m *message.Message, x *exchange, p child
 	if x.ke != nil {
 		group = x.ke.Group()
 	}
-	c, ok := acceptedESP(offer, x.offered, group)
+	c, ok := acceptedESP(offer, x.offered, group, x.add)
 	if !ok {
 		return nil, e.disown(sa, x, "the peer chose a proposal that was not offered")
 	}
@@ -260,17 +314,24 @@ func (e *Engine) childAccept(sa *ikeSA, m *message.Message, x *exchange, p child
 			return nil, e.disown(sa, x, err.Error())
 		}
 	}
-	child, err := e.buildChild(sa, x.phase2, c, x.spiIn, tsi.Selectors, tsr.Selectors, shared, p, true)
-	shared.Wipe()
+	if len(tsi.Selectors) != len(x.tsL) || len(tsr.Selectors) != len(x.tsR) || !allCovered(tsi.Selectors, x.tsL) || !allCovered(tsr.Selectors, x.tsR) {
+		e.debug(sa, "traffic selectors were narrowed by the peer", slog.String("phase2", x.phase2))
+	}
+	h := &halfMade{kind: x.kind, suite: c.suite, ni: p.ni, nr: p.nr, secrets: []ipsec.Key{shared}, phase2: x.phase2,
+		spiIn: x.spiIn, spiOut: espSPI(c.peerSPI), replaces: x.rekeyed, tsLocal: tsi.Selectors, tsPeer: tsr.Selectors}
+	return h, nil
+}
+
+// childOfOwn installs the pair that an exchange of ours has made, its key exchanges done.
+func (e *Engine) childOfOwn(sa *ikeSA, x *exchange, h *halfMade, p childParams) (*childSA, error) {
+	c := choice{suite: h.suite, peerSPI: spiBytes(h.spiOut)}
+	child, err := e.buildChild(sa, h.phase2, c, h.spiIn, h.tsLocal, h.tsPeer, h.secrets, p, true)
 	if err != nil {
 		return nil, e.disown(sa, x, err.Error())
 	}
 	if slices.Contains(x.deletedOutward, child.SPIOut) {
 		// The peer ended it before its own response reached us.
 		return nil, refuse(message.ChildSANotFound, "the peer has deleted the new SA already")
-	}
-	if len(tsi.Selectors) != len(x.tsL) || len(tsr.Selectors) != len(x.tsR) || !allCovered(tsi.Selectors, x.tsL) || !allCovered(tsr.Selectors, x.tsR) {
-		e.debug(sa, "traffic selectors were narrowed by the peer", slog.String("phase2", x.phase2))
 	}
 	child.outbound = true
 	child.rekeyNow = x.contested // the peer knows it only if it answered this request
@@ -308,10 +369,11 @@ type peerRefusal struct {
 func (x *peerRefusal) Error() string { return "peer sent " + x.notify.String() }
 
 // buildChild derives the keys of a Child SA and draws its lifetimes. local and
-// remote are the selectors as seen from here; ours says that we began the exchange.
+// remote are the selectors as seen from here; secrets are those of its key exchanges, the
+// first one empty where there was none; ours says that we began the exchange.
 func (e *Engine) buildChild(sa *ikeSA, phase2 string, c choice, spiIn ipsec.ESPSPI, local, remote []ipsec.TrafficSelector,
-	shared ipsec.Key, p childParams, ours bool) (*childSA, error) {
-	k, err := keymat.DeriveChild(sa.suite.PRF, sa.keys.D, c.suite, p.ni, p.nr, shared)
+	secrets []ipsec.Key, p childParams, ours bool) (*childSA, error) {
+	k, err := keymat.DeriveChild(sa.suite.PRF, sa.keys.D, c.suite, p.ni, p.nr, secrets[0], secrets[1:]...)
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +383,7 @@ func (e *Engine) buildChild(sa *ikeSA, phase2 string, c choice, spiIn ipsec.ESPS
 	child.ChildSA = ipsec.ChildSA{
 		Tunnel: sa.name(), Phase1: sa.phase1, Phase2: phase2,
 		SPIIn: spiIn, SPIOut: espSPI(c.peerSPI), Suite: c.suite, KeyID: p.keyID,
-		Local: at.local, Remote: at.remote, UDPEncap: at.udpEncap,
+		Local: at.local, Remote: at.remote, UDPEncap: at.udpEncap, TCP: at.tcp,
 		TSLocal: local, TSRemote: remote,
 	}
 	if ours {
@@ -355,7 +417,31 @@ func (e *Engine) createChildResponse(sa *ikeSA, ev *event) {
 	if nr, ok := message.Get[*message.Nonce](ev.m); ok {
 		p.nr = nr.Data
 	}
-	child, err := e.childAccept(sa, ev.m, x, p)
+	h, err := e.childChosen(sa, ev.m, x, p)
+	var child *childSA
+	switch more := err == nil && h.suite.AddKE != (ipsec.AddKE{}); {
+	case more && x.lost(p.ni, p.nr):
+		e.debug(sa, "lost the simultaneous rekey")
+		h.wipe()
+		return
+	case more && !sa.lives():
+		err = errors.New("the IKE SA is being closed")
+		h.wipe()
+	case more:
+		e.halvesLost(sa, x)
+		if err = e.followUp(sa, x, h, ev.m); err == nil {
+			return
+		}
+		h.wipe()
+	case err == nil:
+		child, err = e.childOfOwn(sa, x, h, p)
+		h.wipe()
+	}
+	e.createdChild(sa, x, old, child, err)
+}
+
+// createdChild follows the exchanges of ours that made a Child SA, or failed to.
+func (e *Engine) createdChild(sa *ikeSA, x *exchange, old, child *childSA, err error) {
 	if err == nil {
 		sa.temporaryFailures = 0
 		if t := sa.tunnel; t != nil {

@@ -103,7 +103,7 @@ func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
 		}
 	}
 	for _, sa := range t.sas {
-		g.Local, g.Remote, g.NAT = sa.local, sa.remote, sa.natHere || sa.natThere
+		g.Local, g.Remote, g.NAT, g.TCP = sa.local, sa.remote, sa.natHere || sa.natThere, sa.tcp
 		if sa.peerAddr.IsValid() {
 			g.PeerAddr = sa.peerAddr
 		}

@@ -5,17 +5,33 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"log/slog"
+	"net/netip"
 
 	"tandem/ike/message"
 	"tandem/internal/ipsec"
 )
 
-// Limits of half-open IKE SAs beyond Options.HalfOpenLimit: so many for one
-// source address, and in all (as a multiple of the limit).
+// Limits of half-open IKE SAs beyond Options.HalfOpenLimit.
 const (
+	// halfOpenPerSource is from how many of one source on it has to bring cookies.
 	halfOpenPerSource = 64
-	halfOpenCeiling   = 8
+	// halfOpenCeiling is how many there are in all, as a multiple of the limit.
+	halfOpenCeiling = 8
+	// Bytes of an IKE_SA_INIT request that may cost state without a cookie (the record
+	// keeps it whole), and with one. What ordinary peers send has 200 to 600.
+	plainInitLen   = 1280
+	longestInitLen = 8 << 10
 )
+
+// sourceOf is what counts as one source: an address, or the network of a host with IPv6.
+func sourceOf(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is6() {
+		if p, err := a.WithZone("").Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
+}
 
 // cookieLen is the length in bytes of our cookies.
 const cookieLen = 16
@@ -33,9 +49,10 @@ func (e *Engine) cookie(nonce []byte, d Datagram, spi ipsec.IKESPI) []byte {
 }
 
 // admit decides whether an IKE_SA_INIT request may cost us state: below the
-// threshold, or with a valid cookie. Else it answers with a cookie or not at all.
+// thresholds, or with a valid cookie. Else it answers with a cookie or not at all.
 func (e *Engine) admit(d Datagram, m *message.Message, nonce []byte) bool {
-	if e.halfOpen >= e.o.HalfOpenLimit {
+	source := sourceOf(d.Remote.Addr())
+	if e.halfOpen >= e.o.HalfOpenLimit || e.perSource[source] >= halfOpenPerSource || len(d.Data) > plainInitLen {
 		want := e.cookie(nonce, d, m.SPIs.I)
 		got, ok := m.Notify(message.Cookie)
 		// The cookie must be the first payload; RFC 7296 §2.6 says so, and a
@@ -48,7 +65,7 @@ func (e *Engine) admit(d Datagram, m *message.Message, nonce []byte) bool {
 			return false
 		}
 	}
-	if e.halfOpen >= e.o.HalfOpenLimit*halfOpenCeiling || e.perSource[d.Remote.Addr()] >= max(halfOpenPerSource, e.o.HalfOpenLimit) {
+	if e.halfOpen >= e.o.HalfOpenLimit*halfOpenCeiling || e.perSource[source] >= max(halfOpenPerSource, e.o.HalfOpenLimit) {
 		e.counters.HalfOpenDenied++
 		return false
 	}

@@ -16,6 +16,12 @@ func (e *Engine) Knows(d []byte) bool {
 	return err == nil && e.find(h) != nil
 }
 
+// Begins says whether a message may be an IKE_SA_INIT request, which anybody can send.
+func Begins(d []byte) bool {
+	h, err := message.ParseHeader(d)
+	return err == nil && h.Exchange == message.IKESAInit && !h.Response
+}
+
 // HandleDatagram takes one IKE message of whatever origin.
 func (e *Engine) HandleDatagram(now time.Time, d Datagram) {
 	defer e.begin(now)()
@@ -104,6 +110,8 @@ type row struct {
 }
 
 var requestRows = []row{
+	{exch: message.Intermediate, from: []state{stateHalfOpen},
+		do: (*Engine).intermediateRequest},
 	{exch: message.IKEAuth, from: []state{stateHalfOpen},
 		need: []message.PayloadType{message.TypeIDi, message.TypeAUTH},
 		do:   (*Engine).authRequest},
@@ -116,6 +124,9 @@ var requestRows = []row{
 	{exch: message.CreateChildSA, from: []state{stateEstablished, stateRekeyed},
 		need: []message.PayloadType{message.TypeSA, message.TypeNonce, message.TypeTSi, message.TypeTSr},
 		do:   (*Engine).createChildRequest},
+	{exch: message.FollowupKE, from: []state{stateEstablished, stateRekeyed},
+		need: []message.PayloadType{message.TypeKE},
+		do:   (*Engine).followUpRequest},
 	{exch: message.Informational, from: []state{stateEstablished, stateRekeyed},
 		do: (*Engine).informationalRequest},
 }
@@ -137,16 +148,17 @@ func deletesIKE(m *message.Message) bool {
 
 // responseRows say what the answer to each of our exchanges means.
 var responseRows = map[kind]func(*Engine, *ikeSA, *event){
-	kindAuth:        (*Engine).authResponse,
-	kindCreateChild: (*Engine).createChildResponse,
-	kindRekeyChild:  (*Engine).createChildResponse,
-	kindRekeyIKE:    (*Engine).rekeyIKEResponse,
-	kindDeleteChild: (*Engine).deleteChildResponse,
-	kindDeleteIKE:   (*Engine).deleteIKEResponse,
-	kindDPD:         (*Engine).dpdResponse,
-	kindCounters:    (*Engine).countersResponse,
-	kindUpdate:      (*Engine).updateResponse,
-	kindCheck:       (*Engine).checkResponse,
+	kindAuth:         (*Engine).authResponse,
+	kindIntermediate: (*Engine).intermediateResponse,
+	kindCreateChild:  (*Engine).createChildResponse,
+	kindRekeyChild:   (*Engine).createChildResponse,
+	kindRekeyIKE:     (*Engine).rekeyIKEResponse,
+	kindDeleteChild:  (*Engine).deleteChildResponse,
+	kindDeleteIKE:    (*Engine).deleteIKEResponse,
+	kindDPD:          (*Engine).dpdResponse,
+	kindCounters:     (*Engine).countersResponse,
+	kindUpdate:       (*Engine).updateResponse,
+	kindCheck:        (*Engine).checkResponse,
 }
 
 // open decrypts a message; ok is false when nobody authenticated it, or when it is a
@@ -202,7 +214,7 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 		e.missed(sa, d, h)
 		return
 	}
-	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth {
+	if sa.state == stateHalfOpen && h.Exchange != message.IKEAuth && (h.Exchange != message.Intermediate || sa.inter == nil) {
 		e.counters.Malformed++
 		return
 	}
@@ -233,8 +245,12 @@ func (e *Engine) request(sa *ikeSA, d Datagram, h message.Header) {
 	}
 	var refusal *NotifyError
 	if errors.As(err, &refusal) {
-		e.warn(sa, "refusing "+h.Exchange.String()+" request", slog.String("notify", refusal.Type.String()),
-			slog.String("reason", refusal.Err.Error()))
+		why := []slog.Attr{slog.String("notify", refusal.Type.String()), slog.String("reason", refusal.Err.Error())}
+		if half {
+			e.seldom(slog.LevelWarn, sa.phase1, "refusing "+h.Exchange.String()+" request", append(sa.attrs()[1:], why...)...)
+		} else {
+			e.warn(sa, "refusing "+h.Exchange.String()+" request", why...)
+		}
 		ps = []message.Payload{refusal.payload()}
 		fatal := refusal.Type == message.InvalidSyntax || refusal.Type == message.AuthenticationFailed
 		if fatal || half {
@@ -298,7 +314,10 @@ func (e *Engine) respond(sa *ikeSA, d Datagram, h message.Header, ps []message.P
 // repeat answers a retransmitted request from the cache, to the bit (RFC 7296 §2.1).
 func (e *Engine) repeat(sa *ikeSA, d Datagram, h message.Header) {
 	// Of a request in fragments only the first one asks for the response (RFC 7383 §2.6.1).
-	if part, ok := e.authentic(sa, d); !ok || part != 1 {
+	var part uint16
+	var ok bool
+	sa.underFormer(func() { part, ok = e.authentic(sa, d) })
+	if !ok || part != 1 {
 		return
 	}
 	e.heard(sa)
@@ -339,7 +358,7 @@ func (e *Engine) response(sa *ikeSA, d Datagram, h message.Header) {
 		}
 		return
 	}
-	if sa.req == nil || h.MessageID != sa.req.id || h.Exchange != sa.req.kind.exchangeType() {
+	if sa.req == nil || h.MessageID != sa.req.id || h.Exchange != sa.req.exchangeType() {
 		e.counters.OutsideWindow++
 		e.unasked(sa, d, h)
 		return
@@ -366,6 +385,10 @@ func (e *Engine) response(sa *ikeSA, d Datagram, h message.Header) {
 		e.proceed(sa)
 		return
 	}
-	responseRows[sa.req.kind](e, sa, &event{d: d, m: m})
+	if ev := (&event{d: d, m: m}); sa.req.followUp > 0 {
+		e.followUpResponse(sa, ev)
+	} else {
+		responseRows[sa.req.kind](e, sa, ev)
+	}
 	e.proceed(sa)
 }

@@ -51,6 +51,7 @@ type Engine struct {
 	perSource     map[netip.Addr]int
 	unauth        limiter // errors for what nobody authenticated
 	groups        limiter // INVALID_KE_PAYLOAD, which peers in good faith need
+	lines         map[string]*lineLimit
 	copying       map[ipsec.IKESPI]bool
 	counters      Counters
 	noPolicyAt    map[string]time.Time
@@ -117,6 +118,7 @@ func New(o Options) *Engine {
 		lowest:        map[string]int{},
 		perSource:     map[netip.Addr]int{},
 		noPolicyAt:    map[string]time.Time{},
+		lines:         map[string]*lineLimit{},
 		leases:        newLeases(),
 		unauth:        limiter{rate: 20, burst: 40},
 		groups:        limiter{rate: 500, burst: 1000},
@@ -196,6 +198,7 @@ func (e *Engine) commit() {
 			sa.req.ticket = e.last
 		}
 		entries = append(entries, e.entry(sa))
+		sa.rest()
 	}
 	e.push(Persist{Ticket: e.last, Record: Record{Entries: entries}})
 	for _, x := range t.free {

@@ -27,6 +27,8 @@ const (
 	kindCounters    kind = 9  // see counters.go
 	kindUpdate      kind = 10 // see roaming.go
 	kindCheck       kind = 11 // see mobike.go
+
+	kindIntermediate kind = 12 // see intermediate.go
 )
 
 func (k kind) String() string {
@@ -37,6 +39,8 @@ func (k kind) String() string {
 		return "AUTH"
 	case kindCreateChild, kindRekeyChild, kindRekeyIKE:
 		return "CREATE_CHILD"
+	case kindIntermediate:
+		return "INTERMEDIATE"
 	}
 	return "INFORMATIONAL"
 }
@@ -49,8 +53,25 @@ func (k kind) exchangeType() message.ExchangeType {
 		return message.IKEAuth
 	case kindCreateChild, kindRekeyChild, kindRekeyIKE:
 		return message.CreateChildSA
+	case kindIntermediate:
+		return message.Intermediate
 	}
 	return message.Informational
+}
+
+// exchangeType is that of the request which is out.
+func (x *exchange) exchangeType() message.ExchangeType {
+	if x.followUp > 0 {
+		return message.FollowupKE
+	}
+	return x.kind.exchangeType()
+}
+
+func (x *exchange) String() string {
+	if x.followUp > 0 {
+		return "FOLLOWUP_KE"
+	}
+	return x.kind.String()
 }
 
 // exchange is a request of ours that waits for its response, with the secrets
@@ -67,6 +88,7 @@ type exchange struct {
 	keyID   ipsec.KeyID
 	offered []ipsec.Suite
 	groups  []ipsec.TransformID
+	add     addKEs
 	phase2  string
 	spiIn   ipsec.ESPSPI // chosen for the new Child SA
 	rekeyed ipsec.ESPSPI // inbound SPI of the Child SA that is rekeyed
@@ -86,6 +108,10 @@ type exchange struct {
 	collidedIKE    ipsec.IKESPIs
 	deletedOutward []ipsec.ESPSPI
 	contested      bool // the other side of a split sent another request with this ID
+
+	// followUp counts the IKE_FOLLOWUP_KE exchanges, this one included; 0: it is none.
+	followUp int
+	half     *halfMade // what they are for
 
 	// What follows is this process's own.
 	ticket Ticket
@@ -111,7 +137,7 @@ func (x *exchange) started(now time.Time) {
 // start sends a request: it becomes the outstanding one and leaves when its
 // record is committed.
 func (e *Engine) start(sa *ikeSA, x *exchange, ps []message.Payload) bool {
-	data, err := e.seal(sa, x.kind.exchangeType(), false, sa.nextSend, ps)
+	data, err := e.seal(sa, x.exchangeType(), false, sa.nextSend, ps)
 	if err != nil {
 		e.warn(sa, "cannot protect IKE message", slog.String("error", err.Error()))
 		sa.stalled = e.now.Add(stallWait)
@@ -136,7 +162,7 @@ func (e *Engine) launch(sa *ikeSA, x *exchange, data []byte) {
 	sa.nextSend++
 	sa.req, sa.lastRequest = x, data
 	e.asking[sa.ownSPI()] = struct{}{}
-	e.logSent(sa, x.kind.String(), x.id, len(data))
+	e.logSent(sa, x.String(), x.id, len(data))
 	e.holdMessage(sa, sa.datagram(data))
 	e.expectCommit(sa)
 }

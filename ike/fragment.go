@@ -52,7 +52,7 @@ func (sa *ikeSA) messageLimit() int {
 // sealParts protects a message, in fragments if it is too long for one datagram. Each
 // fragment takes an IV of its own from the same counter as every other message.
 func (sa *ikeSA) sealParts(m *message.Message) ([]byte, error) {
-	if sa.caps&capFragmentation == 0 {
+	if sa.caps&capFragmentation == 0 || sa.tcp {
 		return m.Seal(sa.sealer)
 	}
 	parts, err := m.SealFragments(sa.sealer, sa.messageLimit())

@@ -154,9 +154,9 @@ func (s *storm) forge(p *program) (Datagram, bool) {
 	}
 	sa := sas[p.below(len(sas))]
 	h := message.Header{SPIs: sa.spis, MajorVersion: 2, Initiator: !sa.initiator, MessageID: sa.nextRecv,
-		Exchange: []message.ExchangeType{message.CreateChildSA, message.Informational, message.IKEAuth}[p.below(3)]}
+		Exchange: []message.ExchangeType{message.CreateChildSA, message.Informational, message.IKEAuth, message.FollowupKE, message.Intermediate}[p.below(5)]}
 	if sa.req != nil && p.next()&1 != 0 {
-		h.Response, h.MessageID, h.Exchange = true, sa.req.id, sa.req.kind.exchangeType()
+		h.Response, h.MessageID, h.Exchange = true, sa.req.id, sa.req.exchangeType()
 	}
 	if n := p.next(); n > 240 {
 		h.MessageID += uint32(n - 248)
@@ -212,12 +212,19 @@ func (s *storm) payload(p *program) message.Payload {
 	case 3:
 		return &message.Notify{Protocol: ipsec.ProtocolESP, SPI: spiBytes(s.spi(p)), NotifyType: message.RekeySA}
 	case 4:
-		errs := []message.NotifyType{message.TemporaryFailure, message.ChildSANotFound, message.NoAdditionalSAs, message.InvalidSyntax, message.AuthenticationFailed,
+		errs := []message.NotifyType{message.TemporaryFailure, message.StateNotFound, message.ChildSANotFound, message.NoAdditionalSAs, message.InvalidSyntax, message.AuthenticationFailed,
 			message.NoProposalChosen, message.TSUnacceptable, message.SinglePairRequired, message.InvalidSPI, message.InvalidMessageID}
 		return notify(errs[p.below(len(errs))], nil)
 	case 5:
 		return notify(message.InvalidKEPayload, []byte{0, byte(p.next())})
 	case 6:
+		for _, x := range []*side{s.a, s.b} { // a link token that somebody waits for
+			for _, sa := range x.ike() {
+				if len(sa.half) > 0 && p.next()&1 != 0 {
+					return notify(message.AdditionalKeyExchange, sa.half[0].link)
+				}
+			}
+		}
 		return notify(message.NotifyType(16384+p.below(60)), make([]byte, p.below(40)))
 	case 7:
 		return midValues{nonce: uint32(p.next()), send: uint32(p.next()), recv: uint32(p.next())}.payload()
@@ -228,7 +235,11 @@ func (s *storm) payload(p *program) message.Payload {
 	case 10:
 		return &message.SA{Proposals: ikeProposals([]ipsec.Suite{gcm128, cbc128sha256}, groups(ipsec.KEX25519), make([]byte, 8))}
 	case 11:
-		return &message.KE{Group: ipsec.TransformID(p.below(32)), Data: make([]byte, p.below(70))}
+		k := &message.KE{Group: ipsec.TransformID(p.below(40)), Data: make([]byte, p.below(70))}
+		if n := map[ipsec.TransformID]int{mlkem768: 1184, mlkem1024: 1568}[k.Group]; n > 0 && len(k.Data) > 20 {
+			k.Data = make([]byte, n)
+		}
+		return k
 	case 12:
 		n := &message.Nonce{Data: bytes.Repeat([]byte{byte(p.next())}, 16+p.below(241))}
 		return n

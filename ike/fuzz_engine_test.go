@@ -102,9 +102,9 @@ func newStorm(t *testing.T, kind int) *storm {
 			c.Phase1[0].AutoNegotiate = false
 			c.Phase1[0].Proposals = []ipsec.Suite{suite}
 			c.Phase1[0].KeyLife = 4 * time.Hour
-			c.Phase1[0].Reauth = kind&32 != 0
-			c.QuickCrashDetect = kind&64 != 0
-			c.Phase1[0].Redirect = kind&64 != 0
+			c.Phase1[0].Reauth = kind&64 != 0
+			c.QuickCrashDetect = kind&128 != 0
+			c.Phase1[0].Redirect = kind&128 != 0
 			for i := range c.Phase2 {
 				p := &c.Phase2[i]
 				p.PFS, p.KeyLife, p.Proposals = kind&4 != 0, time.Hour, []ipsec.Suite{esp(suite)}
@@ -112,6 +112,13 @@ func newStorm(t *testing.T, kind int) *storm {
 		}
 		if kind&8 != 0 { // b has clients
 			cb.Phase1[0].Type, cb.Phase1[0].RemoteGW = "dynamic", netip.Addr{}
+		}
+		if kind&32 != 0 {
+			for _, c := range []*config.Config{ca, cb} {
+				c.Phase1[0].AddKE = addKEs{{mlkem768, none}, {mlkem1024, none}}
+				c.Phase2[0].AddKE = addKEs{{mlkem768, none}, {mlkem1024, none}}
+				c.Phase2[1].AddKE = addKEs{{mlkem1024}}
+			}
 		}
 		if kind&16 != 0 { // addresses change
 			ca.Phase1[0].Mobike, cb.Phase1[0].Mobike = true, true
@@ -159,8 +166,12 @@ func (s *storm) watch(x *side) {
 	x.onEffect = func(e Effect) {
 		switch e := e.(type) {
 		case KeyLog:
-			if _, known := s.rings[e.SPIs]; !known {
+			was, known := s.rings[e.SPIs]
+			if !known {
 				s.order = append(s.order, e.SPIs)
+			}
+			if !bytes.Equal(was.Ei.Bytes(), e.Ei.Bytes()) { // new, or after an additional key exchange
+				delete(s.sealers, e.SPIs)
 				s.rings[e.SPIs] = KeyLog{SPIs: e.SPIs, Suite: e.Suite, Ei: ipsec.NewKey(e.Ei.Bytes()), Er: ipsec.NewKey(e.Er.Bytes()),
 					Ai: ipsec.NewKey(e.Ai.Bytes()), Ar: ipsec.NewKey(e.Ar.Bytes())}
 			}
@@ -233,7 +244,7 @@ func (s *storm) check() {
 				}
 			}
 			if len(sa.children) > maxChildren || len(sa.deletedChildren) > maxDeletedChildren || len(sa.owed) > 2*maxChildren || len(sa.vendorIDs) > maxVendorIDs ||
-				sa.req != nil && len(sa.req.deletedOutward) > maxDeletedChildren || len(sa.wants) > len(e.cfg.Phase2) {
+				len(sa.half) > maxHalfMade || sa.req != nil && len(sa.req.deletedOutward) > maxDeletedChildren || len(sa.wants) > len(e.cfg.Phase2) {
 				s.t.Fatalf("%s: IKE SA %s grows: %d Child SAs, %d deleted, %d owed, %d wanted", x.name, sa.spis, len(sa.children), len(sa.deletedChildren), len(sa.owed), len(sa.wants))
 			}
 		}
@@ -537,7 +548,7 @@ func (s *storm) silence() {
 // logged, and nothing is left when all is silent.
 func FuzzEngine(f *testing.F) {
 	rnd := testRand(4711)
-	for _, kind := range append(allKinds(32), 32, 64, 96) {
+	for _, kind := range append(allKinds(40), 64, 128, 192) { // from 32 on with additional key exchanges
 		f.Add(kind, []byte{opCommandA, 1, opCommandB, 1, opDeliver, opDeliver, opDeliver, opDeliver, opTakeover, 1, opWait, 2})
 		f.Add(kind, []byte{opCommandA, 0, opCommandB, 0, opMutate, 0, 0, 6, 1, opDeliver, opForge, 0, 0, 0, 0, opWait, 4})
 		f.Add(kind, []byte{opHold, opCommandB, 0, opCommit, opDeliver, opDeliver, opTakeover, 0, opDeliver, opWait, 5, opHeal, 1})

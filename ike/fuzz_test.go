@@ -21,7 +21,7 @@ func sealRaw(t *testing.T, s *side, sa *ikeSA, exch message.ExchangeType, respon
 // peer may send at worst (mode odd): message inside, request or response.
 func FuzzHandleDatagram(f *testing.F) {
 	f.Add(byte(0), byte(37), byte(0), []byte("garbage"))
-	for _, exch := range []byte{35, 36, 37, 99} {
+	for _, exch := range []byte{35, 36, 37, 43, 44, 99} {
 		for mode := byte(1); mode < 16; mode += 2 {
 			f.Add(mode, exch, byte(0), []byte{})
 			f.Add(mode, exch, byte(42), []byte{0, 0, 0, 8, 1, 0, 0, 0})                          // DELETE of the IKE SA

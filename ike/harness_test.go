@@ -106,6 +106,8 @@ type world struct {
 	seen  []Datagram // everything that ever left
 	drop  func(Datagram) bool
 	nat   func(*Datagram) bool
+
+	streamPort uint16 // of the one TCP connection that stands, at the side that opened it
 }
 
 func newWorld(t *testing.T) *world {
@@ -211,7 +213,7 @@ func (s *side) drain() {
 
 // flip swaps the directions of a datagram, as the receiver sees it.
 func flip(d Datagram) Datagram {
-	return Datagram{Local: d.Remote, Remote: d.Local, NonESP: d.NonESP, Data: d.Data}
+	return Datagram{Local: d.Remote, Remote: d.Local, NonESP: d.NonESP, TCP: d.TCP, Data: d.Data}
 }
 
 func (s *side) receive(d Datagram) {
@@ -238,6 +240,9 @@ func (w *world) settle() {
 
 func (w *world) deliver(d Datagram) {
 	if w.drop != nil && w.drop(d) {
+		return
+	}
+	if d.TCP && !w.stream(&d) {
 		return
 	}
 	if w.nat != nil && !w.nat(&d) {

@@ -38,6 +38,10 @@ const (
 
 // initRequest answers an IKE_SA_INIT request (RFC 7296 §1.2).
 func (e *Engine) initRequest(d Datagram) {
+	if len(d.Data) > longestInitLen {
+		e.counters.HalfOpenDenied++
+		return
+	}
 	key := keyOfInit(d)
 	if sa := e.inits[key]; sa != nil {
 		// The same request again gets the same response, without another key exchange.
@@ -68,13 +72,13 @@ func (e *Engine) initRequest(d Datagram) {
 	if !e.admit(d, m, nonce.Data) {
 		return
 	}
-	p1, c, found := e.matchInit(d, offer, ke.Group)
+	p1, c, found := e.matchInit(d, m, offer, ke.Group)
 	if !found {
 		e.complain(d, m.Header, notify(message.NoProposalChosen, nil))
 		return
 	}
 	if c.suite.KE != ke.Group {
-		e.log(slog.LevelInfo, "SA_INIT with another DH group, asking for ours", slog.String("tunnel", p1.Name),
+		e.seldom(slog.LevelInfo, p1.Name, "SA_INIT with another DH group, asking for ours",
 			slog.String("remote", d.Remote.String()), slog.Int("group", int(c.suite.KE)), slog.Int("received", int(ke.Group)))
 		e.limited(&e.groups, d, m.Header, notify(message.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, uint16(c.suite.KE))))
 		return
@@ -91,21 +95,25 @@ func (e *Engine) initRequest(d Datagram) {
 }
 
 // matchInit finds the phase 1 entry and suite for an offer.
-func (e *Engine) matchInit(d Datagram, offer *message.SA, group ipsec.TransformID) (*config.Phase1, choice, bool) {
-	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
+func (e *Engine) matchInit(d Datagram, m *message.Message, offer *message.SA, group ipsec.TransformID) (*config.Phase1, choice, bool) {
+	cands := e.candidates(d.Local.Addr(), d.Remote.Addr(), d.TCP)
 	if len(cands) == 0 {
-		e.log(slog.LevelWarn, "no gateway is configured for SA_INIT", slog.String("remote", d.Remote.String()),
+		e.seldom(slog.LevelWarn, "", "no gateway is configured for SA_INIT", slog.String("remote", d.Remote.String()),
 			slog.String("local", d.Local.String()))
 		return nil, choice{}, false
 	}
 	for _, p1 := range cands {
-		if c, ok := selectIKE(offer.Proposals, ikeSuites(p1), p1.DHGroups, group); ok {
+		add, ok := addKEsWith(p1, m)
+		if !ok {
+			continue
+		}
+		if c, ok := selectIKE(offer.Proposals, ikeSuites(p1), p1.DHGroups, group, add); ok {
 			e.log(slog.LevelDebug, "SA proposal chosen, matched gateway "+p1.Name, slog.String("remote", d.Remote.String()),
 				slog.String("proposal", c.suite.String()))
 			return p1, c, true
 		}
 	}
-	e.log(slog.LevelWarn, "negotiation failure: no SA proposal chosen", slog.String("tunnel", cands[0].Name),
+	e.seldom(slog.LevelWarn, cands[0].Name, "negotiation failure: no SA proposal chosen",
 		slog.String("remote", d.Remote.String()))
 	e.failName(cands[0].Name, "no SA proposal chosen")
 	return nil, choice{}, false
@@ -125,8 +133,8 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	sa := &ikeSA{
 		state: stateHalfOpen, p1: p1, phase1: p1.Name, suite: c.suite,
 		spis:  ipsec.IKESPIs{I: m.SPIs.I, R: e.newIKESPI()},
-		local: d.Local, remote: d.Remote, nonESP: d.NonESP,
-		nonceI: ni, nonceR: e.random(nonceLen), initRequest: slices.Clone(d.Data),
+		local: d.Local, remote: d.Remote, nonESP: d.NonESP, tcp: d.TCP,
+		nonceI: ni, nonceR: e.random(nonceLen), initRequest: d.Data, // of which nonceI is a part
 		created: e.now, lastIn: e.now, nextRecv: 1, initKey: key, keyID: e.newKeyID(),
 	}
 	sa.lowestNonce = lower(sa.nonceI, sa.nonceR)
@@ -148,6 +156,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 		ps = append(ps, e.natPayloads(p1, sa.spis, d.Local, d.Remote)...)
 	}
 	ps = append(ps, e.answerCapabilities(sa, m)...)
+	sa.beginIntermediate()
 	ps = append(ps, e.initPayloads(d, m)...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	r := &message.Message{Header: sa.header(message.IKESAInit, true, 0), Payloads: ps}
@@ -191,13 +200,16 @@ func (e *Engine) initiateTo(t *tunnel, to netip.Addr, p2 string, old *ikeSA, fro
 	if old != nil {
 		sa.replaces = old.spis
 	}
+	if p1.Transport == "tcp" {
+		e.useTCP(sa)
+	}
 	t.ikeCreated++
 	e.insert(sa)
 	e.info(sa, "created connection: "+sa.local.String()+"->"+sa.remote.String())
 	e.debug(sa, p2+": chosen to populate IKE_SA traffic-selectors")
 	e.debug(sa, "no suitable IKE_SA, queuing CHILD_SA request and initiating IKE_SA negotiation")
 	x := &exchange{kind: kindInit, phase2: p2, nonce: e.random(nonceLen),
-		offered: ikeSuites(p1), groups: p1.DHGroups, keyID: e.newKeyID()}
+		offered: ikeSuites(p1), groups: p1.DHGroups, add: p1.AddKE, keyID: e.newKeyID()}
 	if !e.sendInit(sa, x, p1.DHGroups[0]) {
 		e.remove(sa, false, "cannot begin")
 		return false
@@ -222,7 +234,7 @@ func (e *Engine) sendInit(sa *ikeSA, x *exchange, group ipsec.TransformID) bool 
 		ps = append(ps, notify(message.Cookie, x.cookie))
 	}
 	ps = append(ps,
-		&message.SA{Proposals: ikeProposals(x.offered, x.groups, nil)},
+		&message.SA{Proposals: x.add.offer(ikeProposals(x.offered, x.groups, nil))},
 		&message.KE{Group: x.ke.Group(), Data: x.ke.Public()},
 		&message.Nonce{Data: x.nonce})
 	ps = append(ps, e.natPayloads(sa.p1, sa.spis, sa.local, sa.remote)...)
@@ -283,10 +295,16 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	if e.ppkMissing(sa, m) {
 		return
 	}
-	c, ok := acceptedIKE(offer, sa.req.offered, sa.req.ke.Group())
+	c, ok := acceptedIKE(offer, sa.req.offered, sa.req.ke.Group(), sa.req.add)
 	if !ok || ke.Group != sa.req.ke.Group() {
 		e.warn(sa, "negotiation failure", slog.String("reason", "the peer chose what was not offered"))
 		e.fail(sa, "the peer chose an SA proposal that was not offered")
+		return
+	}
+	caps := acceptedCapabilities(sa.p1, m)
+	if c.suite.AddKE != (ipsec.AddKE{}) && caps&capIntermediate == 0 {
+		e.warn(sa, "negotiation failure", slog.String("reason", "the peer chose additional key exchanges without INTERMEDIATE_EXCHANGE_SUPPORTED"))
+		e.fail(sa, "the peer does not know IKE_INTERMEDIATE")
 		return
 	}
 	shared, err := sa.req.ke.Shared(ke.Data)
@@ -313,11 +331,13 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	sa.lowestNonce = lower(sa.nonceI, sa.nonceR)
 	sa.noteNAT(detectNAT(sa.p1, m, d))
 	sa.noteVendorIDs(m)
-	sa.caps = acceptedCapabilities(sa.p1, m)
+	sa.caps = caps
+	sa.beginIntermediate()
 	e.logVendorIDs(sa)
 	sa.float(m)
 	e.keyLog(sa)
-	e.authStart(sa, m, x.phase2)
+	sa.nextSend = 1
+	e.afterInit(sa, x.phase2)
 }
 
 func (e *Engine) cookieDemanded(sa *ikeSA, cookie []byte) {
@@ -357,7 +377,7 @@ func demandedGroup(data []byte, offered []ipsec.TransformID, used ipsec.Transfor
 // restart sends IKE_SA_INIT again under the same SPI.
 func (e *Engine) restart(sa *ikeSA, change func(*exchange), group ipsec.TransformID) {
 	old := e.finish(sa)
-	x := &exchange{kind: kindInit, phase2: old.phase2, nonce: old.nonce, offered: old.offered, groups: old.groups,
+	x := &exchange{kind: kindInit, phase2: old.phase2, nonce: old.nonce, offered: old.offered, groups: old.groups, add: old.add,
 		retries: old.retries, cookies: old.cookies, cookie: old.cookie, ke: old.ke, keyID: old.keyID}
 	change(x)
 	if group != 0 {

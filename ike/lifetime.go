@@ -71,6 +71,12 @@ func (e *Engine) wantsRekey(c *childSA) bool {
 	if c.state != childInstalled || c.p2 == nil || c.rekeyAt.After(e.now) {
 		return false
 	}
+	for _, h := range []*halfMade{c.ike.halfRekey(), c.ike.halfOf(c.SPIIn)} {
+		if h != nil {
+			c.rekeyAt = h.since.Add(halfMadeSpan) // the peer is about it
+			return false
+		}
+	}
 	if c.rekeyNow || e.small(c.KeyID) {
 		return true
 	}
@@ -108,6 +114,10 @@ func (e *Engine) wantsIKERekey(sa *ikeSA) bool {
 	if !sa.lives() || sa.p1 == nil || sa.rekeyAt.After(e.now) || sa.awaitsDelete {
 		return false
 	}
+	if n := len(sa.half); n > 0 {
+		sa.rekeyAt = sa.half[n-1].since.Add(halfMadeSpan) // the peer makes something new on it
+		return false
+	}
 	if sa.rekeyNow || sa.suite.Encr.AEAD() && e.small(sa.keyID) {
 		return true
 	}
@@ -119,7 +129,11 @@ func (e *Engine) expire(sa *ikeSA) {
 	switch {
 	case sa.state == stateHalfOpen || sa.state == stateInitSent || sa.state == stateAuthSent:
 		if !e.now.Before(sa.created.Add(sa.negotiateTimeout())) {
-			e.warn(sa, "negotiation timeout, deleting")
+			if sa.state == stateHalfOpen {
+				e.seldom(slog.LevelWarn, sa.phase1, "negotiation timeout, deleting", sa.attrs()[1:]...)
+			} else {
+				e.warn(sa, "negotiation timeout, deleting")
+			}
 			e.fail(sa, "negotiation timeout")
 			e.remove(sa, false, "negotiation timeout")
 			return

@@ -31,9 +31,17 @@ const maxVendorIDs = 8
 func (sa *ikeSA) noteVendorIDs(m *message.Message) {
 	for _, p := range m.Payloads {
 		if v, ok := p.(*message.VendorID); ok && len(sa.vendorIDs) < maxVendorIDs && len(v.Data) <= 64 {
-			sa.vendorIDs = append(sa.vendorIDs, v.Data)
+			sa.vendorIDs = append(sa.vendorIDs, vendorOnce(v.Data))
 		}
 	}
+}
+
+// vendorOnce is a vendor ID apart from its message, without a copy of our own.
+func vendorOnce(id []byte) []byte {
+	if bytes.Equal(id, ownVendorID) {
+		return ownVendorID
+	}
+	return bytes.Clone(id)
 }
 
 func (e *Engine) logVendorIDs(sa *ikeSA) {
@@ -58,6 +66,38 @@ func (e *Engine) keyLog(sa *ikeSA) {
 
 func (sa *ikeSA) keyLog() KeyLog {
 	return KeyLog{SPIs: sa.spis, Suite: sa.suite, Ei: sa.keys.Ei, Er: sa.keys.Er, Ai: sa.keys.Ai, Ar: sa.keys.Ar}
+}
+
+// lineLimit is one kind of line about one phase 1.
+type lineLimit struct {
+	limiter
+	before int // that were not written since the last one that was
+}
+
+// seldom logs what a stranger's message brings about, within a rate for each kind of line
+// and phase 1 (which may be empty): there are as many strangers as somebody forges.
+func (e *Engine) seldom(level slog.Level, phase1, message string, attrs ...slog.Attr) {
+	if !e.logs(level) {
+		return
+	}
+	key := phase1 + "\x00" + message
+	l := e.lines[key]
+	if l == nil {
+		l = &lineLimit{limiter: limiter{rate: 0.2, burst: 5}}
+		e.lines[key] = l
+	}
+	if !l.allow(e.now) {
+		l.before++
+		return
+	}
+	if phase1 != "" {
+		attrs = append([]slog.Attr{slog.String("tunnel", phase1)}, attrs...)
+	}
+	if l.before > 0 {
+		attrs = append(attrs, slog.Int("like_it_before", l.before))
+		l.before = 0
+	}
+	e.log(level, message, attrs...)
 }
 
 // fail notes why a negotiation came to nothing, for diagnose.

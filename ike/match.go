@@ -15,12 +15,12 @@ import (
 // candidates are the phase 1 entries that an IKE_SA_INIT between two addresses
 // may belong to, static ones first. Only the identity in IKE_AUTH decides among
 // several.
-func (e *Engine) candidates(local, remote netip.Addr) []*config.Phase1 {
+func (e *Engine) candidates(local, remote netip.Addr, tcp bool) []*config.Phase1 {
 	var out []*config.Phase1
 	for _, dialup := range []bool{false, true} {
 		for i := range e.cfg.Phase1 {
 			p1 := &e.cfg.Phase1[i]
-			if p1.Dialup() == dialup && e.addressesMatch(p1, local, remote) && e.permitted(p1) {
+			if p1.Dialup() == dialup && p1.Takes(tcp) && e.addressesMatch(p1, local, remote) && e.permitted(p1) {
 				out = append(out, p1)
 			}
 		}

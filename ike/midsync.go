@@ -259,7 +259,7 @@ func (e *Engine) renumber(sa *ikeSA, send, recv uint32) {
 	if err == nil {
 		sa.nextSend = send
 		var b []byte
-		if b, err = e.seal(sa, x.kind.exchangeType(), false, send, ps); err == nil {
+		if b, err = e.seal(sa, x.exchangeType(), false, send, ps); err == nil {
 			x.attempts = 0
 			e.launch(sa, x, b)
 			e.unrefKey(x.keyID) // counted by its first launch

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 
 	"tandem/ike/message"
-	"tandem/internal/config"
 	"tandem/proto/syncpb"
 )
 
@@ -40,7 +39,7 @@ type mobility struct {
 // path is between which addresses ESP runs.
 type path struct {
 	local, remote netip.AddrPort
-	udpEncap      bool
+	udpEncap, tcp bool
 }
 
 // cookie2Len is the length in bytes of our COOKIE2; what a peer may choose is bounded (§4.2.5).
@@ -67,7 +66,7 @@ func (sa *ikeSA) espPath() path {
 	if sa.mob != nil && sa.mob.path != nil {
 		return *sa.mob.path
 	}
-	return path{sa.local, sa.remote, sa.udpEncap}
+	return path{sa.local, sa.remote, sa.udpEncap, sa.tcp}
 }
 
 // movesAddress says that an exchange about addresses is due or under way.
@@ -116,9 +115,9 @@ func (e *Engine) inheritMobility(old, n *ikeSA) {
 	}
 }
 
-// mobikeOffer is what IKE_AUTH says of MOBIKE for a phase 1 entry.
-func mobikeOffer(p1 *config.Phase1) uint32 {
-	if p1 != nil && p1.Mobike {
+// mobikeOffer is what IKE_AUTH says of MOBIKE. In TCP there is no need for it.
+func (sa *ikeSA) mobikeOffer() uint32 {
+	if sa.p1 != nil && sa.p1.Mobike && !sa.tcp {
 		return capMobike
 	}
 	return 0
@@ -127,15 +126,16 @@ func mobikeOffer(p1 *config.Phase1) uint32 {
 // mobikePayloads say in our IKE_AUTH request that no NAT is allowed on the way, where that
 // is so (§3.9).
 func (sa *ikeSA) mobikePayloads() []message.Payload {
-	if sa.p1 == nil || !sa.p1.Mobike || sa.natTraversal() {
+	if sa.p1 == nil || !sa.p1.Mobike || sa.tcp || sa.natTraversal() {
 		return nil
 	}
 	return []message.Payload{noNATs(sa.local, sa.remote)}
 }
 
-// noteMobike takes what the peer says in IKE_AUTH.
+// noteMobike takes what the peer says in IKE_AUTH. In TCP there is no need for it: whoever
+// has another address opens another connection.
 func (e *Engine) noteMobike(sa *ikeSA, m *message.Message) {
-	if _, ok := m.Notify(message.MobikeSupported); !ok || mobikeOffer(sa.p1) == 0 {
+	if _, ok := m.Notify(message.MobikeSupported); !ok || sa.mobikeOffer() == 0 {
 		return
 	}
 	e.debug(sa, "processing notify type "+message.MobikeSupported.String())
@@ -365,7 +365,7 @@ func decodeMobility(p *syncpb.Mobility) *mobility {
 		return nil
 	}
 	m := &mobility{update: p.Update, check: p.Check, seen: p.Seen, former: decodeEndpoint(p.Former)}
-	if at := (path{decodeEndpoint(p.EspLocal), decodeEndpoint(p.EspRemote), p.EspUdp}); at.local.IsValid() && at.remote.IsValid() {
+	if at := (path{decodeEndpoint(p.EspLocal), decodeEndpoint(p.EspRemote), p.EspUdp, false}); at.local.IsValid() && at.remote.IsValid() {
 		m.path = &at
 	}
 	return m

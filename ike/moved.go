@@ -71,7 +71,7 @@ func (e *Engine) Movable(spi ipsec.ESPSPI) (spis ipsec.IKESPIs, children []ipsec
 
 func (e *Engine) movable(sa *ikeSA) bool {
 	t := sa.tunnel
-	return e.active && t != nil && t.dialup && len(t.sas) == 1 && sa.lives() && sa.req == nil && len(sa.owed) == 0 &&
+	return e.active && t != nil && t.dialup && len(t.sas) == 1 && sa.lives() && sa.req == nil && len(sa.owed) == 0 && len(sa.half) == 0 &&
 		!sa.awaitsDelete && !sa.quiet && !sa.movesAddress() && sa.countersAt.IsZero() && sa.ticket <= e.done && len(sa.wants) == 0 &&
 		!slices.ContainsFunc(sa.children, func(c *childSA) bool { return c.state != childInstalled })
 }

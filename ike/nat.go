@@ -74,14 +74,17 @@ func detectNAT(p1 *config.Phase1, m *message.Message, d Datagram) (here, there b
 
 // noteNAT sets what NAT detection found.
 func (sa *ikeSA) noteNAT(here, there bool) {
+	if sa.tcp {
+		here, there = false, false // a connection holds its mapping by itself
+	}
 	sa.natHere, sa.natThere = here, there
-	sa.udpEncap = here || there
+	sa.udpEncap = here || there || sa.tcp
 }
 
 // float moves the initiator to port 4500 before IKE_AUTH if there is a NAT, or if with
 // MOBIKE there may be one later (RFC 4555 §3.3). m is the IKE_SA_INIT response.
 func (sa *ikeSA) float(m *message.Message) {
-	later := mobikeOffer(sa.p1) != 0 && sa.p1.NATTraversal != "disable" && detectsNAT(m)
+	later := sa.mobikeOffer() != 0 && sa.p1.NATTraversal != "disable" && detectsNAT(m)
 	if !sa.udpEncap && !later || sa.nonESP {
 		return
 	}
@@ -94,6 +97,10 @@ func (sa *ikeSA) float(m *message.Message) {
 // seen before (RFC 7296 §2.23). Without NAT only IKE_AUTH may do that, and with MOBIKE
 // only that and UPDATE_SA_ADDRESSES (RFC 4555 §3.8).
 func (e *Engine) moved(sa *ikeSA, d Datagram) {
+	if sa.tcp || d.TCP {
+		e.movedStream(sa, d)
+		return
+	}
 	if d.Local == sa.local && d.Remote == sa.remote {
 		return
 	}
@@ -110,8 +117,8 @@ func (e *Engine) moved(sa *ikeSA, d Datagram) {
 func (e *Engine) setPeer(sa *ikeSA) {
 	at := sa.espPath()
 	for _, c := range sa.children {
-		c.Local, c.Remote, c.UDPEncap = at.local, at.remote, at.udpEncap
-		e.hold(sa, SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
+		c.Local, c.Remote, c.UDPEncap, c.TCP = at.local, at.remote, at.udpEncap, at.tcp
+		e.hold(sa, SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap, TCP: c.TCP})
 	}
 	if len(sa.children) > 0 {
 		e.info(sa, "peer moved")
@@ -123,7 +130,7 @@ func (e *Engine) setPeer(sa *ikeSA) {
 func (e *Engine) HandlePeerMoved(now time.Time, spiIn ipsec.ESPSPI, from netip.AddrPort) {
 	defer e.begin(now)()
 	c := e.children[spiIn]
-	if !e.active || c == nil || !c.UDPEncap || c.ike.remote == from {
+	if !e.active || c == nil || !c.UDPEncap || c.TCP || c.ike.remote == from {
 		return
 	}
 	sa := c.ike

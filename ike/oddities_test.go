@@ -435,7 +435,7 @@ func TestPayloadsInAnyOrder(t *testing.T) {
 		},
 		"with vendor IDs": func(ps []message.Payload) []message.Payload {
 			for i := range 30 {
-				ps = slices.Insert(slices.Clone(ps), i%(len(ps)+1), message.Payload(&message.VendorID{Data: make([]byte, 37*i)}))
+				ps = slices.Insert(slices.Clone(ps), i%(len(ps)+1), message.Payload(&message.VendorID{Data: make([]byte, 7*i)}))
 			}
 			return ps
 		},

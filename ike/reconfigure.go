@@ -127,7 +127,7 @@ func renews(a, b *config.Phase1) bool {
 	}
 	of := func(p *config.Phase1) essence {
 		return essence{p.Type, p.Interface, p.AuthMethod, p.PeerType, p.PeerID, p.LocalID, p.LocalIDType, p.NATTraversal,
-			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, p.DHGroups, networkOf(p)}
+			p.LocalGW, p.RemoteGW, string(p.PSK.Bytes()), ppkEssence(p), p.PassiveMode, p.Proposals, [2]any{p.DHGroups, p.AddKE}, networkOf(p)}
 	}
 	return !reflect.DeepEqual(of(a), of(b))
 }
@@ -160,7 +160,7 @@ func phase2Renews(old *config.Config, c *childSA) bool {
 		if was.Phase1 != c.Phase1 || was.Name != c.Phase2 {
 			continue
 		}
-		return !reflect.DeepEqual(was.Proposals, c.p2.Proposals) || was.PFS != c.p2.PFS || was.Replay != c.p2.Replay ||
+		return !reflect.DeepEqual(was.Proposals, c.p2.Proposals) || was.PFS != c.p2.PFS || !reflect.DeepEqual(was.AddKE, c.p2.AddKE) || was.Replay != c.p2.Replay ||
 			!reflect.DeepEqual(was.Src, c.p2.Src) || !reflect.DeepEqual(was.Dst, c.p2.Dst)
 	}
 	return false

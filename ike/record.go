@@ -31,6 +31,9 @@ func (e *Engine) entry(sa *ikeSA) Entry {
 	if sa.req != nil {
 		add(sa.req.keyID)
 	}
+	for _, h := range sa.half {
+		add(h.keyID)
+	}
 	for _, c := range sa.children {
 		add(c.KeyID)
 		out.ChildSPIs = append(out.ChildSPIs, c.SPIIn)
@@ -64,14 +67,13 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 	p := &syncpb.IKESA{
 		SpiI: uint64(sa.spis.I), SpiR: uint64(sa.spis.R), Initiator: sa.initiator,
 		Phase1: sa.phase1, State: uint32(sa.state), Suite: encodeSuite(sa.suite),
-		Keys: &syncpb.IKEKeys{D: sa.keys.D.Bytes(), Ai: sa.keys.Ai.Bytes(), Ar: sa.keys.Ar.Bytes(),
-			Ei: sa.keys.Ei.Bytes(), Er: sa.keys.Er.Bytes(), Pi: sa.keys.Pi.Bytes(), Pr: sa.keys.Pr.Bytes()},
+		Keys:  encodeKeys(sa.keys),
 		KeyId: uint64(sa.keyID), NextSend: sa.nextSend, NextRecv: sa.nextRecv,
 		LastResponse: sa.lastResponse, LastRequest: sa.lastRequest,
 		InitRequest: sa.initRequest, InitResponse: sa.initResponse, NonceI: sa.nonceI, NonceR: sa.nonceR,
 		PeerIdType: uint32(sa.peerID.kind), PeerId: []byte(sa.peerID.data),
 		OwnIdType: uint32(sa.ownID.kind), OwnId: []byte(sa.ownID.data),
-		Local: encodeEndpoint(sa.local), Remote: encodeEndpoint(sa.remote), NonEsp: sa.nonESP,
+		Local: encodeEndpoint(sa.local), Remote: encodeEndpoint(sa.remote), NonEsp: sa.nonESP, Tcp: sa.tcp,
 		NatHere: sa.natHere, NatThere: sa.natThere, UdpEncap: sa.udpEncap, VendorIds: sa.vendorIDs,
 		CreatedAge: age(now, sa.created), EstablishedAge: age(now, sa.established), Took: sa.took.Microseconds(),
 		Soft: sa.soft.Microseconds(), Hard: sa.hard.Microseconds(),
@@ -82,8 +84,8 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Moves: sa.moves, MovedTo: sa.movedTo, Adopted: sa.adopted, Rekey: sa.rekeyNow, InitialContact: sa.initialContact,
 		Capabilities: sa.caps, SyncWanted: sa.sync.wanted, SyncProposed: sa.sync.proposed, SyncSeen: sa.sync.seen,
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
-		Mobility:         encodeMobility(sa.mob),
-		Assigned:         encodeAssigned(sa.assigned),
+		Mobility: encodeMobility(sa.mob),
+		Assigned: encodeAssigned(sa.assigned), Intermediate: sa.inter.encode(), Followed: sa.followed,
 		AuthenticatedAge: age(now, sa.auth.since), AuthSoft: sa.auth.soft.Microseconds(), AuthHard: sa.auth.hard.Microseconds(),
 		RedirectTo: sa.redirectTo.AsSlice(), RedirectedFrom: sa.redirectedFrom.AsSlice(),
 		PeerToken: sa.peerToken, TokenDue: sa.tokenDue,
@@ -94,6 +96,9 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 	}
 	if sa.req != nil {
 		p.Outstanding = encodeExchange(sa.req, now)
+	}
+	for _, h := range sa.half {
+		p.HalfMade = append(p.HalfMade, encodeHalf(h, now))
 	}
 	for _, c := range sa.children {
 		p.Children = append(p.Children, encodeChild(c, now))
@@ -116,7 +121,7 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		initRequest: p.InitRequest, initResponse: p.InitResponse, nonceI: p.NonceI, nonceR: p.NonceR,
 		peerID: identity{message.IDType(p.PeerIdType), string(p.PeerId)},
 		ownID:  identity{message.IDType(p.OwnIdType), string(p.OwnId)},
-		local:  decodeEndpoint(p.Local), remote: decodeEndpoint(p.Remote), nonESP: p.NonEsp,
+		local:  decodeEndpoint(p.Local), remote: decodeEndpoint(p.Remote), nonESP: p.NonEsp, tcp: p.Tcp,
 		natHere: p.NatHere, natThere: p.NatThere, udpEncap: p.UdpEncap, vendorIDs: p.VendorIds,
 		created: unage(now, p.CreatedAge), established: unage(now, p.EstablishedAge), took: span(p.Took),
 		soft: span(p.Soft), hard: span(p.Hard), owed: decodeSPIs(p.OwedDeletes), closing: p.Closing,
@@ -136,9 +141,13 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.redirectedFrom, _ = netip.AddrFromSlice(p.RedirectedFrom)
 	sa.peerToken, sa.tokenDue = p.PeerToken, p.TokenDue
 	sa.replaces = ipsec.IKESPIs{I: ipsec.IKESPI(p.ReplacesI), R: ipsec.IKESPI(p.ReplacesR)}
-	if k := p.Keys; k != nil {
-		sa.keys = keymat.IKEKeys{D: ipsec.NewKey(k.D), Ai: ipsec.NewKey(k.Ai), Ar: ipsec.NewKey(k.Ar),
-			Ei: ipsec.NewKey(k.Ei), Er: ipsec.NewKey(k.Er), Pi: ipsec.NewKey(k.Pi), Pr: ipsec.NewKey(k.Pr)}
+	sa.keys, sa.followed = decodeKeys(p.Keys), p.Followed
+	var err error
+	if sa.inter, err = decodeIntermediate(p.Intermediate); err != nil {
+		return nil, fmt.Errorf("record of IKE SA %s: %w", sa.spis, err)
+	}
+	if sa.half, err = decodeHalves(p.HalfMade, now); err != nil {
+		return nil, fmt.Errorf("record of IKE SA %s: %w", sa.spis, err)
 	}
 	if sa.state < stateInitSent || sa.state >= stateGone || sa.ownSPI() == 0 {
 		return nil, fmt.Errorf("record of IKE SA %s in state %d", sa.spis, p.State)
@@ -166,10 +175,19 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 		c.ike, c.p2 = sa, e.phase2(sa.phase1, q.Phase2)
 		c.Tunnel, c.Phase1 = sa.name(), sa.phase1
 		at := sa.espPath()
-		c.Local, c.Remote, c.UDPEncap = at.local, at.remote, at.udpEncap
+		c.Local, c.Remote, c.UDPEncap, c.TCP = at.local, at.remote, at.udpEncap, at.tcp
 		sa.children = append(sa.children, c)
 	}
 	return sa, nil
+}
+
+func encodeKeys(k keymat.IKEKeys) *syncpb.IKEKeys {
+	return &syncpb.IKEKeys{D: k.D.Bytes(), Ai: k.Ai.Bytes(), Ar: k.Ar.Bytes(), Ei: k.Ei.Bytes(), Er: k.Er.Bytes(), Pi: k.Pi.Bytes(), Pr: k.Pr.Bytes()}
+}
+
+func decodeKeys(k *syncpb.IKEKeys) keymat.IKEKeys {
+	return keymat.IKEKeys{D: ipsec.NewKey(k.GetD()), Ai: ipsec.NewKey(k.GetAi()), Ar: ipsec.NewKey(k.GetAr()),
+		Ei: ipsec.NewKey(k.GetEi()), Er: ipsec.NewKey(k.GetEr()), Pi: ipsec.NewKey(k.GetPi()), Pr: ipsec.NewKey(k.GetPr())}
 }
 
 func encodeExchange(x *exchange, now time.Time) *syncpb.Exchange {
@@ -180,13 +198,15 @@ func encodeExchange(x *exchange, now time.Time) *syncpb.Exchange {
 		Deletes: encodeSPIs(x.deletes), Retries: uint32(x.retries), Cookies: uint32(x.cookies), Cookie: x.cookie,
 		Collided: x.collided, CollidedNonce: x.collidedNonce, CollidedChild: uint32(x.collidedChild),
 		CollidedI: uint64(x.collidedIKE.I), CollidedR: uint64(x.collidedIKE.R), DeletedOut: encodeSPIs(x.deletedOutward),
-		Contested: x.contested,
+		Contested: x.contested, AddKe: encodeAddKEs(x.add), FollowUp: uint32(x.followUp), HalfMade: encodeHalf(x.half, now),
 	}
 	switch x.kind { // to whoever does not know the others it is kindDPD
 	case kindCounters:
 		p.Kind = uint32(kindDPD)
 	case kindUpdate, kindCheck:
 		p.Kind, p.Mobility = uint32(kindDPD), uint32(x.kind)
+	case kindIntermediate:
+		p.Kind, p.Intermediate = uint32(kindDPD), uint32(x.kind)
 	}
 	for _, f := range x.floors {
 		p.FloorSpis, p.Floors = append(p.FloorSpis, uint32(f.spiIn)), append(p.Floors, f.n)
@@ -231,13 +251,29 @@ func decodeExchange(p *syncpb.Exchange, now time.Time) (*exchange, error) {
 	default:
 		return nil, fmt.Errorf("exchange of kind %d about addresses", p.Mobility)
 	}
+	if p.Intermediate != 0 {
+		x.kind = kindIntermediate
+	}
+	var err error
+	if x.add, err = decodeAddKEs(p.AddKe); err != nil {
+		return nil, err
+	}
+	if p.HalfMade != nil {
+		if x.half, err = decodeHalf(p.HalfMade, now); err != nil {
+			return nil, err
+		}
+		x.followUp = len(x.half.secrets)
+	}
+	if int(p.FollowUp) != x.followUp || x.half != nil && x.half.kind != x.kind {
+		return nil, fmt.Errorf("follow-up %d of an exchange of kind %d without what it is for", p.FollowUp, p.Kind)
+	}
 	if len(p.KePrivate) > 0 {
 		kx, err := keymat.RestoreKeyExchange(ipsec.TransformID(p.Group), ipsec.NewKey(p.KePrivate))
 		if err != nil {
 			return nil, err
 		}
 		x.ke = kx
-	} else if x.kind == kindInit || x.kind == kindRekeyIKE {
+	} else if x.kind == kindInit || x.kind == kindRekeyIKE || x.kind == kindIntermediate || x.followUp > 0 {
 		return nil, fmt.Errorf("exchange of kind %d without key exchange", p.Kind)
 	}
 	for _, s := range p.Offered {
@@ -280,12 +316,12 @@ func decodeChild(p *syncpb.ChildSA, now time.Time) *childSA {
 
 func encodeSuite(s ipsec.Suite) *syncpb.Suite {
 	return &syncpb.Suite{Encr: uint32(s.Encr), KeyBits: uint32(s.KeyBits), Prf: uint32(s.PRF),
-		Integ: uint32(s.Integ), Ke: uint32(s.KE), Esn: s.ESN}
+		Integ: uint32(s.Integ), Ke: uint32(s.KE), Esn: s.ESN, AddKe: encodeAddKE(s.AddKE)}
 }
 
 func decodeSuite(p *syncpb.Suite) ipsec.Suite {
 	return ipsec.Suite{Encr: ipsec.TransformID(p.GetEncr()), KeyBits: uint16(p.GetKeyBits()), PRF: ipsec.TransformID(p.GetPrf()),
-		Integ: ipsec.TransformID(p.GetInteg()), KE: ipsec.TransformID(p.GetKe()), ESN: p.GetEsn()}
+		Integ: ipsec.TransformID(p.GetInteg()), KE: ipsec.TransformID(p.GetKe()), ESN: p.GetEsn(), AddKE: decodeAddKE(p.GetAddKe())}
 }
 
 func encodeEndpoint(a netip.AddrPort) *syncpb.Endpoint {

@@ -10,7 +10,6 @@ import (
 	"tandem/internal/config"
 )
 
-
 // redirecting are a peer and two gateways, B and C, each of which names both.
 func redirecting(t *testing.T, follow bool) (w *world, a, b, c *side) {
 	gateways := []netip.Addr{netip.MustParseAddr(addrB), netip.MustParseAddr(addrC)}

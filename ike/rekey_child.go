@@ -39,18 +39,23 @@ func (e *Engine) rekeyChildRequest(sa *ikeSA, ev *event) ([]message.Payload, err
 	if old.state == childOwed {
 		return nil, refuse(message.TemporaryFailure, "Child SA %s is being deleted", old.SPIIn)
 	}
+	x := sa.req
+	both := x != nil && x.kind == kindRekeyChild && x.rekeyed == old.SPIIn
+	if both && x.followUp > 0 {
+		return nil, refuse(message.TemporaryFailure, "Child SA %s is being rekeyed", old.SPIIn) // RFC 9370 §2.2.4
+	}
 	e.debugChild(old, "rekeying child SA SPI "+old.SPIOut.String())
-	ps, err := e.childExchange(sa, ev, old)
+	ps, fresh, err := e.childExchange(sa, ev, old)
 	if err != nil {
 		return nil, err
 	}
-	fresh := sa.children[len(sa.children)-1]
-	old.state = childReplaced
-	if x := sa.req; x != nil && x.kind == kindRekeyChild && x.rekeyed == old.SPIIn {
+	if e.children[fresh.spiIn] != nil {
+		old.state = childReplaced
+	}
+	if both {
 		// Both sides rekey it at once: which successor stays is known when our
 		// own response is here.
-		x.collided, x.collidedChild = true, fresh.SPIIn
-		x.collidedNonce = fresh.lowestNonce
+		x.collide(fresh)
 		e.debugChild(old, "simultaneous rekey")
 	}
 	return ps, nil
@@ -69,6 +74,7 @@ func (e *Engine) rekeyedChild(sa *ikeSA, x *exchange, old, child *childSA) {
 	old.state = childOwed
 	sa.owe(old.SPIIn)
 	e.debugChild(old, "scheduling rekeyed SPI "+old.SPIIn.String()+" for deletion")
+	e.halvesLost(sa, x)
 	if o := e.children[x.collidedChild]; x.collided && o != nil {
 		o.state = childReplaced // the peer, who lost, deletes it
 		if o.outbound {
@@ -83,7 +89,7 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 	var peer *peerRefusal
 	errors.As(err, &peer)
 	switch {
-	case peer != nil && peer.notify == message.InvalidKEPayload:
+	case peer != nil && peer.notify == message.InvalidKEPayload && x.followUp == 0:
 		e.childGroupDemanded(sa, x, old, peer.data)
 		return
 	case peer != nil && peer.notify == message.ChildSANotFound && old != nil && !old.initiator && e.now.Sub(old.installed) < responseMayCome:
@@ -97,10 +103,8 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 		sa.want(phase2)
 		sa.wantsAt = time.Time{}
 		return
-	case peer != nil && peer.notify == message.TemporaryFailure:
-		sa.temporaryFailures++
-		if sa.temporaryFailures >= maxTemporaryFailures {
-			e.close(sa, "TEMPORARY_FAILURE again and again")
+	case peer != nil && (peer.notify == message.TemporaryFailure || peer.notify == message.StateNotFound):
+		if e.failedTooOften(sa, peer.notify) {
 			return
 		}
 		if x.kind == kindCreateChild {
@@ -122,6 +126,20 @@ func (e *Engine) childRefused(sa *ikeSA, x *exchange, old *childSA, err error) {
 	if x.kind == kindCreateChild {
 		e.createFailed(sa, x.phase2)
 	}
+}
+
+// failedTooOften counts a failure that may pass, and closes the IKE SA when it does not.
+func (e *Engine) failedTooOften(sa *ikeSA, n message.NotifyType) bool {
+	most := maxTemporaryFailures
+	if n == message.StateNotFound {
+		most = maxStateNotFound
+	}
+	sa.temporaryFailures++
+	if sa.temporaryFailures < most {
+		return false
+	}
+	e.close(sa, n.String()+" again and again")
+	return true
 }
 
 // afresh negotiates a new IKE SA beside one whose peer makes nothing new on it (RFC 7296
@@ -160,7 +178,7 @@ func (e *Engine) singlePair(sa *ikeSA, x *exchange) bool {
 		return []ipsec.TrafficSelector{ipsec.SelectorFromPrefix(netip.PrefixFrom(in.Unmap(), in.Unmap().BitLen()))}
 	}
 	again := &exchange{kind: x.kind, phase2: x.phase2, nonce: e.random(nonceLen), keyID: e.newKeyID(), spiIn: x.spiIn,
-		offered: x.offered, groups: x.groups, tsL: narrow(one(a.Src.Addr()), p2.Src), tsR: narrow(one(a.Dst.Addr()), p2.Dst)}
+		offered: x.offered, groups: x.groups, add: x.add, tsL: narrow(one(a.Src.Addr()), p2.Src), tsR: narrow(one(a.Dst.Addr()), p2.Dst)}
 	var group ipsec.TransformID
 	if x.ke != nil {
 		group = x.ke.Group()
@@ -192,6 +210,8 @@ const (
 	// maxTemporaryFailures in a row mean that both sides disagree on the state
 	// (RFC 7296 §2.25).
 	maxTemporaryFailures = 60
+	// maxStateNotFound is the same for IKE_FOLLOWUP_KE (RFC 9370 §2.2.4).
+	maxStateNotFound = 5
 )
 
 // childGroupDemanded repeats a request with the group of INVALID_KE_PAYLOAD, once.
@@ -204,7 +224,7 @@ func (e *Engine) childGroupDemanded(sa *ikeSA, x *exchange, old *childSA, data [
 	if ok && x.retries < maxKERetries && (x.rekeyed == 0 || old != nil && old.state == childInstalled) && sa.lives() {
 		e.info(sa, "peer wants another DH group", slog.Int("group", int(g)))
 		again := &exchange{kind: x.kind, phase2: x.phase2, nonce: e.random(nonceLen), keyID: e.newKeyID(),
-			spiIn: x.spiIn, rekeyed: x.rekeyed, offered: x.offered, groups: x.groups, tsL: x.tsL, tsR: x.tsR,
+			spiIn: x.spiIn, rekeyed: x.rekeyed, offered: x.offered, groups: x.groups, add: x.add, tsL: x.tsL, tsR: x.tsR,
 			retries: x.retries + 1}
 		if e.sendCreateChild(sa, again, g) {
 			return

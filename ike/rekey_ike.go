@@ -15,7 +15,7 @@ import (
 // rekeyIKE requests the successor of an IKE SA (RFC 7296 §1.3.2).
 func (e *Engine) rekeyIKE(sa *ikeSA) bool {
 	x := &exchange{kind: kindRekeyIKE, nonce: e.random(nonceLen), keyID: e.newKeyID(), newSPI: e.newIKESPI(),
-		offered: ikeSuites(sa.p1), groups: sa.p1.DHGroups}
+		offered: ikeSuites(sa.p1), groups: sa.p1.DHGroups, add: sa.p1.AddKE}
 	if len(x.groups) == 0 {
 		return false
 	}
@@ -35,7 +35,7 @@ func (e *Engine) sendRekeyIKE(sa *ikeSA, x *exchange, group ipsec.TransformID) b
 	}
 	x.ke = kx
 	return e.start(sa, x, []message.Payload{
-		&message.SA{Proposals: ikeProposals(x.offered, x.groups, ikeSPIBytes(x.newSPI))},
+		&message.SA{Proposals: x.add.offer(ikeProposals(x.offered, x.groups, ikeSPIBytes(x.newSPI)))},
 		&message.Nonce{Data: x.nonce},
 		&message.KE{Group: group, Data: kx.Public()},
 	})
@@ -52,6 +52,8 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 		return nil, refuse(message.TemporaryFailure, "the IKE SA is being closed")
 	case x != nil && (x.kind == kindCreateChild || x.kind == kindRekeyChild || x.kind == kindDeleteChild):
 		return nil, refuse(message.TemporaryFailure, "a Child SA is being created, rekeyed or closed")
+	case x != nil && x.kind == kindRekeyIKE && x.followUp > 0:
+		return nil, refuse(message.TemporaryFailure, "the IKE SA is being rekeyed") // RFC 9370 §2.2.4
 	case x != nil && x.kind == kindRekeyIKE && x.collided:
 		return nil, refuse(message.TemporaryFailure, "the IKE SA has been rekeyed already")
 	case sa.p1 == nil:
@@ -62,7 +64,7 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 	offer, _ := message.Get[*message.SA](ev.m)
 	ke, _ := message.Get[*message.KE](ev.m)
 	ni, _ := message.Get[*message.Nonce](ev.m)
-	c, ok := selectIKE(offer.Proposals, ikeSuites(sa.p1), sa.p1.DHGroups, ke.Group)
+	c, ok := selectIKE(offer.Proposals, ikeSuites(sa.p1), sa.p1.DHGroups, ke.Group, sa.p1.AddKE)
 	if !ok {
 		return nil, refuse(message.NoProposalChosen, "no IKE proposal is offered that phase 1 allows")
 	}
@@ -80,11 +82,33 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 	}
 	spis := ipsec.IKESPIs{I: ipsec.IKESPI(binary.BigEndian.Uint64(c.peerSPI)), R: e.newIKESPI()}
 	nr := e.random(nonceLen)
-	n, err := e.succeed(sa, c.suite, spis, false, ni.Data, nr, shared, e.newKeyID())
+	c.accepted.SPI = ikeSPIBytes(spis.R)
+	ps := []message.Payload{
+		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
+		&message.Nonce{Data: nr},
+		&message.KE{Group: ke.Group, Data: public},
+	}
+	secrets := []ipsec.Key{shared}
+	if c.suite.AddKE != (ipsec.AddKE{}) {
+		h := &halfMade{kind: kindRekeyIKE, suite: c.suite, ni: ni.Data, nr: nr, secrets: secrets, spis: spis, keyID: e.newKeyID()}
+		ps = append(ps, e.keepHalf(sa, h))
+		if x := sa.req; x != nil && x.kind == kindRekeyIKE {
+			e.debug(sa, "simultaneous rekey of the IKE SA")
+			x.collided, x.collidedIKE, x.collidedNonce = true, spis, lower(ni.Data, nr)
+		}
+		return ps, nil
+	}
+	n, err := e.succeed(sa, c.suite, spis, false, ni.Data, nr, secrets, e.newKeyID())
 	shared.Wipe()
 	if err != nil {
 		return nil, refuse(message.NoProposalChosen, "%w", err)
 	}
+	e.succeeded(sa, n)
+	return append(ps, e.tokenPayloads(n)...), nil
+}
+
+// succeeded follows a rekey of the peer's that made an IKE SA.
+func (e *Engine) succeeded(sa, n *ikeSA) {
 	if x := sa.req; x != nil && x.kind == kindRekeyIKE {
 		// Both sides at once: which of the two inherits is known with our response.
 		e.debug(sa, "simultaneous rekey of the IKE SA")
@@ -93,25 +117,19 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 	} else {
 		e.inherit(sa, n)
 	}
-	c.accepted.SPI = ikeSPIBytes(spis.R)
-	return append([]message.Payload{
-		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
-		&message.Nonce{Data: nr},
-		&message.KE{Group: ke.Group, Data: public},
-	}, e.tokenPayloads(n)...), nil
 }
 
 // succeed makes the new IKE SA of a rekey, established at once, still without
 // Child SAs. initiator is our role in the exchange and so in the new IKE SA.
-func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator bool, ni, nr []byte, shared ipsec.Key, id ipsec.KeyID) (*ikeSA, error) {
-	keys, err := keymat.DeriveIKERekey(sa.suite.PRF, sa.keys.D, s, ni, nr, shared, spis)
+func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator bool, ni, nr []byte, secrets []ipsec.Key, id ipsec.KeyID) (*ikeSA, error) {
+	keys, err := keymat.DeriveIKERekey(sa.suite.PRF, sa.keys.D, s, ni, nr, secrets[0], spis, secrets[1:]...)
 	if err != nil {
 		return nil, err
 	}
 	n := &ikeSA{
 		spis: spis, initiator: initiator, state: stateEstablished, p1: sa.p1, phase1: sa.phase1, tunnel: sa.tunnel,
 		suite: s, keys: keys, keyID: id, ownID: sa.ownID, peerID: sa.peerID, peerAuth: sa.peerAuth,
-		local: sa.local, remote: sa.remote, nonESP: sa.nonESP, natHere: sa.natHere, natThere: sa.natThere,
+		local: sa.local, remote: sa.remote, nonESP: sa.nonESP, tcp: sa.tcp, natHere: sa.natHere, natThere: sa.natThere,
 		udpEncap: sa.udpEncap, vendorIDs: sa.vendorIDs, caps: sa.caps, peerAddr: sa.peerAddr,
 		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
 	}
@@ -141,6 +159,7 @@ func (e *Engine) inherit(old, n *ikeSA) {
 	e.inheritMobility(old, n)
 	e.adopt(old, n)
 	old.state, old.successor = stateRekeyed, n.spis
+	e.dropHalves(old, func(h *halfMade) bool { return h.spis != n.spis })
 	old.rekeyNow = false
 	n.replaces, old.replaces, n.reauthNow = old.replaces, ipsec.IKESPIs{}, old.reauthNow
 	e.replacesHeir(old, n)
@@ -174,14 +193,69 @@ const deleteWait = 30 * time.Second
 func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 	x := e.finish(sa)
 	defer e.drop(x)
-	closing := sa.closing
-	var rival *ikeSA
-	if x.collided {
-		if n := e.sas[ownOf(x.collidedIKE, false)]; n != nil && n.state == stateEstablished {
-			rival = n
+	h, err := acceptRekeyIKE(ev, x)
+	if err == nil && h.suite.AddKE != (ipsec.AddKE{}) && e.stopRekeyIKE(sa, x, h) {
+		h.wipe()
+		return
+	}
+	var n *ikeSA
+	switch {
+	case err != nil:
+	case h.suite.AddKE == (ipsec.AddKE{}):
+		n, err = e.succeedOwn(sa, x, h, ev.m)
+		h.wipe()
+	default:
+		e.halvesLost(sa, x)
+		if err = e.followUp(sa, x, h, ev.m); err == nil {
+			return
+		}
+		h.wipe()
+	}
+	e.rekeyedIKE(sa, x, n, err)
+}
+
+// succeedOwn makes the new IKE SA of a rekey of ours, whose last response is m.
+func (e *Engine) succeedOwn(sa *ikeSA, x *exchange, h *halfMade, m *message.Message) (*ikeSA, error) {
+	n, err := e.succeed(sa, h.suite, h.spis, true, h.ni, h.nr, h.secrets, x.keyID)
+	if err != nil {
+		return nil, err
+	}
+	e.noteToken(n, m)
+	n.tokenDue = e.makesTokens()
+	return n, nil
+}
+
+// stopRekeyIKE says whether a rekey of ours goes no further than CREATE_CHILD_SA: the peer's
+// counts, or the IKE SA is to end. Nothing has been made that would have to be deleted.
+func (e *Engine) stopRekeyIKE(sa *ikeSA, x *exchange, h *halfMade) bool {
+	switch {
+	case sa.state == stateRekeyed || sa.closing:
+	case !x.lost(h.ni, h.nr):
+		return false
+	default:
+		e.debug(sa, "lost the simultaneous rekey")
+		if n := e.rivalOf(x); n != nil {
+			e.inherit(sa, n)
 		}
 	}
-	n, err := e.acceptRekeyIKE(sa, ev, x)
+	return true
+}
+
+// rivalOf is the IKE SA that a rekey of the peer's has made while ours was under way; nil: none.
+func (e *Engine) rivalOf(x *exchange) *ikeSA {
+	if !x.collided {
+		return nil
+	}
+	if n := e.sas[ownOf(x.collidedIKE, false)]; n != nil && n.state == stateEstablished {
+		return n
+	}
+	return nil
+}
+
+// rekeyedIKE follows the exchanges of ours that made the successor of an IKE SA, or failed to.
+func (e *Engine) rekeyedIKE(sa *ikeSA, x *exchange, n *ikeSA, err error) {
+	closing := sa.closing
+	rival := e.rivalOf(x)
 	if err != nil {
 		e.warn(sa, "rekey of the IKE SA failed", slog.String("reason", err.Error()))
 		e.rekeyIKERefused(sa, x, rival, err)
@@ -196,6 +270,15 @@ func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 		e.arm(n)
 		return
 	}
+	if rival == nil && sa.halfRekey() != nil && x.lost(n.lowestNonce, n.lowestNonce) {
+		// The peer's has key exchanges left: what it makes inherits.
+		n.state, n.successor = stateRekeyed, x.collidedIKE
+		e.close(n, "redundant")
+		e.proceed(n)
+		e.arm(n)
+		return
+	}
+	e.halvesLost(sa, x)
 	if rival != nil && string(n.lowestNonce) < string(rival.lowestNonce) {
 		// Ours has the lowest nonce: the rival inherits, the peer deletes the old
 		// IKE SA, and we our redundant one (RFC 7296 §2.8.2).
@@ -230,7 +313,7 @@ func (e *Engine) endSuccessor(closing bool, n *ikeSA) {
 	}
 }
 
-func (e *Engine) acceptRekeyIKE(sa *ikeSA, ev *event, x *exchange) (*ikeSA, error) {
+func acceptRekeyIKE(ev *event, x *exchange) (*halfMade, error) {
 	for _, n := range ev.m.Notifies() {
 		if n.NotifyType.IsError() {
 			return nil, &peerRefusal{n.NotifyType, n.Data}
@@ -242,7 +325,7 @@ func (e *Engine) acceptRekeyIKE(sa *ikeSA, ev *event, x *exchange) (*ikeSA, erro
 	if !ok1 || !ok2 || !ok3 {
 		return nil, errors.New("response without SA, KE or nonce")
 	}
-	c, ok := acceptedIKE(offer, x.offered, x.ke.Group())
+	c, ok := acceptedIKE(offer, x.offered, x.ke.Group(), x.add)
 	if !ok || ke.Group != x.ke.Group() || len(c.peerSPI) != 8 || binary.BigEndian.Uint64(c.peerSPI) == 0 {
 		return nil, errors.New("the peer chose what was not offered")
 	}
@@ -250,14 +333,8 @@ func (e *Engine) acceptRekeyIKE(sa *ikeSA, ev *event, x *exchange) (*ikeSA, erro
 	if err != nil {
 		return nil, err
 	}
-	defer shared.Wipe()
 	spis := ipsec.IKESPIs{I: x.newSPI, R: ipsec.IKESPI(binary.BigEndian.Uint64(c.peerSPI))}
-	n, err := e.succeed(sa, c.suite, spis, true, x.nonce, nr.Data, shared, x.keyID)
-	if err == nil {
-		e.noteToken(n, ev.m)
-		n.tokenDue = e.makesTokens()
-	}
-	return n, err
+	return &halfMade{kind: x.kind, suite: c.suite, ni: x.nonce, nr: nr.Data, secrets: []ipsec.Key{shared}, spis: spis}, nil
 }
 
 // rekeyIKERefused follows a rekey of ours that made no IKE SA.
@@ -274,17 +351,18 @@ func (e *Engine) rekeyIKERefused(sa *ikeSA, x *exchange, rival *ikeSA, err error
 	if errors.As(err, &peer) {
 		switch peer.notify {
 		case message.InvalidKEPayload:
+			if x.followUp > 0 {
+				break
+			}
 			if g, ok := demandedGroup(peer.data, x.groups, x.ke.Group()); ok && x.retries < maxKERetries && sa.lives() {
 				again := &exchange{kind: kindRekeyIKE, nonce: e.random(nonceLen), keyID: e.newKeyID(), newSPI: x.newSPI,
-					offered: x.offered, groups: x.groups, retries: x.retries + 1}
+					offered: x.offered, groups: x.groups, add: x.add, retries: x.retries + 1}
 				if e.sendRekeyIKE(sa, again, g) {
 					return
 				}
 			}
-		case message.TemporaryFailure:
-			sa.temporaryFailures++
-			if sa.temporaryFailures >= maxTemporaryFailures {
-				e.close(sa, "TEMPORARY_FAILURE again and again")
+		case message.TemporaryFailure, message.StateNotFound:
+			if e.failedTooOften(sa, peer.notify) {
 				return
 			}
 		case message.NoAdditionalSAs:

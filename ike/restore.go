@@ -73,8 +73,8 @@ func (d *childDiff) emit(e *Engine) {
 			e.free(Install{SA: c.ChildSA, SoftBytes: c.softBytes, HardBytes: c.hardBytes, Known: true,
 				OutSeq: c.outSeq, InSeq: c.inSeq, Window: c.window, Moves: c.ike.moves})
 			c.window, c.brought = nil, e.active
-		} else if c.brought = old.brought; old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap {
-			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap})
+		} else if c.brought = old.brought; old.Local != c.Local || old.Remote != c.Remote || old.UDPEncap != c.UDPEncap || old.TCP != c.TCP {
+			e.free(SetPeer{SPIIn: c.SPIIn, Local: c.Local, Remote: c.Remote, UDPEncap: c.UDPEncap, TCP: c.TCP})
 		}
 		if old != nil && (c.outSeq > old.outSeq || c.inSeq > old.inSeq || !old.floorAt.IsZero()) {
 			e.free(Skip{SPIIn: c.SPIIn, Out: c.outSeq, In: c.inSeq})
@@ -117,9 +117,7 @@ func (e *Engine) unload(sa *ikeSA, d *childDiff) {
 	delete(e.sas, sa.ownSPI())
 	delete(e.copying, sa.ownSPI())
 	e.unrefKey(sa.keyID)
-	if sa.req != nil {
-		e.unrefKey(sa.req.keyID)
-	}
+	e.unrefPending(sa)
 	sa.state = stateGone
 	e.arm(sa)
 	if t := sa.tunnel; t != nil {
@@ -147,6 +145,9 @@ func (e *Engine) replace(sa *ikeSA, d *childDiff) {
 	e.refKey(sa.keyID)
 	if sa.req != nil {
 		e.refKey(sa.req.keyID)
+	}
+	for _, h := range sa.half {
+		e.refKey(h.keyID)
 	}
 	old := e.sas[sa.ownSPI()]
 	if old != nil {
@@ -280,6 +281,7 @@ func (e *Engine) Resume(now time.Time) {
 		counters = e.paceCounters(sa, counters)
 		sa.lastIn, sa.dpdAt, sa.keepaliveAt = now, time.Time{}, time.Time{}
 		sa.quiet, sa.probe = true, probe{}
+		sa.reach = sa.dials()
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 			sa.deleteBy = now.Add(deleteWait)
 		}
@@ -292,7 +294,7 @@ func (e *Engine) Resume(now time.Time) {
 			x.ticket, x.attempts, x.wait = 0, 0, e.firstWait(sa, x)
 			x.started(now)
 			e.counters.Retransmitted++
-			e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
+			e.logSent(sa, "RETRANSMIT_"+x.String(), x.id, len(x.data))
 			e.freeMessage(sa.datagram(x.data))
 		}
 		e.closeUnconfigured(sa)

@@ -21,6 +21,9 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 	x.add(sa.probe.next)
 	x.add(sa.recordAt)
 	x.add(sa.fragmentsUntil())
+	for _, h := range sa.half {
+		x.add(h.since.Add(halfMadeSpan))
+	}
 	switch sa.state {
 	case stateHalfOpen, stateInitSent, stateAuthSent:
 		x.add(sa.created.Add(sa.negotiateTimeout()))
@@ -110,6 +113,7 @@ func (sa *ikeSA) fire(e *Engine) {
 		e.touch(sa)
 	}
 	e.expireFragments(sa)
+	e.expireHalves(sa)
 	e.raiseFloors(sa)
 	e.takeOver(sa)
 	e.retransmit(sa)
@@ -162,6 +166,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	if work := e.mobileWork(sa); work != nil {
 		return work
 	}
+	if sa.reach && sa.lives() {
+		return func() { sa.reach = !e.sendDPD(sa) }
+	}
 	if len(sa.owed) > 0 {
 		return func() { e.sendDeletes(sa) }
 	}
@@ -198,6 +205,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	}
 	if e.wantsReauth(sa) {
 		return func() { e.reauthenticate(sa) }
+	}
+	if h := sa.halfRekey(); h != nil && len(sa.wants) > 0 {
+		sa.wantsAt = later(e.now, h.since.Add(halfMadeSpan)) // the successor makes them
 	}
 	if len(sa.wants) > 0 && !sa.wantsAt.After(e.now) {
 		if p2 := e.nextWanted(sa); p2 != nil {
@@ -240,11 +250,12 @@ func (e *Engine) retransmit(sa *ikeSA) {
 		return
 	}
 	if e.exhausted(sa, x) {
-		e.warn(sa, "negotiation of IKE SA failed due to retry timeout", slog.String("request", x.kind.String()),
+		e.warn(sa, "negotiation of IKE SA failed due to retry timeout", slog.String("request", x.String()),
 			slog.Uint64("message_id", uint64(x.id)))
 		e.dead(sa, "retry timeout")
 		return
 	}
+	e.fallBack(sa)
 	x.attempts++
 	if x.kind != kindDPD {
 		x.wait *= 2
@@ -252,9 +263,9 @@ func (e *Engine) retransmit(sa *ikeSA) {
 			x.wait = min(x.wait, left)
 		}
 	}
-	x.next = e.now.Add(x.wait)
+	x.next = e.untilFallback(sa, e.now.Add(x.wait))
 	e.counters.Retransmitted++
-	e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
+	e.logSent(sa, "RETRANSMIT_"+x.String(), x.id, len(x.data))
 	e.freeMessage(sa.datagram(x.data))
 }
 

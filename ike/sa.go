@@ -19,8 +19,8 @@ type state uint8
 
 const (
 	stateInitSent    state = 1 // initiator: IKE_SA_INIT request is out
-	stateHalfOpen    state = 2 // responder: IKE_SA_INIT answered, IKE_AUTH awaited
-	stateAuthSent    state = 3 // initiator: IKE_AUTH request is out
+	stateHalfOpen    state = 2 // responder: IKE_SA_INIT answered, IKE_INTERMEDIATE or IKE_AUTH awaited
+	stateAuthSent    state = 3 // initiator: IKE_INTERMEDIATE or IKE_AUTH request is out
 	stateEstablished state = 4
 	stateRekeyed     state = 5 // replaced by another IKE SA, only its DELETE is left
 	stateGone        state = 6 // never in a record
@@ -93,7 +93,7 @@ type ikeSA struct {
 	ownID, peerID             identity
 	peerAuth                  *peerAuth // nil: it has no certificate, or is not authenticated yet
 	local, remote             netip.AddrPort
-	nonESP                    bool
+	nonESP, tcp               bool // tcp: see tcp.go
 	natHere, natThere         bool
 	udpEncap                  bool
 	vendorIDs                 [][]byte
@@ -123,9 +123,12 @@ type ikeSA struct {
 	caps            uint32 // of the peer; see midsync.go
 	sync            midSync
 	adopted         bool
-	initialContact  bool      // see initial_contact.go
-	rekeyNow        bool      // regardless of the soft lifetime
-	mob             *mobility // see mobike.go
+	initialContact  bool          // see initial_contact.go
+	rekeyNow        bool          // regardless of the soft lifetime
+	mob             *mobility     // see mobike.go
+	inter           *intermediate // nil: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
+	half            []*halfMade   // of the peer, in the order of their beginning; see halfmade.go
+	followed        []byte        // link of the latest IKE_FOLLOWUP_KE that was answered
 
 	// What follows is this process's own.
 	seq               uint64
@@ -140,6 +143,7 @@ type ikeSA struct {
 	sealer            message.Sealer
 	opener            message.Opener
 	parts             [2]*reassembly // of the request and of the response that arrive in fragments
+	reach             bool           // see tcp.go
 	quiet             bool           // after a takeover, until the peer's authenticated traffic arrives
 	probe             probe
 	rival             bool      // adopted at healing, not heard yet
@@ -273,6 +277,14 @@ func (e *Engine) ciphers(sa *ikeSA) error {
 	return nil
 }
 
+// rest lets go of the ciphers of an IKE SA that waits for nothing. Building them takes less
+// than a microsecond, and they are a quarter of what an idle tunnel takes of memory.
+func (sa *ikeSA) rest() {
+	if sa.state == stateEstablished && sa.req == nil && !sa.sync.wanted {
+		sa.sealer, sa.opener = nil, nil
+	}
+}
+
 // seal protects one message of the IKE SA: the datagrams in which it travels, one after
 // the other (message.Split).
 func (e *Engine) seal(sa *ikeSA, exch message.ExchangeType, response bool, id uint32, ps []message.Payload) ([]byte, error) {
@@ -280,7 +292,11 @@ func (e *Engine) seal(sa *ikeSA, exch message.ExchangeType, response bool, id ui
 		return nil, err
 	}
 	m := &message.Message{Header: sa.header(exch, response, id), Payloads: ps}
-	return sa.sealParts(m)
+	b, err := sa.sealParts(m)
+	if err == nil && exch == message.Intermediate {
+		sa.authenticateIntermediate(sa.initiator, m)
+	}
+	return b, err
 }
 
 func (sa *ikeSA) header(exch message.ExchangeType, response bool, id uint32) message.Header {
@@ -290,19 +306,26 @@ func (sa *ikeSA) header(exch message.ExchangeType, response bool, id uint32) mes
 
 // datagram addresses bytes to the peer.
 func (sa *ikeSA) datagram(b []byte) Datagram {
-	return Datagram{Local: sa.local, Remote: sa.remote, NonESP: sa.nonESP, Data: b}
+	return Datagram{Local: sa.local, Remote: sa.remote, NonESP: sa.nonESP, TCP: sa.tcp, Data: b}
 }
 
 // reply addresses bytes to where a datagram came from (RFC 7296 §2.11).
 func reply(d Datagram, b []byte) Datagram {
-	return Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: b}
+	return Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, TCP: d.TCP, Data: b}
 }
 
 // wipe forgets the secrets of an IKE SA that is gone.
 func (sa *ikeSA) wipe() {
 	sa.keys.Wipe()
 	sa.sealer, sa.opener = nil, nil
+	sa.inter.wipe()
+	for _, h := range sa.half {
+		h.wipe()
+	}
 	if sa.req != nil {
 		sa.req.wipe()
+		if sa.req.half != nil {
+			sa.req.half.wipe()
+		}
 	}
 }

@@ -99,7 +99,7 @@ type choice struct {
 
 // selectIKE picks the first of our suites that a proposal of the peer contains,
 // with the group of its KE payload if we allow it, else our first common one.
-func selectIKE(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.TransformID, ke ipsec.TransformID) (choice, bool) {
+func selectIKE(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.TransformID, ke ipsec.TransformID, add addKEs) (choice, bool) {
 	for _, s := range suites {
 		for _, p := range offered {
 			if p.Protocol != ipsec.ProtocolIKE || !onlyTypes(p, ipsec.TransformENCR, ipsec.TransformPRF, ipsec.TransformINTEG, ipsec.TransformKE) {
@@ -112,8 +112,12 @@ func selectIKE(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.Tr
 			if !ok {
 				continue
 			}
-			s.KE = g
-			acc := ikeProposals([]ipsec.Suite{s}, []ipsec.TransformID{g}, nil)[0]
+			more, ok := add.choose(p, g)
+			if !ok {
+				continue
+			}
+			s.KE, s.AddKE = g, more
+			acc := accept(ikeProposals([]ipsec.Suite{s}, []ipsec.TransformID{g}, nil)[0], p, more)
 			acc.Number = p.Number
 			return choice{s, acc, p.SPI}, true
 		}
@@ -124,7 +128,7 @@ func selectIKE(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.Tr
 // selectESP does the same for a Child SA. Without groups there is no key exchange:
 // in IKE_AUTH (first) the peer's groups do not matter, else it must offer none
 // or leave it open.
-func selectESP(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.TransformID, ke ipsec.TransformID, first bool) (choice, bool) {
+func selectESP(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.TransformID, ke ipsec.TransformID, add addKEs, first bool) (choice, bool) {
 	for _, s := range suites {
 		for _, p := range offered {
 			if p.Protocol != ipsec.ProtocolESP || len(p.SPI) != 4 || espSPI(p.SPI) <= lastReservedSPI ||
@@ -146,9 +150,20 @@ func selectESP(offered []ipsec.Proposal, suites []ipsec.Suite, groups []ipsec.Tr
 			case !first && count(p, ipsec.TransformKE) > 0 && !has(p, ipsec.TransformKE, ipsec.KENone, 0):
 				continue
 			}
+			var more ipsec.AddKE
+			if !first {
+				var ok bool
+				if more, ok = add.choose(p, s.KE); !ok {
+					continue
+				}
+			}
+			s.AddKE = more
 			acc := espProposals([]ipsec.Suite{s}, use, nil)[0]
 			if count(p, ipsec.TransformESN) == 0 {
 				acc.Transforms = slices.DeleteFunc(acc.Transforms, func(t ipsec.Transform) bool { return t.Type == ipsec.TransformESN })
+			}
+			if !first {
+				acc = accept(acc, p, more)
 			}
 			acc.Number = p.Number
 			return choice{s, acc, p.SPI}, true
@@ -188,7 +203,9 @@ func count(p ipsec.Proposal, t ipsec.TransformType) int {
 
 // onlyTypes refuses a proposal with a transform type that we do not know (RFC 7296 §3.3.6).
 func onlyTypes(p ipsec.Proposal, types ...ipsec.TransformType) bool {
-	return !slices.ContainsFunc(p.Transforms, func(x ipsec.Transform) bool { return !slices.Contains(types, x.Type) })
+	return !slices.ContainsFunc(p.Transforms, func(x ipsec.Transform) bool {
+		return !slices.Contains(types, x.Type) && (x.Type < ipsec.TransformADDKE1 || x.Type > ipsec.TransformADDKE7)
+	})
 }
 
 func integOK(p ipsec.Proposal, s ipsec.Suite) bool {
@@ -205,22 +222,22 @@ func esnOK(p ipsec.Proposal, on bool) bool {
 }
 
 // acceptedIKE checks a responder's choice against what we offered.
-func acceptedIKE(sa *message.SA, suites []ipsec.Suite, group ipsec.TransformID) (choice, bool) {
-	if len(sa.Proposals) != 1 {
+func acceptedIKE(sa *message.SA, suites []ipsec.Suite, group ipsec.TransformID, add addKEs) (choice, bool) {
+	if len(sa.Proposals) != 1 || !plain(sa.Proposals[0]) {
 		return choice{}, false
 	}
-	return selectIKE(sa.Proposals, suites, []ipsec.TransformID{group}, group)
+	return selectIKE(sa.Proposals, suites, []ipsec.TransformID{group}, group, add)
 }
 
-func acceptedESP(sa *message.SA, suites []ipsec.Suite, group ipsec.TransformID) (choice, bool) {
-	if len(sa.Proposals) != 1 {
+func acceptedESP(sa *message.SA, suites []ipsec.Suite, group ipsec.TransformID, add addKEs) (choice, bool) {
+	if len(sa.Proposals) != 1 || !plain(sa.Proposals[0]) {
 		return choice{}, false
 	}
 	var groups []ipsec.TransformID
 	if group != ipsec.KENone {
 		groups = []ipsec.TransformID{group}
 	}
-	return selectESP(sa.Proposals, suites, groups, group, false)
+	return selectESP(sa.Proposals, suites, groups, group, add, false)
 }
 
 // narrow intersects what the peer proposes with what we allow (RFC 7296 §2.9).

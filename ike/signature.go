@@ -78,7 +78,7 @@ func (e *Engine) initPayloads(d Datagram, m *message.Message) (ps []message.Payl
 	if !e.anySigns() {
 		return nil
 	}
-	cands := e.candidates(d.Local.Addr(), d.Remote.Addr())
+	cands := e.candidates(d.Local.Addr(), d.Remote.Addr(), d.TCP)
 	if _, ok := m.Notify(message.SignatureHashAlgorithms); ok {
 		ps = hashPayloads(cands...)
 	}
@@ -163,9 +163,9 @@ func (e *Engine) scheme(sa *ikeSA, pub crypto.PublicKey) (message.AuthMethod, ke
 // signedOctets are what the initiator's or the responder's AUTH covers.
 func (sa *ikeSA) signedOctets(initiator bool, id *message.ID) []byte {
 	if initiator {
-		return keymat.SignedOctets(sa.suite.PRF, sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
+		return keymat.SignedOctets(sa.suite.PRF, sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body(), sa.intAuth()...)
 	}
-	return keymat.SignedOctets(sa.suite.PRF, sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())
+	return keymat.SignedOctets(sa.suite.PRF, sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body(), sa.intAuth()...)
 }
 
 // sign makes our AUTH payload with a certificate's key. It is the costly part of IKE_AUTH: a responder
@@ -206,9 +206,9 @@ func (e *Engine) credentialPayloads(sa *ikeSA, m *message.Message, psk ipsec.Key
 // sharedKeyAuth is the AUTH data of a pre-shared key.
 func (sa *ikeSA) sharedKeyAuth(initiator bool, psk ipsec.Key, id *message.ID) []byte {
 	if initiator {
-		return keymat.AuthPSK(sa.suite.PRF, psk.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body())
+		return keymat.AuthPSK(sa.suite.PRF, psk.Bytes(), sa.initRequest, sa.nonceR, sa.keys.Pi.Bytes(), id.Body(), sa.intAuth()...)
 	}
-	return keymat.AuthPSK(sa.suite.PRF, psk.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body())
+	return keymat.AuthPSK(sa.suite.PRF, psk.Bytes(), sa.initResponse, sa.nonceI, sa.keys.Pr.Bytes(), id.Body(), sa.intAuth()...)
 }
 
 func signatureMethod(m message.AuthMethod) bool {

@@ -19,6 +19,7 @@ type GatewayStatus struct {
 	PeerID                         string           // as the peer authenticated itself
 	Certificate                    *PeerCertificate // nil: a pre-shared key
 	NAT                            bool
+	TCP                            bool // the IKE SA is in a TCP connection (RFC 9329)
 	IKE                            []IKEStatus
 	IKECreated, IKEEstablished     int // since Created
 	ChildCreated, ChildEstablished int
@@ -54,7 +55,7 @@ type IKEStatus struct {
 	State            string // connecting, established, rekeyed, deleting
 	Established      time.Time
 	Took             time.Duration
-	Suite            ipsec.Suite
+	Suite            ipsec.Suite   // with the key exchanges
 	Lifetime, Rekey  time.Duration // hard lifetime; time left until the soft one
 	SendID, RecvID   uint32        // next request ID we send, next we expect
 	DPDSent, DPDRecv uint32

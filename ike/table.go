@@ -35,9 +35,9 @@ func (e *Engine) newESPSPI() ipsec.ESPSPI {
 func (e *Engine) spiPending(s ipsec.ESPSPI) bool {
 	pending := false
 	for own := range e.asking {
-		if sa := e.sas[own]; sa == nil || sa.req == nil {
+		if sa := e.sas[own]; sa == nil || sa.req == nil && len(sa.half) == 0 {
 			delete(e.asking, own)
-		} else if sa.req.spiIn == s {
+		} else if sa.req != nil && sa.req.spiIn == s || sa.halfPending(s) {
 			pending = true
 		}
 	}
@@ -51,7 +51,7 @@ func (e *Engine) insert(sa *ikeSA) {
 	e.sas[sa.ownSPI()] = sa
 	e.linkPeer(sa)
 	e.holdAddresses(sa)
-	if sa.req != nil {
+	if sa.req != nil || len(sa.half) > 0 {
 		e.asking[sa.ownSPI()] = struct{}{}
 	}
 	e.refKey(sa.keyID)
@@ -60,7 +60,7 @@ func (e *Engine) insert(sa *ikeSA) {
 	}
 	if sa.state == stateHalfOpen {
 		e.halfOpen++
-		sa.source = sa.remote.Addr()
+		sa.source = sourceOf(sa.remote.Addr())
 		e.perSource[sa.source]++
 	}
 }
@@ -105,9 +105,7 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 		delete(e.sas, sa.ownSPI())
 	}
 	e.unrefKey(sa.keyID)
-	if sa.req != nil {
-		e.unrefKey(sa.req.keyID)
-	}
+	e.unrefPending(sa)
 	if wasUp {
 		e.info(sa, "deleted IKE SA", slog.String("reason", reason))
 	} else {
@@ -123,6 +121,16 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 	}
 	e.arm(sa)
 	sa.wipe()
+}
+
+// unrefPending lets go of the secrets of what is under way on an IKE SA.
+func (e *Engine) unrefPending(sa *ikeSA) {
+	if sa.req != nil {
+		e.unrefKey(sa.req.keyID)
+	}
+	for _, h := range sa.half {
+		e.unrefKey(h.keyID)
+	}
 }
 
 // addChild makes a Child SA known and installs it once the record is committed.

@@ -43,6 +43,7 @@ type conversation struct {
 	names   map[string]string
 	count   map[string]int
 	rings   map[ipsec.IKESPIs]KeyLog
+	older   map[ipsec.IKESPIs][]KeyLog // before an additional key exchange
 	linger  map[*side]map[ipsec.ESPSPI]time.Time
 	nonces  map[*side]*[]byte // first bytes of the next ones
 	drawn   map[string]bool   // those that were made so
@@ -82,7 +83,7 @@ func (l leading) Read(p []byte) (int, error) {
 // converse makes two sides with their tunnel standing.
 func converse(t *testing.T, change func(a, b *config.Config), standby bool) *conversation {
 	t.Helper()
-	c := &conversation{t: t, flights: map[int]Datagram{}, names: map[string]string{}, count: map[string]int{}, rings: map[ipsec.IKESPIs]KeyLog{},
+	c := &conversation{t: t, flights: map[int]Datagram{}, names: map[string]string{}, count: map[string]int{}, rings: map[ipsec.IKESPIs]KeyLog{}, older: map[ipsec.IKESPIs][]KeyLog{},
 		linger: map[*side]map[ipsec.ESPSPI]time.Time{}, nonces: map[*side]*[]byte{}, drawn: map[string]bool{}, quiet: true}
 	c.w = newWorld(t)
 	kes := groups(ipsec.KEECP384, ipsec.KEECP521)
@@ -182,6 +183,7 @@ func (c *conversation) effect(s *side, x Effect) {
 	switch x := x.(type) {
 	case KeyLog:
 		x.Ei, x.Er, x.Ai, x.Ar = ipsec.NewKey(x.Ei.Bytes()), ipsec.NewKey(x.Er.Bytes()), ipsec.NewKey(x.Ai.Bytes()), ipsec.NewKey(x.Ar.Bytes())
+		c.older[x.SPIs] = append(c.older[x.SPIs], c.rings[x.SPIs])
 		c.rings[x.SPIs] = x
 	case Remove:
 		if x.Linger > 0 {
@@ -461,7 +463,7 @@ func TestTranscriptsAreAllChecked(t *testing.T) {
 		t.Fatalf("no transcripts: %v", err)
 	}
 	known := map[string]bool{}
-	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities(), reauthentications()) {
+	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities(), followUps(), reauthentications()) {
 		if known[g.name] {
 			t.Errorf("two cases %s", g.name)
 		}

@@ -117,6 +117,18 @@ func (c *conversation) read(s *side, d Datagram) string {
 			if err == nil {
 				err = m.Open(d.Data, o)
 			}
+			for _, r := range c.older[h.SPIs] {
+				if !errors.Is(err, message.ErrAuthentication) || r.Ei.Len() == 0 {
+					continue
+				}
+				key, auth := r.Ei, r.Ai
+				if !h.Initiator {
+					key, auth = r.Er, r.Ar
+				}
+				if o, err = keymat.NewOpener(r.Suite, key, auth); err == nil {
+					err = m.Open(d.Data, o)
+				}
+			}
 			var critical *message.Error
 			if errors.As(err, &critical) && critical.Notify == message.UnsupportedCriticalPayload {
 				return fmt.Sprintf("%s%s %s %d: critical payload of type %d", h.Exchange, on, kind, h.MessageID, critical.Data[0])

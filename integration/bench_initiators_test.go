@@ -30,6 +30,7 @@ type initiators struct {
 	plane *userspace.Plane
 	in    chan received
 	began map[netip.Addr]*initiator
+	last  time.Duration // how long the latest one that is up waited
 }
 
 type received struct {
@@ -49,8 +50,9 @@ type initiator struct {
 	failed string
 }
 
-// newInitiators makes them in a namespace where every address of prefix is local.
-func newInitiators(b *testing.B, topo *lab.Topology, node, secret string) *initiators {
+// newInitiators makes them in a namespace where every address of theirs is local. change
+// are pairs of what stands in their configuration and what shall stand there instead.
+func newInitiators(b *testing.B, topo *lab.Topology, node, secret string, change ...string) *initiators {
 	b.Helper()
 	text := fmt.Sprintf(`config vpn ipsec phase1-interface
     edit "gw"
@@ -75,6 +77,7 @@ config vpn ipsec phase2-interface
     next
 end
 `, secret)
+	text = strings.NewReplacer(change...).Replace(text)
 	cfg, faults := config.Load("initiators", []byte(text))
 	if cfg == nil {
 		b.Fatal(faults)
@@ -127,29 +130,12 @@ func (g *initiators) dial(gw netip.Addr, from, n int, rate float64) (waits []tim
 			g.begin(gw, from+begun)
 			begun++
 		case r := <-g.in:
-			c := g.began[r.d.Local.Addr()]
-			if c == nil {
-				break // of one that is up
-			}
-			c.waited += r.at.Sub(c.asked)
-			c.e.HandleDatagram(time.Now(), r.d)
-			g.poll(c)
-			if c.failed != "" {
-				g.b.Fatalf("client %v: %s", c.addr, c.failed)
-			}
-			if c.up {
+			if g.take(r) {
 				up++
-				waits = append(waits, c.waited)
-				delete(g.began, c.addr)
+				waits = append(waits, g.last)
 			}
 		case <-look.C:
-			now := time.Now()
-			for _, c := range g.began {
-				if t, ok := c.e.NextTimeout(); ok && !now.Before(t) {
-					c.e.HandleTimeout(now)
-					g.poll(c)
-				}
-			}
+			g.timeouts()
 		case <-limit.C:
 			g.b.Fatalf("%d of %d tunnels are up", up, n)
 		}
@@ -158,6 +144,65 @@ func (g *initiators) dial(gw netip.Addr, from, n int, rate float64) (waits []tim
 		}
 	}
 	return waits, float64(n) / time.Since(begin).Seconds()
+}
+
+// saturate sets up n tunnels with so many under way at any time, and returns how many
+// were set up in a second.
+func (g *initiators) saturate(gw netip.Addr, from, n, window int) float64 {
+	g.b.Helper()
+	begin := time.Now()
+	begun, up := 0, 0
+	limit := time.NewTimer(60 * time.Second)
+	defer limit.Stop()
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for up < n {
+		for begun < n && begun-up < window {
+			g.begin(gw, from+begun)
+			begun++
+		}
+		select {
+		case r := <-g.in:
+			if g.take(r) {
+				up++
+			}
+		case <-look.C:
+			g.timeouts()
+		case <-limit.C:
+			g.b.Fatalf("%d of %d tunnels are up", up, n)
+		}
+	}
+	return float64(n) / time.Since(begin).Seconds()
+}
+
+// take hands a message to its client, and says whether that one's tunnel is up with it.
+func (g *initiators) take(r received) bool {
+	g.b.Helper()
+	c := g.began[r.d.Local.Addr()]
+	if c == nil {
+		return false // of one that is up
+	}
+	c.waited += r.at.Sub(c.asked)
+	c.e.HandleDatagram(time.Now(), r.d)
+	g.poll(c)
+	if c.failed != "" {
+		g.b.Fatalf("client %v: %s", c.addr, c.failed)
+	}
+	if c.up {
+		delete(g.began, c.addr)
+		g.last = c.waited
+	}
+	return c.up
+}
+
+func (g *initiators) timeouts() {
+	now := time.Now()
+	for _, c := range g.began {
+		if t, ok := c.e.NextTimeout(); ok && !now.Before(t) {
+			c.e.HandleTimeout(now)
+			g.poll(c)
+		}
+	}
 }
 
 func (g *initiators) begin(gw netip.Addr, n int) {

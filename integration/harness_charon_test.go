@@ -103,7 +103,9 @@ func (s *site) charon(node string, c conn, settings ...string) *charon {
 		}
 		cancel()
 	})
-	return &charon{ch, s.t, ctx}
+	running := &charon{ch, s.t, ctx}
+	running.sayVersion("user-space ESP")
+	return running
 }
 
 // up initiates the child and wants it to stand.

@@ -127,8 +127,9 @@ func never(t *testing.T, during time.Duration, what string, bad func() bool) {
 
 // site is the network of one test.
 type site struct {
-	t    *testing.T
-	topo *lab.Topology
+	t     *testing.T
+	topo  *lab.Topology
+	guest *guest // the machine "peer", where it has a kernel of its own
 }
 
 // build makes a network that ends with the test.
@@ -139,7 +140,7 @@ func build(t *testing.T, p lab.Plan) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t, topo}
+	s := &site{t: t, topo: topo}
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.showLogs()
@@ -180,8 +181,11 @@ func wire(t *testing.T) *site { t.Helper(); return build(t, wirePlan()) }
 func (s *site) showLogs() {
 	const lines = 120
 	logs, _ := filepath.Glob(filepath.Join(s.topo.Dir, "*.log"))
-	charons, _ := filepath.Glob(filepath.Join(s.topo.Dir, "charon-*", "log"))
-	for _, path := range append(logs, charons...) {
+	for _, more := range []string{"charon-*/log", "guest/*/log", "guest/console"} {
+		found, _ := filepath.Glob(filepath.Join(s.topo.Dir, more))
+		logs = append(logs, found...)
+	}
+	for _, path := range logs {
 		text, err := os.ReadFile(path)
 		if err != nil || len(text) == 0 {
 			continue
@@ -196,6 +200,9 @@ func (s *site) showLogs() {
 
 // run runs a program in a node's namespace and returns what it printed.
 func (s *site) run(node string, argv ...string) (string, error) {
+	if s.guest != nil && node == guestNode {
+		return s.guest.run(argv...)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)

@@ -29,6 +29,7 @@ type packet struct {
 	spi      uint32         // ESP
 	ike      []byte         // IKE message without marker
 	text     string
+	length   int // of the frame
 }
 
 func (p packet) exchange() byte {
@@ -123,7 +124,7 @@ func from(addr string) func(packet) bool {
 
 func decodePacket(frame []byte) (p packet, ok bool) {
 	g := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
-	p.kind, p.text = kindOther, g.String()
+	p.kind, p.text, p.length = kindOther, g.String(), len(frame)
 	var src, dst netip.Addr
 	var proto layers.IPProtocol
 	switch ip := g.NetworkLayer().(type) {

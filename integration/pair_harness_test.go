@@ -37,7 +37,7 @@ func newPair(t *testing.T, bin string, change func(conf string) string) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pair{site: &site{t, topo}, bin: bin, gws: map[string]*gateway{}}
+	p := &pair{site: &site{t: t, topo: topo}, bin: bin, gws: map[string]*gateway{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			p.showLogs()

@@ -40,7 +40,7 @@ func newVClusters(t *testing.T) *vclusters {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &vclusters{site: &site{t, topo}, gws: map[string]*gateway{}}
+	v := &vclusters{site: &site{t: t, topo: topo}, gws: map[string]*gateway{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			v.showLogs()

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what tests and the demo need beside Go: the peer (strongSwan wholly in
-# user space), the router (FRR), the independent decoder (tshark) and the tools that
-# build networks.
+# user space), the router (FRR), the independent decoder (tshark), the tools that
+# build networks, and a guest kernel (user-mode-linux) with what libreswan needs beside
+# its own package, which scripts/uml/build.sh unpacks.
 # Debian and its relatives; anything else gets the list to install by hand.
 set -eu
 
@@ -11,6 +12,8 @@ libcharon-extra-plugins libcharon-extauth-plugins
 libstrongswan-standard-plugins libstrongswan-extra-plugins
 frr
 tshark tcpdump iproute2 iputils-ping nftables ethtool iperf3
+user-mode-linux busybox-static kmod gcc libc6-dev
+libnss3-tools libldns3 libevent-pthreads-2.1-7
 "
 
 missing=""

@@ -87,11 +87,12 @@ type PlaneCounters struct {
 	NoTunnel              uint64 // injected for an interface that does not exist
 }
 
-// IKEDatagram is one IKE message on UDP 500 or 4500. NonESP says that it is (or
-// shall be) preceded by the non-ESP marker (RFC 3948 §2.2); Data is without it.
+// IKEDatagram is one IKE message on UDP 500 or 4500, or in a TCP connection (RFC 9329).
+// NonESP says that it is (or shall be) preceded by the non-ESP marker (RFC 3948 §2.2); Data
+// is without it. With TCP a local port of 0 means that the connection is ours to open.
 type IKEDatagram struct {
 	Local, Remote netip.AddrPort
-	NonESP        bool
+	NonESP, TCP   bool
 	Data          []byte
 }
 
@@ -107,6 +108,7 @@ type Stray struct {
 	// traffic class TOS; the ports are 0 without UDPEncap. Otherwise Packet is an inner
 	// packet that was read from the tunnel's interface, and the rest says nothing.
 	Outer, UDPEncap bool
+	TCP             bool // with UDPEncap: it came in a TCP connection
 	TOS             uint8
 	Local, Remote   netip.AddrPort
 	Packet          []byte
@@ -126,11 +128,16 @@ type Acquire struct {
 	Src, Dst netip.AddrPort // inner; ports 0 where the protocol has none
 }
 
-// PeerMoved reports an authenticated packet from another outer source than the SA's.
+// PeerMoved reports an authenticated packet from another outer source than the SA's. With
+// TCP it is the first one in another connection (RFC 9329), which the peer has opened.
 type PeerMoved struct {
 	SPIIn ipsec.ESPSPI
 	From  netip.AddrPort
+	TCP   bool
 }
+
+// StreamLost reports that the TCP connection of an SA, which is ours to open, has ended.
+type StreamLost struct{ SPIIn ipsec.ESPSPI }
 
 // FirstInbound reports the first authenticated packet of an SA since its
 // installation, or since its scope became active here.
@@ -158,6 +165,7 @@ type ForwardedTraffic struct {
 func (BoundWanted) event()      {}
 func (Acquire) event()          {}
 func (PeerMoved) event()        {}
+func (StreamLost) event()       {}
 func (FirstInbound) event()     {}
 func (Expiring) event()         {}
 func (ForwardedTraffic) event() {}
@@ -196,8 +204,8 @@ type DataPlane interface {
 	Install(SA) error
 	// SetOutbound makes the pair the one that its selectors send through, or stops it.
 	SetOutbound(spiIn ipsec.ESPSPI, use bool)
-	// SetPeer changes the outer addresses and the encapsulation.
-	SetPeer(spiIn ipsec.ESPSPI, local, remote netip.AddrPort, udpEncap bool)
+	// SetPeer changes the outer addresses and the encapsulation, as those of ipsec.ChildSA.
+	SetPeer(spiIn ipsec.ESPSPI, local, remote netip.AddrPort, udpEncap, tcp bool)
 	// Remove removes both directions. Whoever calls it for a live SA has the whole
 	// sync set's word that it is gone; so what waits for its bounds is delivered,
 	// or sent through the SA that its selectors lead to next.
@@ -240,6 +248,10 @@ type DataPlane interface {
 	// here either; with Last it is dropped and counted. It overwrites the packets. It may be called
 	// from any goroutine, beside the other methods; not from a Handler.
 	Inject([]Stray)
+
+	// ListenTCP takes TCP connections for IKE and ESP (RFC 9329) on a port, instead of the
+	// one before; 0: none any more. Connections that stand stay.
+	ListenTCP(port uint16) error
 
 	SendIKE(IKEDatagram) error
 	// Keepalive sends one NAT keepalive (RFC 3948 §2.3).

@@ -35,6 +35,9 @@ const (
 	snapshotAfter = 1024 // entries
 	trailing      = 1024
 	keepEvery     = 200 * time.Millisecond
+	// commitSpread is how soon a follower learns, at the latest at twice that, that what
+	// it holds is committed. Raft asks each that often even while nothing happens.
+	commitSpread  = 20 * time.Millisecond
 	sayAgain      = 10 * time.Second
 	witnessLeads  = 2 * time.Second       // between attempts of a witness to hand over
 	maxPatience   = 10 * time.Second      // between attempts to join that are refused
@@ -226,7 +229,7 @@ func config(o Options) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(o.Self)
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = HeartbeatTimeout, HeartbeatTimeout, HeartbeatTimeout/2
-	c.CommitTimeout = 5 * time.Millisecond
+	c.CommitTimeout = commitSpread
 	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = snapshotEvery, snapshotAfter, trailing
 	c.ShutdownOnRemove = false
 	c.NoLegacyTelemetry = true

@@ -36,15 +36,30 @@ func DeriveIKE(s ipsec.Suite, ni, nr []byte, shared ipsec.Key, spis ipsec.IKESPI
 
 // DeriveIKERekey derives the keys of an IKE SA that replaces another (RFC 7296
 // §2.18): SKEYSEED comes from the old SA's PRF and SK_d, the keys from the new
-// SA's PRF, nonces and SPIs. It fails with ErrUnsupportedSuite.
-func DeriveIKERekey(oldPRF ipsec.TransformID, oldSKd ipsec.Key, s ipsec.Suite, ni, nr []byte, shared ipsec.Key, spis ipsec.IKESPIs) (IKEKeys, error) {
+// SA's PRF, nonces and SPIs. more are the secrets of additional key exchanges in their
+// order (RFC 9370 §2.2.4). It fails with ErrUnsupportedSuite.
+func DeriveIKERekey(oldPRF ipsec.TransformID, oldSKd ipsec.Key, s ipsec.Suite, ni, nr []byte, shared ipsec.Key, spis ipsec.IKESPIs, more ...ipsec.Key) (IKEKeys, error) {
 	if err := checkIKESuite(s); err != nil {
 		return IKEKeys{}, err
 	}
 	if PRFKeyLen(oldPRF) == 0 {
 		return IKEKeys{}, fmt.Errorf("%w: PRF %d", ErrUnsupportedSuite, oldPRF)
 	}
-	skeyseed := PRF(oldPRF, oldSKd.Bytes(), shared.Bytes(), ni, nr)
+	seed := keySeed(shared, ni, nr, more)
+	defer clear(seed)
+	skeyseed := PRF(oldPRF, oldSKd.Bytes(), seed)
+	defer clear(skeyseed)
+	return expandIKE(s, skeyseed, ni, nr, spis), nil
+}
+
+// DeriveIKENext derives the keys of an IKE SA anew after an additional key exchange of
+// IKE_INTERMEDIATE (RFC 9370 §2.2.2) from SK_d so far; shared is SK(n). It fails with
+// ErrUnsupportedSuite.
+func DeriveIKENext(s ipsec.Suite, skd ipsec.Key, ni, nr []byte, shared ipsec.Key, spis ipsec.IKESPIs) (IKEKeys, error) {
+	if err := checkIKESuite(s); err != nil {
+		return IKEKeys{}, err
+	}
+	skeyseed := PRF(s.PRF, skd.Bytes(), shared.Bytes(), ni, nr)
 	defer clear(skeyseed)
 	return expandIKE(s, skeyseed, ni, nr, spis), nil
 }
@@ -81,15 +96,16 @@ func (k ChildKeys) Wipe() {
 
 // DeriveChild derives the keys of a Child SA from the PRF and SK_d of its IKE SA
 // (RFC 7296 §2.17). shared is empty when the exchange had no key exchange of its
-// own. It fails with ErrUnsupportedSuite.
-func DeriveChild(prf ipsec.TransformID, skd ipsec.Key, s ipsec.Suite, ni, nr []byte, shared ipsec.Key) (ChildKeys, error) {
+// own; more are the secrets of additional key exchanges in their order (RFC 9370 §2.2.4).
+// It fails with ErrUnsupportedSuite.
+func DeriveChild(prf ipsec.TransformID, skd ipsec.Key, s ipsec.Suite, ni, nr []byte, shared ipsec.Key, more ...ipsec.Key) (ChildKeys, error) {
 	if PRFKeyLen(prf) == 0 {
 		return ChildKeys{}, fmt.Errorf("%w: PRF %d", ErrUnsupportedSuite, prf)
 	}
 	if err := checkCipher(s, true); err != nil {
 		return ChildKeys{}, err
 	}
-	seed := concat(shared.Bytes(), ni, nr)
+	seed := keySeed(shared, ni, nr, more)
 	defer clear(seed)
 	encr, salt, integ := s.EncrKeyLen(), s.SaltLen(), s.IntegKeyLen()
 	c := cutter(PRFPlus(prf, skd.Bytes(), seed, 2*(encr+salt+integ)))
@@ -103,6 +119,15 @@ func DeriveChild(prf ipsec.TransformID, skd ipsec.Key, s ipsec.Suite, ni, nr []b
 		SaltR:  rest.take(salt),
 		IntegR: rest.take(integ),
 	}, nil
+}
+
+// keySeed is SK(0) | Ni | Nr | SK(1) | … | SK(n) (RFC 9370 §2.2.4).
+func keySeed(shared ipsec.Key, ni, nr []byte, more []ipsec.Key) []byte {
+	parts := [][]byte{shared.Bytes(), ni, nr}
+	for _, k := range more {
+		parts = append(parts, k.Bytes())
+	}
+	return concat(parts...)
 }
 
 // cutter hands out keying material from the front.

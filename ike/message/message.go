@@ -25,6 +25,8 @@ const (
 type Message struct {
 	Header
 	Payloads []Payload
+
+	whole whole
 }
 
 // Parse decodes the header and the clear payloads of one whole datagram. It stops
@@ -48,7 +50,11 @@ func Parse(b []byte) (*Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Message{Header: h, Payloads: ps}, nil
+	m := &Message{Header: h, Payloads: ps}
+	if h.Exchange == Intermediate {
+		m.keepClear(b)
+	}
+	return m, nil
 }
 
 // Encode returns the unprotected message and fills Length and NextPayload. It

@@ -34,8 +34,8 @@ var exchangeNames = map[ExchangeType]string{
 	CreateChildSA: "CREATE_CHILD_SA",
 	Informational: "INFORMATIONAL",
 	38:            "IKE_SESSION_RESUME",
-	43:            "IKE_INTERMEDIATE",
-	44:            "IKE_FOLLOWUP_KE",
+	Intermediate:  "IKE_INTERMEDIATE",
+	FollowupKE:    "IKE_FOLLOWUP_KE",
 }
 
 var payloadNames = map[PayloadType]string{
@@ -104,7 +104,7 @@ var notifyNames = map[NotifyType]string{
 	ChildSANotFound:            "CHILD_SA_NOT_FOUND",
 	45:                         "INVALID_GROUP_ID",
 	46:                         "AUTHORIZATION_FAILED",
-	47:                         "STATE_NOT_FOUND",
+	StateNotFound:              "STATE_NOT_FOUND",
 	48:                         "TS_MAX_QUEUE",
 
 	InitialContact:             "INITIAL_CONTACT",
@@ -156,10 +156,10 @@ var notifyNames = map[NotifyType]string{
 	UsePPK:                     "USE_PPK",
 	PPKIdentity:                "PPK_IDENTITY",
 	NoPPKAuth:                  "NO_PPK_AUTH",
-	16438:                      "INTERMEDIATE_EXCHANGE_SUPPORTED",
+	IntermediateSupported:      "INTERMEDIATE_EXCHANGE_SUPPORTED",
 	16439:                      "IP4_ALLOWED",
 	16440:                      "IP6_ALLOWED",
-	16441:                      "ADDITIONAL_KEY_EXCHANGE",
+	AdditionalKeyExchange:      "ADDITIONAL_KEY_EXCHANGE",
 	16442:                      "USE_AGGFRAG",
 	TandemNetworkID:            "TANDEM_NETWORK_ID",
 	TandemInterfaceAddress:     "TANDEM_INTERFACE_ADDRESS",

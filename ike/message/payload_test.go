@@ -24,7 +24,7 @@ func unhex(t testing.TB, s string) []byte {
 
 // same compares payloads; netip addresses compare by value.
 func same(a, b any) string {
-	return cmp.Diff(a, b, cmpopts.EquateComparable(netip.Addr{}))
+	return cmp.Diff(a, b, cmpopts.EquateComparable(netip.Addr{}), cmpopts.IgnoreUnexported(Message{}))
 }
 
 func selector(proto uint8, from, to uint16, start, end string) ipsec.TrafficSelector {

@@ -70,6 +70,7 @@ func (m *Message) Seal(s Sealer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.keepSealed(first, inner)
 	return m.sealOne(s, TypeSK, first, nil, inner)
 }
 
@@ -81,6 +82,7 @@ func (m *Message) SealFragments(s Sealer, limit int) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.keepSealed(first, inner)
 	if HeaderLen+payloadHeaderLen+sealedLen(s, len(inner)) <= limit {
 		b, err := m.sealOne(s, TypeSK, first, nil, inner)
 		return [][]byte{b}, err
@@ -180,6 +182,7 @@ func (m *Message) Open(raw []byte, o Opener) error {
 		return invalid("more than %d payloads", MaxPayloads)
 	}
 	m.Payloads = append(clear[:len(clear):len(clear)], ps...)
+	m.whole.inner = inner
 	return nil
 }
 
@@ -202,7 +205,8 @@ func (m *Message) Join(first *Message, parts [][]byte) error {
 	if !ok {
 		return silent("message has no SKF payload")
 	}
-	ps, err := ParsePayloads(skf.First, slices.Concat(parts...))
+	inner := slices.Concat(parts...)
+	ps, err := ParsePayloads(skf.First, inner)
 	if err != nil {
 		return err
 	}
@@ -211,6 +215,8 @@ func (m *Message) Join(first *Message, parts [][]byte) error {
 		return invalid("more than %d payloads", MaxPayloads)
 	}
 	m.Payloads = append(clear[:len(clear):len(clear)], ps...)
+	m.whole = first.whole
+	m.whole.inner = inner
 	return nil
 }
 

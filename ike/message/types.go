@@ -8,6 +8,8 @@ const (
 	IKEAuth       ExchangeType = 35
 	CreateChildSA ExchangeType = 36
 	Informational ExchangeType = 37
+	Intermediate  ExchangeType = 43 // IKE_INTERMEDIATE (RFC 9242)
+	FollowupKE    ExchangeType = 44 // IKE_FOLLOWUP_KE (RFC 9370)
 )
 
 // PayloadType as in RFC 7296 §3.2.
@@ -57,6 +59,7 @@ const (
 	UnexpectedNATDetected      NotifyType = 41
 	TemporaryFailure           NotifyType = 43
 	ChildSANotFound            NotifyType = 44
+	StateNotFound              NotifyType = 47 // RFC 9370 §2.2.4
 
 	InitialContact             NotifyType = 16384
 	SetWindowSize              NotifyType = 16385
@@ -92,6 +95,8 @@ const (
 	UsePPK                     NotifyType = 16435
 	PPKIdentity                NotifyType = 16436
 	NoPPKAuth                  NotifyType = 16437
+	IntermediateSupported      NotifyType = 16438 // INTERMEDIATE_EXCHANGE_SUPPORTED
+	AdditionalKeyExchange      NotifyType = 16441
 
 	// Private use (RFC 7296 §3.10.1): between Tandems only, told by their vendor ID.
 	TandemNetworkID        NotifyType = 45101 // one octet: the number of the overlay network

@@ -51,7 +51,7 @@ var phase1Spec = &spec[phase1Draft]{
 		}
 		return d, ""
 	},
-	rows: []row[phase1Draft]{
+	rows: append([]row[phase1Draft]{
 		{key: "type", value: oneOf("static", "dynamic", "ddns"), def: "static", at: func(p *phase1Draft) any { return &p.Type }, help: "who the peer is: one address, any dialup client, one host name"},
 		{key: "interface", value: text{max: 15, what: "an interface name", check: interfaceName}, at: func(p *phase1Draft) any { return &p.Interface }, help: "the interface that carries IKE and ESP; required"},
 		{key: "ip-version", value: oneOf("4", "6"), def: "4", at: func(p *phase1Draft) any { return &p.ipVersion }, help: "family of the outer addresses"},
@@ -91,6 +91,8 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "dpd-retrycount", value: number{1, 10, 0}, def: "3", at: func(p *phase1Draft) any { return &p.DPDRetryCount }, help: "unanswered probes that make a peer dead"},
 		{key: "dpd-retryinterval", value: interval{3600}, def: "20", at: func(p *phase1Draft) any { return &p.DPDRetryInterval }, help: "between probes"},
 		{key: "nattraversal", value: oneOf("enable", "disable", "forced"), def: "enable", at: func(p *phase1Draft) any { return &p.NATTraversal }, help: "ESP in UDP when a NAT is found, never, always"},
+		{key: "transport", value: oneOf("udp", "auto", "tcp"), def: "udp", at: func(p *phase1Draft) any { return &p.Transport }, help: "what carries IKE and ESP: UDP (or plain ESP), TCP (RFC 9329), or UDP and, where nothing answers in it, TCP; auto answers in both"},
+		{key: "fallback-tcp-threshold", value: number{1, 300, time.Second}, def: "15", at: func(p *phase1Draft) any { return &p.FallbackTCP }, hide: func(p *phase1Draft) bool { return p.Transport != "auto" }, help: "transport auto: how long without an answer in UDP; less than negotiate-timeout"},
 		{key: "mobike", value: oneOf("enable", "disable"), at: func(p *phase1Draft) any { return &p.mobike }, hide: func(p *phase1Draft) bool { return p.mobike == "" }, help: "peers may change their address, and so may this gateway (RFC 4555); unset: enable with type dynamic, else disable; ours, FortiOS has no such key"},
 		{key: "keepalive", value: number{5, 900, time.Second}, def: "10", at: func(p *phase1Draft) any { return &p.Keepalive }, help: "between NAT keepalives"},
 		{key: "fragmentation", value: toggle{}, def: "enable", at: func(p *phase1Draft) any { return &p.Fragmentation }, help: "IKE fragmentation (RFC 7383)"},
@@ -132,7 +134,8 @@ var phase1Spec = &spec[phase1Draft]{
 		{key: "ipv6-dns-server3", value: address{6}, at: func(p *phase1Draft) any { return &p.Pool.DNS6[2] }, hide: noModeCfg, help: "mode-cfg: DNS server"},
 		{key: "domain", value: text{max: 63}, at: func(p *phase1Draft) any { return &p.Pool.Domain }, hide: noModeCfg, help: "mode-cfg: DNS domain told to the client"},
 		{key: "ipv6-split-include", value: text{max: 79, what: "the name of an IPv6 address or group"}, at: func(p *phase1Draft) any { return &p.Pool.SplitInclude6 }, hide: noModeCfg, help: "mode-cfg: IPv6 networks behind the gateway, told to the client"},
-	},
+	}, addKERows(func(p *phase1Draft, i int) *[]ipsec.TransformID { return &p.AddKE[i] },
+		"additional key exchange after that of dhgrp (RFC 9370), best first: ML-KEM-768 is 36, ML-KEM-1024 is 37; with 0 among them a peer may do without")...),
 	ignored: append(plain(`comments npu-offload wizard-type forticlient-enforcement auto-discovery-* add-gw-route tunnel-search
 		monitor-min monitor-hold-down-type monitor-hold-down-delay monitor-hold-down-weekday monitor-hold-down-time mode
 		default-gw-priority packet-redistribution distance priority send-cert-chain eap-identity eap-exclude-peergrp eap-cert-auth
@@ -142,7 +145,7 @@ var phase1Spec = &spec[phase1Draft]{
 		fec-send-timeout fec-base fec-codec fec-redundant fec-receive-timeout fec-health-check fec-mapping-profile
 		dev-id-notification dev-id link-cost exchange-fgt-device-id ipv6-auto-linklocal ems-sn-check aggregate-weight
 		cert-peer-username-validation cert-peer-username-strip cert-trust-store qkd-profile auto-transport-threshold
-		fallback-tcp-threshold dns-mode ip-delay-interval mode-cfg-allow-client-selector ipv4-wins-server1 ipv4-wins-server2
+		dns-mode ip-delay-interval mode-cfg-allow-client-selector ipv4-wins-server1 ipv4-wins-server2
 		internal-domain-list backup-gateway vrf group-authentication-secret ike-tcp-port dhcp-ra-giaddr dhcp6-ra-linkaddr
 		ipv4-split-exclude ipv6-split-exclude split-include-service`),
 		ignored{key: "suite-b", only: []string{"disable"}, why: "write the suites with `set proposal` and `set dhgrp`"},
@@ -157,15 +160,12 @@ var phase1Spec = &spec[phase1Draft]{
 		ignored{key: "default-gw", only: []string{"0.0.0.0"}, why: "write the route with `config router static`"},
 		ignored{key: "fec-egress", only: []string{"disable"}},
 		ignored{key: "fec-ingress", only: []string{"disable"}},
-		ignored{key: "transport", only: []string{"udp", "auto"}, why: "IKE runs over UDP here"},
 		ignored{key: "fortinet-esp", only: []string{"disable"}},
 		ignored{key: "qkd", only: []string{"disable"}},
 		ignored{key: "kms", only: []string{""}},
 		ignored{key: "remote-gw-match", only: []string{"any"}},
 		ignored{key: "remote-gw6-match", only: []string{"any"}},
 		ignored{key: "enforce-unique-id", only: []string{"disable", "keep-new"}, why: "the newer IKE SA of an identity always wins (INITIAL_CONTACT)"},
-		ignored{key: "addke1", only: []string{"0"}}, ignored{key: "addke2", only: []string{"0"}}, ignored{key: "addke3", only: []string{"0"}},
-		ignored{key: "addke4", only: []string{"0"}}, ignored{key: "addke5", only: []string{"0"}}, ignored{key: "addke6", only: []string{"0"}}, ignored{key: "addke7", only: []string{"0"}},
 	),
 	children: []child[phase1Draft]{
 		{path: "ipv4-exclude-range"}, {path: "ipv6-exclude-range"}, {path: "backup-gateway"}, {path: "internal-domain-list"},
@@ -255,6 +255,12 @@ func (ld *loader) checkPhase1(p *phase1Draft, s *source) {
 	}
 	if p.authMethodRemote != "" && p.authMethodRemote != p.AuthMethod {
 		fault("authmethod-remote", "authmethod-remote (%s) must be the same as authmethod (%s)", p.authMethodRemote, p.AuthMethod)
+	}
+	if key, msg := checkAddKE(p.AddKE); msg != "" {
+		fault(key, "%s", msg)
+	}
+	if p.Transport == "auto" && p.FallbackTCP >= p.NegotiateTimeout {
+		fault("fallback-tcp-threshold", "fallback-tcp-threshold (%d) must be less than negotiate-timeout (%d)", int(p.FallbackTCP.Seconds()), int(p.NegotiateTimeout.Seconds()))
 	}
 	if p.PPK != "disable" && p.PPKSecret.Len() == 0 {
 		fault("ppk-secret", "ppk-secret is missing: ppk %s needs it", p.PPK)

@@ -35,7 +35,9 @@ var phase2Spec = &spec[Phase2]{
 		{key: "protocol", value: number{0, 255, 0}, def: "0", at: func(p *Phase2) any { return &p.Protocol }, help: "IP protocol of the selectors; 0 is any"},
 		{key: "src-port", value: number{0, 65535, 0}, def: "0", at: func(p *Phase2) any { return &p.SrcPort }, help: "port on our side; 0 is any"},
 		{key: "dst-port", value: number{0, 65535, 0}, def: "0", at: func(p *Phase2) any { return &p.DstPort }, help: "port on the peer's side; 0 is any"},
-	}, selectorRows("src", "our", func(p *Phase2) *SelectorSpec { return &p.SrcSpec })...),
+	}, append(addKERows(func(p *Phase2, i int) *[]ipsec.TransformID { return &p.AddKE[i] },
+		"additional key exchange after that of pfs (RFC 9370), as in phase 1; the first Child SA is under the keys of the IKE SA and has none of its own"),
+		selectorRows("src", "our", func(p *Phase2) *SelectorSpec { return &p.SrcSpec })...)...),
 		selectorRows("dst", "the peer's", func(p *Phase2) *SelectorSpec { return &p.DstSpec })...),
 	ignored: append(plain(`comments ipv4-df auto-discovery-* inbound-dscp-copy diffservcode`),
 		ignored{key: "dhcp-ipsec", only: []string{"disable"}, why: "DHCP over IPsec is not offered; hand out addresses with `set mode-cfg enable` in phase 1"},
@@ -45,8 +47,6 @@ var phase2Spec = &spec[Phase2]{
 		ignored{key: "diffserv", only: []string{"disable"}},
 		ignored{key: "initiator-ts-narrow", only: []string{"disable"}},
 		ignored{key: "use-natip", only: []string{"enable", "disable"}},
-		ignored{key: "addke1", only: []string{"0"}}, ignored{key: "addke2", only: []string{"0"}}, ignored{key: "addke3", only: []string{"0"}},
-		ignored{key: "addke4", only: []string{"0"}}, ignored{key: "addke5", only: []string{"0"}}, ignored{key: "addke6", only: []string{"0"}}, ignored{key: "addke7", only: []string{"0"}},
 	),
 }
 
@@ -140,6 +140,15 @@ func (ld *loader) checkPhase2(p *Phase2, s *source, parent *object[phase1Draft],
 		fault("auto-negotiate", "auto-negotiate (enable) excludes passive-mode enable of phase 1 %s (line %d): a passive gateway never begins (FortiOS: command parse error before 'set')", p1.Name, parent.src.at("passive-mode"))
 	case p.Keepalive && p1.PassiveMode:
 		fault("keepalive", "keepalive (enable) excludes passive-mode enable of phase 1 %s (line %d): a passive gateway never begins (FortiOS: command parse error before 'set')", p1.Name, parent.src.at("passive-mode"))
+	}
+	if key, msg := checkAddKE(p.AddKE); msg != "" {
+		fault(key, "%s", msg)
+	}
+	for i, ids := range p.AddKE {
+		if len(ids) > 0 && !p.PFS {
+			fault(addKEKey(i), "%s needs `set pfs enable`: it follows that key exchange", addKEKey(i))
+			break
+		}
 	}
 	if p.KeyLifeType != "kbs" && p.KeyLife > p1.KeyLife && p1.KeyLife > 0 {
 		ld.warn(s.at("keylifeseconds"), s.object, "keylifeseconds", fmt.Sprintf("keylifeseconds (%d) is longer than keylife (%d) of phase 1 %s: the IKE SA is renewed first", p.KeyLife/time.Second, p1.KeyLife/time.Second, p1.Name))

@@ -5,6 +5,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"tandem/internal/ipsec"
@@ -26,6 +27,7 @@ type Config struct {
 	Routes     []Route // router static, then router static6
 	BGP        BGP
 	BFD        BFD
+	TCPPort    uint16 // of IKE and ESP in TCP
 	// QuickCrashDetect is `config system settings`' ike-quick-crash-detect (RFC 6290).
 	QuickCrashDetect bool
 
@@ -206,6 +208,7 @@ type Phase1 struct {
 	Proposals                             []ipsec.Suite // KE unset; see DHGroups
 	ESN                                   string        // disable, allow, require: for phase 2 entries that do not say
 	DHGroups                              []ipsec.TransformID
+	AddKE                                 [ipsec.MaxAddKE][]ipsec.TransformID // addke1 to addke7, best first; ipsec.KENone: may be left out
 	NetDevice                             bool
 	PassiveMode                           bool
 	AutoNegotiate                         bool
@@ -215,6 +218,8 @@ type Phase1 struct {
 	DPDRetryInterval                      time.Duration
 	NATTraversal                          string        // enable, disable, forced
 	Keepalive                             time.Duration // NAT keepalive
+	Transport                             string        // udp, auto, tcp (RFC 9329)
+	FallbackTCP                           time.Duration // transport auto: without an answer in UDP
 	Mobike                                bool          // RFC 4555
 	Fragmentation                         bool
 	FragmentationMTU                      int
@@ -258,6 +263,19 @@ type Pool struct {
 	SplitInclude6Subnets []ipsec.TrafficSelector
 }
 
+// ListensTCP says whether any phase 1 takes IKE SAs in TCP.
+func (c *Config) ListensTCP() bool {
+	return slices.ContainsFunc(c.Phase1, func(p Phase1) bool { return p.Takes(true) })
+}
+
+// Takes says whether IKE SAs in TCP, or in UDP, belong to it.
+func (p *Phase1) Takes(tcp bool) bool {
+	if tcp {
+		return p.Transport == "tcp" || p.Transport == "auto"
+	}
+	return p.Transport != "tcp"
+}
+
 // Dialup says whether clients make instances of it.
 func (p *Phase1) Dialup() bool { return p.Type == "dynamic" }
 
@@ -270,8 +288,9 @@ type Phase2 struct {
 	ESN           string        // phase1, disable, allow, require
 	PFS           bool
 	DHGroups      []ipsec.TransformID
-	KeyLifeType   string        // seconds, kbs, both
-	KeyLife       time.Duration // default 43200 s
+	AddKE         [ipsec.MaxAddKE][]ipsec.TransformID // as of Phase1; none without PFS
+	KeyLifeType   string                              // seconds, kbs, both
+	KeyLife       time.Duration                       // default 43200 s
 	KeyLifeKB     uint64
 	Replay        bool
 	AutoNegotiate bool

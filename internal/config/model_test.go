@@ -31,7 +31,7 @@ func TestDefaults(t *testing.T) {
 		Name: "vpn1", Line: 2, Type: "static", Interface: "wan", IPVersion: 4, RemoteGW: netip.MustParseAddr("203.0.113.1"),
 		KeyLife: 24 * time.Hour, AuthMethod: "psk", PeerType: "any", LocalIDType: "auto", PSK: ipsec.NewKey([]byte("s3cretvalue")),
 		DHGroups: []ipsec.TransformID{14, 5}, ESN: "disable", AutoNegotiate: true, NegotiateTimeout: 30 * time.Second,
-		DPD: "on-demand", DPDRetryCount: 3, DPDRetryInterval: 20 * time.Second, NATTraversal: "enable", Keepalive: 10 * time.Second,
+		DPD: "on-demand", DPDRetryCount: 3, DPDRetryInterval: 20 * time.Second, NATTraversal: "enable", Transport: "udp", FallbackTCP: 15 * time.Second, Keepalive: 10 * time.Second,
 		Fragmentation: true, FragmentationMTU: 1200, IPFragmentation: "post-encapsulation", HASyncESPSeqno: true, AddRoute: true,
 		CertIDValidation: true, DigitalSignatureAuth: true, SignatureHash: []string{"sha2-512", "sha2-384", "sha2-256"}, RSASignatureFormat: "pkcs1",
 		Rekey: true, LoopbackAsymroute: true, PPK: "disable",
@@ -238,5 +238,16 @@ func TestBounds(t *testing.T) {
 		if len(faults) > maxFaults+1 {
 			t.Errorf("%s: %d faults", tc.name, len(faults))
 		}
+	}
+}
+
+func TestAdditionalKeyExchanges(t *testing.T) {
+	c, _ := load(t, "f", phase1("set addke1 37 ml-kem-768 none\nset addke2 0\nset addke7 36")+strings.Replace(phase2("set addke3 36"), goodPhase1, "", 1))
+	want := [ipsec.MaxAddKE][]ipsec.TransformID{{ipsec.KEMLKEM1024, ipsec.KEMLKEM768, ipsec.KENone}, 6: {ipsec.KEMLKEM768}}
+	if d := cmp.Diff(want, c.Phase1[0].AddKE); d != "" {
+		t.Errorf("phase 1: %s", d)
+	}
+	if d := cmp.Diff([ipsec.MaxAddKE][]ipsec.TransformID{2: {ipsec.KEMLKEM768}}, c.Phase2[0].AddKE); d != "" {
+		t.Errorf("phase 2: %s", d)
 	}
 }

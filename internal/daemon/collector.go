@@ -12,41 +12,78 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gcPercent is by how much of what lives the heap may grow between collections. With tens
-// of thousands of tunnels a collection looks at millions of objects; at Go's 100 it took
-// a quarter of what a member computes that takes them in.
-const gcPercent = 200
-
-// While much is allocated, as when many tunnels are set up, at least room comes together
-// between two collections: with a small heap there would be one every few seconds, each of
-// which holds up the set-ups under way for ten milliseconds or more.
-const (
-	room      = 192 << 20
-	roomShare = 64              // room is at most this part of the memory here
-	busy      = 1 << 20         // bytes a second from which on it is much
-	calm      = 5 * time.Second // with less than that, before the room is given back
+// Between two collections the heap may grow by a percentage of what lives, or by a room if
+// that is more. What lives lies scattered over what was allocated meanwhile and keeps its
+// pages, so this decides what a tunnel takes in the end, too.
+//
+// Where somebody fills a member with tens of thousands of tunnels, a collection looks at
+// millions of objects; at Go's 100 it took a quarter of what that member computes. Where
+// tunnels are set up it holds up those under way for ten milliseconds or more, so there
+// shall not be one every second.
+var (
+	fillPace  = pace{percent: 200, room: 192 << 20}
+	setUpPace = pace{percent: 50, room: 32 << 20}
+	calmPace  = pace{percent: 50}
 )
 
-// keepRoom raises the percentage for as long as much is allocated and the heap is small.
-func keepRoom(least int64) {
+type pace struct {
+	percent int
+	room    int64 // bytes
+}
+
+const (
+	roomShare = 64              // a room is at most this part of the memory here
+	busy      = 1 << 20         // bytes allocated in a second, from which on tunnels are being set up
+	filling   = 96 << 20        // and from which on they come by the thousand
+	settled   = 5 * time.Second // after the last such second the pace falls
+)
+
+// wants is the percentage of a pace for a heap of which live bytes live, with so much of a
+// room at most.
+func (p pace) wants(live, most int64) int {
+	if live <= 0 {
+		return p.percent
+	}
+	return max(p.percent, int(100*min(p.room, most)/live))
+}
+
+// paces chooses the pace by what is allocated in a second. It begins as if it were being
+// filled: a member that comes back is.
+type paces struct {
+	filled, setUp time.Time // when it was last so
+}
+
+func (s *paces) at(now time.Time, allocated uint64) pace {
+	if s.filled.IsZero() || allocated >= filling {
+		s.filled = now
+	}
+	if allocated >= busy {
+		s.setUp = now
+	}
+	switch {
+	case now.Sub(s.filled) < settled:
+		return fillPace
+	case now.Sub(s.setUp) < settled:
+		return setUpPace
+	}
+	return calmPace
+}
+
+// keepRoom sets the percentage as what is allocated asks for.
+func keepRoom(most int64) {
 	figures := []heap.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	var s paces
 	var allocated uint64
-	var last time.Time // that it was much
-	at := gcPercent
+	at := fillPace.percent
 	for now := range time.Tick(time.Second) {
 		heap.Read(figures)
 		n := figures[0].Value.Uint64()
-		if n-allocated >= busy {
-			last = now
-		}
+		p := s.at(now, n-allocated)
 		allocated = n
-		want := gcPercent
-		if live := int64(figures[1].Value.Uint64()); live > 0 && now.Sub(last) < calm {
-			want = max(want, int(100*least/live))
-		}
+		want := p.wants(int64(figures[1].Value.Uint64()), most)
 		if want*10 < at*9 || want*9 > at*10 { // a change stops everything for a moment
 			debug.SetGCPercent(want)
-			if want == gcPercent {
+			if p == calmPace {
 				runtime.GC() // now that nothing waits for it
 			}
 			at = want
@@ -58,8 +95,8 @@ func keepRoom(least int64) {
 // GOGC and GOMEMLIMIT in the environment say otherwise.
 func paceCollector() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-		go keepRoom(min(room, memoryHere()/roomShare))
+		debug.SetGCPercent(fillPace.percent)
+		go keepRoom(memoryHere() / roomShare)
 	}
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return

@@ -337,6 +337,13 @@ func (d *Daemon) configure(c *config.Config) error {
 	if err := d.tunnels.configure(c); err != nil {
 		return err
 	}
+	port := uint16(0)
+	if c.ListensTCP() {
+		port = c.TCPPort
+	}
+	if err := d.plane.ListenTCP(port); err != nil {
+		return err
+	}
 	if err := applyFirewall(rules); err != nil {
 		if c.HasPolicy {
 			return err

@@ -20,7 +20,7 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	d.breaks.before(e)
 	switch e := e.(type) {
 	case ike.Send:
-		if err := d.plane.SendIKE(xfrm.IKEDatagram{Local: e.Local, Remote: e.Remote, NonESP: e.NonESP, Data: e.Data}); err != nil {
+		if err := d.plane.SendIKE(xfrm.IKEDatagram{Local: e.Local, Remote: e.Remote, NonESP: e.NonESP, TCP: e.TCP, Data: e.Data}); err != nil {
 			d.quietly(now, slog.LevelWarn, "IKE message not sent", slog.String("remote", e.Remote.String()), slog.Any("error", err))
 		}
 	case ike.SendKeepalive:
@@ -40,7 +40,7 @@ func (d *Daemon) carry(now time.Time, e node.Effect) {
 	case node.SetOutbound:
 		d.plane.SetOutbound(e.SPIIn, e.Use)
 	case node.SetPeer:
-		d.plane.SetPeer(e.SPIIn, e.Local, e.Remote, e.UDPEncap)
+		d.plane.SetPeer(e.SPIIn, e.Local, e.Remote, e.UDPEncap, e.TCP)
 	case node.Remove:
 		if e.Linger > 0 {
 			d.plane.Linger(e.SPIIn, e.Linger)

@@ -129,7 +129,7 @@ func (f *farmEnds) start() error {
 		Deliver: d.plane.Inject,
 		IKE: func(_ forward.NodeID, x xfrm.IKEDatagram, last bool) {
 			d.loop.offerRemote(func(now time.Time) {
-				f.node.HandleForwarded(now, ike.Datagram{Local: x.Local, Remote: x.Remote, NonESP: x.NonESP, Data: x.Data}, last)
+				f.node.HandleForwarded(now, ike.Datagram{Local: x.Local, Remote: x.Remote, NonESP: x.NonESP, TCP: x.TCP, Data: x.Data}, last)
 			})
 		},
 		LAN: func(from forward.NodeID, b []byte) {
@@ -531,7 +531,7 @@ func (f *farmEnds) release(now time.Time, owners map[xfrm.Scope]cluster.NodeID) 
 
 func (f *farmEnds) forward(e node.Forward) {
 	d := e.Datagram
-	f.link.SendIKE(e.To, xfrm.IKEDatagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data}, e.Last)
+	f.link.SendIKE(e.To, xfrm.IKEDatagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, TCP: d.TCP, Data: d.Data}, e.Last)
 }
 
 // close ends the log and the link.

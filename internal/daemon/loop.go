@@ -55,6 +55,8 @@ type gateway interface {
 // Bounds of the queues.
 const (
 	ikeQueue    = 4096 // datagrams; what exceeds it is dropped and counted, as UDP may
+	initQueue   = 512  // of them IKE_SA_INIT requests, which anybody can forge
+	ikeBytes    = 16 << 20
 	callQueue   = 1024 // calls; who is beyond waits
 	acquireKeep = 1024 // acquires that a merged event queue keeps
 	eventsKeep  = 8192 // events from which on the queue is merged
@@ -71,6 +73,9 @@ var errStopped = errors.New("the daemon is stopping")
 type loop struct {
 	calls chan func(now time.Time)
 	ikeIn chan ike.Datagram
+	// inits has IKE_SA_INIT requests: a flood of them leaves their turn to the messages of
+	// IKE SAs that stand.
+	inits chan ike.Datagram
 	wake  chan struct{} // events wait
 	done  chan struct{} // closed when run has ended
 
@@ -79,6 +84,7 @@ type loop struct {
 	remote []func(now time.Time) // bounded by the streams, which read ahead so far only
 
 	ikeReceived, ikeDropped atomic.Uint64
+	ikeWaiting              atomic.Int64 // bytes in ikeIn and inits
 
 	node  gateway
 	carry func(now time.Time, e node.Effect) // carries out one effect
@@ -91,7 +97,8 @@ type loop struct {
 func newLoop(carry func(time.Time, node.Effect), after func(time.Time), tick func()) *loop {
 	return &loop{
 		calls: make(chan func(time.Time), callQueue), ikeIn: make(chan ike.Datagram, ikeQueue),
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		inits: make(chan ike.Datagram, initQueue),
+		wake:  make(chan struct{}, 1), done: make(chan struct{}),
 		carry: carry, after: after, tick: tick,
 	}
 }
@@ -99,20 +106,31 @@ func newLoop(carry func(time.Time, node.Effect), after func(time.Time), tick fun
 // offerIKE queues a datagram and never blocks; it is the data plane's callback.
 func (l *loop) offerIKE(d xfrm.IKEDatagram) {
 	l.ikeReceived.Add(1)
-	select {
-	case l.ikeIn <- ike.Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, Data: d.Data}:
-	default:
-		l.ikeDropped.Add(1)
-	}
+	l.offerAgain(ike.Datagram{Local: d.Local, Remote: d.Remote, NonESP: d.NonESP, TCP: d.TCP, Data: d.Data})
 }
 
 // offerAgain queues a datagram that came before and never blocks.
 func (l *loop) offerAgain(d ike.Datagram) {
-	select {
-	case l.ikeIn <- d:
-	default:
-		l.ikeDropped.Add(1)
+	queue, n := l.ikeIn, int64(len(d.Data))
+	if ike.Begins(d.Data) {
+		queue = l.inits
 	}
+	if l.ikeWaiting.Add(n) <= ikeBytes {
+		select {
+		case queue <- d:
+			return
+		default:
+		}
+	}
+	l.ikeWaiting.Add(-n)
+	l.ikeDropped.Add(1)
+}
+
+func (l *loop) datagram(d ike.Datagram) {
+	l.ikeWaiting.Add(-int64(len(d.Data)))
+	now := time.Now()
+	l.node.HandleIKE(now, d)
+	l.drain(now)
 }
 
 // offerEvents queues events and never blocks; it is the data plane's callback.
@@ -204,6 +222,8 @@ func mergeEvents(in []xfrm.Event) []xfrm.Event {
 			k = key{kind: 4, spi: uint32(e.SPIIn)}
 		case xfrm.Expiring:
 			k = key{kind: 5, spi: uint32(e.SPIIn), hard: e.Hard}
+		case xfrm.StreamLost:
+			k = key{kind: 7, spi: uint32(e.SPIIn)}
 		case xfrm.ForwardedTraffic:
 			k = key{kind: 6, spi: uint32(e.SPIIn)}
 		}
@@ -282,9 +302,9 @@ func (l *loop) run() {
 			f(now)
 			l.drain(now)
 		case d := <-l.ikeIn:
-			now := time.Now()
-			l.node.HandleIKE(now, d)
-			l.drain(now)
+			l.datagram(d)
+		case d := <-l.inits:
+			l.datagram(d)
 		case <-l.wake:
 			l.woken()
 		case now := <-timer.C:

@@ -47,6 +47,11 @@ func innerMTU(outer int, s ipsec.Suite, udp, outerV6 bool) int {
 // negotiate: which suite a peer picks is not known when its interface is made.
 func tunnelInnerMTU(c *config.Config, p *config.Phase1, outer int, outerV6 bool) int {
 	udp := p.NATTraversal != "disable"
+	if p.Takes(true) {
+		// So that a segment of an inner TCP connection fits one of the outer: its header
+		// with timestamps and the message's length, in place of UDP's.
+		outer, udp = outer-(20+12+2-8), true
+	}
 	mtu := innerMTU(outer, ipsec.Suite{Encr: ipsec.ENCRAESGCM16}, udp, outerV6)
 	for i := range c.Phase2 {
 		if c.Phase2[i].Phase1 != p.Name {

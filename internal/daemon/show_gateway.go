@@ -29,7 +29,8 @@ type gatewayJSON struct {
 	PeerID           string     `json:"peer_id,omitempty"`
 	Certificate      *certJSON  `json:"peer_certificate,omitempty"`
 	NAT              bool       `json:"nat"`
-	Role             string     `json:"role,omitempty"` // in a cluster
+	Transport        string     `json:"transport,omitempty"` // tcp, or UDP and plain ESP
+	Role             string     `json:"role,omitempty"`      // in a cluster
 	VCluster         int        `json:"vcluster,omitempty"`
 	VDOM             string     `json:"vdom,omitempty"`
 	Created          int64      `json:"created_s"`
@@ -69,6 +70,7 @@ type ikeJSON struct {
 	DPDSent     uint32  `json:"dpd_sent"`
 	DPDRecv     uint32  `json:"dpd_recv"`
 	PPK         bool    `json:"ppk"`
+	AddKE       []int   `json:"addke,omitempty"` // additional key exchange methods, in their order
 }
 
 func msTriple(d [3]time.Duration) (ms [3]float64) {
@@ -140,6 +142,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 	if c := g.Certificate; c != nil {
 		j.Certificate = &certJSON{c.Subject, hex.EncodeToString(c.Fingerprint[:]), c.NotAfter.UTC(), c.Signature, c.Method}
 	}
+	if g.TCP {
+		j.Transport = "tcp"
+	}
 	j.assigned(&g.Assigned)
 	if !v.alone() {
 		j.Role = v.role(g)
@@ -175,6 +180,9 @@ func (v *view) gatewayJSON(g *ike.GatewayStatus, showKeys bool) gatewayJSON {
 		}
 		if s.Suite != (ipsec.Suite{}) {
 			d.Proposal = s.Suite.String()
+			for _, id := range s.Suite.AddKE.Methods() {
+				d.AddKE = append(d.AddKE, int(id))
+			}
 		}
 		j.SAs = append(j.SAs, d)
 	}
@@ -243,6 +251,9 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 	if j.NAT {
 		p("nat: peer\n")
 	}
+	if j.Transport != "" {
+		p("transport: %s\n", j.Transport)
+	}
 	if role {
 		p("role: %s\n", j.Role)
 	}
@@ -286,6 +297,9 @@ func (s *session) printGateway(j *gatewayJSON, g *ike.GatewayStatus, role bool) 
 				text = " " + text
 			}
 			p("%s:%s\n", k.name, text)
+		}
+		if len(a.AddKE) > 0 {
+			p("addke: %s\n", groupText(a.AddKE))
 		}
 		p("PPK: %s\nmessage-id sent/recv: %d/%d\n", yesNo(a.PPK), a.SendID, a.RecvID)
 		p("lifetime/rekey: %d/%d\n", a.Lifetime, a.Rekey)

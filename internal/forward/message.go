@@ -20,8 +20,10 @@ const (
 const (
 	flagUDP = 1 << iota // ESP in UDP, or IKE behind the non-ESP marker
 	flagIPv6
-	flagLast   // two members have handed it on
-	flagsKnown = flagUDP | flagIPv6 | flagLast
+	flagLast // two members have handed it on
+	flagTCP  // with flagUDP: it came in a TCP connection
+
+	flagsKnown = flagUDP | flagIPv6 | flagLast | flagTCP
 )
 
 const (
@@ -52,6 +54,9 @@ func (m *message) head(dst []byte) []byte {
 	var flags byte
 	if x.UDPEncap {
 		flags |= flagUDP
+	}
+	if x.TCP {
+		flags |= flagTCP
 	}
 	if x.Last {
 		flags |= flagLast
@@ -114,7 +119,7 @@ func (m *message) decode(b []byte, n names) error {
 	}
 	x := &m.x
 	*x = xfrm.Stray{
-		Scope: xfrm.Scope(binary.BigEndian.Uint16(b[4:])), Outer: m.kind == kindESP, UDPEncap: flags&flagUDP != 0, Last: flags&flagLast != 0, TOS: b[2],
+		Scope: xfrm.Scope(binary.BigEndian.Uint16(b[4:])), Outer: m.kind == kindESP, UDPEncap: flags&flagUDP != 0, TCP: flags&flagTCP != 0, Last: flags&flagLast != 0, TOS: b[2],
 	}
 	b = b[prefixLen:]
 	if m.addressed() {

@@ -273,7 +273,7 @@ func (l *Link) take(p *peer, b []byte) {
 	if r.m.kind == kindIKE {
 		p.stats.receivedIKE.Add(1)
 		if l.o.IKE != nil {
-			l.o.IKE(p.id, xfrm.IKEDatagram{Local: x.Local, Remote: x.Remote, NonESP: x.UDPEncap, Data: bytes.Clone(x.Packet)}, x.Last)
+			l.o.IKE(p.id, xfrm.IKEDatagram{Local: x.Local, Remote: x.Remote, NonESP: x.UDPEncap, TCP: x.TCP, Data: bytes.Clone(x.Packet)}, x.Last)
 		}
 		return
 	}

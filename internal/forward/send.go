@@ -55,7 +55,7 @@ func (l *Link) Send(to NodeID, x xfrm.Stray) {
 
 // SendIKE does the same for an IKE message; last: it was handed on before.
 func (l *Link) SendIKE(to NodeID, d xfrm.IKEDatagram, last bool) {
-	l.enqueue(to, &message{kind: kindIKE, x: xfrm.Stray{Last: last, UDPEncap: d.NonESP, Local: d.Local, Remote: d.Remote, Packet: d.Data}})
+	l.enqueue(to, &message{kind: kindIKE, x: xfrm.Stray{Last: last, UDPEncap: d.NonESP, TCP: d.TCP, Local: d.Local, Remote: d.Remote, Packet: d.Data}})
 }
 
 // SendLAN sends what a member tells another about inner prefixes, up to a few kilobytes. It

@@ -20,7 +20,8 @@ type ChildSA struct {
 	IntegOut      Key
 
 	Local, Remote netip.AddrPort // outer addresses; ports are those of IKE, used by UDP encapsulation
-	UDPEncap      bool           // ESP in UDP (RFC 3948)
+	UDPEncap      bool           // ESP in UDP (RFC 3948), or in TCP
+	TCP           bool           // in TCP (RFC 9329); port 0 of Local: the connection is ours to open
 	ReplayWindow  uint32         // packets, a multiple of 64; 0 switches replay detection off
 	TSLocal       []TrafficSelector
 	TSRemote      []TrafficSelector

@@ -11,7 +11,30 @@ const (
 	TransformINTEG TransformType = 3
 	TransformKE    TransformType = 4
 	TransformESN   TransformType = 5
+
+	// TransformADDKE1 to TransformADDKE7 are additional key exchanges (RFC 9370 §2.2.1),
+	// with the IDs of TransformKE.
+	TransformADDKE1 TransformType = 6
+	TransformADDKE7 TransformType = 12
 )
+
+// MaxAddKE is how many additional key exchanges one negotiation has at most.
+const MaxAddKE = 7
+
+// AddKE are additional key exchange methods in the order of their transform types; KENone
+// where there is none.
+type AddKE [MaxAddKE]TransformID
+
+// Methods are those that there are, in the order in which they are carried out.
+func (a AddKE) Methods() []TransformID {
+	var out []TransformID
+	for _, id := range a {
+		if id != KENone {
+			out = append(out, id)
+		}
+	}
+	return out
+}
 
 // TransformID is a value of the registry that its TransformType names.
 type TransformID uint16
@@ -83,7 +106,7 @@ type Proposal struct {
 
 // Suite is what a negotiation settled: one transform of each type. Integ is
 // INTEGNone with an AEAD; KE is KENone where there is no key exchange of its own
-// (the first Child SA); PRF is 0 for ESP.
+// (the first Child SA), and AddKE what follows it (RFC 9370); PRF is 0 for ESP.
 type Suite struct {
 	Encr    TransformID
 	KeyBits uint16
@@ -91,6 +114,7 @@ type Suite struct {
 	Integ   TransformID
 	KE      TransformID
 	ESN     bool
+	AddKE   AddKE
 }
 
 // EncrKeyLen is the length in bytes of the encryption key without its salt.

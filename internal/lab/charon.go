@@ -1,14 +1,16 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -43,6 +45,7 @@ type CharonConfig struct {
 	Node    string // where it runs
 	Swanctl string // text of its swanctl.conf
 	KeyLog  bool   // log level 4, which prints keys: for tshark only
+	Silent  bool   // log level -1: nothing is logged
 	// Settings are further lines of the charon-systemd section, in charon's words.
 	Settings string
 	// Credentials are files in swanctl's folders, which stand beside its swanctl.conf: "x509ca/ca.pem", "private/key.pem".
@@ -52,10 +55,13 @@ type CharonConfig struct {
 // Charon is a running strongSwan of the lab, wholly in user space. Its
 // namespace must be its own: it opens UDP 500 and 4500 and a TUN device.
 type Charon struct {
-	Dir     string // log, sockets, configuration
-	proc    *Process
+	Dir     string   // log, sockets, configuration
+	proc    *Process // nil in a guest
 	swanctl string
-	names   []string // of a farm's tunnels
+	dial    func(context.Context) (net.Conn, error) // its vici socket
+	uri     string                                  // the same for swanctl
+	within  func(func() error) error                // the namespace in which uri is reached
+	names   []string                                // of a farm's tunnels
 
 	mu     sync.Mutex
 	events CharonEvents
@@ -86,17 +92,84 @@ func (t *Topology) StartCharon(ctx context.Context, cfg CharonConfig) (*Charon, 
 		return nil, err
 	}
 	c := &Charon{Dir: filepath.Join(t.Dir, "charon-"+cfg.Node), swanctl: swanctl, ended: make(chan struct{})}
-	c.events.RekeyedSPIs = map[string]bool{}
+	socket := filepath.Join(c.Dir, "vici")
+	c.uri = "unix://" + socket
+	c.dial = func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	c.within = func(f func() error) error { return f() }
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := os.WriteFile(c.confPath(), []byte(cfg.conf(CharonPlugins, c.uri, c.LogPath())), 0o600); err != nil {
+		return nil, err
+	}
+	if c.proc, err = t.Start(cfg.Node, "charon-"+cfg.Node, []string{bin}, []string{"STRONGSWAN_CONF=" + c.confPath()}); err != nil {
+		return nil, err
+	}
+	if err := c.begin(ctx, cfg); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// GuestCharon is a charon on a kernel of its own, ESP included, which Start starts with
+// the STRONGSWAN_CONF it is given. Dir is a folder that both kernels have; vici listens
+// on Vici, which is reached from the namespace of Node.
+type GuestCharon struct {
+	Dir   string
+	Vici  netip.AddrPort
+	Start func(strongswanConf string) error
+}
+
+// guestPlugins are few, as each costs time to load in a guest.
+const guestPlugins = "nonce aes sha1 sha2 hmac kdf gcm ctr ccm chapoly curve25519 openssl random pem x509 pubkey pkcs1 kernel-netlink socket-default vici updown"
+
+// StartGuestCharon starts a charon in a guest and waits until it has loaded its
+// configuration. Stop ends only what the lab has of it.
+func (t *Topology) StartGuestCharon(ctx context.Context, g GuestCharon, cfg CharonConfig) (*Charon, error) {
+	_, swanctl, err := FindCharon()
+	if err != nil {
+		return nil, err
+	}
+	c := &Charon{Dir: g.Dir, swanctl: swanctl, uri: "tcp://" + g.Vici.String(), ended: make(chan struct{})}
+	c.dial = func(ctx context.Context) (conn net.Conn, err error) {
+		err = t.In(cfg.Node, func() (err error) {
+			conn, err = net.DialTimeout("tcp", g.Vici.String(), time.Second)
+			return err
+		})
+		return conn, err
+	}
+	c.within = func(f func() error) error { return t.In(cfg.Node, f) }
+	conf := cfg.conf(guestPlugins, "tcp://"+g.Vici.String(), c.LogPath())
+	if err := errors.Join(os.MkdirAll(c.Dir, 0o700), os.WriteFile(c.confPath(), []byte(conf), 0o600)); err != nil {
+		return nil, err
+	}
+	if err := g.Start(c.confPath()); err != nil {
+		return nil, err
+	}
+	if err := c.begin(ctx, cfg); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Charon) confPath() string { return filepath.Join(c.Dir, "strongswan.conf") }
+
+// conf is its strongswan.conf.
+func (cfg CharonConfig) conf(plugins, uri, log string) string {
 	level := 1
 	if cfg.KeyLog {
 		level = 4
 	}
-	conf := fmt.Sprintf(`charon-systemd {
+	least := 1
+	if cfg.Silent {
+		least, level = -1, -1
+	}
+	return fmt.Sprintf(`charon-systemd {
   load = %s
-  plugins { vici { socket = unix://%s } }
+  plugins { vici { socket = %s } }
   retransmit_base = 1.2
   retransmit_timeout = 0.5
   retransmit_tries = 15
@@ -106,33 +179,35 @@ func (t *Topology) StartCharon(ctx context.Context, cfg CharonConfig) (*Charon, 
       time_format = %%H:%%M:%%S
       time_add_ms = yes
       flush_line = yes
-      default = 1
+      default = %d
       ike = %d
       chd = %d
     } }
 }
-`, CharonPlugins, c.socket(), cfg.Settings, c.LogPath(), level, level)
-	confPath, swanPath := filepath.Join(c.Dir, "strongswan.conf"), filepath.Join(c.Dir, "swanctl.conf")
-	if err := errors.Join(os.WriteFile(confPath, []byte(conf), 0o600), os.WriteFile(swanPath, []byte(cfg.Swanctl), 0o600)); err != nil {
-		return nil, err
-	}
-	c.proc, err = t.Start(cfg.Node, "charon-"+cfg.Node, []string{bin}, []string{"STRONGSWAN_CONF=" + confPath})
-	if err != nil {
-		return nil, err
+`, plugins, uri, cfg.Settings, log, least, level, level)
+}
+
+// begin writes what swanctl reads and loads it. On failure charon ends.
+func (c *Charon) begin(ctx context.Context, cfg CharonConfig) error {
+	c.events.RekeyedSPIs = map[string]bool{}
+	swanPath := filepath.Join(c.Dir, "swanctl.conf")
+	if err := os.WriteFile(swanPath, []byte(cfg.Swanctl), 0o600); err != nil {
+		return errors.Join(err, c.Stop())
 	}
 	for name, text := range cfg.Credentials {
 		path := filepath.Join(c.Dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600)); err != nil {
-			return nil, errors.Join(err, c.Stop())
+			return errors.Join(err, c.Stop())
 		}
 	}
 	if err := c.load(ctx, swanPath); err != nil {
-		return nil, errors.Join(err, c.Stop())
+		return errors.Join(err, c.Stop())
 	}
-	return c, nil
+	return nil
 }
 
-func (c *Charon) socket() string { return filepath.Join(c.Dir, "vici") }
+// PID is its process, where it runs on this host.
+func (c *Charon) PID() int { return c.proc.PID }
 
 // LogPath is charon's log: every message that it parsed and generated by its
 // payloads, the proposals it selected, and why it refused.
@@ -142,11 +217,11 @@ func (c *Charon) LogPath() string { return filepath.Join(c.Dir, "log") }
 // its configuration.
 func (c *Charon) load(ctx context.Context, swanPath string) error {
 	err := poll(ctx, 10*time.Second, 20*time.Millisecond, func() error {
-		if !c.proc.Running() {
+		if !c.Running() {
 			return permanent(errors.New("charon ended: see " + c.proc.LogPath))
 		}
 		var err error
-		c.conn, err = dialVici(ctx, c.socket())
+		c.conn, err = c.vici(ctx)
 		return err
 	})
 	if err != nil {
@@ -158,12 +233,44 @@ func (c *Charon) load(ctx context.Context, swanPath string) error {
 		}
 	}
 	go c.listen()
-	cmd := exec.CommandContext(ctx, c.swanctl, "--load-all", "--uri", "unix://"+c.socket(), "--file", swanPath)
-	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+filepath.Join(c.Dir, "strongswan.conf"))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("swanctl --load-all: %w: %s", err, strings.TrimSpace(string(out)))
+	return c.loadFile(ctx, swanPath)
+}
+
+// Load gives it another configuration in the place of the one that it has.
+func (c *Charon) Load(ctx context.Context, swanctl string) error {
+	path := filepath.Join(c.Dir, "swanctl.conf")
+	if err := os.WriteFile(path, []byte(swanctl), 0o600); err != nil {
+		return err
+	}
+	return c.loadFile(ctx, path)
+}
+
+func (c *Charon) loadFile(ctx context.Context, path string) error {
+	cmd := exec.CommandContext(ctx, c.swanctl, "--load-all", "--clear", "--uri", c.uri, "--file", path)
+	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+c.confPath())
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := c.within(cmd.Start); err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("swanctl --load-all: %w: %s", err, bytes.TrimSpace(out.Bytes()))
 	}
 	return nil
+}
+
+func (c *Charon) vici(ctx context.Context) (*viciConn, error) {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newViciConn(conn), nil
+}
+
+// Version is what charon says of itself and of its kernel.
+func (c *Charon) Version(ctx context.Context) (version, kernel string, err error) {
+	m, _, err := c.run(ctx, "version", "", viciMessage{})
+	return m.text("version"), m.text("release"), err
 }
 
 func (c *Charon) listen() {
@@ -220,7 +327,7 @@ func (c *Charon) Events() CharonEvents {
 }
 
 func (c *Charon) run(ctx context.Context, command, stream string, args viciMessage) (viciMessage, []viciMessage, error) {
-	v, err := dialVici(ctx, c.socket())
+	v, err := c.vici(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -241,6 +348,12 @@ func (c *Charon) Initiate(ctx context.Context, child string, within time.Duratio
 // Terminate deletes an IKE SA by the name of its connection.
 func (c *Charon) Terminate(ctx context.Context, ike string) error {
 	_, _, err := c.run(ctx, "terminate", "", viciMessage{"ike": ike, "timeout": "5000"})
+	return err
+}
+
+// TerminateChild deletes a Child SA by its name and does not wait for the peer.
+func (c *Charon) TerminateChild(ctx context.Context, child string) error {
+	_, _, err := c.run(ctx, "terminate", "", viciMessage{"child": child, "timeout": "-1"})
 	return err
 }
 
@@ -320,11 +433,14 @@ func (c *Charon) SAs(ctx context.Context) ([]CharonSA, error) {
 }
 
 // Running says whether the process lives.
-func (c *Charon) Running() bool { return c.proc.Running() }
+func (c *Charon) Running() bool { return c.proc == nil || c.proc.Running() }
 
 // Stop kills charon without a word to its peer.
 func (c *Charon) Stop() error {
-	err := c.proc.Kill()
+	var err error
+	if c.proc != nil {
+		err = c.proc.Kill()
+	}
 	if c.conn != nil {
 		err = errors.Join(err, c.conn.close())
 	}

@@ -31,14 +31,7 @@ type viciConn struct {
 	r *bufio.Reader
 }
 
-func dialVici(ctx context.Context, path string) (*viciConn, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return &viciConn{c, bufio.NewReader(c)}, nil
-}
+func newViciConn(c net.Conn) *viciConn { return &viciConn{c, bufio.NewReader(c)} }
 
 func (v *viciConn) close() error { return v.c.Close() }
 

@@ -29,7 +29,7 @@ type SetOutbound struct {
 type SetPeer struct {
 	SPIIn         ipsec.ESPSPI
 	Local, Remote netip.AddrPort
-	UDPEncap      bool
+	UDPEncap, TCP bool
 }
 type SetBounds struct{ Bounds []xfrm.Bound }
 type Skip struct{ Bounds []xfrm.Bound }

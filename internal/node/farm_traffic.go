@@ -204,6 +204,8 @@ func (f *Farm) eventScope(e xfrm.Event) (id cluster.ScopeID, ok bool) {
 		spi = e.SPIIn
 	case xfrm.PeerMoved:
 		spi = e.SPIIn
+	case xfrm.StreamLost:
+		spi = e.SPIIn
 	case xfrm.Expiring:
 		spi = e.SPIIn
 	}

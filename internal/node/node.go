@@ -208,7 +208,13 @@ func (n *Node) HandlePlane(now time.Time, events []xfrm.Event) {
 		case xfrm.FirstInbound:
 			n.ike.HandleFirstInbound(now, e.SPIIn)
 		case xfrm.PeerMoved:
-			n.ike.HandlePeerMoved(now, e.SPIIn, e.From)
+			if e.TCP {
+				n.ike.HandleStreamMoved(now, e.SPIIn, e.From)
+			} else {
+				n.ike.HandlePeerMoved(now, e.SPIIn, e.From)
+			}
+		case xfrm.StreamLost:
+			n.ike.HandleStreamLost(now, e.SPIIn)
 		case xfrm.Expiring:
 			n.log(slog.LevelInfo, "Child SA expiring", slog.String("spi", e.SPIIn.String()), slog.String("reason", e.Reason))
 			n.ike.HandleExpiring(now, e.SPIIn, e.Hard)

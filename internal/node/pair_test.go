@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,7 +111,26 @@ func plain(gwLife, clLife int) (string, string) {
 	return fmt.Sprintf(gatewayConf, gwLife, none, day, day), fmt.Sprintf(clientConf, clLife, none, "disable", day, day)
 }
 
+// twoMore adds additional key exchanges (RFC 9370) to both phases.
+func twoMore(conf string) string {
+	return strings.ReplaceAll(conf, "set dhgrp 31", "set dhgrp 31\n        set addke1 36\n        set addke3 37")
+}
+
+// scenarios are the exchanges, and once more with additional key exchanges those that have any.
 func scenarios() []scenario {
+	out := exchanges()
+	for _, s := range exchanges() {
+		for _, kind := range []string{"IKE_AUTH as ", "Child rekey", "IKE rekey"} {
+			if strings.HasPrefix(s.name, kind) {
+				s.name, s.gateway, s.client = s.name+" with additional key exchanges", twoMore(s.gateway), twoMore(s.client)
+				out = append(out, s)
+			}
+		}
+	}
+	return out
+}
+
+func exchanges() []scenario {
 	gw, cl := plain(day, day)
 	up := func(w *world) {
 		w.up(w.client, "gw", "net1")

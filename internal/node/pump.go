@@ -61,7 +61,7 @@ func (n *Node) ikeEffect(now time.Time, e ike.Effect) {
 	case ike.SetOutbound:
 		n.emit(SetOutbound{e.SPIIn, e.Use})
 	case ike.SetPeer:
-		n.emit(SetPeer{e.SPIIn, e.Local, e.Remote, e.UDPEncap})
+		n.emit(SetPeer{e.SPIIn, e.Local, e.Remote, e.UDPEncap, e.TCP})
 	case ike.Remove:
 		n.remove(e)
 	case ike.Skip:

@@ -159,6 +159,8 @@ func (v *VClusters) HandlePlane(now time.Time, events []xfrm.Event) {
 			return vclusterOf(e.SPIIn), true
 		case xfrm.PeerMoved:
 			return vclusterOf(e.SPIIn), true
+		case xfrm.StreamLost:
+			return vclusterOf(e.SPIIn), true
 		case xfrm.Expiring:
 			return vclusterOf(e.SPIIn), true
 		}

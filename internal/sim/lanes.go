@@ -205,7 +205,7 @@ func (p *lanes[P]) setOutbound(spi ipsec.ESPSPI, use bool) {
 
 func (p *lanes[P]) setPeer(e node.SetPeer) {
 	if s := p.sas[e.SPIIn]; s != nil {
-		s.Local, s.Remote, s.UDPEncap = e.Local, e.Remote, e.UDPEncap
+		s.Local, s.Remote, s.UDPEncap, s.TCP = e.Local, e.Remote, e.UDPEncap, e.TCP
 	}
 }
 

@@ -29,6 +29,7 @@ var order = []string{
 	"internal/logqueue",
 	"internal/timerslack",
 	"internal/linkhealth",
+	"internal/interop",
 	"internal/config",
 	"proto",
 	"ike/message",

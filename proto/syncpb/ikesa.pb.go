@@ -56,6 +56,7 @@ type IKESA struct {
 	Local           *Endpoint              `protobuf:"bytes,23,opt,name=local,proto3" json:"local,omitempty"`
 	Remote          *Endpoint              `protobuf:"bytes,24,opt,name=remote,proto3" json:"remote,omitempty"`
 	NonEsp          bool                   `protobuf:"varint,25,opt,name=non_esp,json=nonEsp,proto3" json:"non_esp,omitempty"`
+	Tcp             bool                   `protobuf:"varint,120,opt,name=tcp,proto3" json:"tcp,omitempty"` // in a connection (RFC 9329)
 	NatHere         bool                   `protobuf:"varint,26,opt,name=nat_here,json=natHere,proto3" json:"nat_here,omitempty"`
 	NatThere        bool                   `protobuf:"varint,27,opt,name=nat_there,json=natThere,proto3" json:"nat_there,omitempty"`
 	UdpEncap        bool                   `protobuf:"varint,28,opt,name=udp_encap,json=udpEncap,proto3" json:"udp_encap,omitempty"`
@@ -84,25 +85,28 @@ type IKESA struct {
 	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
 	Adopted bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
 	// Synchronisation of message IDs (RFC 6311).
-	SyncWanted   bool      `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
-	SyncProposed uint32    `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
-	SyncSeen     uint32    `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
-	PeerAddress  []byte    `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
-	PeerAuth     *PeerAuth `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
-	Mobility     *Mobility `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
-	Assigned     *Assigned `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
+	SyncWanted   bool          `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
+	SyncProposed uint32        `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
+	SyncSeen     uint32        `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
+	PeerAddress  []byte        `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
+	PeerAuth     *PeerAuth     `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
+	Mobility     *Mobility     `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
+	Assigned     *Assigned     `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
+	Intermediate *Intermediate `protobuf:"bytes,100,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                     // absent: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
+	HalfMade     []*HalfMade   `protobuf:"bytes,101,rep,name=half_made,json=halfMade,proto3" json:"half_made,omitempty"`             // answered CREATE_CHILD_SA, of which the peer owes IKE_FOLLOWUP_KE
+	Followed     []byte        `protobuf:"bytes,102,opt,name=followed,proto3" json:"followed,omitempty"`                             // link token of the latest IKE_FOLLOWUP_KE that was answered
 	// Repeated authentication (RFC 4478): spans since it was authenticated; 0: without end.
-	AuthenticatedAge int64  `protobuf:"varint,100,opt,name=authenticated_age,json=authenticatedAge,proto3" json:"authenticated_age,omitempty"`
-	AuthSoft         int64  `protobuf:"varint,101,opt,name=auth_soft,json=authSoft,proto3" json:"auth_soft,omitempty"` // when it is to be repeated by us
-	AuthHard         int64  `protobuf:"varint,102,opt,name=auth_hard,json=authHard,proto3" json:"auth_hard,omitempty"`
-	ReplacesI        uint64 `protobuf:"fixed64,103,opt,name=replaces_i,json=replacesI,proto3" json:"replaces_i,omitempty"` // the IKE SA whose Child SAs this one makes anew before that ends
-	ReplacesR        uint64 `protobuf:"fixed64,104,opt,name=replaces_r,json=replacesR,proto3" json:"replaces_r,omitempty"`
+	AuthenticatedAge int64  `protobuf:"varint,130,opt,name=authenticated_age,json=authenticatedAge,proto3" json:"authenticated_age,omitempty"`
+	AuthSoft         int64  `protobuf:"varint,131,opt,name=auth_soft,json=authSoft,proto3" json:"auth_soft,omitempty"` // when it is to be repeated by us
+	AuthHard         int64  `protobuf:"varint,132,opt,name=auth_hard,json=authHard,proto3" json:"auth_hard,omitempty"`
+	ReplacesI        uint64 `protobuf:"fixed64,133,opt,name=replaces_i,json=replacesI,proto3" json:"replaces_i,omitempty"` // the IKE SA whose Child SAs this one makes anew before that ends
+	ReplacesR        uint64 `protobuf:"fixed64,134,opt,name=replaces_r,json=replacesR,proto3" json:"replaces_r,omitempty"`
 	// Quick crash detection (RFC 6290).
-	PeerToken []byte `protobuf:"bytes,105,opt,name=peer_token,json=peerToken,proto3" json:"peer_token,omitempty"` // by which the peer may say that it has lost this IKE SA
-	TokenDue  bool   `protobuf:"varint,106,opt,name=token_due,json=tokenDue,proto3" json:"token_due,omitempty"`   // ours is still to be told
+	PeerToken []byte `protobuf:"bytes,135,opt,name=peer_token,json=peerToken,proto3" json:"peer_token,omitempty"` // by which the peer may say that it has lost this IKE SA
+	TokenDue  bool   `protobuf:"varint,136,opt,name=token_due,json=tokenDue,proto3" json:"token_due,omitempty"`   // ours is still to be told
 	// Redirect (RFC 5685).
-	RedirectTo     []byte `protobuf:"bytes,107,opt,name=redirect_to,json=redirectTo,proto3" json:"redirect_to,omitempty"`             // the gateway that the peer is still to be told
-	RedirectedFrom []byte `protobuf:"bytes,108,opt,name=redirected_from,json=redirectedFrom,proto3" json:"redirected_from,omitempty"` // the gateway that sent us to this one
+	RedirectTo     []byte `protobuf:"bytes,137,opt,name=redirect_to,json=redirectTo,proto3" json:"redirect_to,omitempty"`             // the gateway that the peer is still to be told
+	RedirectedFrom []byte `protobuf:"bytes,138,opt,name=redirected_from,json=redirectedFrom,proto3" json:"redirected_from,omitempty"` // the gateway that sent us to this one
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -322,6 +326,13 @@ func (x *IKESA) GetRemote() *Endpoint {
 func (x *IKESA) GetNonEsp() bool {
 	if x != nil {
 		return x.NonEsp
+	}
+	return false
+}
+
+func (x *IKESA) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
 	}
 	return false
 }
@@ -557,6 +568,27 @@ func (x *IKESA) GetAssigned() *Assigned {
 	return nil
 }
 
+func (x *IKESA) GetIntermediate() *Intermediate {
+	if x != nil {
+		return x.Intermediate
+	}
+	return nil
+}
+
+func (x *IKESA) GetHalfMade() []*HalfMade {
+	if x != nil {
+		return x.HalfMade
+	}
+	return nil
+}
+
+func (x *IKESA) GetFollowed() []byte {
+	if x != nil {
+		return x.Followed
+	}
+	return nil
+}
+
 func (x *IKESA) GetAuthenticatedAge() int64 {
 	if x != nil {
 		return x.AuthenticatedAge
@@ -620,6 +652,293 @@ func (x *IKESA) GetRedirectedFrom() []byte {
 	return nil
 }
 
+// Intermediate is what IKE_INTERMEDIATE (RFC 9242, RFC 9370) has come to before IKE_AUTH.
+type Intermediate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Exchanges     uint32                 `protobuf:"varint,1,opt,name=exchanges,proto3" json:"exchanges,omitempty"`     // that are done
+	Methods       uint32                 `protobuf:"varint,2,opt,name=methods,proto3" json:"methods,omitempty"`         // additional key exchanges that are done, of those of the suite
+	AuthI         []byte                 `protobuf:"bytes,3,opt,name=auth_i,json=authI,proto3" json:"auth_i,omitempty"` // IntAuth_i and IntAuth_r so far
+	AuthR         []byte                 `protobuf:"bytes,4,opt,name=auth_r,json=authR,proto3" json:"auth_r,omitempty"`
+	Former        *IKEKeys               `protobuf:"bytes,5,opt,name=former,proto3" json:"former,omitempty"` // before the latest of them: a request that is repeated is under these
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Intermediate) Reset() {
+	*x = Intermediate{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Intermediate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Intermediate) ProtoMessage() {}
+
+func (x *Intermediate) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Intermediate.ProtoReflect.Descriptor instead.
+func (*Intermediate) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Intermediate) GetExchanges() uint32 {
+	if x != nil {
+		return x.Exchanges
+	}
+	return 0
+}
+
+func (x *Intermediate) GetMethods() uint32 {
+	if x != nil {
+		return x.Methods
+	}
+	return 0
+}
+
+func (x *Intermediate) GetAuthI() []byte {
+	if x != nil {
+		return x.AuthI
+	}
+	return nil
+}
+
+func (x *Intermediate) GetAuthR() []byte {
+	if x != nil {
+		return x.AuthR
+	}
+	return nil
+}
+
+func (x *Intermediate) GetFormer() *IKEKeys {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
+// Methods are key exchange methods, best first.
+type Methods struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []uint32               `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Methods) Reset() {
+	*x = Methods{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Methods) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Methods) ProtoMessage() {}
+
+func (x *Methods) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Methods.ProtoReflect.Descriptor instead.
+func (*Methods) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Methods) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// HalfMade is a new SA between CREATE_CHILD_SA and the last IKE_FOLLOWUP_KE (RFC 9370 §2.2.4).
+type HalfMade struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"` // as of the exchange: 3 another Child SA, 4 a rekeyed one, 5 an IKE SA
+	Suite         *Suite                 `protobuf:"bytes,2,opt,name=suite,proto3" json:"suite,omitempty"`
+	NonceI        []byte                 `protobuf:"bytes,3,opt,name=nonce_i,json=nonceI,proto3" json:"nonce_i,omitempty"` // of the initiator of CREATE_CHILD_SA
+	NonceR        []byte                 `protobuf:"bytes,4,opt,name=nonce_r,json=nonceR,proto3" json:"nonce_r,omitempty"`
+	Secrets       [][]byte               `protobuf:"bytes,5,rep,name=secrets,proto3" json:"secrets,omitempty"` // SK(0), SK(1) …
+	Link          []byte                 `protobuf:"bytes,6,opt,name=link,proto3" json:"link,omitempty"`       // what the next request must bring back
+	Phase2        string                 `protobuf:"bytes,7,opt,name=phase2,proto3" json:"phase2,omitempty"`
+	SpiIn         uint32                 `protobuf:"fixed32,8,opt,name=spi_in,json=spiIn,proto3" json:"spi_in,omitempty"`
+	SpiOut        uint32                 `protobuf:"fixed32,9,opt,name=spi_out,json=spiOut,proto3" json:"spi_out,omitempty"`
+	Replaces      uint32                 `protobuf:"fixed32,10,opt,name=replaces,proto3" json:"replaces,omitempty"` // inbound SPI of the Child SA that is rekeyed
+	TsLocal       []*Selector            `protobuf:"bytes,11,rep,name=ts_local,json=tsLocal,proto3" json:"ts_local,omitempty"`
+	TsRemote      []*Selector            `protobuf:"bytes,12,rep,name=ts_remote,json=tsRemote,proto3" json:"ts_remote,omitempty"`
+	SpiI          uint64                 `protobuf:"fixed64,13,opt,name=spi_i,json=spiI,proto3" json:"spi_i,omitempty"` // of the new IKE SA
+	SpiR          uint64                 `protobuf:"fixed64,14,opt,name=spi_r,json=spiR,proto3" json:"spi_r,omitempty"`
+	KeyId         uint64                 `protobuf:"fixed64,15,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	RequestAge    int64                  `protobuf:"varint,16,opt,name=request_age,json=requestAge,proto3" json:"request_age,omitempty"` // since the peer's latest request for it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HalfMade) Reset() {
+	*x = HalfMade{}
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HalfMade) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HalfMade) ProtoMessage() {}
+
+func (x *HalfMade) ProtoReflect() protoreflect.Message {
+	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HalfMade.ProtoReflect.Descriptor instead.
+func (*HalfMade) Descriptor() ([]byte, []int) {
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HalfMade) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *HalfMade) GetSuite() *Suite {
+	if x != nil {
+		return x.Suite
+	}
+	return nil
+}
+
+func (x *HalfMade) GetNonceI() []byte {
+	if x != nil {
+		return x.NonceI
+	}
+	return nil
+}
+
+func (x *HalfMade) GetNonceR() []byte {
+	if x != nil {
+		return x.NonceR
+	}
+	return nil
+}
+
+func (x *HalfMade) GetSecrets() [][]byte {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *HalfMade) GetLink() []byte {
+	if x != nil {
+		return x.Link
+	}
+	return nil
+}
+
+func (x *HalfMade) GetPhase2() string {
+	if x != nil {
+		return x.Phase2
+	}
+	return ""
+}
+
+func (x *HalfMade) GetSpiIn() uint32 {
+	if x != nil {
+		return x.SpiIn
+	}
+	return 0
+}
+
+func (x *HalfMade) GetSpiOut() uint32 {
+	if x != nil {
+		return x.SpiOut
+	}
+	return 0
+}
+
+func (x *HalfMade) GetReplaces() uint32 {
+	if x != nil {
+		return x.Replaces
+	}
+	return 0
+}
+
+func (x *HalfMade) GetTsLocal() []*Selector {
+	if x != nil {
+		return x.TsLocal
+	}
+	return nil
+}
+
+func (x *HalfMade) GetTsRemote() []*Selector {
+	if x != nil {
+		return x.TsRemote
+	}
+	return nil
+}
+
+func (x *HalfMade) GetSpiI() uint64 {
+	if x != nil {
+		return x.SpiI
+	}
+	return 0
+}
+
+func (x *HalfMade) GetSpiR() uint64 {
+	if x != nil {
+		return x.SpiR
+	}
+	return 0
+}
+
+func (x *HalfMade) GetKeyId() uint64 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
+}
+
+func (x *HalfMade) GetRequestAge() int64 {
+	if x != nil {
+		return x.RequestAge
+	}
+	return 0
+}
+
 // PeerAuth is how a peer proved itself by a certificate.
 type PeerAuth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -636,7 +955,7 @@ type PeerAuth struct {
 
 func (x *PeerAuth) Reset() {
 	*x = PeerAuth{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +967,7 @@ func (x *PeerAuth) String() string {
 func (*PeerAuth) ProtoMessage() {}
 
 func (x *PeerAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[1]
+	mi := &file_syncpb_ikesa_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +980,7 @@ func (x *PeerAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAuth.ProtoReflect.Descriptor instead.
 func (*PeerAuth) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{1}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PeerAuth) GetMethod() uint32 {
@@ -729,7 +1048,7 @@ type Mobility struct {
 
 func (x *Mobility) Reset() {
 	*x = Mobility{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +1060,7 @@ func (x *Mobility) String() string {
 func (*Mobility) ProtoMessage() {}
 
 func (x *Mobility) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[2]
+	mi := &file_syncpb_ikesa_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +1073,7 @@ func (x *Mobility) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mobility.ProtoReflect.Descriptor instead.
 func (*Mobility) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{2}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Mobility) GetUpdate() bool {
@@ -821,7 +1140,7 @@ type Assigned struct {
 
 func (x *Assigned) Reset() {
 	*x = Assigned{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1152,7 @@ func (x *Assigned) String() string {
 func (*Assigned) ProtoMessage() {}
 
 func (x *Assigned) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[3]
+	mi := &file_syncpb_ikesa_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1165,7 @@ func (x *Assigned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assigned.ProtoReflect.Descriptor instead.
 func (*Assigned) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{3}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Assigned) GetClient() bool {
@@ -892,13 +1211,14 @@ type Suite struct {
 	Integ         uint32                 `protobuf:"varint,4,opt,name=integ,proto3" json:"integ,omitempty"`
 	Ke            uint32                 `protobuf:"varint,5,opt,name=ke,proto3" json:"ke,omitempty"`
 	Esn           bool                   `protobuf:"varint,6,opt,name=esn,proto3" json:"esn,omitempty"`
+	AddKe         []uint32               `protobuf:"varint,7,rep,packed,name=add_ke,json=addKe,proto3" json:"add_ke,omitempty"` // additional key exchanges (RFC 9370); none: empty, else all seven
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Suite) Reset() {
 	*x = Suite{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1230,7 @@ func (x *Suite) String() string {
 func (*Suite) ProtoMessage() {}
 
 func (x *Suite) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[4]
+	mi := &file_syncpb_ikesa_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1243,7 @@ func (x *Suite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suite.ProtoReflect.Descriptor instead.
 func (*Suite) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{4}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Suite) GetEncr() uint32 {
@@ -968,6 +1288,13 @@ func (x *Suite) GetEsn() bool {
 	return false
 }
 
+func (x *Suite) GetAddKe() []uint32 {
+	if x != nil {
+		return x.AddKe
+	}
+	return nil
+}
+
 type IKEKeys struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	D             []byte                 `protobuf:"bytes,1,opt,name=d,proto3" json:"d,omitempty"`
@@ -983,7 +1310,7 @@ type IKEKeys struct {
 
 func (x *IKEKeys) Reset() {
 	*x = IKEKeys{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1322,7 @@ func (x *IKEKeys) String() string {
 func (*IKEKeys) ProtoMessage() {}
 
 func (x *IKEKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[5]
+	mi := &file_syncpb_ikesa_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1335,7 @@ func (x *IKEKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IKEKeys.ProtoReflect.Descriptor instead.
 func (*IKEKeys) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{5}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IKEKeys) GetD() []byte {
@@ -1070,7 +1397,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1409,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[6]
+	mi := &file_syncpb_ikesa_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1422,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{6}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -1125,7 +1452,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1464,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[7]
+	mi := &file_syncpb_ikesa_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1477,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{7}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Selector) GetProtocol() uint32 {
@@ -1226,14 +1553,19 @@ type Exchange struct {
 	Floors    []uint64 `protobuf:"varint,30,rep,packed,name=floors,proto3" json:"floors,omitempty"`
 	// About addresses (RFC 4555), of kind 8 then: 10 UPDATE_SA_ADDRESSES, 11 a return
 	// routability check, whose COOKIE2 is the nonce.
-	Mobility      uint32 `protobuf:"varint,40,opt,name=mobility,proto3" json:"mobility,omitempty"`
+	Mobility uint32 `protobuf:"varint,40,opt,name=mobility,proto3" json:"mobility,omitempty"`
+	// Multiple key exchanges (RFC 9370).
+	AddKe         []*Methods `protobuf:"bytes,50,rep,name=add_ke,json=addKe,proto3" json:"add_ke,omitempty"`           // offered; none: empty, else all seven
+	FollowUp      uint32     `protobuf:"varint,51,opt,name=follow_up,json=followUp,proto3" json:"follow_up,omitempty"` // 1 for the first IKE_FOLLOWUP_KE after this kind's CREATE_CHILD_SA …
+	HalfMade      *HalfMade  `protobuf:"bytes,52,opt,name=half_made,json=halfMade,proto3" json:"half_made,omitempty"`  // what it is for
+	Intermediate  uint32     `protobuf:"varint,53,opt,name=intermediate,proto3" json:"intermediate,omitempty"`         // 12: IKE_INTERMEDIATE, of kind 8 then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1577,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[8]
+	mi := &file_syncpb_ikesa_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1590,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{8}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Exchange) GetKind() uint32 {
@@ -1478,6 +1810,34 @@ func (x *Exchange) GetMobility() uint32 {
 	return 0
 }
 
+func (x *Exchange) GetAddKe() []*Methods {
+	if x != nil {
+		return x.AddKe
+	}
+	return nil
+}
+
+func (x *Exchange) GetFollowUp() uint32 {
+	if x != nil {
+		return x.FollowUp
+	}
+	return 0
+}
+
+func (x *Exchange) GetHalfMade() *HalfMade {
+	if x != nil {
+		return x.HalfMade
+	}
+	return nil
+}
+
+func (x *Exchange) GetIntermediate() uint32 {
+	if x != nil {
+		return x.Intermediate
+	}
+	return 0
+}
+
 type ChildSA struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Phase2       string                 `protobuf:"bytes,1,opt,name=phase2,proto3" json:"phase2,omitempty"`
@@ -1519,7 +1879,7 @@ type ChildSA struct {
 
 func (x *ChildSA) Reset() {
 	*x = ChildSA{}
-	mi := &file_syncpb_ikesa_proto_msgTypes[9]
+	mi := &file_syncpb_ikesa_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1891,7 @@ func (x *ChildSA) String() string {
 func (*ChildSA) ProtoMessage() {}
 
 func (x *ChildSA) ProtoReflect() protoreflect.Message {
-	mi := &file_syncpb_ikesa_proto_msgTypes[9]
+	mi := &file_syncpb_ikesa_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1904,7 @@ func (x *ChildSA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildSA.ProtoReflect.Descriptor instead.
 func (*ChildSA) Descriptor() ([]byte, []int) {
-	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{9}
+	return file_syncpb_ikesa_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ChildSA) GetPhase2() string {
@@ -1761,7 +2121,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xba\x11\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xe4\x12\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -1791,7 +2151,8 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\x06own_id\x18/ \x01(\fR\x05ownId\x12+\n" +
 	"\x05local\x18\x17 \x01(\v2\x15.tandem.sync.EndpointR\x05local\x12-\n" +
 	"\x06remote\x18\x18 \x01(\v2\x15.tandem.sync.EndpointR\x06remote\x12\x17\n" +
-	"\anon_esp\x18\x19 \x01(\bR\x06nonEsp\x12\x19\n" +
+	"\anon_esp\x18\x19 \x01(\bR\x06nonEsp\x12\x10\n" +
+	"\x03tcp\x18x \x01(\bR\x03tcp\x12\x19\n" +
 	"\bnat_here\x18\x1a \x01(\bR\anatHere\x12\x1b\n" +
 	"\tnat_there\x18\x1b \x01(\bR\bnatThere\x12\x1b\n" +
 	"\tudp_encap\x18\x1c \x01(\bR\budpEncap\x12\x1d\n" +
@@ -1829,20 +2190,50 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\fpeer_address\x18< \x01(\fR\vpeerAddress\x122\n" +
 	"\tpeer_auth\x18F \x01(\v2\x15.tandem.sync.PeerAuthR\bpeerAuth\x121\n" +
 	"\bmobility\x18Z \x01(\v2\x15.tandem.sync.MobilityR\bmobility\x121\n" +
-	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\x12+\n" +
-	"\x11authenticated_age\x18d \x01(\x03R\x10authenticatedAge\x12\x1b\n" +
-	"\tauth_soft\x18e \x01(\x03R\bauthSoft\x12\x1b\n" +
-	"\tauth_hard\x18f \x01(\x03R\bauthHard\x12\x1d\n" +
+	"\bassigned\x18P \x01(\v2\x15.tandem.sync.AssignedR\bassigned\x12=\n" +
+	"\fintermediate\x18d \x01(\v2\x19.tandem.sync.IntermediateR\fintermediate\x122\n" +
+	"\thalf_made\x18e \x03(\v2\x15.tandem.sync.HalfMadeR\bhalfMade\x12\x1a\n" +
+	"\bfollowed\x18f \x01(\fR\bfollowed\x12,\n" +
+	"\x11authenticated_age\x18\x82\x01 \x01(\x03R\x10authenticatedAge\x12\x1c\n" +
+	"\tauth_soft\x18\x83\x01 \x01(\x03R\bauthSoft\x12\x1c\n" +
+	"\tauth_hard\x18\x84\x01 \x01(\x03R\bauthHard\x12\x1e\n" +
 	"\n" +
-	"replaces_i\x18g \x01(\x06R\treplacesI\x12\x1d\n" +
+	"replaces_i\x18\x85\x01 \x01(\x06R\treplacesI\x12\x1e\n" +
 	"\n" +
-	"replaces_r\x18h \x01(\x06R\treplacesR\x12\x1d\n" +
+	"replaces_r\x18\x86\x01 \x01(\x06R\treplacesR\x12\x1e\n" +
 	"\n" +
-	"peer_token\x18i \x01(\fR\tpeerToken\x12\x1b\n" +
-	"\ttoken_due\x18j \x01(\bR\btokenDue\x12\x1f\n" +
-	"\vredirect_to\x18k \x01(\fR\n" +
-	"redirectTo\x12'\n" +
-	"\x0fredirected_from\x18l \x01(\fR\x0eredirectedFrom\"\xb3\x01\n" +
+	"peer_token\x18\x87\x01 \x01(\fR\tpeerToken\x12\x1c\n" +
+	"\ttoken_due\x18\x88\x01 \x01(\bR\btokenDue\x12 \n" +
+	"\vredirect_to\x18\x89\x01 \x01(\fR\n" +
+	"redirectTo\x12(\n" +
+	"\x0fredirected_from\x18\x8a\x01 \x01(\fR\x0eredirectedFrom\"\xa2\x01\n" +
+	"\fIntermediate\x12\x1c\n" +
+	"\texchanges\x18\x01 \x01(\rR\texchanges\x12\x18\n" +
+	"\amethods\x18\x02 \x01(\rR\amethods\x12\x15\n" +
+	"\x06auth_i\x18\x03 \x01(\fR\x05authI\x12\x15\n" +
+	"\x06auth_r\x18\x04 \x01(\fR\x05authR\x12,\n" +
+	"\x06former\x18\x05 \x01(\v2\x14.tandem.sync.IKEKeysR\x06former\"\x1b\n" +
+	"\aMethods\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xd4\x03\n" +
+	"\bHalfMade\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12(\n" +
+	"\x05suite\x18\x02 \x01(\v2\x12.tandem.sync.SuiteR\x05suite\x12\x17\n" +
+	"\anonce_i\x18\x03 \x01(\fR\x06nonceI\x12\x17\n" +
+	"\anonce_r\x18\x04 \x01(\fR\x06nonceR\x12\x18\n" +
+	"\asecrets\x18\x05 \x03(\fR\asecrets\x12\x12\n" +
+	"\x04link\x18\x06 \x01(\fR\x04link\x12\x16\n" +
+	"\x06phase2\x18\a \x01(\tR\x06phase2\x12\x15\n" +
+	"\x06spi_in\x18\b \x01(\aR\x05spiIn\x12\x17\n" +
+	"\aspi_out\x18\t \x01(\aR\x06spiOut\x12\x1a\n" +
+	"\breplaces\x18\n" +
+	" \x01(\aR\breplaces\x120\n" +
+	"\bts_local\x18\v \x03(\v2\x15.tandem.sync.SelectorR\atsLocal\x122\n" +
+	"\tts_remote\x18\f \x03(\v2\x15.tandem.sync.SelectorR\btsRemote\x12\x13\n" +
+	"\x05spi_i\x18\r \x01(\x06R\x04spiI\x12\x13\n" +
+	"\x05spi_r\x18\x0e \x01(\x06R\x04spiR\x12\x15\n" +
+	"\x06key_id\x18\x0f \x01(\x06R\x05keyId\x12\x1f\n" +
+	"\vrequest_age\x18\x10 \x01(\x03R\n" +
+	"requestAge\"\xb3\x01\n" +
 	"\bPeerAuth\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\rR\x06method\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\rR\x03key\x12\x12\n" +
@@ -1865,14 +2256,15 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x10\n" +
 	"\x03dns\x18\x03 \x03(\fR\x03dns\x12\x18\n" +
 	"\asubnets\x18\x04 \x03(\fR\asubnets\x12\x18\n" +
-	"\adomains\x18\x05 \x03(\fR\adomains\"\x80\x01\n" +
+	"\adomains\x18\x05 \x03(\fR\adomains\"\x97\x01\n" +
 	"\x05Suite\x12\x12\n" +
 	"\x04encr\x18\x01 \x01(\rR\x04encr\x12\x19\n" +
 	"\bkey_bits\x18\x02 \x01(\rR\akeyBits\x12\x10\n" +
 	"\x03prf\x18\x03 \x01(\rR\x03prf\x12\x14\n" +
 	"\x05integ\x18\x04 \x01(\rR\x05integ\x12\x0e\n" +
 	"\x02ke\x18\x05 \x01(\rR\x02ke\x12\x10\n" +
-	"\x03esn\x18\x06 \x01(\bR\x03esn\"w\n" +
+	"\x03esn\x18\x06 \x01(\bR\x03esn\x12\x15\n" +
+	"\x06add_ke\x18\a \x03(\rR\x05addKe\"w\n" +
 	"\aIKEKeys\x12\f\n" +
 	"\x01d\x18\x01 \x01(\fR\x01d\x12\x0e\n" +
 	"\x02ai\x18\x02 \x01(\fR\x02ai\x12\x0e\n" +
@@ -1890,7 +2282,7 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"start_port\x18\x02 \x01(\rR\tstartPort\x12\x19\n" +
 	"\bend_port\x18\x03 \x01(\rR\aendPort\x12\x14\n" +
 	"\x05start\x18\x04 \x01(\fR\x05start\x12\x10\n" +
-	"\x03end\x18\x05 \x01(\fR\x03end\"\x80\a\n" +
+	"\x03end\x18\x05 \x01(\fR\x03end\"\xa2\b\n" +
 	"\bExchange\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -1928,7 +2320,11 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
 	"floor_spis\x18\x1d \x03(\aR\tfloorSpis\x12\x16\n" +
 	"\x06floors\x18\x1e \x03(\x04R\x06floors\x12\x1a\n" +
-	"\bmobility\x18( \x01(\rR\bmobility\"\xec\x06\n" +
+	"\bmobility\x18( \x01(\rR\bmobility\x12+\n" +
+	"\x06add_ke\x182 \x03(\v2\x14.tandem.sync.MethodsR\x05addKe\x12\x1b\n" +
+	"\tfollow_up\x183 \x01(\rR\bfollowUp\x122\n" +
+	"\thalf_made\x184 \x01(\v2\x15.tandem.sync.HalfMadeR\bhalfMade\x12\"\n" +
+	"\fintermediate\x185 \x01(\rR\fintermediate\"\xec\x06\n" +
 	"\aChildSA\x12\x16\n" +
 	"\x06phase2\x18\x01 \x01(\tR\x06phase2\x12\x15\n" +
 	"\x06spi_in\x18\x02 \x01(\aR\x05spiIn\x12\x17\n" +
@@ -1977,43 +2373,54 @@ func file_syncpb_ikesa_proto_rawDescGZIP() []byte {
 	return file_syncpb_ikesa_proto_rawDescData
 }
 
-var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_syncpb_ikesa_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_syncpb_ikesa_proto_goTypes = []any{
-	(*IKESA)(nil),    // 0: tandem.sync.IKESA
-	(*PeerAuth)(nil), // 1: tandem.sync.PeerAuth
-	(*Mobility)(nil), // 2: tandem.sync.Mobility
-	(*Assigned)(nil), // 3: tandem.sync.Assigned
-	(*Suite)(nil),    // 4: tandem.sync.Suite
-	(*IKEKeys)(nil),  // 5: tandem.sync.IKEKeys
-	(*Endpoint)(nil), // 6: tandem.sync.Endpoint
-	(*Selector)(nil), // 7: tandem.sync.Selector
-	(*Exchange)(nil), // 8: tandem.sync.Exchange
-	(*ChildSA)(nil),  // 9: tandem.sync.ChildSA
+	(*IKESA)(nil),        // 0: tandem.sync.IKESA
+	(*Intermediate)(nil), // 1: tandem.sync.Intermediate
+	(*Methods)(nil),      // 2: tandem.sync.Methods
+	(*HalfMade)(nil),     // 3: tandem.sync.HalfMade
+	(*PeerAuth)(nil),     // 4: tandem.sync.PeerAuth
+	(*Mobility)(nil),     // 5: tandem.sync.Mobility
+	(*Assigned)(nil),     // 6: tandem.sync.Assigned
+	(*Suite)(nil),        // 7: tandem.sync.Suite
+	(*IKEKeys)(nil),      // 8: tandem.sync.IKEKeys
+	(*Endpoint)(nil),     // 9: tandem.sync.Endpoint
+	(*Selector)(nil),     // 10: tandem.sync.Selector
+	(*Exchange)(nil),     // 11: tandem.sync.Exchange
+	(*ChildSA)(nil),      // 12: tandem.sync.ChildSA
 }
 var file_syncpb_ikesa_proto_depIdxs = []int32{
-	4,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
-	5,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
-	8,  // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
-	6,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
-	6,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
-	9,  // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
-	1,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
-	2,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
-	3,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
-	6,  // 9: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
-	6,  // 10: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
-	6,  // 11: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
-	4,  // 12: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
-	7,  // 13: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
-	7,  // 14: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
-	4,  // 15: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
-	7,  // 16: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
-	7,  // 17: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	7,  // 0: tandem.sync.IKESA.suite:type_name -> tandem.sync.Suite
+	8,  // 1: tandem.sync.IKESA.keys:type_name -> tandem.sync.IKEKeys
+	11, // 2: tandem.sync.IKESA.outstanding:type_name -> tandem.sync.Exchange
+	9,  // 3: tandem.sync.IKESA.local:type_name -> tandem.sync.Endpoint
+	9,  // 4: tandem.sync.IKESA.remote:type_name -> tandem.sync.Endpoint
+	12, // 5: tandem.sync.IKESA.children:type_name -> tandem.sync.ChildSA
+	4,  // 6: tandem.sync.IKESA.peer_auth:type_name -> tandem.sync.PeerAuth
+	5,  // 7: tandem.sync.IKESA.mobility:type_name -> tandem.sync.Mobility
+	6,  // 8: tandem.sync.IKESA.assigned:type_name -> tandem.sync.Assigned
+	1,  // 9: tandem.sync.IKESA.intermediate:type_name -> tandem.sync.Intermediate
+	3,  // 10: tandem.sync.IKESA.half_made:type_name -> tandem.sync.HalfMade
+	8,  // 11: tandem.sync.Intermediate.former:type_name -> tandem.sync.IKEKeys
+	7,  // 12: tandem.sync.HalfMade.suite:type_name -> tandem.sync.Suite
+	10, // 13: tandem.sync.HalfMade.ts_local:type_name -> tandem.sync.Selector
+	10, // 14: tandem.sync.HalfMade.ts_remote:type_name -> tandem.sync.Selector
+	9,  // 15: tandem.sync.Mobility.esp_local:type_name -> tandem.sync.Endpoint
+	9,  // 16: tandem.sync.Mobility.esp_remote:type_name -> tandem.sync.Endpoint
+	9,  // 17: tandem.sync.Mobility.former:type_name -> tandem.sync.Endpoint
+	7,  // 18: tandem.sync.Exchange.offered:type_name -> tandem.sync.Suite
+	10, // 19: tandem.sync.Exchange.ts_local:type_name -> tandem.sync.Selector
+	10, // 20: tandem.sync.Exchange.ts_remote:type_name -> tandem.sync.Selector
+	2,  // 21: tandem.sync.Exchange.add_ke:type_name -> tandem.sync.Methods
+	3,  // 22: tandem.sync.Exchange.half_made:type_name -> tandem.sync.HalfMade
+	7,  // 23: tandem.sync.ChildSA.suite:type_name -> tandem.sync.Suite
+	10, // 24: tandem.sync.ChildSA.ts_local:type_name -> tandem.sync.Selector
+	10, // 25: tandem.sync.ChildSA.ts_remote:type_name -> tandem.sync.Selector
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_syncpb_ikesa_proto_init() }
@@ -2027,7 +2434,7 @@ func file_syncpb_ikesa_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_syncpb_ikesa_proto_rawDesc), len(file_syncpb_ikesa_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

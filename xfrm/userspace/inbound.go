@@ -132,7 +132,7 @@ func outerHeader(b []byte) (int, bool) {
 type arrival struct {
 	local, remote netip.AddrPort // ports 0 without UDP
 	tos           uint8
-	udp           bool
+	udp, tcp      bool // tcp: with udp
 	hop
 }
 
@@ -200,9 +200,9 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 		l.seen = true
 		p.evs.add(xfrm.FirstInbound{SPIIn: s.SPIIn})
 	}
-	if pr := s.peer.Load(); pr.movedTo(a.remote, a.udp) && now.Sub(l.moved) >= movedGap {
+	if pr := s.peer.Load(); pr.movedTo(a) && now.Sub(l.moved) >= movedGap {
 		l.moved = now
-		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: a.remote})
+		p.evs.add(xfrm.PeerMoved{SPIIn: s.SPIIn, From: a.remote, TCP: a.tcp})
 	}
 	if next == protoNone {
 		return
@@ -251,9 +251,16 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 }
 
 // movedTo says whether an authenticated packet came from elsewhere. Whether it
-// came in UDP is no sign by itself: RFC 7296 §2.23 has us accept both.
-func (p *peer) movedTo(from netip.AddrPort, udp bool) bool {
-	return p.remote.Addr() != from.Addr() || udp && p.udp && p.remote.Port() != from.Port()
+// came in UDP is no sign by itself: RFC 7296 §2.23 has us accept both. An SA changes
+// between TCP connections that the peer opens, and neither to TCP nor away from it.
+func (p *peer) movedTo(a *arrival) bool {
+	switch {
+	case p.tcp != a.tcp:
+		return false
+	case p.tcp:
+		return !p.ours() && p.remote != a.remote
+	}
+	return p.remote.Addr() != a.remote.Addr() || a.udp && p.udp && p.remote.Port() != a.remote.Port()
 }
 
 func (l *inLane) deliver(pkt []byte, now time.Time) {

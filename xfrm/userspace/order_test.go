@@ -25,7 +25,7 @@ func listener(t *testing.T, p *Plane, s *sa) func(n int) []uint32 {
 		t.Fatal(err)
 	}
 	p.out.prompt = true // as New makes it
-	p.SetPeer(s.SPIIn, netip.MustParseAddrPort("127.0.0.1:4500"), netip.MustParseAddrPort(c.LocalAddr().String()), true)
+	p.SetPeer(s.SPIIn, netip.MustParseAddrPort("127.0.0.1:4500"), netip.MustParseAddrPort(c.LocalAddr().String()), true, false)
 	return func(n int) (seqs []uint32) {
 		buf := make([]byte, 2048)
 		for range n {

@@ -90,6 +90,9 @@ func (p *Plane) fits(t *tunnel, s *sa, b *batch, pkt []byte, in *inner, now time
 // maxInner is the largest inner packet that fits the path in one piece; 0: not known.
 func (p *Plane) maxInner(s *sa, now time.Time) int {
 	pr := s.peer.Load()
+	if pr.tcp {
+		return 0 // a stream cuts as it likes
+	}
 	if at := pr.mtuAt.Load(); now.UnixNano()-at > int64(mtuLife) || at == 0 {
 		pr.mtuAt.Store(now.UnixNano())
 		pr.mtu.Store(int32(p.socks.pathMTU(pr)))
@@ -289,7 +292,14 @@ func (ss *sockets) flush(o *outbox) {
 	for i := 0; i < o.n; {
 		m := &o.msgs[i]
 		k := i + 1
-		for k < o.n && o.msgs[k].to.udp == m.to.udp && o.msgs[k].to.v6() == m.to.v6() && o.msgs[k].df == m.df {
+		if m.to.tcp {
+			if !ss.streams.sendESP(m.to.path(), m.pkt) {
+				m.s.sendFailed()
+			}
+			i = k
+			continue
+		}
+		for k < o.n && !o.msgs[k].to.tcp && o.msgs[k].to.udp == m.to.udp && o.msgs[k].to.v6() == m.to.v6() && o.msgs[k].df == m.df {
 			k++
 		}
 		ss.send(o, i, k)
@@ -354,10 +364,13 @@ func (ss *sockets) pathMTU(pr *peer) int {
 	return ss.probe[i].MTU(pr.remote.Addr())
 }
 
-// SendIKE sends one IKE message from the socket of its local port.
+// SendIKE sends one IKE message from the socket of its local port, or in its connection.
 func (p *Plane) SendIKE(d xfrm.IKEDatagram) error {
 	if len(d.Data) == 0 {
 		return errors.New("userspace: empty IKE message")
+	}
+	if d.TCP {
+		return p.socks.streams.sendIKE(pathOf(d.Local, d.Remote), d.Data)
 	}
 	if d.NonESP {
 		return p.sendUDP(d.Local, d.Remote, nonESPMarker[:], d.Data)

@@ -89,6 +89,7 @@ func New(o Options) (*Plane, error) {
 	if p.socks, err = openSockets(o.PortIKE, o.PortNATT); err != nil {
 		return nil, err
 	}
+	p.socks.streams = newStreams(p)
 	p.out = newBatch()
 	p.out.prompt = true
 	p.inject.epoch = p.newEpoch()
@@ -155,12 +156,7 @@ func (p *Plane) removeTunnel(tn *tunnel) {
 	}
 	tn.file.Close()
 	<-tn.done
-	for i, e := range p.epochs {
-		if e == tn.epoch {
-			p.epochs = append(p.epochs[:i:i], p.epochs[i+1:]...)
-			break
-		}
-	}
+	p.dropEpoch(tn.epoch)
 }
 
 // Close removes all interfaces and closes the sockets.
@@ -178,6 +174,7 @@ func (p *Plane) Close() error {
 	close(p.ticks.stop)
 	p.socks.close()
 	p.mu.Unlock()
+	p.socks.streams.close()
 	p.workers.Wait()
 	return nil
 }

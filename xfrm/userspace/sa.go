@@ -36,6 +36,7 @@ type sa struct {
 type peer struct {
 	local, remote netip.AddrPort
 	udp           bool
+	tcp           bool         // with udp: in a TCP connection instead
 	mtu           atomic.Int32 // of the path, bytes; 0: unknown
 	mtuAt         atomic.Int64 // when it was asked for, Unix nanoseconds
 }
@@ -97,9 +98,10 @@ func (p *Plane) Install(x xfrm.SA) error {
 		return fmt.Errorf("userspace: SA %v has no IV counter", x.SPIIn)
 	}
 	s := &sa{ChildSA: x.ChildSA, tun: tn, scope: p.scope(x.Scope), iv: x.IV, layout: l, soft: x.SoftBytes, hard: x.HardBytes}
-	if err := s.setPeer(x.Local, x.Remote, x.UDPEncap); err != nil {
+	if err := s.setPeer(x.Local, x.Remote, x.UDPEncap, x.TCP); err != nil {
 		return err
 	}
+	p.socks.streams.bind(s.peer.Load())
 	gen, _ := s.scope.active()
 	if x.Known {
 		gen-- // of another activation than the present one
@@ -114,7 +116,7 @@ func (p *Plane) Install(x xfrm.SA) error {
 	return nil
 }
 
-func (s *sa) setPeer(local, remote netip.AddrPort, udp bool) error {
+func (s *sa) setPeer(local, remote netip.AddrPort, udp, tcp bool) error {
 	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
 	remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
 	if !remote.IsValid() || local.Addr().IsValid() && local.Addr().Is4() != remote.Addr().Is4() {
@@ -127,18 +129,20 @@ func (s *sa) setPeer(local, remote netip.AddrPort, udp bool) error {
 		}
 		local = netip.AddrPortFrom(any, local.Port())
 	}
-	s.peer.Store(&peer{local: local, remote: remote, udp: udp})
+	s.peer.Store(&peer{local: local, remote: remote, udp: udp || tcp, tcp: tcp})
 	return nil
 }
 
 // SetPeer changes the outer addresses.
-func (p *Plane) SetPeer(spi ipsec.ESPSPI, local, remote netip.AddrPort, udp bool) {
+func (p *Plane) SetPeer(spi ipsec.ESPSPI, local, remote netip.AddrPort, udp, tcp bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.find(spi); s != nil {
-		if err := s.setPeer(local, remote, udp); err != nil {
+		if err := s.setPeer(local, remote, udp, tcp); err != nil {
 			p.log.Warn("outer addresses not changed", "spi", spi, "err", err)
+			return
 		}
+		p.socks.streams.bind(s.peer.Load())
 	}
 }
 

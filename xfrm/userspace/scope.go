@@ -2,6 +2,7 @@ package userspace
 
 import (
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,11 @@ func (p *Plane) newEpoch() *epoch {
 	e := &epoch{}
 	p.epochs = append(p.epochs, e)
 	return e
+}
+
+// dropEpoch forgets the epoch of a goroutine that ends; p.mu is held.
+func (p *Plane) dropEpoch(e *epoch) {
+	p.epochs = slices.DeleteFunc(p.epochs, func(x *epoch) bool { return x == e })
 }
 
 // quiesce returns when every batch that was under way has ended.
@@ -112,6 +118,7 @@ func (p *Plane) Deactivate(id xfrm.Scope) {
 	s.state.Store(s.state.Load() &^ (scopeWorks | scopeRetired))
 	p.quiesce()
 	p.endLate(s)
+	p.endStreams(s)
 }
 
 // Windows exports the SAs of a scope.

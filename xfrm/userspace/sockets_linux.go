@@ -37,6 +37,8 @@ type sock struct {
 type sockets struct {
 	s     [3][2]*sock // by kind and family; IPv6 may be missing
 	probe [2]*mmsg.Prober
+
+	streams *streams
 }
 
 func openSockets(ike, natt uint16) (*sockets, error) {

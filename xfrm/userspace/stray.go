@@ -27,7 +27,7 @@ func (p *Plane) strayOuter(s *sa, pkt []byte, a *arrival) {
 	}
 	s.tun.strays.Add(1)
 	p.o.Handler.Stray(xfrm.Stray{
-		Scope: s.scope.id, Tunnel: s.tun.Name, From: a.from, Outer: true, UDPEncap: a.udp, TOS: a.tos,
+		Scope: s.scope.id, Tunnel: s.tun.Name, From: a.from, Outer: true, UDPEncap: a.udp, TCP: a.tcp, TOS: a.tos,
 		Local: a.local, Remote: a.remote, Packet: pkt,
 	})
 }
@@ -37,7 +37,7 @@ func (p *Plane) strayUnknown(spi ipsec.ESPSPI, pkt []byte, a *arrival) {
 	if h := &p.o.Handler; h.Stray != nil && h.ScopeOf != nil && !a.last {
 		if scope, ok := h.ScopeOf(spi); ok {
 			p.strays.Add(1)
-			h.Stray(xfrm.Stray{Scope: scope, From: a.from, Outer: true, UDPEncap: a.udp, TOS: a.tos, Local: a.local, Remote: a.remote, Packet: pkt})
+			h.Stray(xfrm.Stray{Scope: scope, From: a.from, Outer: true, UDPEncap: a.udp, TCP: a.tcp, TOS: a.tos, Local: a.local, Remote: a.remote, Packet: pkt})
 			return
 		}
 	}
@@ -152,7 +152,7 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 	for i := range xs {
 		x := &xs[i]
 		if x.Outer {
-			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, hop: hop{x.From, x.Last}}, now)
+			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, tcp: x.TCP, hop: hop{x.From, x.Last}}, now)
 			continue
 		}
 		t := p.tunnelByName(x.Tunnel)

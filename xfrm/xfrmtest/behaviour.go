@@ -115,7 +115,7 @@ func testRemove(t *testing.T, make Factory) {
 		p.b.plane.Remove(spiB)
 		p.b.plane.SetOutbound(spiB, true)
 		p.b.plane.SetBounds([]xfrm.Bound{{SPIIn: spiB, N: 5}})
-		p.b.plane.SetPeer(spiB, netip.AddrPort{}, netip.AddrPort{}, false)
+		p.b.plane.SetPeer(spiB, netip.AddrPort{}, netip.AddrPort{}, false, false)
 		p.b.plane.SetWindows([]xfrm.Window{{SPIIn: spiB}})
 	})
 	p.install(p.b, generation(1))
@@ -169,7 +169,7 @@ func testPeerMoved(t *testing.T, make Factory) {
 	moved := netip.MustParseAddr("10.99.0.77")
 	p.a.must("second address", func() error { return up("wan", netip.PrefixFrom(moved, 24)) })
 	p.a.do(func() {
-		p.a.plane.SetPeer(spiA, netip.AddrPortFrom(moved, 4500), netip.AddrPortFrom(p.b.wan4, 4500), true)
+		p.a.plane.SetPeer(spiA, netip.AddrPortFrom(moved, 4500), netip.AddrPortFrom(p.b.wan4, 4500), true, false)
 	})
 	ha.send(hb, 1, 64)
 	hb.want(1)
@@ -177,7 +177,7 @@ func testPeerMoved(t *testing.T, make Factory) {
 	if e.SPIIn != spiB || e.From != netip.AddrPortFrom(moved, 4500) {
 		t.Fatalf("%+v", e)
 	}
-	p.b.do(func() { p.b.plane.SetPeer(spiB, netip.AddrPortFrom(p.b.wan4, 4500), e.From, true) })
+	p.b.do(func() { p.b.plane.SetPeer(spiB, netip.AddrPortFrom(p.b.wan4, 4500), e.From, true, false) })
 	hb.send(ha, 2, 64)
 	ha.want(2)
 	// Without encapsulation, and back to the first address.
@@ -186,7 +186,9 @@ func testPeerMoved(t *testing.T, make Factory) {
 		if s == p.b {
 			spi = spiB
 		}
-		s.do(func() { s.plane.SetPeer(spi, netip.AddrPortFrom(s.wan4, 500), netip.AddrPortFrom(far, 500), false) })
+		s.do(func() {
+			s.plane.SetPeer(spi, netip.AddrPortFrom(s.wan4, 500), netip.AddrPortFrom(far, 500), false, false)
+		})
 	}
 	ha.send(hb, 3, 64)
 	hb.want(3)
