@@ -307,14 +307,15 @@ func (i *Identity) peer(s tls.ConnectionState) (id NodeID, witness bool, err err
 }
 
 // HeartbeatKey authenticates heartbeats; CookieSecret makes IKE cookies that every
-// node of the cluster accepts; from ForwardKey follow the keys of the packets that
-// members forward to one another; GossipKey (32 bytes) encrypts gossip; ConfigKey is that
+// node of the cluster accepts, and TokenSecret the tokens of quick crash detection; from
+// ForwardKey follow the keys of the packets that members forward to one another; GossipKey (32 bytes) encrypts gossip; ConfigKey is that
 // of the configuration's digests. All follow from cluster.key, which a witness does not have.
 func (i *Identity) HeartbeatKey() ipsec.Key { return i.derive("tandem heartbeat") }
 func (i *Identity) ForwardKey() ipsec.Key   { return i.derive("tandem forward") }
 func (i *Identity) GossipKey() ipsec.Key    { return i.derive("tandem gossip") }
 func (i *Identity) ConfigKey() ipsec.Key    { return i.derive("tandem configuration") }
 func (i *Identity) CookieSecret() ipsec.Key { return i.derive("tandem IKE cookie") }
+func (i *Identity) TokenSecret() ipsec.Key  { return i.derive("tandem IKE crash token") }
 
 func (i *Identity) derive(label string) ipsec.Key {
 	if i.secret.Len() == 0 {

@@ -63,6 +63,11 @@ type Options struct {
 	RADIUS       func(key [32]byte) (RADIUSAnswer, bool)        // nil: nobody asks RADIUS servers; see AskRADIUS
 	LocalAddr    func(iface string, v6 bool) (netip.Addr, bool) // address of a phase 1's interface
 	CookieSecret ipsec.Key                                      // shared by the cluster; 32 bytes
+	// TokenSecret makes the tokens of quick crash detection: 32 bytes that all members of a
+	// cluster have, and that outlive them all. Empty: none are made.
+	TokenSecret ipsec.Key
+	// Sole says that no other member can have an IKE SA that is unknown here; nil: none can.
+	Sole func() bool
 	// HalfOpenLimit is the number of half-open IKE SAs from which on cookies are
 	// demanded (RFC 7296 §2.6).
 	HalfOpenLimit int

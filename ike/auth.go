@@ -43,6 +43,7 @@ func (e *Engine) authStart(sa *ikeSA, m *message.Message, phase2 string) {
 	}
 	ps = append(ps, capabilityPayloads(capMessageIDSync|capCounterSync|sa.mobikeOffer())...)
 	ps = append(ps, sa.mobikePayloads()...)
+	ps = append(ps, e.tokenPayloads(sa)...)
 	ps = append(ps, e.overlayPayloads(sa, nil)...)
 	if !e.start(sa, x, ps) {
 		e.remove(sa, false, "cannot begin IKE_AUTH")
@@ -95,7 +96,7 @@ func (e *Engine) admitted(sa *ikeSA, ev *event, peer identity, proof []slog.Attr
 	_, initial := ev.m.Notify(message.InitialContact)
 	e.identify(sa, peer)
 	if p1.Dialup() {
-		sa.tunnel = e.dialupTunnel(p1, peer, initial)
+		sa.tunnel = e.dialupTunnel(sa, peer, initial)
 	} else {
 		sa.tunnel = e.staticTunnel(p1)
 	}
@@ -104,6 +105,7 @@ func (e *Engine) admitted(sa *ikeSA, ev *event, peer identity, proof []slog.Attr
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", append(proof, slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
+	e.noteToken(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	if err := e.authThroughNAT(sa, ev); err != nil {
 		return nil, err
@@ -120,7 +122,9 @@ func (e *Engine) admitted(sa *ikeSA, ev *event, peer identity, proof []slog.Attr
 	}
 	cfg, refused := e.configAnswer(sa, ev.m)
 	ps = append(ps, cfg...)
-	if refused != nil {
+	if to := e.redirectAuth(sa); to != nil {
+		ps = append(ps, to...) // and nothing is made here
+	} else if refused != nil {
 		ps = append(ps, e.noAddress(sa, refused))
 	} else if withChild {
 		reply, _, err := e.childAnswer(sa, ev.m, childParams{first: true, ni: ni, nr: nr, keyID: sa.keyID})
@@ -136,6 +140,8 @@ func (e *Engine) admitted(sa *ikeSA, ev *event, peer identity, proof []slog.Attr
 	ps = append(ps, sa.ppkPayloads()...)
 	ps = append(ps, capabilityPayloads(sa.caps)...)
 	ps = append(ps, e.overlayPayloads(sa, ev.m)...)
+	ps = append(ps, sa.authLifetime()...)
+	ps = append(ps, e.tokenPayloads(sa)...)
 	ev.after = append(ev.after, func() { e.duplicates(sa) })
 	return ps, nil
 }
@@ -294,11 +300,18 @@ func (e *Engine) initiated(sa *ikeSA, ev *event, x *exchange, peer identity, pro
 	e.debug(sa, "auth verify done")
 	e.info(sa, "authentication succeeded", append(proof, slog.String("peer_id", peer.String()))...)
 	e.noteCapabilities(sa, ev.m)
+	e.noteToken(sa, ev.m)
 	e.notePeerAddress(sa, ev.m)
 	ni, nr := sa.nonceI, sa.nonceR
 	e.establish(sa)
+	if n, ok := ev.m.Notify(message.AuthLifetime); ok {
+		e.noteAuthLifetime(sa, n)
+	}
 	if _, ok := ev.m.Notify(message.InitialContact); ok {
 		e.initialContact(sa)
+	}
+	if e.redirectedAuth(sa, ev.m, x) {
+		return
 	}
 	if !e.configTaken(sa, ev.m) {
 		e.close(sa, "mode-cfg: no address") // only IKE_AUTH can ask again
@@ -345,6 +358,7 @@ func (e *Engine) establish(sa *ikeSA) {
 	sa.established = e.now
 	sa.took = e.now.Sub(sa.created)
 	sa.soft, sa.hard = e.ikeLifetimes(sa)
+	e.authenticated(sa)
 	sa.initRequest, sa.initResponse, sa.nonceI, sa.nonceR = nil, nil, nil, nil
 	sa.inter.wipe()
 	sa.inter = nil
@@ -359,8 +373,9 @@ func (e *Engine) establish(sa *ikeSA) {
 	e.tunnelChanged(t, "established")
 }
 
-// duplicates resolves two IKE SAs with the same peer for one tunnel. An older one
-// was left behind by the peer and goes; if both were negotiated at the same time,
+// duplicates resolves two IKE SAs with the same peer for one tunnel. An older one goes: the
+// peer that began anew beside it, without INITIAL_CONTACT, ends it when the new one has its
+// Child SAs (RFC 7296 §2.8.3), and has time for that; if both were negotiated at the same time,
 // the one with the lowest nonce goes, ended by its initiator, as among rekeyed SAs
 // (RFC 7296 §2.8.2 by analogy).
 func (e *Engine) duplicates(sa *ikeSA) {
@@ -371,18 +386,23 @@ func (e *Engine) duplicates(sa *ikeSA) {
 		if old == sa || !old.lives() || old.peerID != sa.peerID {
 			continue
 		}
+		if sa.replaces == old.spis {
+			continue // it ends when this one has its Child SAs
+		}
 		loser, keeper := old, sa
-		if !old.established.Before(sa.created) {
+		if !old.olderThan(sa) {
 			if string(sa.lowestNonce) < string(old.lowestNonce) {
 				loser, keeper = sa, old
 			}
 			if !loser.initiator {
 				// The peer ends it; a peer that does not know our rule gets time.
-				loser.deleteBy = e.now.Add(deleteWait)
-				e.arm(loser)
+				e.leaveToPeer(loser)
 				e.childrenOf(loser, keeper)
 				continue
 			}
+		} else if !sa.initiator {
+			e.leaveToPeer(old)
+			continue
 		}
 		if len(keeper.children) == 0 && len(loser.children) > 0 && !keeper.childless() {
 			continue // it still carries the traffic

@@ -15,6 +15,7 @@ const (
 	capPPKUsed                                // and did
 	capChildless                              // childless.go
 	capIntermediate                           // intermediate.go
+	capRedirect                               // redirect.go: the peer, who began, can be sent elsewhere
 )
 
 // initNotify is a capability that an empty notification in IKE_SA_INIT says.

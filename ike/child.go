@@ -255,9 +255,12 @@ func (e *Engine) installAnswered(sa *ikeSA, phase2 string, c choice, spiIn ipsec
 	if err != nil {
 		return nil, refuse(message.NoProposalChosen, "%w", err)
 	}
-	// On a rekey our outbound traffic stays on the old SA until the peer is known
+	if old := sa.beside(child); p.replaces == nil && old != nil {
+		child.replaces, child.useAt = old.SPIIn, e.now.Add(takesOver)
+	}
+	// Where there is an old SA our outbound traffic stays on it until the peer is known
 	// to receive on the new one (RFC 7296 §2.8).
-	child.outbound = p.replaces == nil
+	child.outbound = child.replaces == 0
 	e.addChild(sa, child)
 	return child, nil
 }

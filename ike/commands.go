@@ -124,6 +124,9 @@ func (e *Engine) tunnelStatus(now time.Time, t *tunnel) GatewayStatus {
 		if sa.soft > 0 {
 			s.Rekey = sa.established.Add(sa.soft).Sub(now)
 		}
+		if at := sa.reauthDue(); !at.IsZero() {
+			s.Rekey = at.Sub(now)
+		}
 		g.IKE = append(g.IKE, s)
 		for _, c := range sa.children {
 			x := ChildStatus{Phase2: c.Phase2, SA: c.ChildSA, Outbound: c.outbound, Installed: c.installed, Lifetime: c.hard}

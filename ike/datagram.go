@@ -53,11 +53,12 @@ func (e *Engine) HandleDatagram(now time.Time, d Datagram) {
 		e.counters.UnknownSPI++
 		e.log(slog.LevelDebug, "invalid IKE request SPI "+h.SPIs.String(), slog.String("remote", d.Remote.String()))
 		if h.Exchange != message.IKESAInit {
-			e.complain(d, h, notify(message.InvalidIKESPI, nil))
+			e.complain(d, h, append([]message.Payload{notify(message.InvalidIKESPI, nil)}, e.tokenFor(h)...)...)
 		}
 		return
 	}
 	switch {
+	case e.crashed(sa, d, h):
 	case h.Exchange == message.IKESAInit:
 		e.initResponse(sa, d)
 	case sa.state == stateInitSent:

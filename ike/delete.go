@@ -8,8 +8,9 @@ import (
 	"tandem/internal/ipsec"
 )
 
-// close ends an IKE SA in good order: its Child SAs stop at once, the peer gets a
-// DELETE for them and then one for the IKE SA.
+// close ends an IKE SA in good order: its Child SAs stop at once, or where others have taken
+// their place when what is under way has come; the peer gets a DELETE for them and then one
+// for the IKE SA.
 func (e *Engine) close(sa *ikeSA, reason string) {
 	if sa.state != stateEstablished && sa.state != stateRekeyed {
 		e.remove(sa, false, reason)
@@ -36,7 +37,7 @@ func (e *Engine) endChild(c *childSA) {
 	e.touch(sa)
 	sa.owe(c.SPIIn)
 	e.debugChild(c, "sending delete for IPsec SA SPI "+c.SPIIn.String())
-	e.removeChild(c)
+	e.removeChildAfter(c, c.linger())
 }
 
 // maxDeletes is how many SPIs one DELETE of ours names.

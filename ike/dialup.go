@@ -1,19 +1,20 @@
 package ike
 
-import (
-	"strconv"
-
-	"tandem/internal/config"
-)
+import "strconv"
 
 // dialupTunnel names the instance of a dialup phase 1 for a peer: the one that
-// the same identity held, if it says that it knows no other IKE SA; else the
-// lowest free index of our share. The name is in the record, so it is the same on every member.
-func (e *Engine) dialupTunnel(p1 *config.Phase1, peer identity, initialContact bool) *tunnel {
+// the same identity held, if it says that it knows no other IKE SA, or has an IKE SA from the
+// same address and port, so that it authenticates anew; else the lowest free index of our
+// share. The name is in the record, so it is the same on every member.
+func (e *Engine) dialupTunnel(of *ikeSA, peer identity, initialContact bool) *tunnel {
+	p1 := of.p1
 	var held *tunnel
 	for _, sa := range e.ofPeer(peer) {
 		t := sa.tunnel
-		if initialContact && t != nil && len(t.sas) > 0 && t.dialup && t.phase1 == p1.Name && t.sas[len(t.sas)-1].peerID == peer && (held == nil || t.seq < held.seq) {
+		if sa == of || !initialContact && (sa.remote != of.remote || !sa.lives()) {
+			continue
+		}
+		if t != nil && len(t.sas) > 0 && t.dialup && t.phase1 == p1.Name && t.sas[len(t.sas)-1].peerID == peer && (held == nil || t.seq < held.seq) {
 			held = t
 		}
 	}

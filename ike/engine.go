@@ -24,6 +24,7 @@ type Engine struct {
 	active bool // owner of its IKE SAs; else it only applies records
 	behind bool // see Behind
 	died   bool // see OwnerDied
+	away   bool // peers are sent elsewhere; see redirect.go
 	tx     tx
 	out    []Effect // ready for Poll
 	outAt  int
@@ -77,6 +78,8 @@ type Counters struct {
 	RefusalsUnsaid uint64
 	// FragmentsDropped are fragments of messages beyond the limits of reassembly.
 	FragmentsDropped uint64
+	// Tokens of quick crash detection (RFC 6290): given to peers, believed, and wrong.
+	TokensSent, TokensTaken, TokensWrong uint64
 }
 
 // Add sums the counters of several engines.
@@ -93,6 +96,9 @@ func (c *Counters) Add(o Counters) {
 	c.Retransmitted += o.Retransmitted
 	c.FragmentsDropped += o.FragmentsDropped
 	c.RefusalsUnsaid += o.RefusalsUnsaid
+	c.TokensSent += o.TokensSent
+	c.TokensTaken += o.TokensTaken
+	c.TokensWrong += o.TokensWrong
 }
 
 // New makes a suspended engine without any state.

@@ -218,6 +218,7 @@ type childSA struct {
 	p2      *config.Phase2 // nil when not configured any more
 	rekeyAt time.Time      // earliest next look at whether to rekey
 	floorAt time.Time      // when inSeq holds; zero: it does
+	useAt   time.Time      // see beside
 	expired bool           // hard limit of traffic reached
 	brought bool           // another process has used it, and its numbers come when it is installed
 	window  *ipsec.Window

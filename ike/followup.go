@@ -53,7 +53,7 @@ func (e *Engine) followUpResponse(sa *ikeSA, ev *event) {
 	if h.kind == kindRekeyIKE {
 		var n *ikeSA
 		if err == nil {
-			n, err = e.succeed(sa, h.suite, h.spis, true, h.ni, h.nr, h.secrets, x.keyID)
+			n, err = e.succeedOwn(sa, x, h, ev.m)
 		}
 		e.rekeyedIKE(sa, x, n, err)
 		return
@@ -118,8 +118,9 @@ func (e *Engine) followUpRequest(sa *ikeSA, ev *event) ([]message.Payload, error
 		h.link = e.random(linkLen)
 		return append(ps, notify(message.AdditionalKeyExchange, h.link)), nil
 	}
+	var more []message.Payload
 	if h.kind == kindRekeyIKE {
-		err = e.finishRekeyIKE(sa, h)
+		more, err = e.finishRekeyIKE(sa, h)
 	} else {
 		err = e.finishChild(sa, h)
 	}
@@ -127,7 +128,7 @@ func (e *Engine) followUpRequest(sa *ikeSA, ev *event) ([]message.Payload, error
 	if err != nil {
 		return nil, err
 	}
-	return ps, nil
+	return append(ps, more...), nil
 }
 
 // finishChild makes a Child SA of the peer's whose key exchanges are done.
@@ -158,17 +159,18 @@ func (e *Engine) finishChild(sa *ikeSA, h *halfMade) error {
 	return nil
 }
 
-// finishRekeyIKE makes the successor of an IKE SA whose key exchanges are done.
-func (e *Engine) finishRekeyIKE(sa *ikeSA, h *halfMade) error {
+// finishRekeyIKE makes the successor of an IKE SA whose key exchanges are done, and
+// returns what else the response says.
+func (e *Engine) finishRekeyIKE(sa *ikeSA, h *halfMade) ([]message.Payload, error) {
 	if !sa.lives() || sa.awaitsDelete || e.sas[h.spis.R] != nil {
-		return refuse(message.TemporaryFailure, "the IKE SA is being closed")
+		return nil, refuse(message.TemporaryFailure, "the IKE SA is being closed")
 	}
 	n, err := e.succeed(sa, h.suite, h.spis, false, h.ni, h.nr, h.secrets, h.keyID)
 	if err != nil {
-		return refuse(message.NoProposalChosen, "%w", err)
+		return nil, refuse(message.NoProposalChosen, "%w", err)
 	}
 	e.succeeded(sa, n)
-	return nil
+	return e.tokenPayloads(n), nil
 }
 
 // lost says that a rekey of ours collided with one of the peer's and used the lowest nonce,

@@ -50,6 +50,13 @@ func (p *program) next() int {
 	return int(x)
 }
 
+func allKinds(n byte) (out []byte) {
+	for k := range n {
+		out = append(out, k)
+	}
+	return out
+}
+
 // below is in [0, n).
 func (p *program) below(n int) int {
 	if n <= 0 {
@@ -95,6 +102,9 @@ func newStorm(t *testing.T, kind int) *storm {
 			c.Phase1[0].AutoNegotiate = false
 			c.Phase1[0].Proposals = []ipsec.Suite{suite}
 			c.Phase1[0].KeyLife = 4 * time.Hour
+			c.Phase1[0].Reauth = kind&64 != 0
+			c.QuickCrashDetect = kind&128 != 0
+			c.Phase1[0].Redirect = kind&128 != 0
 			for i := range c.Phase2 {
 				p := &c.Phase2[i]
 				p.PFS, p.KeyLife, p.Proposals = kind&4 != 0, time.Hour, []ipsec.Suite{esp(suite)}
@@ -114,6 +124,7 @@ func newStorm(t *testing.T, kind int) *storm {
 			ca.Phase1[0].Mobike, cb.Phase1[0].Mobike = true, true
 		}
 	})
+	a.e.o.TokenSecret, b.e.o.TokenSecret = ipsec.NewKey([]byte(secretA)), ipsec.NewKey([]byte(secretB))
 	s.world, s.a, s.b = w, a, b
 	s.secret([]byte("secret"), []byte("the cluster's own cookie secret."))
 	s.watch(a)
@@ -537,7 +548,7 @@ func (s *storm) silence() {
 // logged, and nothing is left when all is silent.
 func FuzzEngine(f *testing.F) {
 	rnd := testRand(4711)
-	for kind := range byte(40) { // the last ones with additional key exchanges
+	for _, kind := range append(allKinds(40), 64, 128, 192) { // from 32 on with additional key exchanges
 		f.Add(kind, []byte{opCommandA, 1, opCommandB, 1, opDeliver, opDeliver, opDeliver, opDeliver, opTakeover, 1, opWait, 2})
 		f.Add(kind, []byte{opCommandA, 0, opCommandB, 0, opMutate, 0, 0, 6, 1, opDeliver, opForge, 0, 0, 0, 0, opWait, 4})
 		f.Add(kind, []byte{opHold, opCommandB, 0, opCommit, opDeliver, opDeliver, opTakeover, 0, opDeliver, opWait, 5, opHeal, 1})

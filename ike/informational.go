@@ -37,6 +37,15 @@ func (e *Engine) informationalRequest(sa *ikeSA, ev *event) ([]message.Payload, 
 				return nil, nil
 			}
 			e.debug(sa, "processing notify type "+p.NotifyType.String())
+			if p.NotifyType == message.AuthLifetime {
+				e.noteAuthLifetime(e.latest(sa), p)
+			}
+			if p.NotifyType == message.Redirect {
+				e.redirected(e.latest(sa), p)
+			}
+			if p.NotifyType == message.QCDToken {
+				e.noteToken(sa, ev.m)
+			}
 		}
 	}
 	ps = append(ps, e.mobikeRequest(sa, ev)...)

@@ -88,6 +88,9 @@ func (e *Engine) initRequest(d Datagram) {
 		e.complain(d, m.Header, notify(message.InvalidSyntax, nil))
 		return
 	}
+	if e.redirectInit(d, m, p1, nonce.Data) {
+		return
+	}
 	e.answerInit(d, m, p1, c, ke, nonce.Data, key)
 }
 
@@ -143,6 +146,7 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	}
 	sa.noteNAT(detectNAT(p1, m, d))
 	sa.noteVendorIDs(m)
+	sa.noteRedirectSupport(m)
 	ps := []message.Payload{
 		&message.SA{Proposals: []ipsec.Proposal{c.accepted}},
 		&message.KE{Group: c.suite.KE, Data: public},
@@ -168,13 +172,19 @@ func (e *Engine) answerInit(d Datagram, m *message.Message, p1 *config.Phase1, c
 	e.arm(sa)
 }
 
-// initiate begins an IKE SA for a tunnel; the Child SA of its IKE_AUTH is for p2.
-func (e *Engine) initiate(t *tunnel, p2 string) bool {
+// initiate begins an IKE SA for a tunnel; the Child SA of its IKE_AUTH is for p2. old is
+// the one whose place it takes, if any (see reauth.go).
+func (e *Engine) initiate(t *tunnel, p2 string, old *ikeSA) bool {
+	return e.initiateTo(t, t.p1.RemoteGW, p2, old, netip.Addr{})
+}
+
+// initiateTo is initiate to a gateway to which another one has sent us, if from is valid.
+func (e *Engine) initiateTo(t *tunnel, to netip.Addr, p2 string, old *ikeSA, from netip.Addr) bool {
 	p1 := t.p1
-	if !p1.RemoteGW.IsValid() || p1.RemoteGW.IsUnspecified() || len(p1.Proposals) == 0 || len(p1.DHGroups) == 0 {
+	if !to.IsValid() || to.IsUnspecified() || len(p1.Proposals) == 0 || len(p1.DHGroups) == 0 {
 		return false
 	}
-	local, ok := e.localAddr(p1, p1.RemoteGW.Is6())
+	local, ok := e.localAddr(p1, to.Is6())
 	if !ok {
 		e.logTunnel(t, slog.LevelWarn, "negotiation failure", slog.String("reason", "no local address on "+p1.Interface))
 		t.failure = "no local address on " + p1.Interface
@@ -182,10 +192,13 @@ func (e *Engine) initiate(t *tunnel, p2 string) bool {
 	}
 	sa := &ikeSA{
 		initiator: true, state: stateInitSent, p1: p1, phase1: p1.Name, tunnel: t,
-		spis:    ipsec.IKESPIs{I: e.newIKESPI()},
-		local:   netip.AddrPortFrom(local, ikePort),
-		remote:  netip.AddrPortFrom(p1.RemoteGW, ikePort),
+		spis:   ipsec.IKESPIs{I: e.newIKESPI()},
+		local:  netip.AddrPortFrom(local, ikePort),
+		remote: netip.AddrPortFrom(to, ikePort), redirectedFrom: from,
 		created: e.now, lastIn: e.now,
+	}
+	if old != nil {
+		sa.replaces = old.spis
 	}
 	if p1.Transport == "tcp" {
 		e.useTCP(sa)
@@ -227,6 +240,7 @@ func (e *Engine) sendInit(sa *ikeSA, x *exchange, group ipsec.TransformID) bool 
 	ps = append(ps, e.natPayloads(sa.p1, sa.spis, sa.local, sa.remote)...)
 	ps = append(ps, offeredCapabilities(sa.p1)...)
 	ps = append(ps, hashPayloads(sa.p1)...)
+	ps = append(ps, sa.redirectPayloads()...)
 	ps = append(ps, &message.VendorID{Data: e.vendorID})
 	m := &message.Message{Header: sa.header(message.IKESAInit, false, 0), Payloads: ps}
 	b := m.Encode()
@@ -259,6 +273,9 @@ func (e *Engine) initResponse(sa *ikeSA, d Datagram) {
 	}
 	if n, ok := m.Notify(message.InvalidKEPayload); ok {
 		e.groupDemanded(sa, n.Data)
+		return
+	}
+	if e.redirectedInit(sa, m) {
 		return
 	}
 	for _, n := range m.Notifies() {

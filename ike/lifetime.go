@@ -121,7 +121,7 @@ func (e *Engine) wantsIKERekey(sa *ikeSA) bool {
 	if sa.rekeyNow || sa.suite.Encr.AEAD() && e.small(sa.keyID) {
 		return true
 	}
-	return sa.p1.Rekey && sa.soft > 0 && !e.now.Before(sa.established.Add(sa.soft))
+	return sa.p1.Rekey && !sa.p1.Reauth && sa.soft > 0 && !e.now.Before(sa.established.Add(sa.soft))
 }
 
 // expire ends what has reached its hard lifetime.
@@ -138,13 +138,13 @@ func (e *Engine) expire(sa *ikeSA) {
 			e.remove(sa, false, "negotiation timeout")
 			return
 		}
-	case sa.hard > 0 && !e.now.Before(sa.established.Add(sa.hard)):
+	case !sa.end().IsZero() && !e.now.Before(sa.end()):
 		if !sa.closing && !sa.quiet {
 			e.info(sa, "expiring IKE SA "+sa.spis.String())
 			e.close(sa, "hard expired")
 			return
 		}
-		if sa.quiet || !e.now.Before(sa.established.Add(sa.hard+closeTimeout)) {
+		if sa.quiet || !e.now.Before(sa.end().Add(closeTimeout)) {
 			e.remove(sa, false, "hard expired")
 			return
 		}

@@ -181,7 +181,10 @@ func (e *Engine) lease(sa *ikeSA, pool *config.Pool, a message.CPAttribute) (net
 	if len(a.Value) >= n {
 		wish, _ = netip.AddrFromSlice(a.Value[:n])
 	}
-	x, ok := e.leases.pick(ranges(pool)[family], sa.peerID, wish, e.ownAddress)
+	x, ok := sa.leasedBefore(family == 0, wish)
+	if !ok {
+		x, ok = e.leases.pick(ranges(pool)[family], sa.peerID, wish, e.ownAddress)
+	}
 	if ok {
 		sa.assigned.addrs = append(sa.assigned.addrs, x)
 		e.leases.add(sa.peerID, x)

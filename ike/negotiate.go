@@ -114,7 +114,7 @@ func (e *Engine) negotiate(t *tunnel) {
 		}
 	}
 	t.wants = missing
-	e.initiate(t, missing[0])
+	e.initiate(t, missing[0], nil)
 }
 
 // nextWanted takes the first phase 2 entry that an IKE SA is to make a Child SA for.
@@ -123,7 +123,7 @@ func (e *Engine) nextWanted(sa *ikeSA) *config.Phase2 {
 		name := sa.wants[0]
 		sa.wants = sa.wants[1:]
 		p2 := e.phase2(sa.phase1, name)
-		if p2 == nil || sa.tunnel != nil && sa.tunnel.stands(name) {
+		if p2 == nil || sa.has(name) {
 			continue
 		}
 		if local, remote := sa.selectors(p2); len(local) > 0 && len(remote) > 0 { // of a family that was assigned

@@ -64,7 +64,7 @@ func TestInstancesTakeTheLowestFreeIndex(t *testing.T) {
 		for used[want] != nil {
 			want += 8
 		}
-		x := e.dialupTunnel(p1, identity{message.IDFQDN, "x"}, true)
+		x := e.dialupTunnel(&ikeSA{p1: p1}, identity{message.IDFQDN, "x"}, true)
 		if x.index != want {
 			t.Fatalf("step %d: index %d, expected %d", n, x.index, want)
 		}

@@ -86,7 +86,11 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		PeerAddress: sa.peerAddr.AsSlice(), PeerAuth: sa.peerAuth.encode(),
 		Mobility: encodeMobility(sa.mob),
 		Assigned: encodeAssigned(sa.assigned), Intermediate: sa.inter.encode(), Followed: sa.followed,
-		Eap: sa.eap.encode(),
+		Eap:              sa.eap.encode(),
+		AuthenticatedAge: age(now, sa.auth.since), AuthSoft: sa.auth.soft.Microseconds(), AuthHard: sa.auth.hard.Microseconds(),
+		RedirectTo: sa.redirectTo.AsSlice(), RedirectedFrom: sa.redirectedFrom.AsSlice(),
+		PeerToken: sa.peerToken, TokenDue: sa.tokenDue,
+		ReplacesI: uint64(sa.replaces.I), ReplacesR: uint64(sa.replaces.R),
 	}
 	if t := sa.tunnel; t != nil {
 		p.Tunnel, p.Index, p.Dialup = t.name, uint32(t.index), t.dialup
@@ -134,6 +138,11 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.mob = decodeMobility(p.Mobility)
 	sa.assigned = decodeAssigned(p.Assigned)
 	sa.eap = decodeEAPState(p.Eap)
+	sa.auth = authSpan{since: unage(now, p.AuthenticatedAge), soft: span(p.AuthSoft), hard: span(p.AuthHard)}
+	sa.redirectTo, _ = netip.AddrFromSlice(p.RedirectTo)
+	sa.redirectedFrom, _ = netip.AddrFromSlice(p.RedirectedFrom)
+	sa.peerToken, sa.tokenDue = p.PeerToken, p.TokenDue
+	sa.replaces = ipsec.IKESPIs{I: ipsec.IKESPI(p.ReplacesI), R: ipsec.IKESPI(p.ReplacesR)}
 	sa.keys, sa.followed = decodeKeys(p.Keys), p.Followed
 	var err error
 	if sa.inter, err = decodeIntermediate(p.Intermediate); err != nil {

@@ -143,7 +143,7 @@ func (e *Engine) failedTooOften(sa *ikeSA, n message.NotifyType) bool {
 }
 
 // afresh negotiates a new IKE SA beside one whose peer makes nothing new on it (RFC 7296
-// §4): as soon as the new one stands, the old one ends as its duplicate.
+// §4): as soon as the new one has its Child SAs, the old one ends.
 func (e *Engine) afresh(sa *ikeSA, phase2 string) bool {
 	t := sa.tunnel
 	if t == nil || !t.mayInitiate() {
@@ -158,13 +158,8 @@ func (e *Engine) afresh(sa *ikeSA, phase2 string) bool {
 	if t.connecting() {
 		return true
 	}
-	for _, c := range sa.children {
-		if c.Phase2 != phase2 && !slices.Contains(t.wants, c.Phase2) {
-			t.wants = append(t.wants, c.Phase2)
-		}
-	}
 	e.info(sa, "peer makes nothing new on this IKE SA, negotiating another one")
-	return e.initiate(t, phase2)
+	return e.initiate(t, phase2, sa)
 }
 
 // singlePair requests a Child SA for the two addresses of the packet that asked for it:
@@ -200,6 +195,9 @@ func (e *Engine) createFailed(sa *ikeSA, phase2 string) {
 		return
 	}
 	t.wants = slices.DeleteFunc(t.wants, func(n string) bool { return n == phase2 })
+	if sa.replaces != (ipsec.IKESPIs{}) {
+		sa.refused = append(sa.refused, phase2)
+	}
 	if slices.Contains(e.autoWants(t), phase2) {
 		sa.wantsAt = e.now.Add(negotiateInterval)
 		sa.want(phase2)
@@ -262,15 +260,25 @@ func (e *Engine) HandleFirstInbound(now time.Time, spiIn ipsec.ESPSPI) {
 // Child SA.
 const responseMayCome = 30 * time.Second
 
-// lingerFor is how long a Child SA that was rekeyed, or lost a collision of rekeys, still
+// lingerFor is how long a Child SA that was replaced, or lost a collision of rekeys, still
 // takes what is under way: its last packets may be overtaken by the DELETE, in the network
 // or in a queue on either side. A record of its end is with the whole sync set by then, so
 // no successor has it.
 const lingerFor = 2 * time.Second
 
+// linger is how long a Child SA that ends now takes what is under way.
+func (c *childSA) linger() time.Duration {
+	if t := c.ike.tunnel; t != nil {
+		if twin := t.twin(c); twin != nil && twin.ike != c.ike { // of the IKE SA beside this one
+			return lingerFor
+		}
+	}
+	return 0
+}
+
 // childDeleted follows a DELETE by the peer, or its answer to ours.
 func (e *Engine) childDeleted(sa *ikeSA, c *childSA) {
-	linger := time.Duration(0)
+	linger := c.linger()
 	if c.state != childInstalled || c.successorOf() != nil {
 		linger = lingerFor
 	}

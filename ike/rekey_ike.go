@@ -104,7 +104,7 @@ func (e *Engine) rekeyIKERequest(sa *ikeSA, ev *event) ([]message.Payload, error
 		return nil, refuse(message.NoProposalChosen, "%w", err)
 	}
 	e.succeeded(sa, n)
-	return ps, nil
+	return append(ps, e.tokenPayloads(n)...), nil
 }
 
 // succeeded follows a rekey of the peer's that made an IKE SA.
@@ -134,6 +134,8 @@ func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator
 		created: e.now, established: e.now, lastIn: e.now, lowestNonce: lower(ni, nr),
 	}
 	n.assigned, n.leaseAt = sa.assigned, sa.leaseAt
+	n.auth = sa.auth
+	n.redirectTo, n.redirectedFrom = sa.redirectTo, sa.redirectedFrom
 	n.soft, n.hard = e.ikeLifetimes(n)
 	e.insert(n)
 	e.touch(n)
@@ -159,6 +161,8 @@ func (e *Engine) inherit(old, n *ikeSA) {
 	old.state, old.successor = stateRekeyed, n.spis
 	e.dropHalves(old, func(h *halfMade) bool { return h.spis != n.spis })
 	old.rekeyNow = false
+	n.replaces, old.replaces, n.reauthNow = old.replaces, ipsec.IKESPIs{}, old.reauthNow
+	e.replacesHeir(old, n)
 	if !old.countersAt.IsZero() {
 		n.countersAt, old.countersAt = old.countersAt, time.Time{}
 	}
@@ -198,7 +202,7 @@ func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 	switch {
 	case err != nil:
 	case h.suite.AddKE == (ipsec.AddKE{}):
-		n, err = e.succeed(sa, h.suite, h.spis, true, h.ni, h.nr, h.secrets, x.keyID)
+		n, err = e.succeedOwn(sa, x, h, ev.m)
 		h.wipe()
 	default:
 		e.halvesLost(sa, x)
@@ -208,6 +212,17 @@ func (e *Engine) rekeyIKEResponse(sa *ikeSA, ev *event) {
 		h.wipe()
 	}
 	e.rekeyedIKE(sa, x, n, err)
+}
+
+// succeedOwn makes the new IKE SA of a rekey of ours, whose last response is m.
+func (e *Engine) succeedOwn(sa *ikeSA, x *exchange, h *halfMade, m *message.Message) (*ikeSA, error) {
+	n, err := e.succeed(sa, h.suite, h.spis, true, h.ni, h.nr, h.secrets, x.keyID)
+	if err != nil {
+		return nil, err
+	}
+	e.noteToken(n, m)
+	n.tokenDue = e.makesTokens()
+	return n, nil
 }
 
 // stopRekeyIKE says whether a rekey of ours goes no further than CREATE_CHILD_SA: the peer's

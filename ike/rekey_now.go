@@ -2,8 +2,8 @@ package ike
 
 import "time"
 
-// Rekey rekeys the Child SAs of a tunnel now, or its IKE SAs if ike; name as in
-// Clear. It returns how many. An SA whose rekey is under way is not counted twice.
+// Rekey rekeys the Child SAs of a tunnel now, or its IKE SAs if ike; these are authenticated
+// anew where phase 1 says so. name is as in Clear. It returns how many. An SA whose rekey is under way is not counted twice.
 func (e *Engine) Rekey(now time.Time, name string, ike bool) int {
 	defer e.begin(now)()
 	if !e.active {
@@ -15,7 +15,12 @@ func (e *Engine) Rekey(now time.Time, name string, ike bool) int {
 			continue
 		}
 		if ike {
-			sa.rekeyNow, sa.rekeyAt = true, time.Time{}
+			sa.rekeyAt = time.Time{}
+			if sa.reauthenticates() {
+				sa.reauthNow = true
+			} else {
+				sa.rekeyNow = true
+			}
 			n++
 		}
 		for _, c := range sa.children {

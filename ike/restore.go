@@ -286,6 +286,8 @@ func (e *Engine) Resume(now time.Time) {
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 			sa.deleteBy = now.Add(deleteWait)
 		}
+		e.leaveOlder(sa)
+		e.paceTakeOver(sa)
 		if e.behind {
 			e.wantSync(sa)
 		}

@@ -29,12 +29,11 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 		x.add(sa.created.Add(sa.negotiateTimeout()))
 		return x.t, x.ok
 	}
-	if sa.hard > 0 {
+	if end := sa.end(); !end.IsZero() {
 		if sa.closing {
-			x.add(sa.established.Add(sa.hard + closeTimeout))
-		} else {
-			x.add(sa.established.Add(sa.hard))
+			end = end.Add(closeTimeout)
 		}
+		x.add(end)
 	}
 	if !sa.closing {
 		x.add(sa.deleteBy)
@@ -45,6 +44,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			x.add(c.installed.Add(c.hard))
 		}
 		x.add(c.floorAt)
+		x.add(c.useAt)
 	}
 	if sa.sync.wanted || sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
 		return x.t, x.ok // nothing new can begin
@@ -56,6 +56,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			begin.add(sa.countersAt)
 		}
 		begin.add(later(sa.rekeyDue(), sa.rekeyAt))
+		begin.add(later(sa.reauthDue(), sa.rekeyAt))
 		for _, c := range sa.children {
 			if c.state == childInstalled && c.p2 != nil {
 				begin.add(later(c.rekeyDue(), c.rekeyAt))
@@ -65,7 +66,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			begin.add(sa.wantsAt)
 		}
 	}
-	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() {
+	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() || (sa.tokenDue || sa.redirectTo.IsValid()) && sa.lives() && !sa.awaitsDelete {
 		begin.add(sa.stalled)
 	}
 	x.add(later(begin.t, sa.stalled))
@@ -78,7 +79,7 @@ func (sa *ikeSA) rekeyDue() time.Time {
 	case sa.p1 == nil || sa.awaitsDelete:
 	case sa.rekeyNow:
 		return sa.rekeyAt
-	case sa.p1.Rekey && sa.soft > 0:
+	case sa.p1.Rekey && !sa.p1.Reauth && sa.soft > 0:
 		return sa.established.Add(sa.soft)
 	}
 	return time.Time{}
@@ -114,6 +115,7 @@ func (sa *ikeSA) fire(e *Engine) {
 	e.expireFragments(sa)
 	e.expireHalves(sa)
 	e.raiseFloors(sa)
+	e.takeOver(sa)
 	e.retransmit(sa)
 	if sa.state == stateGone {
 		return
@@ -134,6 +136,7 @@ func (e *Engine) proceed(sa *ikeSA) {
 		e.driveSync(sa)
 		return
 	}
+	e.replacing(sa)
 	work := e.nextWork(sa)
 	if sa.keepaliveAt.IsZero() {
 		e.keepalive(sa)
@@ -175,6 +178,12 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	if !sa.lives() || sa.awaitsDelete {
 		return nil
 	}
+	if sa.tokenDue {
+		return func() { e.sendToken(sa) }
+	}
+	if sa.redirectTo.IsValid() {
+		return func() { e.sendRedirect(sa) }
+	}
 	if e.countersDue(sa) {
 		return func() { e.askCounters(sa) }
 	}
@@ -193,6 +202,9 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 				sa.rekeyAt = e.now.Add(temporaryWait)
 			}
 		}
+	}
+	if e.wantsReauth(sa) {
+		return func() { e.reauthenticate(sa) }
 	}
 	if h := sa.halfRekey(); h != nil && len(sa.wants) > 0 {
 		sa.wantsAt = later(e.now, h.since.Add(halfMadeSpan)) // the successor makes them

@@ -110,6 +110,11 @@ type ikeSA struct {
 	assigned *assigned // nil: no address; see modecfg.go
 
 	created, established time.Time
+	auth                 authSpan // see reauth.go
+	peerToken            []byte   // see qcd.go
+	tokenDue             bool
+	redirectTo           netip.Addr // see redirect.go
+	redirectedFrom       netip.Addr
 	took                 time.Duration
 	soft, hard           time.Duration // since established; 0: none
 	lowestNonce          []byte
@@ -117,6 +122,7 @@ type ikeSA struct {
 	children        []*childSA
 	owed            []ipsec.ESPSPI // inbound SPIs whose DELETE is still to be sent or answered
 	successor       ipsec.IKESPIs
+	replaces        ipsec.IKESPIs // see reauth.go
 	deletedChildren []ipsec.ESPSPI
 	childrenSeq     uint32
 	moves, movedTo  uint32 // see moved.go
@@ -141,6 +147,7 @@ type ikeSA struct {
 	leaseAt           Ticket    // of the record that first has them; 0: another process made it
 	lastIn            time.Time // latest authenticated message of the peer
 	rekeyAt           time.Time // earliest next attempt
+	refused           []string  // phase 2 entries that the peer refused in the place of those of replaces
 	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet
 	deleteBy          time.Time // the peer's DELETE is overdue
 	dpdAt             time.Time
@@ -163,6 +170,7 @@ type ikeSA struct {
 	placed            bool // assigned addresses that are ours are counted
 	copied            bool // it came from a record: another process may have gone on with it
 	ofPeer            bool
+	reauthNow         bool // at an operator's word
 }
 
 // ownSPI is the SPI that we chose.

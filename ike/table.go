@@ -91,7 +91,11 @@ func (e *Engine) remove(sa *ikeSA, peer bool, reason string) {
 	wasUp := sa.state == stateEstablished || sa.state == stateRekeyed
 	sa.state, sa.peerDeleted = stateGone, peer
 	for _, c := range slices.Clone(sa.children) {
-		e.removeChild(c)
+		linger := time.Duration(0)
+		if peer {
+			linger = c.linger()
+		}
+		e.removeChildAfter(c, linger)
 	}
 	e.closeHalfOpen(sa)
 	e.unroute(sa)
@@ -175,19 +179,26 @@ func (e *Engine) removeChildAfter(c *childSA, linger time.Duration) {
 	}
 }
 
-// twin is the newest other Child SA that can carry c's traffic.
-func (t *tunnel) twin(c *childSA) *childSA {
+// twin is the newest other Child SA that can carry c's traffic, if possible one that the
+// peer is known to have.
+func (t *tunnel) twin(c *childSA) (twin *childSA) {
 	for _, sa := range slices.Backward(t.sas) {
 		if !sa.lives() {
 			continue
 		}
 		for _, o := range slices.Backward(sa.children) {
-			if o != c && o.state == childInstalled && sameSelectors(o, c) {
+			if o == c || o.state != childInstalled || !sameSelectors(o, c) {
+				continue
+			}
+			if o.useAt.IsZero() {
 				return o
+			}
+			if twin == nil {
+				twin = o
 			}
 		}
 	}
-	return nil
+	return twin
 }
 
 // useOutbound switches outbound traffic to a Child SA.

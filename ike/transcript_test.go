@@ -463,7 +463,7 @@ func TestTranscriptsAreAllChecked(t *testing.T) {
 		t.Fatalf("no transcripts: %v", err)
 	}
 	known := map[string]bool{}
-	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities(), followUps()) {
+	for _, g := range slices.Concat(childRekeys(), childDeletes(), ikeRekeys(), ikeDeletes(), setUps(), oddities(), followUps(), reauthentications()) {
 		if known[g.name] {
 			t.Errorf("two cases %s", g.name)
 		}

@@ -32,6 +32,8 @@ type tunnel struct {
 
 	had []netip.Addr // assigned to us last: wished again
 
+	redirects []time.Time // that were followed lately; see redirect.go
+
 	childCreated, childEstablished int
 	ikeCreated, ikeEstablished     int
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tandem/ike/message"
+	"tandem/internal/lab"
 )
 
 // TestChildRekeyUnderTraffic: a hundred packets a second each way, three rekeys,
@@ -23,18 +24,11 @@ func TestChildRekeyUnderTraffic(t *testing.T) {
 			ch.up()
 			g.wantUp("vpn1", "responder")
 			s.pingBoth() // neighbours and routes are known
-			esp := func(src string) int {
-				return wan.count(func(p packet) bool { return p.kind == kindUDPESP && from(src)(p) })
-			}
-			fromPeer, fromGW := esp(peerWAN), esp(gwWAN)
-			probes, err := s.topo.StartProbes("peer", netip.MustParseAddr(peerIn), "gw", netip.MustParseAddr(gwIn), 10*time.Millisecond)
-			if err != nil {
-				t.Fatal(err)
-			}
+			l := s.startLoss(wan)
 			flow := func() {
 				t.Helper()
-				a, b := probes.Received()
-				eventually(t, 10*time.Second, "fifty more packets each way", func() bool { x, y := probes.Received(); return x > a+50 && y > b+50 })
+				a, b := l.probes.Received()
+				eventually(t, 10*time.Second, "fifty more packets each way", func() bool { x, y := l.probes.Received(); return x > a+50 && y > b+50 })
 			}
 			flow()
 			for i := 1; i <= 3; i++ {
@@ -57,33 +51,64 @@ func TestChildRekeyUnderTraffic(t *testing.T) {
 				})
 				flow()
 			}
-			streams := probes.Stop(300 * time.Millisecond)
-			fromPeer, fromGW = esp(peerWAN)-fromPeer, esp(gwWAN)-fromGW
-			for i, st := range streams {
-				seen := map[uint64]bool{}
-				for _, a := range st.Arrivals {
-					seen[a.Seq] = true
-				}
-				// What strongSwan loses by itself (its user-space ESP is without an
-				// outbound SA for a moment) never was on the wire, or was there: it is
-				// told apart by the capture, and none is ours.
-				ours := fromPeer - len(seen)
-				theirs := int(st.Sent) - fromPeer
-				if i == 1 {
-					ours, theirs = int(st.Sent)-fromGW, fromGW-len(seen)
-				}
-				if ours != 0 || len(st.Arrivals) != len(seen) {
-					t.Errorf("%s → %s: we lost %d of %d, %d arrived in all", st.From, st.To, ours, st.Sent, len(st.Arrivals))
-				}
-				if theirs != 0 {
-					t.Logf("%s → %s: strongSwan lost %d of %d", st.From, st.To, theirs, st.Sent)
-				}
-				if theirs < 0 || theirs > 3 {
-					t.Errorf("%s → %s: strongSwan lost %d of %d", st.From, st.To, theirs, st.Sent)
-				}
-			}
+			l.wantNone()
 			ch.down(g)
 		})
+	}
+}
+
+// loss counts what is lost between the two sides of a wire, and by whom.
+type loss struct {
+	s                *site
+	wan              *tap
+	probes           *lab.Probes
+	fromPeer, fromGW int // ESP packets seen before
+}
+
+func (l *loss) esp(src string) int {
+	return l.wan.count(func(p packet) bool { return p.kind == kindUDPESP && from(src)(p) })
+}
+
+// startLoss sends a hundred probes a second each way.
+func (s *site) startLoss(wan *tap) *loss {
+	s.t.Helper()
+	l := &loss{s: s, wan: wan}
+	l.fromPeer, l.fromGW = l.esp(peerWAN), l.esp(gwWAN)
+	var err error
+	if l.probes, err = s.topo.StartProbes("peer", netip.MustParseAddr(peerIn), "gw", netip.MustParseAddr(gwIn), 10*time.Millisecond); err != nil {
+		s.t.Fatal(err)
+	}
+	return l
+}
+
+// wantNone ends the probes; none was lost by us.
+func (l *loss) wantNone() {
+	l.s.t.Helper()
+	t := l.s.t
+	streams := l.probes.Stop(300 * time.Millisecond)
+	fromPeer, fromGW := l.esp(peerWAN)-l.fromPeer, l.esp(gwWAN)-l.fromGW
+	for i, st := range streams {
+		seen := map[uint64]bool{}
+		for _, a := range st.Arrivals {
+			seen[a.Seq] = true
+		}
+		// What strongSwan loses by itself (its user-space ESP is without an
+		// outbound SA for a moment) never was on the wire, or was there: it is
+		// told apart by the capture, and none is ours.
+		ours := fromPeer - len(seen)
+		theirs := int(st.Sent) - fromPeer
+		if i == 1 {
+			ours, theirs = int(st.Sent)-fromGW, fromGW-len(seen)
+		}
+		if ours != 0 || len(st.Arrivals) != len(seen) {
+			t.Errorf("%s → %s: we lost %d of %d, %d arrived in all", st.From, st.To, ours, st.Sent, len(st.Arrivals))
+		}
+		if theirs != 0 {
+			t.Logf("%s → %s: strongSwan lost %d of %d", st.From, st.To, theirs, st.Sent)
+		}
+		if theirs < 0 || theirs > 3 {
+			t.Errorf("%s → %s: strongSwan lost %d of %d", st.From, st.To, theirs, st.Sent)
+		}
 	}
 }
 

@@ -80,8 +80,13 @@ const (
 	UpdateSAAddresses          NotifyType = 16400
 	Cookie2                    NotifyType = 16401
 	NoNATsAllowed              NotifyType = 16402
+	AuthLifetime               NotifyType = 16403
 	EAPOnlyAuthentication      NotifyType = 16417
 	ChildlessSupported         NotifyType = 16418 // CHILDLESS_IKEV2_SUPPORTED
+	RedirectSupported          NotifyType = 16406
+	Redirect                   NotifyType = 16407
+	RedirectedFrom             NotifyType = 16408
+	QCDToken                   NotifyType = 16419 // QUICK_CRASH_DETECTION
 	MessageIDSyncSupported     NotifyType = 16420
 	ReplayCounterSyncSupported NotifyType = 16421
 	MessageIDSync              NotifyType = 16422

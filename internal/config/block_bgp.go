@@ -154,17 +154,19 @@ var bgpNeighborSpec = &spec[BGPNeighbor]{
 // settings is what we take of `config system settings`.
 type settings struct {
 	BFD
-	tcpPort int
+	tcpPort          int
+	QuickCrashDetect bool
 }
 
 var settingsSpec = &spec[settings]{
 	path: "system settings",
-	help: "The TCP port of IKE, and the times of BFD, which `config router bgp` turns on for a neighbor. Nothing else in this block has an effect.",
+	help: "The TCP port of IKE, quick crash detection, and the times of BFD, which `config router bgp` turns on for a neighbor. Nothing else in this block has an effect.",
 	rows: []row[settings]{
 		{key: "ike-tcp-port", value: number{1, 65535, 0}, def: "4500", at: func(s *settings) any { return &s.tcpPort }, help: "where IKE and ESP in TCP are taken (RFC 9329), and where peers are asked; open only while a phase 1 has transport auto or tcp"},
 		{key: "bfd-desired-min-tx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(s *settings) any { return &s.MinTx }, help: "between our BFD packets"},
 		{key: "bfd-required-min-rx", value: number{1, 100000, time.Millisecond}, def: "250", at: func(s *settings) any { return &s.MinRx }, help: "between a neighbor's BFD packets, at least"},
 		{key: "bfd-detect-mult", value: number{1, 50, 0}, def: "3", at: func(s *settings) any { return &s.DetectMult }, help: "BFD packets missed in a row that make a loss"},
+		{key: "ike-quick-crash-detect", value: toggle{}, def: "disable", at: func(s *settings) any { return &s.QuickCrashDetect }, help: "peers and this gateway tell each other at once that they have lost an IKE SA, by tokens (RFC 6290)"},
 	},
 	ignored: plain("*"),
 }

@@ -30,8 +30,10 @@ func init() {
 		{path: settingsSpec.path,
 			init: func(ld *loader) { ld.settings = newSingle(settingsSpec) },
 			open: func(ld *loader) scope { return ld.settings },
-			view: func(c *Config) printable { return viewOf(settingsSpec, settings{c.BFD, int(c.TCPPort)}) },
-			ref:  func() []refBlock { return refsOf(settingsSpec) }},
+			view: func(c *Config) printable {
+				return viewOf(settingsSpec, settings{c.BFD, int(c.TCPPort), c.QuickCrashDetect})
+			},
+			ref: func() []refBlock { return refsOf(settingsSpec) }},
 		{path: haSpec.path,
 			init: func(ld *loader) { ld.ha = newSingle(haSpec) },
 			open: func(ld *loader) scope { return ld.ha },
@@ -151,6 +153,6 @@ func (ld *loader) build() *Config {
 	c.Routes = ld.buildRoutes()
 	c.BGP = ld.buildBGP()
 	ld.checkVClusterRoutes(c)
-	c.BFD, c.TCPPort = ld.settings.val.BFD, uint16(ld.settings.val.tcpPort)
+	c.BFD, c.TCPPort, c.QuickCrashDetect = ld.settings.val.BFD, uint16(ld.settings.val.tcpPort), ld.settings.val.QuickCrashDetect
 	return c
 }

@@ -28,6 +28,8 @@ type Config struct {
 	BGP        BGP
 	BFD        BFD
 	TCPPort    uint16 // of IKE and ESP in TCP
+	// QuickCrashDetect is `config system settings`' ike-quick-crash-detect (RFC 6290).
+	QuickCrashDetect bool
 
 	LinkMonitors []LinkMonitor
 
@@ -235,6 +237,8 @@ type Phase1 struct {
 	AddRoute                              bool
 	Rekey                                 bool
 	Reauth                                bool
+	Redirect                              bool          // as initiator: follow (RFC 5685)
+	RedirectGateways                      []netip.Addr  // where peers are sent while this gateway is drained
 	IdleTimeout                           time.Duration // 0: disabled
 	ExchangeInterfaceIP                   bool
 	ExchangeIPAddr4                       netip.Addr

@@ -221,3 +221,34 @@ func prefixOf(t ipsec.TrafficSelector) (netip.Prefix, bool) {
 	}
 	return netip.Prefix{}, false
 }
+
+// addresses are up to most IP addresses, in a []netip.Addr.
+type addresses struct{ most int }
+
+func (a addresses) allowed() string { return fmt.Sprintf("up to %d IP addresses", a.most) }
+func (a addresses) parse(words []word, into any) string {
+	var out []netip.Addr
+	for _, w := range words {
+		x, err := parseAddr(w.text)
+		if err != nil || x.IsUnspecified() || x.IsMulticast() {
+			return fmt.Sprintf("(%s) must be an IP address", echo(w.text))
+		}
+		if slices.Contains(out, x) {
+			return fmt.Sprintf("(%s) is there twice", x)
+		}
+		out = append(out, x)
+	}
+	if len(out) == 0 || len(out) > a.most {
+		return fmt.Sprintf("must be 1 to %d IP addresses", a.most)
+	}
+	*into.(*[]netip.Addr) = out
+	return ""
+}
+func (a addresses) clear(into any) { *into.(*[]netip.Addr) = nil }
+func (a addresses) format(from any) string {
+	var out []string
+	for _, x := range *from.(*[]netip.Addr) {
+		out = append(out, x.String())
+	}
+	return strings.Join(out, " ")
+}

@@ -48,7 +48,7 @@ func (d *Daemon) openCluster(o node.Options) (*clusterEnds, gateway, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	o.CookieSecret = id.CookieSecret()
+	o.CookieSecret, o.TokenSecret = id.CookieSecret(), id.TokenSecret()
 	c := &clusterEnds{d: d, identity: id, state: state, done: make(chan struct{}), noteWake: make(chan struct{}, 1)}
 	c.revisions = openRevisions(c)
 	if d.cfg.Standalone.Farm() {

@@ -46,7 +46,9 @@ type backend interface {
 	rekey(ctx context.Context, name string, ike bool) (int, error)
 	failover(ctx context.Context, s cluster.ScopeID, set bool) error
 	drain(ctx context.Context, on bool) error // returns when it was decided
-	announced() (routesView, error)           // what routers are told
+	redirect(ctx context.Context, on bool) (told int, known bool, err error)
+	redirectable(ctx context.Context) (left int, err error)
+	announced() (routesView, error) // what routers are told
 	reload(ctx context.Context) (reloaded, error)
 	checksums(ctx context.Context) (checksums, error) // of all members
 	logs() *logHub

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -37,7 +38,10 @@ func drain(s *session, args []string) error {
 	case err != nil:
 		return err
 	case v.Node.Farm == nil:
-		return errNoFarm
+		return s.redirect(on)
+	}
+	if err := s.redirect(on); err != nil && !errors.Is(err, errNoFarm) {
+		return err
 	}
 	begun, had := time.Now(), v.Node.Farm.ScopesOwned()
 	if err := s.d.drain(s.ctx, on); err != nil {
@@ -59,6 +63,50 @@ func drain(s *session, args []string) error {
 		s.printf("drained: %d scopes moved in %.1f s; this member owns nothing until `execute ha drain off`\n", result.Moved, result.Seconds)
 	}
 	return err
+}
+
+// redirectLimit is how long peers have to follow a redirect. A variable for tests.
+var redirectLimit = 5 * time.Second
+
+// redirect sends peers that can follow to their phase 1's other gateways (RFC 5685), and
+// waits until they have gone. A gateway that is in no farm is drained by that alone.
+func (s *session) redirect(on bool) error {
+	told, known, err := s.d.redirect(s.ctx, on)
+	switch {
+	case err != nil:
+		return err
+	case !known:
+		return errNoFarm
+	case !on:
+		if !s.json {
+			s.printf("peers are not redirected any more\n")
+		}
+		return nil
+	}
+	limit := time.NewTimer(redirectLimit)
+	defer limit.Stop()
+	look := time.NewTicker(drainLook)
+	defer look.Stop()
+	left := 0
+	for done := false; !done; {
+		if left, err = s.d.redirectable(s.ctx); err != nil {
+			return err
+		}
+		if left == 0 {
+			break
+		}
+		select {
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		case <-limit.C:
+			done = true
+		case <-look.C:
+		}
+	}
+	if !s.json {
+		s.printf("%d peers were redirected, %d of them are still here; who begins is redirected until `execute ha drain off`\n", told, left)
+	}
+	return nil
 }
 
 // drained waits, and says what is left whenever that changes.

@@ -222,6 +222,9 @@ func (d *Daemon) run(ctx context.Context) (err error) {
 		Config: d.cfg, Process: d.process, Rand: rand.Reader, Traffic: d.traffic, LocalAddr: d.localAddr, Revocation: d.ocsp.status, RADIUS: d.radius.answer,
 		CookieSecret: randomKey(32), Logs: func(l slog.Level) bool { return d.log.Enabled(ctx, l) },
 	}
+	if d.cfg.HA.Mode != "a-p" && !d.cfg.Standalone.Farm() {
+		options.TokenSecret = tokenSecret(d.log, d.cfg.Tandem.StateDir)
+	}
 	if d.cfg.HA.Mode == "a-p" || d.cfg.Standalone.Farm() {
 		if d.cluster, d.loop.node, err = d.openCluster(options); err != nil {
 			return err

@@ -56,6 +56,9 @@ func (f *fakeBackend) failover(_ context.Context, s cluster.ScopeID, set bool) e
 	}
 	return f.ask("failover", map[bool]string{true: "set", false: "unset"}[set])
 }
+func (f *fakeBackend) redirect(context.Context, bool) (int, bool, error) { return 0, false, nil }
+func (f *fakeBackend) redirectable(context.Context) (int, error)         { return 0, nil }
+
 func (f *fakeBackend) drain(_ context.Context, on bool) error {
 	return f.ask("drain", map[bool]string{true: "on", false: "off"}[on])
 }

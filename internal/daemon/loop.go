@@ -42,6 +42,8 @@ type gateway interface {
 	Down(time.Time, string, string) error
 	Clear(time.Time, string) int
 	Rekey(time.Time, string, bool) int
+	Redirect(time.Time, bool) int
+	Redirectable() int
 	Failover(time.Time, cluster.ScopeID, bool) error
 	Shutdown(time.Time)
 	Status(time.Time) node.Status

@@ -82,6 +82,9 @@ func (n *scriptedNode) Failover(_ time.Time, _ cluster.ScopeID, set bool) error 
 	n.in("failover %v", set)
 	return nil
 }
+func (n *scriptedNode) Redirect(time.Time, bool) int { return 0 }
+func (n *scriptedNode) Redirectable() int            { return 0 }
+
 func (n *scriptedNode) Shutdown(time.Time) {
 	n.in("shutdown")
 	n.out = append(n.out, cluster.Stopped{})

@@ -12,6 +12,7 @@ import (
 
 	"tandem/cluster"
 	"tandem/cluster/raftauth"
+	"tandem/internal/config"
 	"tandem/internal/forward"
 	"tandem/internal/node"
 	"tandem/proto/clusterpb"
@@ -68,6 +69,24 @@ func (d *Daemon) lookAtFarm(v *view) {
 const decidePatient = 10 * time.Second
 
 var errNoFarm = errors.New("this gateway is no member of a farm (config system standalone-cluster); a pair has `execute ha failover set`")
+
+// redirect has peers sent to their phase 1's other gateways, or no longer; known: a phase 1
+// names some.
+func (d *Daemon) redirect(ctx context.Context, on bool) (told int, known bool, err error) {
+	err = d.loop.call(ctx, func(now time.Time) {
+		known = slices.ContainsFunc(d.cfg.Phase1, func(p config.Phase1) bool { return len(p.RedirectGateways) > 0 })
+		if known {
+			told = d.loop.node.Redirect(now, on)
+		}
+	})
+	return told, known, err
+}
+
+// redirectable is how many of them are still here.
+func (d *Daemon) redirectable(ctx context.Context) (left int, err error) {
+	err = d.loop.call(ctx, func(time.Time) { left = d.loop.node.Redirectable() })
+	return left, err
+}
 
 // drain has it decided that this member is drained, or no longer.
 func (d *Daemon) drain(ctx context.Context, on bool) error {

@@ -370,6 +370,18 @@ func (c *Charon) Rekey(ctx context.Context, child, ike string) error {
 	return err
 }
 
+// Reauthenticate begins a repeated authentication of an IKE SA by name.
+func (c *Charon) Reauthenticate(ctx context.Context, ike string) error {
+	_, _, err := c.run(ctx, "rekey", "", viciMessage{"ike": ike, "reauth": "yes"})
+	return err
+}
+
+// Redirect sends the peer of an IKE SA to another gateway (RFC 5685).
+func (c *Charon) Redirect(ctx context.Context, ike, gateway string) error {
+	_, _, err := c.run(ctx, "redirect", "", viciMessage{"ike": ike, "gateway": gateway})
+	return err
+}
+
 // CharonSA is an IKE SA of charon with the SPIs (hex) of its Child SAs.
 type CharonSA struct {
 	Name, State string

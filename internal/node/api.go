@@ -26,7 +26,8 @@ type Options struct {
 	Revocation    ike.Revocation                              // see ike.CheckRevocation
 	RADIUS        func(key [32]byte) (ike.RADIUSAnswer, bool) // see ike.AskRADIUS
 	CookieSecret  ipsec.Key
-	HalfOpenLimit int // 0: 1000
+	TokenSecret   ipsec.Key // of quick crash detection; empty: no tokens
+	HalfOpenLimit int       // 0: 1000
 	// Logs says whether the engine's log lines of a level are wanted; nil: all are.
 	Logs func(slog.Level) bool
 

@@ -137,7 +137,7 @@ func New(o Options) *Node {
 	}
 	n.ike = ike.New(ike.Options{
 		Config: o.Config, Rand: o.Rand, Nonces: n.opt.nonces, Traffic: o.Traffic, Numbers: n.numbers, LocalAddr: o.LocalAddr, Revocation: o.Revocation, RADIUS: o.RADIUS,
-		CookieSecret: o.CookieSecret, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share, Logs: o.Logs,
+		CookieSecret: o.CookieSecret, TokenSecret: o.TokenSecret, Sole: n.sole, HalfOpenLimit: o.HalfOpenLimit, Share: o.Share, Logs: o.Logs,
 	})
 	switch {
 	case o.Pair != nil:
@@ -167,6 +167,20 @@ func (n *Node) Start(now time.Time) {
 		n.authority.Start(now)
 	}
 	n.pump(now)
+}
+
+// sole says that no other node can have an IKE SA of this scope that is unknown here: there
+// is none, or the only one is in the sync set. Where the members' log decides, which are of
+// a scope changes, and tunnels move between scopes: it is never certain.
+func (n *Node) sole() bool {
+	switch {
+	case n.authority == nil:
+		return !n.opt.ofFarm
+	case n.pair == nil || !n.owner || n.handing != nil || n.pair.Uniting():
+		return false
+	}
+	s := n.pair.Status(n.ownedAt) // what depends on the time is not asked for
+	return s.Role == cluster.RoleOwner && s.Synchronised
 }
 
 // HandleIKE takes one IKE datagram. Only the owner answers.
@@ -423,6 +437,22 @@ func (n *Node) Rekey(now time.Time, name string, ike bool) int {
 	defer n.pump(now)
 	n.resume(now)
 	return n.ike.Rekey(now, name, ike)
+}
+
+// Redirect sends peers that can follow to their phase 1's other gateways from now on, or no
+// longer, and returns how many IKE SAs that concerns.
+func (n *Node) Redirect(now time.Time, away bool) int {
+	defer n.pump(now)
+	n.resume(now)
+	return n.ike.Redirect(now, away)
+}
+
+// Redirectable is how many IKE SAs of such peers are still here.
+func (n *Node) Redirectable() int {
+	if !n.owner {
+		return 0
+	}
+	return n.ike.Redirectable()
 }
 
 // Failover asks for (or takes back) a planned handover to the other node.

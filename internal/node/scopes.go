@@ -212,6 +212,19 @@ func (f *scopeSet) Rekey(now time.Time, name string, ikeSA bool) int {
 	return f.sum(func(n *Node) int { return n.Rekey(now, name, ikeSA) })
 }
 
+// Redirect is Node.Redirect for every scope: on for those that are owned here.
+func (f *scopeSet) Redirect(now time.Time, away bool) (told int) {
+	f.each(func(n *Node) {
+		if !away || n.owner && n.handing == nil {
+			told += n.Redirect(now, away)
+		}
+	})
+	return told
+}
+
+// Redirectable is how many IKE SAs are still here whose peers were told to go elsewhere.
+func (f *scopeSet) Redirectable() int { return f.sum((*Node).Redirectable) }
+
 // sum adds up what do returns for the scopes that are owned here.
 func (f *scopeSet) sum(do func(*Node) int) (sum int) {
 	f.each(func(n *Node) {

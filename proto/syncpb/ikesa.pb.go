@@ -85,19 +85,31 @@ type IKESA struct {
 	MovedTo uint32 `protobuf:"varint,50,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"` // the scope; 0: it is here
 	Adopted bool   `protobuf:"varint,51,opt,name=adopted,proto3" json:"adopted,omitempty"`                // the other scope's members have it: only names are left here
 	// Synchronisation of message IDs (RFC 6311).
-	SyncWanted    bool          `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
-	SyncProposed  uint32        `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
-	SyncSeen      uint32        `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
-	PeerAddress   []byte        `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
-	PeerAuth      *PeerAuth     `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
-	Mobility      *Mobility     `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
-	Assigned      *Assigned     `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
-	Intermediate  *Intermediate `protobuf:"bytes,100,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                     // absent: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
-	HalfMade      []*HalfMade   `protobuf:"bytes,101,rep,name=half_made,json=halfMade,proto3" json:"half_made,omitempty"`             // answered CREATE_CHILD_SA, of which the peer owes IKE_FOLLOWUP_KE
-	Followed      []byte        `protobuf:"bytes,102,opt,name=followed,proto3" json:"followed,omitempty"`                             // link token of the latest IKE_FOLLOWUP_KE that was answered
-	Eap           *EAP          `protobuf:"bytes,110,opt,name=eap,proto3" json:"eap,omitempty"`                                       // absent: IKE_AUTH does without, or is done
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SyncWanted   bool          `protobuf:"varint,53,opt,name=sync_wanted,json=syncWanted,proto3" json:"sync_wanted,omitempty"`       // before any other request
+	SyncProposed uint32        `protobuf:"varint,54,opt,name=sync_proposed,json=syncProposed,proto3" json:"sync_proposed,omitempty"` // the highest M1 that this cluster proposed
+	SyncSeen     uint32        `protobuf:"varint,55,opt,name=sync_seen,json=syncSeen,proto3" json:"sync_seen,omitempty"`             // the highest M1 that the peer proposed
+	PeerAddress  []byte        `protobuf:"bytes,60,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`     // of the peer's tunnel interface, as it told in IKE_AUTH
+	PeerAuth     *PeerAuth     `protobuf:"bytes,70,opt,name=peer_auth,json=peerAuth,proto3" json:"peer_auth,omitempty"`              // absent: the peer has no certificate, or is not authenticated yet
+	Mobility     *Mobility     `protobuf:"bytes,90,opt,name=mobility,proto3" json:"mobility,omitempty"`                              // absent: MOBIKE had nothing to do yet
+	Assigned     *Assigned     `protobuf:"bytes,80,opt,name=assigned,proto3" json:"assigned,omitempty"`                              // absent: no configuration payload assigned anything
+	Intermediate *Intermediate `protobuf:"bytes,100,opt,name=intermediate,proto3" json:"intermediate,omitempty"`                     // absent: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
+	HalfMade     []*HalfMade   `protobuf:"bytes,101,rep,name=half_made,json=halfMade,proto3" json:"half_made,omitempty"`             // answered CREATE_CHILD_SA, of which the peer owes IKE_FOLLOWUP_KE
+	Followed     []byte        `protobuf:"bytes,102,opt,name=followed,proto3" json:"followed,omitempty"`                             // link token of the latest IKE_FOLLOWUP_KE that was answered
+	Eap          *EAP          `protobuf:"bytes,110,opt,name=eap,proto3" json:"eap,omitempty"`                                       // absent: IKE_AUTH does without, or is done
+	// Repeated authentication (RFC 4478): spans since it was authenticated; 0: without end.
+	AuthenticatedAge int64  `protobuf:"varint,130,opt,name=authenticated_age,json=authenticatedAge,proto3" json:"authenticated_age,omitempty"`
+	AuthSoft         int64  `protobuf:"varint,131,opt,name=auth_soft,json=authSoft,proto3" json:"auth_soft,omitempty"` // when it is to be repeated by us
+	AuthHard         int64  `protobuf:"varint,132,opt,name=auth_hard,json=authHard,proto3" json:"auth_hard,omitempty"`
+	ReplacesI        uint64 `protobuf:"fixed64,133,opt,name=replaces_i,json=replacesI,proto3" json:"replaces_i,omitempty"` // the IKE SA whose Child SAs this one makes anew before that ends
+	ReplacesR        uint64 `protobuf:"fixed64,134,opt,name=replaces_r,json=replacesR,proto3" json:"replaces_r,omitempty"`
+	// Quick crash detection (RFC 6290).
+	PeerToken []byte `protobuf:"bytes,135,opt,name=peer_token,json=peerToken,proto3" json:"peer_token,omitempty"` // by which the peer may say that it has lost this IKE SA
+	TokenDue  bool   `protobuf:"varint,136,opt,name=token_due,json=tokenDue,proto3" json:"token_due,omitempty"`   // ours is still to be told
+	// Redirect (RFC 5685).
+	RedirectTo     []byte `protobuf:"bytes,137,opt,name=redirect_to,json=redirectTo,proto3" json:"redirect_to,omitempty"`             // the gateway that the peer is still to be told
+	RedirectedFrom []byte `protobuf:"bytes,138,opt,name=redirected_from,json=redirectedFrom,proto3" json:"redirected_from,omitempty"` // the gateway that sent us to this one
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *IKESA) Reset() {
@@ -581,6 +593,69 @@ func (x *IKESA) GetFollowed() []byte {
 func (x *IKESA) GetEap() *EAP {
 	if x != nil {
 		return x.Eap
+	}
+	return nil
+}
+
+func (x *IKESA) GetAuthenticatedAge() int64 {
+	if x != nil {
+		return x.AuthenticatedAge
+	}
+	return 0
+}
+
+func (x *IKESA) GetAuthSoft() int64 {
+	if x != nil {
+		return x.AuthSoft
+	}
+	return 0
+}
+
+func (x *IKESA) GetAuthHard() int64 {
+	if x != nil {
+		return x.AuthHard
+	}
+	return 0
+}
+
+func (x *IKESA) GetReplacesI() uint64 {
+	if x != nil {
+		return x.ReplacesI
+	}
+	return 0
+}
+
+func (x *IKESA) GetReplacesR() uint64 {
+	if x != nil {
+		return x.ReplacesR
+	}
+	return 0
+}
+
+func (x *IKESA) GetPeerToken() []byte {
+	if x != nil {
+		return x.PeerToken
+	}
+	return nil
+}
+
+func (x *IKESA) GetTokenDue() bool {
+	if x != nil {
+		return x.TokenDue
+	}
+	return false
+}
+
+func (x *IKESA) GetRedirectTo() []byte {
+	if x != nil {
+		return x.RedirectTo
+	}
+	return nil
+}
+
+func (x *IKESA) GetRedirectedFrom() []byte {
+	if x != nil {
+		return x.RedirectedFrom
 	}
 	return nil
 }
@@ -2228,7 +2303,7 @@ var File_syncpb_ikesa_proto protoreflect.FileDescriptor
 
 const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\n" +
-	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\xd4\x10\n" +
+	"\x12syncpb/ikesa.proto\x12\vtandem.sync\"\x88\x13\n" +
 	"\x05IKESA\x12\x13\n" +
 	"\x05spi_i\x18\x01 \x01(\x06R\x04spiI\x12\x13\n" +
 	"\x05spi_r\x18\x02 \x01(\x06R\x04spiR\x12\x1c\n" +
@@ -2301,7 +2376,20 @@ const file_syncpb_ikesa_proto_rawDesc = "" +
 	"\fintermediate\x18d \x01(\v2\x19.tandem.sync.IntermediateR\fintermediate\x122\n" +
 	"\thalf_made\x18e \x03(\v2\x15.tandem.sync.HalfMadeR\bhalfMade\x12\x1a\n" +
 	"\bfollowed\x18f \x01(\fR\bfollowed\x12\"\n" +
-	"\x03eap\x18n \x01(\v2\x10.tandem.sync.EAPR\x03eap\"\xa2\x01\n" +
+	"\x03eap\x18n \x01(\v2\x10.tandem.sync.EAPR\x03eap\x12,\n" +
+	"\x11authenticated_age\x18\x82\x01 \x01(\x03R\x10authenticatedAge\x12\x1c\n" +
+	"\tauth_soft\x18\x83\x01 \x01(\x03R\bauthSoft\x12\x1c\n" +
+	"\tauth_hard\x18\x84\x01 \x01(\x03R\bauthHard\x12\x1e\n" +
+	"\n" +
+	"replaces_i\x18\x85\x01 \x01(\x06R\treplacesI\x12\x1e\n" +
+	"\n" +
+	"replaces_r\x18\x86\x01 \x01(\x06R\treplacesR\x12\x1e\n" +
+	"\n" +
+	"peer_token\x18\x87\x01 \x01(\fR\tpeerToken\x12\x1c\n" +
+	"\ttoken_due\x18\x88\x01 \x01(\bR\btokenDue\x12 \n" +
+	"\vredirect_to\x18\x89\x01 \x01(\fR\n" +
+	"redirectTo\x12(\n" +
+	"\x0fredirected_from\x18\x8a\x01 \x01(\fR\x0eredirectedFrom\"\xa2\x01\n" +
 	"\fIntermediate\x12\x1c\n" +
 	"\texchanges\x18\x01 \x01(\rR\texchanges\x12\x18\n" +
 	"\amethods\x18\x02 \x01(\rR\amethods\x12\x15\n" +
