@@ -1,5 +1,7 @@
 package lab
 
+import "os"
+
 // BenchCable joins two nodes of a benchmark's network, or a node with itself: a port
 // with a carrier that leads nowhere. Unlike other labs' cables it carries batches of
 // segments as the devices are set to, so captures on it do not show single packets.
@@ -34,4 +36,10 @@ func BuildBench(nodes []string, loopback map[string][]string, cables []BenchCabl
 		}
 		return nil
 	})
+}
+
+// Standing says whether a lab of that name is there.
+func Standing(id string) bool {
+	_, err := os.Stat(stateDir(id))
+	return err == nil
 }

@@ -52,6 +52,10 @@ func (s *State) abandoned() bool {
 	if s.PID == 0 {
 		return false
 	}
+	f, err := procStat(s.PID)
+	if err != nil || f[0] == "Z" || f[0] == "X" { // ended, though nobody has asked how
+		return true
+	}
 	start, err := processStart(s.PID)
 	return err != nil || start != s.PIDStart
 }

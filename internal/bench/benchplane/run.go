@@ -100,7 +100,7 @@ func measure(ctx context.Context, o options) (res *bench.Result, err error) {
 	}
 	defer func() {
 		r.say("removing the network")
-		err = errors.Join(err, r.t.Close(), removeSockets(r.t.ID))
+		err = errors.Join(err, r.t.Close(), removeSockets())
 	}()
 	r.servers = servers{t: r.t, all: map[string]*lab.Process{}}
 	if err := r.start(ctx, wants, wantsTandem); err != nil {
@@ -303,12 +303,15 @@ func (r *run) keepLogs(ctx context.Context) string {
 	return ", logs in " + dir
 }
 
-// removeSockets takes away what wireguard-go leaves outside of the network.
-func removeSockets(id string) error {
-	left, _ := filepath.Glob(filepath.Join(wgSockets, "tb"+id+"?.sock"))
+// removeSockets takes away what wireguard-go leaves outside of networks that are gone.
+func removeSockets() error {
+	left, _ := filepath.Glob(filepath.Join(wgSockets, wgPrefix+"*.sock")) // the pattern is well formed
 	var errs []error
 	for _, s := range left {
-		errs = append(errs, os.Remove(s))
+		id := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(s), wgPrefix), ".sock")
+		if id == "" || !lab.Standing(id[:len(id)-1]) { // without the side
+			errs = append(errs, os.Remove(s))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -20,6 +20,10 @@ import (
 // wgSockets is where wireguard-go has its UAPI sockets, one for each interface's name.
 const wgSockets = "/var/run/wireguard"
 
+// wgPrefix, the lab's name and the side are an interface's name, which no other has on
+// this machine.
+const wgPrefix = "tb"
+
 // startWireGuard runs wireguard-go on both nodes and configures it over its UAPI socket.
 func startWireGuard(ctx context.Context, t *lab.Topology, bin string) (*program, error) {
 	p := &program{Program: bench.Program{Name: wireguardName}, a: "wga", b: "wgb", number: 1}
@@ -37,7 +41,7 @@ func startWireGuard(ctx context.Context, t *lab.Topology, bin string) (*program,
 	}
 	ends := []struct{ node, wan, inner, net string }{{p.a, wanB, p.innerA(), "10.1.0.0/16"}, {p.b, wanA, p.innerB(), "10.2.0.0/16"}}
 	for i, e := range ends {
-		dev := "tb" + t.ID + e.node[len(e.node)-1:] // of the whole machine, because of its socket
+		dev := wgPrefix + t.ID + e.node[len(e.node)-1:]
 		pr, err := t.Start(e.node, "wireguard-"+e.node, []string{bin, "--foreground", dev}, nil)
 		if err != nil {
 			return nil, err
