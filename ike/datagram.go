@@ -201,7 +201,7 @@ func (e *Engine) heard(sa *ikeSA) {
 	sa.lastIn = e.now
 	sa.dpdAt = time.Time{}
 	if sa.quiet {
-		sa.quiet, sa.probe = false, probe{}
+		sa.quiet, sa.probe = false, nil
 		e.debug(sa, "peer is there, exchanges may begin")
 	}
 	e.rivals(sa)

@@ -192,11 +192,12 @@ func (e *Engine) initiateTo(t *tunnel, to netip.Addr, p2 string, old *ikeSA, fro
 	}
 	sa := &ikeSA{
 		initiator: true, state: stateInitSent, p1: p1, phase1: p1.Name, tunnel: t,
-		spis:   ipsec.IKESPIs{I: e.newIKESPI()},
-		local:  netip.AddrPortFrom(local, ikePort),
-		remote: netip.AddrPortFrom(to, ikePort), redirectedFrom: from,
+		spis:    ipsec.IKESPIs{I: e.newIKESPI()},
+		local:   netip.AddrPortFrom(local, ikePort),
+		remote:  netip.AddrPortFrom(to, ikePort),
 		created: e.now, lastIn: e.now,
 	}
+	sa.setRedirection(redirection{from: from})
 	if old != nil {
 		sa.replaces = old.spis
 	}

@@ -327,7 +327,7 @@ func (e *Engine) resend(sa *ikeSA) {
 		e.counters.Retransmitted++
 		e.logSent(sa, "RETRANSMIT_"+x.kind.String(), x.id, len(x.data))
 		e.holdMessage(sa, sa.datagram(x.data))
-	case sa.quiet && !sa.probe.next.IsZero():
+	case sa.quiet && !sa.probe.due().IsZero():
 		sa.probe.next = e.now
 	}
 }

@@ -88,7 +88,7 @@ func (e *Engine) encode(sa *ikeSA) *syncpb.IKESA {
 		Assigned: encodeAssigned(sa.assigned), Intermediate: sa.inter.encode(), Followed: sa.followed,
 		Eap:              sa.eap.encode(),
 		AuthenticatedAge: age(now, sa.auth.since), AuthSoft: sa.auth.soft.Microseconds(), AuthHard: sa.auth.hard.Microseconds(),
-		RedirectTo: sa.redirectTo.AsSlice(), RedirectedFrom: sa.redirectedFrom.AsSlice(),
+		RedirectTo: sa.redirection().to.AsSlice(), RedirectedFrom: sa.redirection().from.AsSlice(),
 		PeerToken: sa.peerToken, TokenDue: sa.tokenDue,
 		ReplacesI: uint64(sa.replaces.I), ReplacesR: uint64(sa.replaces.R),
 	}
@@ -139,8 +139,10 @@ func (e *Engine) decode(value []byte) (*ikeSA, error) {
 	sa.assigned = decodeAssigned(p.Assigned)
 	sa.eap = decodeEAPState(p.Eap)
 	sa.auth = authSpan{since: unage(now, p.AuthenticatedAge), soft: span(p.AuthSoft), hard: span(p.AuthHard)}
-	sa.redirectTo, _ = netip.AddrFromSlice(p.RedirectTo)
-	sa.redirectedFrom, _ = netip.AddrFromSlice(p.RedirectedFrom)
+	var r redirection
+	r.to, _ = netip.AddrFromSlice(p.RedirectTo)
+	r.from, _ = netip.AddrFromSlice(p.RedirectedFrom)
+	sa.setRedirection(r)
 	sa.peerToken, sa.tokenDue = p.PeerToken, p.TokenDue
 	sa.replaces = ipsec.IKESPIs{I: ipsec.IKESPI(p.ReplacesI), R: ipsec.IKESPI(p.ReplacesR)}
 	sa.keys, sa.followed = decodeKeys(p.Keys), p.Followed

@@ -63,7 +63,7 @@ func (e *Engine) Redirect(now time.Time, away bool) int {
 		}
 		if to := elsewhere(sa.p1, sa.local.Addr(), uint64(sa.spis.I)); to.IsValid() {
 			e.touch(sa)
-			sa.redirectTo = to
+			sa.redirectTo(to)
 			n++
 			e.proceed(sa)
 			e.arm(sa)
@@ -139,13 +139,33 @@ func (e *Engine) redirectAuth(sa *ikeSA) []message.Payload {
 
 // sendRedirect tells a peer that has an IKE SA (§5).
 func (e *Engine) sendRedirect(sa *ikeSA) {
-	to := sa.redirectTo
+	to := sa.redirection().to
 	e.touch(sa)
-	sa.redirectTo = netip.Addr{}
+	sa.redirectTo(netip.Addr{})
 	e.info(sa, "redirecting peer", slog.String("to", to.String()))
 	if !e.start(sa, &exchange{kind: kindDPD}, []message.Payload{notify(message.Redirect, gatewayIdentity(to))}) {
-		sa.redirectTo = to
+		sa.redirectTo(to)
 	}
+}
+
+// redirection is where an IKE SA is to be led to, and was led from. Few have one.
+type redirection struct{ to, from netip.Addr }
+
+func (sa *ikeSA) redirection() redirection {
+	if sa.redirect == nil {
+		return redirection{}
+	}
+	return *sa.redirect
+}
+
+func (sa *ikeSA) setRedirection(r redirection) {
+	if sa.redirect = &r; r == (redirection{}) {
+		sa.redirect = nil
+	}
+}
+
+func (sa *ikeSA) redirectTo(to netip.Addr) {
+	sa.setRedirection(redirection{to, sa.redirection().from})
 }
 
 // redirectPayloads are those of our IKE_SA_INIT request.
@@ -153,8 +173,8 @@ func (sa *ikeSA) redirectPayloads() []message.Payload {
 	switch {
 	case sa.p1 == nil || !sa.p1.Redirect:
 		return nil
-	case sa.redirectedFrom.IsValid():
-		return []message.Payload{notify(message.RedirectedFrom, gatewayIdentity(sa.redirectedFrom))}
+	case sa.redirection().from.IsValid():
+		return []message.Payload{notify(message.RedirectedFrom, gatewayIdentity(sa.redirection().from))}
 	}
 	return []message.Payload{notify(message.RedirectSupported, nil)}
 }

@@ -121,7 +121,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	}
 	b.event(func(e *Engine) {
 		sa := b.established()[0]
-		sa.redirectTo = c.addr
+		sa.redirectTo(c.addr)
 		e.proceed(sa)
 	})
 	w.run(time.Second)

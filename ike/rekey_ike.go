@@ -135,7 +135,7 @@ func (e *Engine) succeed(sa *ikeSA, s ipsec.Suite, spis ipsec.IKESPIs, initiator
 	}
 	n.assigned, n.leaseAt = sa.assigned, sa.leaseAt
 	n.auth = sa.auth
-	n.redirectTo, n.redirectedFrom = sa.redirectTo, sa.redirectedFrom
+	n.setRedirection(sa.redirection())
 	n.soft, n.hard = e.ikeLifetimes(n)
 	e.insert(n)
 	e.touch(n)

@@ -281,7 +281,7 @@ func (e *Engine) Resume(now time.Time) {
 		early = sa.paceRekeys(now, early)
 		counters = e.paceCounters(sa, counters)
 		sa.lastIn, sa.dpdAt, sa.keepaliveAt = now, time.Time{}, time.Time{}
-		sa.quiet, sa.probe = true, probe{}
+		sa.quiet, sa.probe = true, nil
 		sa.reach = sa.dials()
 		if sa.awaitsDelete && sa.state == stateRekeyed && sa.deleteBy.IsZero() {
 			sa.deleteBy = now.Add(deleteWait)
@@ -343,7 +343,7 @@ func (e *Engine) Suspend(now time.Time) {
 		if sa.req != nil {
 			sa.req.sent = false
 		}
-		sa.quiet, sa.probe = false, probe{}
+		sa.quiet, sa.probe = false, nil
 		sa.sync.attempts, sa.sync.next = 0, time.Time{}
 		e.dropFragments(sa)
 		e.arm(sa)

@@ -18,7 +18,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 	} else if sa.req != nil && sa.req.sent {
 		x.add(sa.req.next)
 	}
-	x.add(sa.probe.next)
+	x.add(sa.probe.due())
 	x.add(sa.recordAt)
 	x.add(sa.fragmentsUntil())
 	for _, h := range sa.half {
@@ -46,7 +46,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 		x.add(c.floorAt)
 		x.add(c.useAt)
 	}
-	if sa.sync.wanted || sa.req != nil || sa.quiet && !sa.probe.next.IsZero() {
+	if sa.sync.wanted || sa.req != nil || sa.quiet && !sa.probe.due().IsZero() {
 		return x.t, x.ok // nothing new can begin
 	}
 	var begin earliest
@@ -66,7 +66,7 @@ func (sa *ikeSA) deadline() (time.Time, bool) {
 			begin.add(sa.wantsAt)
 		}
 	}
-	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() || (sa.tokenDue || sa.redirectTo.IsValid()) && sa.lives() && !sa.awaitsDelete {
+	if len(sa.owed) > 0 || sa.closing || sa.mobileDue() || (sa.tokenDue || sa.redirection().to.IsValid()) && sa.lives() && !sa.awaitsDelete {
 		begin.add(sa.stalled)
 	}
 	x.add(later(begin.t, sa.stalled))
@@ -150,7 +150,7 @@ func (e *Engine) proceed(sa *ikeSA) {
 		// Where this side never sent one, an empty one asks.
 		if sa.lastRequest == nil {
 			e.sendDPD(sa)
-		} else if sa.probe.next.IsZero() {
+		} else if sa.probe.due().IsZero() {
 			e.startProbe(sa)
 		}
 		return
@@ -181,7 +181,7 @@ func (e *Engine) nextWork(sa *ikeSA) func() {
 	if sa.tokenDue {
 		return func() { e.sendToken(sa) }
 	}
-	if sa.redirectTo.IsValid() {
+	if sa.redirection().to.IsValid() {
 		return func() { e.sendRedirect(sa) }
 	}
 	if e.countersDue(sa) {
@@ -300,15 +300,23 @@ type probe struct {
 	first    time.Time
 }
 
+// due is when the next attempt is made; zero: never.
+func (p *probe) due() time.Time {
+	if p == nil {
+		return time.Time{}
+	}
+	return p.next
+}
+
 func (e *Engine) startProbe(sa *ikeSA) {
-	sa.probe = probe{wait: e.o.RetransmitFirst, first: e.now}
+	sa.probe = &probe{wait: e.o.RetransmitFirst, first: e.now}
 	sa.probe.next = e.now
 	e.probeAgain(sa)
 }
 
 func (e *Engine) probeAgain(sa *ikeSA) {
-	p := &sa.probe
-	if p.next.IsZero() || p.next.After(e.now) || !sa.quiet || sa.lastRequest == nil {
+	p := sa.probe
+	if p.due().IsZero() || p.next.After(e.now) || !sa.quiet || sa.lastRequest == nil {
 		return
 	}
 	interval, count := e.dpdRetry(sa)

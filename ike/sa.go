@@ -74,12 +74,10 @@ func (id identity) String() string {
 
 // ikeSA is one IKE SA. All but the fields marked so is in its record.
 type ikeSA struct {
-	spis      ipsec.IKESPIs
-	initiator bool
-	state     state
-	p1        *config.Phase1 // not in the record: resolved by name, nil when not configured any more
-	phase1    string
-	tunnel    *tunnel // nil while the responder does not know the peer yet
+	spis   ipsec.IKESPIs
+	p1     *config.Phase1 // not in the record: resolved by name, nil when not configured any more
+	phase1 string
+	tunnel *tunnel // nil while the responder does not know the peer yet
 
 	suite ipsec.Suite
 	keys  keymat.IKEKeys
@@ -99,6 +97,9 @@ type ikeSA struct {
 	nonESP, tcp               bool // tcp: see tcp.go
 	natHere, natThere         bool
 	udpEncap                  bool
+	initiator                 bool
+	state                     state
+	tokenDue                  bool
 	closing                   bool
 	awaitsDelete              bool
 	adopted                   bool
@@ -110,11 +111,9 @@ type ikeSA struct {
 	assigned *assigned // nil: no address; see modecfg.go
 
 	created, established time.Time
-	auth                 authSpan // see reauth.go
-	peerToken            []byte   // see qcd.go
-	tokenDue             bool
-	redirectTo           netip.Addr // see redirect.go
-	redirectedFrom       netip.Addr
+	auth                 authSpan     // see reauth.go
+	peerToken            []byte       // see qcd.go
+	redirect             *redirection // nil: none; see redirect.go
 	took                 time.Duration
 	soft, hard           time.Duration // since established; 0: none
 	lowestNonce          []byte
@@ -143,13 +142,13 @@ type ikeSA struct {
 	sealer            message.Sealer
 	opener            message.Opener
 	parts             [2]*reassembly // of the request and of the response that arrive in fragments
-	probe             probe
-	leaseAt           Ticket    // of the record that first has them; 0: another process made it
-	lastIn            time.Time // latest authenticated message of the peer
-	rekeyAt           time.Time // earliest next attempt
-	refused           []string  // phase 2 entries that the peer refused in the place of those of replaces
-	recordAt          time.Time // when rekeyNow is to be recorded, if it is not yet
-	deleteBy          time.Time // the peer's DELETE is overdue
+	probe             *probe         // nil: none
+	leaseAt           Ticket         // of the record that first has them; 0: another process made it
+	lastIn            time.Time      // latest authenticated message of the peer
+	rekeyAt           time.Time      // earliest next attempt
+	refused           []string       // phase 2 entries that the peer refused in the place of those of replaces
+	recordAt          time.Time      // when rekeyNow is to be recorded, if it is not yet
+	deleteBy          time.Time      // the peer's DELETE is overdue
 	dpdAt             time.Time
 	keepaliveAt       time.Time
 	wants             []string // phase 2 entries to create a Child SA for
