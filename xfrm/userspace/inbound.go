@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	batchLen    = mmsg.Batch
 	datagramLen = 1 << 16
 	movedGap    = time.Second // between two PeerMoved of an SA
 )
@@ -70,7 +71,7 @@ func (p *Plane) datagram(s *sock, v *mmsg.Vector, i int, b []byte, now time.Time
 		p.espIn(b[h:], &a, now)
 		return
 	}
-	local, tos := v.Control(i)
+	local, tos, _ := v.Control(i)
 	switch s.kind {
 	case sockESP:
 		p.espIn(b, &arrival{local: netip.AddrPortFrom(local, 0), remote: netip.AddrPortFrom(from.Addr(), 0), tos: tos}, now)

@@ -86,7 +86,7 @@ func New(o Options) (*Plane, error) {
 	p.ticks.wake = make(chan struct{}, 1)
 	p.ticks.stop = make(chan struct{})
 	var err error
-	if p.socks, err = openSockets(o.PortIKE, o.PortNATT); err != nil {
+	if p.socks, err = openSockets(o.PortIKE, o.PortNATT, o.Logger); err != nil {
 		return nil, err
 	}
 	p.socks.streams = newStreams(p)

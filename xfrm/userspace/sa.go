@@ -39,6 +39,7 @@ type peer struct {
 	tcp           bool         // with udp: in a TCP connection instead
 	mtu           atomic.Int32 // of the path, bytes; 0: unknown
 	mtuAt         atomic.Int64 // when it was asked for, Unix nanoseconds
+	gso           atomic.Int32 // whether buffers are cut on the way to it: gsoWorks, …
 }
 
 func (p *peer) v6() bool { return p.remote.Addr().Is6() }
@@ -200,14 +201,12 @@ func (p *Plane) sendAgain(s *sa, unsent []waitingPacket, now time.Time) {
 		w := &unsent[i]
 		in, pkt, ok := parseInner(w.packet())
 		if next := s.tun.routes.lookup(&in); ok && next != nil {
-			if p.out.full() {
-				p.socks.flush(&p.out.outbox)
-			}
-			// The buffer must outlive the flush: it is not given back to the pool.
 			p.out.hop = w.hop
-			p.sealFor(next, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
+			p.out.packets.whole(w.buf, slotRoom, len(pkt))
+			p.sealFor(next, &p.out.packets, &in, &p.out.outbox, now)
 		}
 	}
+	freeWaiting(unsent)
 	p.out.hop = hop{}
 	p.socks.flush(&p.out.outbox)
 }

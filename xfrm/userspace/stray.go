@@ -148,7 +148,15 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 	j.epoch.enter()
 	defer j.epoch.leave()
 	now := p.clock()
-	var to *tunnel // of what is in the batch
+	var to *tunnel // of what is in the batch; its sealing is locked
+	send := func() {
+		if to != nil {
+			p.socks.flush(&j.batch.outbox)
+			to.sealing.Unlock()
+		}
+		to = nil
+	}
+	defer send()
 	for i := range xs {
 		x := &xs[i]
 		if x.Outer {
@@ -170,17 +178,13 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 		}
 		b := j.batch
 		h := hop{x.From, x.Last}
-		if to != nil && (to != t || b.n == batchLen || b.hop != h) {
-			p.outbound(to, b, now)
-			b.n = 0
+		if to != t {
+			send()
+			t.sealing.Lock()
+			to = t
 		}
-		to, b.hop = t, h
-		b.lens[b.n] = copy(b.slots[b.n][slotRoom:], x.Packet)
-		b.n++
-	}
-	if to != nil {
-		p.outbound(to, j.batch, now)
-		j.batch.n = 0
+		b.hop = h
+		p.outboundPacket(t, b, copy(b.in[slotRoom:], x.Packet), now)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"tandem/xfrm"
 )
 
@@ -16,6 +18,8 @@ import (
 type Wire string
 
 const (
+	// single cuts everything: what is on the wire is what a tap sees.
+	single Wire = "single"
 	// NICLike cuts large UDP buffers before the wire and merges datagrams behind it, as a
 	// network card and its driver do.
 	NICLike Wire = "nic"
@@ -23,17 +27,24 @@ const (
 	Uncut Wire = "uso"
 )
 
+func (w Wire) setUp() error {
+	switch w {
+	case NICLike:
+		return exec.Command("ethtool", "-K", "wan", "tx-udp-segmentation", "off", "gro", "on").Run()
+	case single:
+		l, err := netlink.LinkByName("wan")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetGSOMaxSegs(l, 1)
+	}
+	return nil
+}
+
 // benchPair has a tunnel with an MTU of 1420 and an SA over UDP.
 func benchPair(b *testing.B, make Factory, w Wire) *pair {
 	RequireRoot(b)
-	p := newPair(b, make)
-	if w == NICLike {
-		for _, s := range []*site{p.a, p.b} {
-			s.must("ethtool", func() error {
-				return exec.Command("ethtool", "-K", "wan", "tx-udp-segmentation", "off", "gro", "on").Run()
-			})
-		}
-	}
+	p := newPairOf(b, make, w, false)
 	p.tunnel(xfrm.Tunnel{Scope: scope, MTU: 1420})
 	for _, s := range []*site{p.a, p.b} {
 		s.activate()
