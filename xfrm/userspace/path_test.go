@@ -88,10 +88,12 @@ func TestNoAllocationIn(t *testing.T) {
 	pkts := sealed(t, s, 2000, 1400)
 	now, i := time.Now(), 0
 	from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
-	p.espIn(pkts[0], from, now) // the first one builds the AEAD and the window
+	m := new(merger)
+	p.espIn(pkts[0], from, m, now) // the first one builds the AEAD and the window
 	if n := testing.AllocsPerRun(1000, func() {
 		i++
-		p.espIn(pkts[i], from, now)
+		p.espIn(pkts[i], from, m, now)
+		m.flush()
 	}); n != 0 {
 		t.Errorf("%v allocations per packet", n)
 	}
@@ -140,7 +142,7 @@ func BenchmarkInbound(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			p, _, s := bench(b)
 			pkts := sealed(b, s, 1000, size)
-			work := make([]byte, 2048)
+			work, m := make([]byte, 2048), new(merger)
 			now, i := time.Now(), 0
 			from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
 			b.SetBytes(int64(size))
@@ -150,7 +152,8 @@ func BenchmarkInbound(b *testing.B) {
 					*s.in.recv.Window(), i = esp.NewWindow(4096), 0
 				}
 				n := copy(work, pkts[i])
-				p.espIn(work[:n], from, now)
+				p.espIn(work[:n], from, m, now)
+				m.flush()
 				i++
 			}
 		})

@@ -23,6 +23,8 @@ type sa struct {
 	soft, hard uint64
 	peer       atomic.Pointer[peer]
 	sendErrors atomic.Uint64
+	// Inner packets that were counted as received, and that the interface did not take.
+	lost, lostBytes atomic.Uint64
 
 	order    uint64      // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
 	detached atomic.Bool // both lanes are gone, to another member
@@ -188,7 +190,7 @@ func (p *Plane) end(s *sa) {
 	undelivered, unsent := p.remove(s)
 	s.in.mu.Lock()
 	for i := range undelivered {
-		s.in.deliver(undelivered[i].packet(), now)
+		s.in.deliver(undelivered[i].packet())
 	}
 	s.in.mu.Unlock()
 	freeWaiting(undelivered)
@@ -302,7 +304,8 @@ func (s *sa) counters() (c xfrm.Counters) {
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
 	i := &s.in
-	c.InPackets, c.InBytes, c.InErrors = i.packets, i.bytes, i.errors
+	lost := s.lost.Load()
+	c.InPackets, c.InBytes, c.InErrors = i.packets-lost, i.bytes-s.lostBytes.Load(), i.errors+lost
 	c.InReplayed, c.InFenced, c.InAuthFailed, c.InSelector = i.replayed, i.fenced, i.authFailed, i.selector
 	c.LastIn, c.InSeq, c.Fence = i.last, i.recv.Window().Top(), i.recv.Bound()
 	c.FenceWidened = i.recv.Widened()
@@ -367,7 +370,7 @@ func (p *Plane) setFence(s *sa, n uint64, now time.Time) {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: question}})
 		}
 		if pass {
-			l.deliver(q.packet(), now)
+			l.deliver(q.packet())
 			freeWaiting(l.queue[i : i+1])
 		} else {
 			kept = append(kept, q)

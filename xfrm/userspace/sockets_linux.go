@@ -148,6 +148,9 @@ func openSock(kind sockKind, v6 bool, port uint16) (*sock, error) {
 			return nil, fmt.Errorf("userspace: UDP port %d: %w", port, err)
 		}
 	}
+	if kind == sockNATT {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // without it they come one by one
+	}
 	s := &sock{kind: kind, v6: v6, fd: fd, file: os.NewFile(uintptr(fd), "ipsec")}
 	if s.rc, err = s.file.SyscallConn(); err != nil {
 		s.file.Close()

@@ -123,6 +123,7 @@ type injector struct {
 	mu     sync.Mutex
 	epoch  *epoch
 	batch  *batch // nil until an inner packet comes
+	merger merger
 	closed bool
 }
 
@@ -156,11 +157,14 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 		}
 		to = nil
 	}
-	defer send()
+	defer func() {
+		send()
+		j.merger.flush()
+	}()
 	for i := range xs {
 		x := &xs[i]
 		if x.Outer {
-			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, tcp: x.TCP, hop: hop{x.From, x.Last}}, now)
+			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, tcp: x.TCP, hop: hop{x.From, x.Last}}, &j.merger, now)
 			continue
 		}
 		t := p.tunnelByName(x.Tunnel)

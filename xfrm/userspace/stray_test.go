@@ -31,7 +31,7 @@ func TestNoAllocationStray(t *testing.T) {
 
 	p.Deactivate(1)
 	if n := testing.AllocsPerRun(100, func() {
-		p.espIn(pkts[0], from, now)
+		p.espIn(pkts[0], from, &p.inject.merger, now)
 		transmitted(p, tn, b, batchLen, pkt, now)
 	}); n != 0 || outer != 101 || inner != 101*batchLen {
 		t.Errorf("%v allocations for %d packets; %d and %d handed up", n, batchLen+1, outer, inner)

@@ -35,7 +35,8 @@ type tunnel struct {
 	file    *os.File
 	rc      syscall.RawConn
 	fd      int
-	uso     bool // the interface takes UDP superpackets
+	uso     bool        // the interface takes UDP superpackets
+	noMerge atomic.Bool // it takes no superpackets at all
 	closing atomic.Bool
 	sealing sync.Mutex // from the first sequence number of a batch to its sending
 
