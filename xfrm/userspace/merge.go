@@ -50,6 +50,7 @@ type joined struct {
 	n        int    // packets
 	total    int    // bytes
 	verified bool   // the first one's checksums are right
+	head     [vnetLen]byte
 	parts    [1 + mergeParts]unix.Iovec
 }
 
@@ -232,13 +233,11 @@ func (f *joined) write() {
 		l4[13] |= tcpPSH
 	}
 	binary.BigEndian.PutUint16(l4[h.csumOffset:], fold(0, pseudoSum(f.pkt, f.v6, protoOf(f.udp))+uint32(n)))
-	var hdr [vnetLen]byte
-	h.encode(hdr[:])
-	f.parts[0].Base = &hdr[0]
+	h.encode(f.head[:])
+	f.parts[0].Base = &f.head[0]
 	f.parts[0].SetLen(vnetLen)
 	t := f.l.sa.tun
 	ok := writev(t.fd, f.parts[:f.n+1])
-	f.parts[0].Base = nil
 	if ok {
 		return
 	}

@@ -102,6 +102,51 @@ func TestNoAllocationIn(t *testing.T) {
 	}
 }
 
+// The same for what the interface hands over as one, and is handed as one.
+func TestNoAllocationInBatches(t *testing.T) {
+	remote := netip.MustParseAddrPort("127.0.0.1:9")
+	w, now := newWorld(t, remote), time.Now()
+	tcp := make([]byte, 20)
+	tcp[12], tcp[13] = 5<<4, tcpACK
+	pkt := ipPacket("10.10.0.1", "10.10.0.2", protoTCP, tcp, 40000)
+	h := vnetHdr{flags: vnetNeedsCsum, gsoType: gsoTCPv4, gsoSize: 1360, hdrLen: 40, csumStart: 20, csumOffset: 16}
+	b := newBatch()
+	if n := testing.AllocsPerRun(100, func() {
+		h.encode(b.in[slotRoom-vnetLen:])
+		w.outboundRead(w.tn, b, copy(b.in[slotRoom:], pkt), now)
+		w.socks.flush(&b.outbox)
+	}); n != 0 {
+		t.Errorf("%v allocations for a superpacket out", n)
+	}
+	s := w.sas.get(w.spis[0])
+	if c := s.counters(); c.OutPackets != 101*30 || c.OutErrors != 0 {
+		t.Errorf("%+v", c)
+	}
+
+	var batches [][]byte
+	size := 0
+	for range 102 {
+		h.encode(b.in[slotRoom-vnetLen:])
+		w.outboundRead(w.tn, b, copy(b.in[slotRoom:], pkt), now)
+		r := b.runs[0]
+		size = r.size
+		batches = append(batches, bytes.Clone(b.arena[r.start:r.end]))
+		w.socks.flush(&b.outbox)
+	}
+	from, m, i := &arrival{remote: remote, udp: true}, new(merger), 0
+	s.in.recv.Skip(101 * 30)
+	if n := testing.AllocsPerRun(100, func() {
+		w.natt(batches[i], size, from, m, now)
+		m.flush()
+		i++
+	}); n > 0 {
+		t.Errorf("%v allocations for a batch in", n)
+	}
+	if l := w.received(t); len(l) != 101 || len(l[50].pkt) != len(pkt) {
+		t.Errorf("%d writes", len(l))
+	}
+}
+
 // sealed makes packets for the inbound direction; both have the same key.
 func sealed(t testing.TB, s *sa, n, size int) (l [][]byte) {
 	o, err := esp.NewOutbound(&s.ChildSA, ipsec.NewIVCounter(2), nil)
