@@ -195,6 +195,7 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, m *merger, now time.T
 			l.expiring(p, err.Error(), true)
 			return
 		}
+		p.warm.add(p, s)
 	}
 	if s.hard > 0 && l.bytes >= s.hard {
 		l.errors++

@@ -217,6 +217,7 @@ func (l *outLane) sealOne(p *Plane, seq uint64, buf []byte, off, n int, in *inne
 			l.expiring(p, err.Error(), true)
 			return
 		}
+		p.warm.add(p, s)
 	}
 	next := uint8(protoIPv4)
 	if in.v6 {

@@ -39,6 +39,7 @@ type Plane struct {
 	ticks   ticker
 	evs     events
 	inject  injector
+	warm    warm
 
 	// Guards what follows; packets do not take it.
 	mu      sync.Mutex
@@ -168,6 +169,7 @@ func (p *Plane) Close() error {
 	}
 	p.closed = true
 	p.inject.close()
+	p.warm.end()
 	for _, tn := range p.tunnels {
 		p.removeTunnel(tn)
 	}

@@ -29,6 +29,7 @@ type sa struct {
 	order    uint64      // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
 	detached atomic.Bool // both lanes are gone, to another member
 	late     atomic.Bool // see Linger
+	warm     atomic.Bool // it has ciphers, and the plane's list knows
 
 	out outLane
 	in  inLane

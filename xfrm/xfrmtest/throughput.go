@@ -23,6 +23,8 @@ const (
 	// NICLike cuts large UDP buffers before the wire and merges datagrams behind it, as a
 	// network card and its driver do.
 	NICLike Wire = "nic"
+	// Unmerged cuts them and merges nothing.
+	Unmerged Wire = "unmerged"
 	// Uncut lets a buffer of UDP segments cross as one.
 	Uncut Wire = "uso"
 )
@@ -30,7 +32,10 @@ const (
 func (w Wire) setUp() error {
 	switch w {
 	case NICLike:
-		return exec.Command("ethtool", "-K", "wan", "tx-udp-segmentation", "off", "gro", "on").Run()
+		// A veth merges only for a peer that cuts TCP itself.
+		return exec.Command("ethtool", "-K", "wan", "tx-udp-segmentation", "off", "tso", "off", "gro", "on").Run()
+	case Unmerged:
+		return exec.Command("ethtool", "-K", "wan", "tx-udp-segmentation", "off").Run()
 	case single:
 		l, err := netlink.LinkByName("wan")
 		if err != nil {
