@@ -103,17 +103,19 @@ func putSockaddr(b []byte, a netip.AddrPort, raw bool) uint32 {
 	return unix.SizeofSockaddrInet6
 }
 
-// Control finds the local address and the traffic class among ancillary data.
-func (v *Vector) Control(i int) (local netip.Addr, tos uint8) {
+// Control finds the local address and the traffic class among ancillary data, and the
+// length of all segments but the last where the kernel has joined several datagrams
+// (UDP_GRO); 0: it is one.
+func (v *Vector) Control(i int) (local netip.Addr, tos uint8, segment int) {
 	return parseControl(v.ctls[i][:min(uint64(v.hdrs[i].hdr.Controllen), controlLen)])
 }
 
-func parseControl(b []byte) (local netip.Addr, tos uint8) {
+func parseControl(b []byte) (local netip.Addr, tos uint8, segment int) {
 	for len(b) >= unix.SizeofCmsghdr {
 		n := binary.NativeEndian.Uint64(b)
 		level, typ := binary.NativeEndian.Uint32(b[8:]), binary.NativeEndian.Uint32(b[12:])
 		if n < unix.SizeofCmsghdr || n > uint64(len(b)) {
-			return local, tos
+			return local, tos, segment
 		}
 		d := b[unix.SizeofCmsghdr:n]
 		switch {
@@ -125,10 +127,12 @@ func parseControl(b []byte) (local netip.Addr, tos uint8) {
 			local = netip.AddrFrom16([16]byte(d[:16]))
 		case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_TCLASS && len(d) >= 4:
 			tos = uint8(binary.NativeEndian.Uint32(d))
+		case level == unix.SOL_UDP && typ == unix.UDP_GRO && len(d) >= 4:
+			segment = int(binary.NativeEndian.Uint32(d) & 0xffff)
 		}
 		b = b[min(uint64(len(b)), (n+7)&^7):]
 	}
-	return local, tos
+	return local, tos, segment
 }
 
 // putControl writes the source address and the traffic class of one message.
@@ -185,6 +189,21 @@ func (v *Vector) PrepareSend(i int, raw bool, local netip.Addr, to netip.AddrPor
 		h.Control = nil
 	}
 	h.Flags = 0
+}
+
+// Segment has the kernel, or the device, cut the i-th message into datagrams of size bytes
+// and a last one that may be shorter (UDP_SEGMENT). It follows PrepareSend.
+func (v *Vector) Segment(i, size int) {
+	h := &v.hdrs[i].hdr
+	n := int(h.Controllen)
+	d := v.ctls[i][n:]
+	binary.NativeEndian.PutUint64(d, unix.SizeofCmsghdr+2)
+	binary.NativeEndian.PutUint32(d[8:], unix.SOL_UDP)
+	binary.NativeEndian.PutUint32(d[12:], unix.UDP_SEGMENT)
+	binary.NativeEndian.PutUint64(d[unix.SizeofCmsghdr:], 0)
+	binary.NativeEndian.PutUint16(d[unix.SizeofCmsghdr:], uint16(size))
+	h.Control = &v.ctls[i][0]
+	h.SetControllen(n + unix.SizeofCmsghdr + 8)
 }
 
 // Receive is recvmmsg(2) without waiting.

@@ -28,12 +28,12 @@ func TestControlRoundTrip(t *testing.T) {
 		// Sent as ipi_spec_dst; what the kernel delivers lies in ipi_addr.
 		n := putControl(b, a, 0)
 		copy(b[24:28], b[20:24])
-		if got, _ := parseControl(b[:n]); got != a {
+		if got, _, _ := parseControl(b[:n]); got != a {
 			t.Fatalf("%v, want %v", got, a)
 		}
 	}
 	six := netip.MustParseAddr("fd00::77")
-	if got, tos := parseControl(b[:putControl(b, six, 3)]); got != six || tos != 3 {
+	if got, tos, _ := parseControl(b[:putControl(b, six, 3)]); got != six || tos != 3 {
 		t.Fatalf("%v, %d", got, tos)
 	}
 }

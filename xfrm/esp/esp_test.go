@@ -121,6 +121,34 @@ func TestForgeries(t *testing.T) {
 	}
 }
 
+// SealTo makes what Seal would, and leaves what lies behind the payload as it was.
+func TestSealTo(t *testing.T) {
+	for _, s := range every {
+		o, in := ends(t, s)
+		for n := range 70 {
+			buf := make([]byte, 8+n+PadRoom)
+			for i := range buf {
+				buf[i] = byte(7*i + n)
+			}
+			was, dst := bytes.Clone(buf), make([]byte, o.t.SealedLen(n))
+			k, err := o.SealTo(dst, buf, 8, n, uint64(n+1), 4)
+			if err != nil || k != len(dst) || !bytes.Equal(buf, was) {
+				t.Fatalf("%s, %d bytes: %d, %v; buffer changed: %v", name(s), n, k, err, !bytes.Equal(buf, was))
+			}
+			w := NewWindow(64)
+			if p, next, seq, err := in.Open(&w, dst); err != nil || next != 4 || seq != uint64(n+1) || !bytes.Equal(p, was[8:8+n]) {
+				t.Fatalf("%s, %d bytes: %x, %d, %d, %v", name(s), n, p, next, seq, err)
+			}
+			if _, err := o.SealTo(dst[:len(dst)-1], buf, 8, n, 1, 4); err == nil {
+				t.Fatal("a short buffer was accepted")
+			}
+			if _, err := o.SealTo(dst, buf[:len(buf)-1], 8, n, 1, 4); err == nil {
+				t.Fatal("a payload without room behind it was accepted")
+			}
+		}
+	}
+}
+
 // Authentic packets with wrong padding are as invalid as forged ones, and leave
 // the window alone.
 func TestPadding(t *testing.T) {
@@ -131,11 +159,12 @@ func TestPadding(t *testing.T) {
 		} {
 			body := espHeaderLen + o.t.IVLen
 			n := o.t.Align * 2
-			pkt := make([]byte, body+n, body+n+64)
+			pkt := make([]byte, body+n+64)
 			pkt[2], pkt[7] = 0x10, 1 // SPI 0x1000, sequence number 1
 			copy(pkt[body+n-len(tail):], tail)
+			pkt = pkt[:o.t.seal(pkt, pkt[body:body+n], 1)]
 			w := NewWindow(64)
-			if _, _, _, err := in.Open(&w, o.t.seal(pkt, 1)); !errors.Is(err, ErrInvalid) || w.Top() != 0 {
+			if _, _, _, err := in.Open(&w, pkt); !errors.Is(err, ErrInvalid) || w.Top() != 0 {
 				t.Errorf("%s, %s: %v", name(s), what, err)
 			}
 		}

@@ -63,6 +63,33 @@ func (o *Outbound) Seal(buf []byte, off, n int, seq uint64, nextHeader uint8) ([
 	if start < 0 || off+n+TrailerRoom > len(buf) {
 		return nil, io.ErrShortBuffer
 	}
+	n, err := o.seal(buf[start:], buf, off, n, seq, nextHeader)
+	if err != nil {
+		return nil, err
+	}
+	return buf[start : start+n], nil
+}
+
+// SealTo is Seal into other memory: it makes the packet at the beginning of dst, which
+// holds Layout.SealedLen(n) bytes and does not overlap buf, and returns its length. Up to
+// PadRoom bytes behind the payload are needed, and are as before when it returns.
+func (o *Outbound) SealTo(dst, buf []byte, off, n int, seq uint64, nextHeader uint8) (int, error) {
+	if seq == 0 || seq > MaxSequence(o.t.esn) {
+		return 0, ErrSequence
+	}
+	if len(dst) < o.t.SealedLen(n) || off+n+PadRoom > len(buf) {
+		return 0, io.ErrShortBuffer
+	}
+	end := off + n
+	behind := [PadRoom]byte(buf[end:])
+	n, err := o.seal(dst, buf, off, n, seq, nextHeader)
+	copy(buf[end:], behind[:])
+	return n, err
+}
+
+// seal makes the packet at the beginning of dst, whose payload overlaps the one in buf
+// exactly or not at all.
+func (o *Outbound) seal(dst, buf []byte, off, n int, seq uint64, nextHeader uint8) (int, error) {
 	pad := (o.t.Align - (n+2)%o.t.Align) % o.t.Align
 	end := off + n
 	for i := range pad { // RFC 4303 §2.4
@@ -70,19 +97,18 @@ func (o *Outbound) Seal(buf []byte, off, n int, seq uint64, nextHeader uint8) ([
 	}
 	buf[end+pad] = byte(pad)
 	buf[end+pad+1] = nextHeader
-	pkt := buf[start : end+pad+2]
-	binary.BigEndian.PutUint32(pkt, uint32(o.spi))
-	binary.BigEndian.PutUint32(pkt[4:], uint32(seq))
+	binary.BigEndian.PutUint32(dst, uint32(o.spi))
+	binary.BigEndian.PutUint32(dst[4:], uint32(seq))
 	var err error
 	if o.iv != nil && o.t.aead != nil {
-		err = o.iv.Next(pkt[espHeaderLen:])
+		err = o.iv.Next(dst[espHeaderLen:])
 	} else if o.t.IVLen > 0 {
-		err = o.rand.next(pkt[espHeaderLen : espHeaderLen+o.t.IVLen])
+		err = o.rand.next(dst[espHeaderLen : espHeaderLen+o.t.IVLen])
 	}
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	return o.t.seal(pkt, seq), nil
+	return o.t.seal(dst, buf[off:end+pad+2], seq), nil
 }
 
 // IVSource hands out unpredictable bytes from a reader, which it asks in large

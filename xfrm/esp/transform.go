@@ -25,7 +25,9 @@ const (
 	// HeaderRoom is what Seal needs before the payload, in bytes, at most.
 	HeaderRoom = espHeaderLen + 16
 	// TrailerRoom is what Seal needs after it: padding, trailer and ICV.
-	TrailerRoom = 15 + 2 + 32
+	TrailerRoom = PadRoom + 32
+	// PadRoom is the padding and the trailer of that.
+	PadRoom = 15 + 2
 )
 
 // ErrInvalid covers every packet that is not authentic or not well formed. The
@@ -191,23 +193,26 @@ func (t *transform) icv(pkt []byte, seq uint64) []byte {
 	return t.mac.Sum(t.sum[:0])[:t.ICVLen]
 }
 
-// seal encrypts and authenticates pkt in place. pkt holds the header, the IV and
-// the padded plaintext; behind it lies room for the ICV.
-func (t *transform) seal(pkt []byte, seq uint64) []byte {
+// seal encrypts and authenticates the padded plaintext behind the header and the IV at
+// the beginning of dst, and returns the length of the packet. The plaintext lies at its
+// place in dst, or elsewhere; dst has room for the ICV.
+func (t *transform) seal(dst, plain []byte, seq uint64) int {
 	body := espHeaderLen + t.IVLen
 	if t.aead != nil {
-		copy(t.nonce[4:], pkt[espHeaderLen:body])
-		ct := t.aead.Seal(pkt[body:body], t.nonce[:], pkt[body:], t.additional(pkt, seq))
-		return pkt[:body+len(ct)]
+		copy(t.nonce[4:], dst[espHeaderLen:body])
+		return body + len(t.aead.Seal(dst[body:body], t.nonce[:], plain, t.additional(dst, seq)))
 	}
+	end := body + len(plain)
 	if t.cbc != nil {
-		t.cbc.SetIV(pkt[espHeaderLen:body])
-		t.cbc.CryptBlocks(pkt[body:], pkt[body:])
+		t.cbc.SetIV(dst[espHeaderLen:body])
+		t.cbc.CryptBlocks(dst[body:end], plain)
+	} else {
+		copy(dst[body:end], plain)
 	}
-	if t.mac == nil {
-		return pkt
+	if t.mac != nil {
+		end += copy(dst[end:], t.icv(dst[:end], seq))
 	}
-	return append(pkt, t.icv(pkt, seq)...)
+	return end
 }
 
 // open authenticates and decrypts pkt in place and returns the padded plaintext.

@@ -84,8 +84,8 @@ func checkAEAD(t *testing.T, c *ipsec.ChildSA, wire, pt []byte, seq uint64) {
 	// Sealing the padded plaintext gives the packet back, bit by bit.
 	body := espHeaderLen + 8
 	buf := append(bytes.Clone(wire[:body]), pt...)
-	buf = append(buf, make([]byte, 16)...)[:len(buf)]
-	if got := in.t.seal(buf, seq); !bytes.Equal(got, wire) {
+	buf = append(buf, make([]byte, 16)...)
+	if got := buf[:in.t.seal(buf, pt, seq)]; !bytes.Equal(got, wire) {
 		t.Fatalf("sealed %x, want %x", got, wire)
 	}
 	for i := range len(wire) * 8 {

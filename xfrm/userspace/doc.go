@@ -26,12 +26,35 @@
 //
 // # A walk
 //
-// Out: transmit reads up to 32 packets → parseInner → clampMSS → routes.lookup
-// (longest remote prefix, newest SA) → sealFor: scope, ceiling, Seal in place →
-// flush: one sendmmsg for each run of packets with one socket. In: receive, one
-// recvmmsg → classify → spiTable → espIn: scope, Open → ECN, selectors, MSS →
-// fence → write to the interface. A packet above a bound waits, at most 256 for
-// each direction of an SA; SetBounds sends on what it covers, in order.
+// Out: drain reads a packet, or a superpacket of up to 64 KB (vnet.go) → parseInner →
+// clampMSS → routes.lookup (longest remote prefix, newest SA) → sealFor, once for all
+// segments: scope; for each the cutter writes headers before its payload, ceiling, SealTo
+// into the outbox. It goes on until the interface is empty or half the outbox is full →
+// flush: one sendmmsg, in which a run of packets of one length to one peer is one message
+// that the kernel or the card cuts (UDP_SEGMENT). In: receive, one recvmmsg, whose messages
+// may be several datagrams each (UDP_GRO) → natt tells each one apart → spiTable → espIn:
+// scope, Open in place → ECN, selectors, MSS → fence → merger, which joins a flow's packets
+// where they lie → one writev for each superpacket, at the end of the batch. A packet above
+// a bound waits, at most 256 for each direction of an SA; SetBounds sends on what it covers,
+// in order. So that nothing overtakes, what is sealed is sent, and what is joined is written,
+// before a packet of the SA begins to wait.
+//
+// # Superpackets
+//
+// A merger joins only what the segments of the superpacket would give back bit by bit, but
+// for the identification of IPv4 packets with DF; it verifies every checksum, as nobody does
+// after it. Where a device does not cut (EIO), or packets of that length do not fit the path,
+// a run is sent packet by packet; the peer remembers, and the first time is logged. Where
+// the interface takes no superpacket, packets are written one by one from then on.
+//
+// There is one queue for each tunnel and socket. With two cores, which its two directions
+// keep busy, more would gain nothing.
+//
+// # Memory
+//
+// Ciphers are most of an SA. They are made by the first packet of a direction and given
+// back after half a minute without one (warm.go); numbers, windows and the counters of
+// explicit IVs stay. TestMemoryOfManyPairs prints what a pair takes.
 //
 // # The wrong member
 //

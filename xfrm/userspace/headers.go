@@ -185,21 +185,6 @@ func fixChecksum(sum []byte, from, to uint16) {
 	binary.BigEndian.PutUint16(sum, ^uint16(s))
 }
 
-// checksum is the Internet checksum of b, begun with sum.
-func checksum(b []byte, sum uint32) uint16 {
-	for len(b) >= 2 {
-		sum += uint32(binary.BigEndian.Uint16(b))
-		b = b[2:]
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	for sum>>16 != 0 {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
-}
-
 // clampMSS lowers the MSS option of a TCP SYN to limit; 0 leaves it.
 func clampMSS(pkt []byte, in *inner, limit int) {
 	if limit == 0 || in.proto != protoTCP || in.tail || in.l4+20 > len(pkt) {

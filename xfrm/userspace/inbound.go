@@ -7,12 +7,15 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tandem/internal/mmsg"
 	"tandem/xfrm"
 	"tandem/xfrm/esp"
 )
 
 const (
+	batchLen    = mmsg.Batch
 	datagramLen = 1 << 16
 	movedGap    = time.Second // between two PeerMoved of an SA
 )
@@ -20,44 +23,43 @@ const (
 // receive reads one socket until it is closed.
 func (p *Plane) receive(s *sock, e *epoch) {
 	bufs := make([]byte, batchLen*datagramLen) // pages are touched only as far as datagrams reach
-	v := new(mmsg.Vector)
+	v, m := new(mmsg.Vector), new(merger)
 	for i := range batchLen {
 		v.PrepareReceive(i, bufs[i*datagramLen:(i+1)*datagramLen])
 	}
-	n := 0
 	read := func(fd uintptr) bool {
 		for {
-			r, errno := mmsg.Receive(int(fd), v, batchLen)
+			n, errno := mmsg.Receive(int(fd), v, batchLen)
 			switch {
 			case errno == 0:
-				n = r
-				return true
-			case errno.Temporary() && !errno.Timeout(): // EINTR
+			case errno == unix.EINTR:
 				continue
-			case errno.Timeout(): // EAGAIN
-				return false
+			case errno == unix.EAGAIN:
+				return false // the poller is edge-triggered: only after this may we wait
 			default:
-				n = 0 // a pending ICMP error, reported once
-				return true
+				return true // a pending ICMP error, reported once; or it is closed
 			}
+			e.enter()
+			now := p.clock()
+			for i := range n {
+				p.datagrams(s, v, i, bufs[i*datagramLen:][:min(v.Len(i), datagramLen)], m, now)
+			}
+			m.flush()
+			e.leave()
+			v.Rearm(n)
+			p.evs.flush()
 		}
 	}
 	for {
 		if err := s.rc.Read(read); err != nil {
 			return // closed
 		}
-		e.enter()
-		now := p.clock()
-		for i := range n {
-			p.datagram(s, v, i, bufs[i*datagramLen:][:min(v.Len(i), datagramLen)], now)
-		}
-		e.leave()
-		v.Rearm(n)
-		p.evs.flush()
 	}
 }
 
-func (p *Plane) datagram(s *sock, v *mmsg.Vector, i int, b []byte, now time.Time) {
+// datagrams processes one message: a datagram, or several of one sender that the kernel
+// has joined (UDP_GRO), whatever each of them is.
+func (p *Plane) datagrams(s *sock, v *mmsg.Vector, i int, b []byte, m *merger, now time.Time) {
 	from := v.Source(i)
 	if s.kind == sockESP && !s.v6 {
 		// A raw IPv4 socket delivers the header, too; the kernel has reassembled.
@@ -67,21 +69,34 @@ func (p *Plane) datagram(s *sock, v *mmsg.Vector, i int, b []byte, now time.Time
 			return
 		}
 		a := arrival{local: netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), 0), remote: netip.AddrPortFrom(from.Addr(), 0), tos: b[1]}
-		p.espIn(b[h:], &a, now)
+		p.espIn(b[h:], &a, m, now)
 		return
 	}
-	local, tos := v.Control(i)
+	local, tos, size := v.Control(i)
 	switch s.kind {
 	case sockESP:
-		p.espIn(b, &arrival{local: netip.AddrPortFrom(local, 0), remote: netip.AddrPortFrom(from.Addr(), 0), tos: tos}, now)
+		p.espIn(b, &arrival{local: netip.AddrPortFrom(local, 0), remote: netip.AddrPortFrom(from.Addr(), 0), tos: tos}, m, now)
 	case sockIKE:
 		p.ike(xfrm.IKEDatagram{Local: netip.AddrPortFrom(local, p.o.PortIKE), Remote: from}, b)
 	case sockNATT:
-		switch class, body := classify(b); class {
+		p.natt(b, size, &arrival{local: netip.AddrPortFrom(local, p.o.PortNATT), remote: from, tos: tos, udp: true}, m, now)
+	}
+}
+
+// natt processes datagrams on port 4500 that came in one piece: each has size bytes, the
+// last one what is left. With 0 it is one datagram.
+func (p *Plane) natt(b []byte, size int, a *arrival, m *merger, now time.Time) {
+	if size == 0 || len(b) == 0 {
+		size = max(len(b), 1)
+	}
+	for first := true; first || len(b) > 0; first = false {
+		d := b[:min(size, len(b))]
+		b = b[len(d):]
+		switch class, body := classify(d); class {
 		case isESP:
-			p.espIn(body, &arrival{local: netip.AddrPortFrom(local, p.o.PortNATT), remote: from, tos: tos, udp: true}, now)
+			p.espIn(body, a, m, now)
 		case isIKE:
-			p.ike(xfrm.IKEDatagram{Local: netip.AddrPortFrom(local, p.o.PortNATT), Remote: from, NonESP: true}, body)
+			p.ike(xfrm.IKEDatagram{Local: a.local, Remote: a.remote, NonESP: true}, body)
 		case isMalformed:
 			p.malformed.Add(1)
 		}
@@ -137,7 +152,7 @@ type arrival struct {
 }
 
 // espIn opens one ESP packet and delivers it, or makes it wait for the fence.
-func (p *Plane) espIn(pkt []byte, a *arrival, now time.Time) {
+func (p *Plane) espIn(pkt []byte, a *arrival, m *merger, now time.Time) {
 	spi, ok := esp.SPI(pkt)
 	if !ok {
 		p.malformed.Add(1)
@@ -151,14 +166,14 @@ func (p *Plane) espIn(pkt []byte, a *arrival, now time.Time) {
 	if a.from != 0 {
 		s.tun.injected.Add(1)
 	}
-	if !p.openIfActive(s, pkt, a, now) {
+	if !p.openIfActive(s, pkt, a, m, now) {
 		p.strayOuter(s, pkt, a)
 	}
 }
 
 // openIfActive returns false, and has not touched the packet, when the SA is silent
 // or gone.
-func (p *Plane) openIfActive(s *sa, pkt []byte, a *arrival, now time.Time) bool {
+func (p *Plane) openIfActive(s *sa, pkt []byte, a *arrival, m *merger, now time.Time) bool {
 	l := &s.in
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -167,11 +182,11 @@ func (p *Plane) openIfActive(s *sa, pkt []byte, a *arrival, now time.Time) bool 
 		return false
 	}
 	l.resume(gen)
-	l.receive(p, pkt, a, now)
+	l.receive(p, pkt, a, m, now)
 	return true
 }
 
-func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
+func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, m *merger, now time.Time) {
 	s := l.sa
 	if l.open == nil {
 		var err error
@@ -180,6 +195,7 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 			l.expiring(p, err.Error(), true)
 			return
 		}
+		p.warm.add(p, s)
 	}
 	if s.hard > 0 && l.bytes >= s.hard {
 		l.errors++
@@ -231,8 +247,9 @@ func (l *inLane) receive(p *Plane, pkt []byte, a *arrival, now time.Time) {
 	l.look(p)
 	switch {
 	case pass:
-		l.deliver(payload, now)
+		m.deliver(l, payload, &in)
 	case len(l.queue) < maxWaiting:
+		m.flush() // whoever raises the fence delivers what waits
 		l.fenced++
 		w := hold(payload)
 		w.seq = seq
@@ -263,13 +280,11 @@ func (p *peer) movedTo(a *arrival) bool {
 	return p.remote.Addr() != a.remote.Addr() || a.udp && p.udp && p.remote.Port() != a.remote.Port()
 }
 
-func (l *inLane) deliver(pkt []byte, now time.Time) {
-	if !l.sa.tun.write(pkt) {
-		l.errors++
-		return
-	}
+// deliver writes one inner packet that has waited.
+func (l *inLane) deliver(pkt []byte) {
 	l.packets++
 	l.bytes += uint64(len(pkt))
+	l.write(pkt)
 }
 
 func (l *inLane) expiring(p *Plane, reason string, hard bool) {

@@ -35,7 +35,6 @@ func (p *Plane) Linger(spi ipsec.ESPSPI, d time.Duration) {
 }
 
 func (p *Plane) linger(s *sa, gen uint64) {
-	now := p.clock()
 	s.late.Store(true)
 	p.late[s] = struct{}{}
 	l := &s.in
@@ -43,12 +42,12 @@ func (p *Plane) linger(s *sa, gen uint64) {
 	l.resume(gen)
 	l.recv.Unbind()
 	for i := range l.queue {
-		l.deliver(l.queue[i].packet(), now)
+		l.deliver(l.queue[i].packet())
 	}
 	freeWaiting(l.queue)
 	l.queue = nil
 	l.mu.Unlock()
-	p.sendAgain(s, p.removeOut(s), now)
+	p.sendAgain(s, p.removeOut(s), p.clock())
 }
 
 // endLate removes the lingering pairs of a scope; p.mu is held.

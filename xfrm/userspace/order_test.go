@@ -56,17 +56,17 @@ func TestOrderWithinBatch(t *testing.T) {
 	receive := listener(t, p, s)
 	s.out.send = esp.NewSender(s.out.send.Generation(), 10, esp.MaxSequence(s.Suite.ESN))
 	b := newBatch()
-	fill(b, 20, template(200))
-	in, _, _ := parseInner(b.slots[0][slotRoom : slotRoom+b.lens[0]])
+	in, _, _ := parseInner(template(200))
 	now := time.Now()
-	for i := range b.n {
+	for i := range 20 {
 		if i == 15 {
 			if len(s.out.queue) == 0 {
 				t.Fatal("nothing waits: this test shows nothing")
 			}
 			p.SetBounds([]xfrm.Bound{{SPIIn: s.SPIIn, Dir: xfrm.Outbound, N: 1000}})
 		}
-		p.sealFor(s, b.slots[i][:], slotRoom, b.lens[i], &in, &b.outbox, now)
+		b.packets.whole(b.in[:], slotRoom, copy(b.in[slotRoom:], template(200)))
+		p.sealFor(s, &b.packets, &in, &b.outbox, now)
 	}
 	p.socks.flush(&b.outbox)
 	wantRising(t, receive(20))
@@ -79,8 +79,7 @@ func TestOrderAcrossGoroutines(t *testing.T) {
 	receive := listener(t, p, s)
 	s.out.send = esp.NewSender(s.out.send.Generation(), 1, esp.MaxSequence(s.Suite.ESN))
 	b := newBatch()
-	fill(b, 2, template(200))
-	p.outbound(tn, b, time.Now()) // the second one waits
+	transmitted(p, tn, b, 2, template(200), time.Now()) // the second one waits
 	socket := p.socks.s[sockNATT][0]
 	socket.sendMu.Lock() // nothing can leave
 	done := make(chan struct{})
@@ -100,8 +99,7 @@ func TestOrderAcrossGoroutines(t *testing.T) {
 	}
 	socket.sendMu.Unlock()
 	<-done
-	fill(b, 1, template(200))
-	p.outbound(tn, b, time.Now())
+	transmitted(p, tn, b, 1, template(200), time.Now())
 	wantRising(t, receive(3))
 }
 
@@ -130,8 +128,7 @@ func TestOrderUnderLoad(t *testing.T) {
 	const single = 6 * batchLen // fewer than may wait
 	for range batches {
 		for range single { // small batches meet more bounds
-			fill(b, 1, template(200))
-			p.outbound(tn, b, time.Now())
+			transmitted(p, tn, b, 1, template(200), time.Now())
 			p.evs.flush()
 		}
 		seqs = append(seqs, receive(single)...)

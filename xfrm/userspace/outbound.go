@@ -2,106 +2,105 @@ package userspace
 
 import (
 	"errors"
-	"net/netip"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tandem/internal/ipsec"
-	"tandem/internal/mmsg"
 	"tandem/xfrm"
 	"tandem/xfrm/esp"
 )
 
 const mtuLife = time.Minute // of what is known about a path, RFC 1191 §6.3 asks for less than 10
 
-// outbound seals and sends one batch from a tunnel's interface, or of what other
-// members handed over for it: one after the other, since what is sealed first must
-// leave first.
-func (p *Plane) outbound(t *tunnel, b *batch, now time.Time) {
-	t.sealing.Lock()
-	defer t.sealing.Unlock()
-	_, active := t.scope.active()
-	for i := range b.n {
-		slot := b.slots[i][:]
-		in, pkt, ok := parseInner(slot[slotRoom : slotRoom+b.lens[i]])
-		if !ok {
-			p.malformed.Add(1)
-			continue
-		}
-		fam := 0
-		if in.v6 {
-			fam = 1
-		}
-		clampMSS(pkt, &in, t.MaxMSS[fam])
-		s := t.routes.lookup(&in)
-		if s == nil {
-			switch {
-			case in.linkLocal():
-			case active && p.strayNew(t, pkt, &in, b.hop):
-			case active:
-				p.noRoute(t, &in, pkt, b.hop, now)
-			default:
-				t.inactive.Add(1)
-			}
-			continue
-		}
-		if _, ok := s.scope.active(); !ok {
-			p.strayInner(s, pkt, &in, b.hop)
-			continue
-		}
-		if t.DontFragment && !p.fits(t, s, b, pkt, &in, now) {
-			continue
-		}
-		if b.full() {
-			p.socks.flush(&b.outbox)
-		}
-		p.sealFor(s, slot, slotRoom, len(pkt), &in, &b.outbox, now)
+// outbound seals what the cutter yields, read from a tunnel's interface or handed over
+// for it by another member, into the batch's outbox. The caller holds t.sealing until he
+// has sent that: what is sealed first must leave first.
+func (p *Plane) outbound(t *tunnel, b *batch, c *cutter, in *inner, now time.Time) {
+	fam := 0
+	if in.v6 {
+		fam = 1
 	}
-	p.socks.flush(&b.outbox)
+	clampMSS(c.packet(), in, t.MaxMSS[fam])
+	s := t.routes.lookup(in)
+	if s == nil {
+		p.unmatched(t, b, c, in, now)
+		return
+	}
+	if _, ok := s.scope.active(); !ok {
+		p.strayAll(s, c, in, b.hop)
+		return
+	}
+	if limit := p.limitOf(t, s, now); limit != 0 && c.largest() > limit && !(in.v6 && c.largest() <= 1280) {
+		for off, n, ok := c.next(); ok; off, n, ok = c.next() {
+			p.fit(t, s, b, c.buf, off, n, in, limit, now)
+		}
+		return
+	}
+	p.sealFor(s, c, in, &b.outbox, now)
 }
 
-// fits deals with packets that would be too big once sealed, on a tunnel whose
-// outer packets must not be fragmented. It returns false when it has done so.
-func (p *Plane) fits(t *tunnel, s *sa, b *batch, pkt []byte, in *inner, now time.Time) bool {
-	limit := p.maxInner(s, now)
-	if limit == 0 || len(pkt) <= limit || in.v6 && len(pkt) <= 1280 {
-		return true
+// unmatched deals with what no SA here would carry.
+func (p *Plane) unmatched(t *tunnel, b *batch, c *cutter, in *inner, now time.Time) {
+	_, active := t.scope.active()
+	for off, n, ok := c.next(); ok; off, n, ok = c.next() {
+		pkt := c.buf[off : off+n]
+		switch {
+		case in.linkLocal():
+		case active && p.strayNew(t, pkt, in, b.hop):
+		case active:
+			p.noRoute(t, in, pkt, b.hop, now)
+		default:
+			t.inactive.Add(1)
+		}
+	}
+}
+
+func (p *Plane) strayAll(s *sa, c *cutter, in *inner, h hop) {
+	for off, n, ok := c.next(); ok; off, n, ok = c.next() {
+		p.strayInner(s, c.buf[off:off+n], in, h)
+	}
+}
+
+// limitOf is the largest inner packet of a tunnel whose outer packets must not be
+// fragmented; 0: there is no limit.
+func (p *Plane) limitOf(t *tunnel, s *sa, now time.Time) int {
+	if !t.DontFragment {
+		return 0
+	}
+	pr := s.peer.Load()
+	if pr.tcp {
+		return 0 // a stream cuts as it likes
+	}
+	mtu := p.socks.mtu(pr, now)
+	if mtu == 0 {
+		return 0
+	}
+	return s.layout.MaxPayload(mtu - outerLen(pr))
+}
+
+// fit sends a packet in fragments that do not exceed the limit, or says that it is too big.
+func (p *Plane) fit(t *tunnel, s *sa, b *batch, buf []byte, off, n int, in *inner, limit int, now time.Time) {
+	pkt := buf[off : off+n]
+	var c cutter
+	if n <= limit || in.v6 && n <= 1280 {
+		c.whole(buf, off, n)
+		p.sealFor(s, &c, in, &b.outbox, now)
+		return
 	}
 	if in.df {
 		t.tooBig.Add(1)
 		if e := tooBig(b.extra[:], pkt, in, limit); e != nil {
 			t.write(e)
 		}
-		return false
+		return
 	}
-	p.socks.flush(&b.outbox)
 	ok := fragment4(b.extra[slotRoom:], pkt, in.l4, limit, func(n int) {
 		f := *in
-		p.sealFor(s, b.extra[:], slotRoom, n, &f, &b.outbox, now)
-		p.socks.flush(&b.outbox)
+		c.whole(b.extra[:], slotRoom, n)
+		p.sealFor(s, &c, &f, &b.outbox, now)
 	})
 	if !ok {
 		t.tooBig.Add(1)
 	}
-	return false
-}
-
-// maxInner is the largest inner packet that fits the path in one piece; 0: not known.
-func (p *Plane) maxInner(s *sa, now time.Time) int {
-	pr := s.peer.Load()
-	if pr.tcp {
-		return 0 // a stream cuts as it likes
-	}
-	if at := pr.mtuAt.Load(); now.UnixNano()-at > int64(mtuLife) || at == 0 {
-		pr.mtuAt.Store(now.UnixNano())
-		pr.mtu.Store(int32(p.socks.pathMTU(pr)))
-	}
-	mtu := int(pr.mtu.Load())
-	if mtu == 0 {
-		return 0
-	}
-	return s.layout.MaxPayload(mtu - outerLen(pr))
 }
 
 func outerLen(pr *peer) int {
@@ -115,26 +114,28 @@ func outerLen(pr *peer) int {
 	return n
 }
 
-// sealFor seals buf[off:off+n] in place and puts it into the outbox, or makes a
-// copy wait for a higher ceiling.
+// sealFor seals what the cutter yields into the outbox, or makes copies wait for a higher
+// ceiling.
 //
 // Two goroutines seal for one SA: that of the tunnel, and that of the event loop
 // when a bound lets waiting packets go. So that sequence numbers leave in order, the
 // first sends what it has sealed before anything waits, and the second sends before
 // it lets go of the lane.
-func (p *Plane) sealFor(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) {
+func (p *Plane) sealFor(s *sa, c *cutter, in *inner, o *outbox, now time.Time) {
 	switch {
-	case p.sealIfActive(s, buf, off, n, in, o, now):
+	case p.sealIfActive(s, c, in, o, now):
 	case s.detached.Load():
-		p.noRoute(s.tun, in, buf[off:off+n], o.hop, now)
+		for off, n, ok := c.next(); ok; off, n, ok = c.next() {
+			p.noRoute(s.tun, in, c.buf[off:off+n], o.hop, now)
+		}
 	default:
-		p.strayInner(s, buf[off:off+n], in, o.hop)
+		p.strayAll(s, c, in, o.hop)
 	}
 }
 
-// sealIfActive returns false when the packet is not dealt with, because the SA is
+// sealIfActive returns false when the packets are not dealt with, because the SA is
 // silent or gone.
-func (p *Plane) sealIfActive(s *sa, buf []byte, off, n int, in *inner, o *outbox, now time.Time) bool {
+func (p *Plane) sealIfActive(s *sa, c *cutter, in *inner, o *outbox, now time.Time) bool {
 	l := &s.out
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,27 +144,22 @@ func (p *Plane) sealIfActive(s *sa, buf []byte, off, n int, in *inner, o *outbox
 		return false
 	}
 	l.resume(gen)
-	waiting := len(l.queue) > 0
-	if waiting {
-		l.send.Count(now)
-	}
-	var seq uint64
-	pass := false
-	if !waiting {
-		seq, pass = l.offer(p, now, false)
-	}
-	if !pass {
+	for off, n, ok := c.next(); ok; off, n, ok = c.next() {
+		if len(l.queue) > 0 {
+			l.send.Count(now)
+		} else if seq, pass := l.offer(p, now, false); pass {
+			l.sealOne(p, seq, c.buf, off, n, in, o, now)
+			continue
+		}
 		p.socks.flush(o)
 		if len(l.queue) >= maxWaiting || l.send.Exhausted() {
 			l.errors++
-		} else {
-			w := hold(buf[off : off+n])
-			w.hop = o.hop
-			l.queue = append(l.queue, w)
+			continue
 		}
-		return true
+		w := hold(c.buf[off : off+n])
+		w.hop = o.hop
+		l.queue = append(l.queue, w)
 	}
-	l.sealOne(p, seq, buf, off, n, in, o, now)
 	if o.prompt {
 		p.socks.flush(o)
 	}
@@ -206,10 +202,8 @@ func (p *Plane) sealWaiting(l *outLane, now time.Time) bool {
 		l.queue = nil
 	}
 	in, _, _ := parseInner(w.packet())
-	if p.out.full() {
-		p.socks.flush(&p.out.outbox)
-	}
 	l.sealOne(p, seq, w.buf, slotRoom, w.n, &in, &p.out.outbox, now)
+	freeWaiting([]waitingPacket{w})
 	return true
 }
 
@@ -223,12 +217,14 @@ func (l *outLane) sealOne(p *Plane, seq uint64, buf []byte, off, n int, in *inne
 			l.expiring(p, err.Error(), true)
 			return
 		}
+		p.warm.add(p, s)
 	}
 	next := uint8(protoIPv4)
 	if in.v6 {
 		next = protoIPv6
 	}
-	pkt, err := l.seal.Seal(buf, off, n, seq, next)
+	dst := p.socks.room(o, s.layout.SealedLen(n))
+	sealed, err := l.seal.SealTo(dst, buf, off, n, seq, next)
 	if err != nil {
 		l.errors++
 		if errors.Is(err, ipsec.ErrNonceSpace) {
@@ -250,7 +246,7 @@ func (l *outLane) sealOne(p *Plane, seq uint64, buf []byte, off, n int, in *inne
 	}
 	pr := s.peer.Load()
 	df := s.tun.DontFragment && !(in.v6 && n <= 1280)
-	o.put(outMsg{pkt: pkt, s: s, to: pr, tos: in.tos, df: df})
+	p.socks.put(o, sealed, s, pr, in.tos, df, now)
 }
 
 // expiring reports once; a hard report is due even after a soft one.
@@ -265,163 +261,6 @@ func (l *outLane) expiring(p *Plane, reason string, hard bool) {
 	}
 }
 
-// outMsg is one datagram to be sent.
-type outMsg struct {
-	pkt []byte
-	s   *sa
-	to  *peer
-	tos uint8
-	df  bool
-}
-
-// outbox collects sealed packets up to the next flush.
-type outbox struct {
-	msgs   [batchLen]outMsg
-	n      int
-	vec    mmsg.Vector
-	prompt bool // flushed before the lane's lock is released
-	hop    hop  // of what is sealed into it
-}
-
-func (o *outbox) full() bool   { return o.n == batchLen }
-func (o *outbox) put(m outMsg) { o.msgs[o.n] = m; o.n++ }
-
-// flush sends what the outbox holds, in order, one call for each run of packets
-// that leave through the same socket.
-func (ss *sockets) flush(o *outbox) {
-	for i := 0; i < o.n; {
-		m := &o.msgs[i]
-		k := i + 1
-		if m.to.tcp {
-			if !ss.streams.sendESP(m.to.path(), m.pkt) {
-				m.s.sendFailed()
-			}
-			i = k
-			continue
-		}
-		for k < o.n && !o.msgs[k].to.tcp && o.msgs[k].to.udp == m.to.udp && o.msgs[k].to.v6() == m.to.v6() && o.msgs[k].df == m.df {
-			k++
-		}
-		ss.send(o, i, k)
-		i = k
-	}
-	clear(o.msgs[:o.n])
-	o.n = 0
-}
-
-func (ss *sockets) send(o *outbox, from, to int) {
-	m := &o.msgs[from]
-	kind := sockESP
-	if m.to.udp {
-		kind = sockNATT
-	}
-	s := ss.of(kind, m.to.v6())
-	if s == nil {
-		for i := from; i < to; i++ {
-			o.msgs[i].s.sendFailed()
-		}
-		return
-	}
-	for i := from; i < to; i++ {
-		m := &o.msgs[i]
-		o.vec.PrepareSend(i, kind == sockESP, m.to.local.Addr(), m.to.remote, m.tos, m.pkt, nil)
-	}
-	s.sendMu.Lock()
-	defer s.sendMu.Unlock()
-	_ = s.setDF(m.df) // without it packets are sent all the same
-	waited := false
-	for from < to {
-		n, e := mmsg.Send(s.fd, &o.vec, from, to-from)
-		switch {
-		case e == 0:
-			from += n
-			waited = false
-		case e == unix.EINTR:
-		case e == unix.EAGAIN && !waited && mmsg.WaitWritable(s.fd):
-			waited = true
-		default:
-			if e == unix.EMSGSIZE {
-				o.msgs[from].to.mtuAt.Store(0) // the path shrank: ask again
-			}
-			o.msgs[from].s.sendFailed()
-			from++
-		}
-	}
-}
-
-// sendFailed counts a packet that was sealed and not sent. The lane's lock may be
+// sendFailed counts packets that were sealed and not sent. The lane's lock may be
 // held by the caller's caller, so this is an atomic.
-func (s *sa) sendFailed() { s.sendErrors.Add(1) }
-
-func (ss *sockets) pathMTU(pr *peer) int {
-	i := 0
-	if pr.v6() {
-		i = 1
-	}
-	if ss.probe[i] == nil {
-		return 0
-	}
-	return ss.probe[i].MTU(pr.remote.Addr())
-}
-
-// SendIKE sends one IKE message from the socket of its local port, or in its connection.
-func (p *Plane) SendIKE(d xfrm.IKEDatagram) error {
-	if len(d.Data) == 0 {
-		return errors.New("userspace: empty IKE message")
-	}
-	if d.TCP {
-		return p.socks.streams.sendIKE(pathOf(d.Local, d.Remote), d.Data)
-	}
-	if d.NonESP {
-		return p.sendUDP(d.Local, d.Remote, nonESPMarker[:], d.Data)
-	}
-	return p.sendUDP(d.Local, d.Remote, d.Data, nil)
-}
-
-// Keepalive sends a NAT keepalive.
-func (p *Plane) Keepalive(local, remote netip.AddrPort) error {
-	return p.sendUDP(local, remote, keepalive[:], nil)
-}
-
-var (
-	nonESPMarker [4]byte
-	keepalive    = [1]byte{0xff}
-)
-
-func (p *Plane) sendUDP(local, remote netip.AddrPort, first, second []byte) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return errClosed
-	}
-	kind := sockNATT
-	if local.Port() == p.o.PortIKE {
-		kind = sockIKE
-	}
-	to := netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
-	s := p.socks.of(kind, to.Addr().Is6())
-	if s == nil || !to.IsValid() {
-		return unix.EAFNOSUPPORT
-	}
-	from := local.Addr().Unmap()
-	if from.IsValid() && from.Is4() != to.Addr().Is4() {
-		return unix.EAFNOSUPPORT
-	}
-	v := &p.out.vec
-	v.PrepareSend(0, false, from, to, 0, first, second)
-	s.sendMu.Lock()
-	defer s.sendMu.Unlock()
-	_ = s.setDF(false)
-	for waited := false; ; {
-		_, e := mmsg.Send(s.fd, v, 0, 1)
-		switch {
-		case e == 0:
-			return nil
-		case e == unix.EINTR:
-		case e == unix.EAGAIN && !waited && mmsg.WaitWritable(s.fd):
-			waited = true
-		default:
-			return e
-		}
-	}
-}
+func (s *sa) sendFailed(n int) { s.sendErrors.Add(uint64(n)) }

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
-	"runtime"
+	"runtime/debug"
 	"syscall"
 	"testing"
 	"time"
@@ -21,7 +22,7 @@ import (
 // port of the loopback interface where nobody listens.
 func bench(t testing.TB) (*Plane, *tunnel, *sa) {
 	p := &Plane{
-		clock: time.Now, ivs: esp.NewIVSource(rand.Reader), socks: &sockets{},
+		clock: time.Now, ivs: esp.NewIVSource(rand.Reader), socks: &sockets{log: slog.Default()},
 		tunnels: map[string]*tunnel{}, scopes: map[xfrm.Scope]*scope{}, out: newBatch(),
 	}
 	p.evs.deliver = func([]xfrm.Event) {}
@@ -57,12 +58,14 @@ func template(size int) []byte {
 	return ipPacket("10.0.0.1", "10.0.0.2", protoUDP, udpHeader, size-28)
 }
 
-// fill puts n copies of a packet into a batch, as transmit reads them.
-func fill(b *batch, n int, pkt []byte) {
-	b.n = n
-	for i := range n {
-		b.lens[i] = copy(b.slots[i][slotRoom:], pkt)
+// transmitted sends n copies of a packet, as drain does that reads them.
+func transmitted(p *Plane, t *tunnel, b *batch, n int, pkt []byte, now time.Time) {
+	t.sealing.Lock()
+	defer t.sealing.Unlock()
+	for range n {
+		p.outboundPacket(t, b, copy(b.in[slotRoom:], pkt), now)
 	}
+	p.socks.flush(&b.outbox)
 }
 
 func TestNoAllocationOut(t *testing.T) {
@@ -71,8 +74,7 @@ func TestNoAllocationOut(t *testing.T) {
 	now := time.Now()
 	pkt := template(1400)
 	if n := testing.AllocsPerRun(100, func() {
-		fill(b, batchLen, pkt)
-		p.outbound(tn, b, now)
+		transmitted(p, tn, b, batchLen, pkt, now)
 	}); n != 0 {
 		t.Errorf("%v allocations for %d packets", n, batchLen)
 	}
@@ -86,15 +88,62 @@ func TestNoAllocationIn(t *testing.T) {
 	pkts := sealed(t, s, 2000, 1400)
 	now, i := time.Now(), 0
 	from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
-	p.espIn(pkts[0], from, now) // the first one builds the AEAD and the window
+	m := new(merger)
+	p.espIn(pkts[0], from, m, now) // the first one builds the AEAD and the window
 	if n := testing.AllocsPerRun(1000, func() {
 		i++
-		p.espIn(pkts[i], from, now)
+		p.espIn(pkts[i], from, m, now)
+		m.flush()
 	}); n != 0 {
 		t.Errorf("%v allocations per packet", n)
 	}
 	if c := s.counters(); c.InPackets != 1002 || c.InErrors != 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// The same for what the interface hands over as one, and is handed as one.
+func TestNoAllocationInBatches(t *testing.T) {
+	remote := netip.MustParseAddrPort("127.0.0.1:9")
+	w, now := newWorld(t, remote), time.Now()
+	tcp := make([]byte, 20)
+	tcp[12], tcp[13] = 5<<4, tcpACK
+	pkt := ipPacket("10.10.0.1", "10.10.0.2", protoTCP, tcp, 40000)
+	h := vnetHdr{flags: vnetNeedsCsum, gsoType: gsoTCPv4, gsoSize: 1360, hdrLen: 40, csumStart: 20, csumOffset: 16}
+	b := newBatch()
+	if n := testing.AllocsPerRun(100, func() {
+		h.encode(b.in[slotRoom-vnetLen:])
+		w.outboundRead(w.tn, b, copy(b.in[slotRoom:], pkt), now)
+		w.socks.flush(&b.outbox)
+	}); n != 0 {
+		t.Errorf("%v allocations for a superpacket out", n)
+	}
+	s := w.sas.get(w.spis[0])
+	if c := s.counters(); c.OutPackets != 101*30 || c.OutErrors != 0 {
+		t.Errorf("%+v", c)
+	}
+
+	var batches [][]byte
+	size := 0
+	for range 102 {
+		h.encode(b.in[slotRoom-vnetLen:])
+		w.outboundRead(w.tn, b, copy(b.in[slotRoom:], pkt), now)
+		r := b.runs[0]
+		size = r.size
+		batches = append(batches, bytes.Clone(b.arena[r.start:r.end]))
+		w.socks.flush(&b.outbox)
+	}
+	from, m, i := &arrival{remote: remote, udp: true}, new(merger), 0
+	s.in.recv.Skip(101 * 30)
+	if n := testing.AllocsPerRun(100, func() {
+		w.natt(batches[i], size, from, m, now)
+		m.flush()
+		i++
+	}); n > 0 {
+		t.Errorf("%v allocations for a batch in", n)
+	}
+	if l := w.received(t); len(l) != 101 || len(l[50].pkt) != len(pkt) {
+		t.Errorf("%d writes", len(l))
 	}
 }
 
@@ -126,8 +175,7 @@ func BenchmarkOutbound(b *testing.B) {
 			b.SetBytes(int64(size) * batchLen)
 			b.ReportAllocs()
 			for b.Loop() {
-				fill(bt, batchLen, pkt)
-				p.outbound(tn, bt, now)
+				transmitted(p, tn, bt, batchLen, pkt, now)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batchLen, "ns/packet")
 		})
@@ -139,7 +187,7 @@ func BenchmarkInbound(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			p, _, s := bench(b)
 			pkts := sealed(b, s, 1000, size)
-			work := make([]byte, 2048)
+			work, m := make([]byte, 2048), new(merger)
 			now, i := time.Now(), 0
 			from := &arrival{remote: netip.MustParseAddrPort("127.0.0.1:9"), udp: true}
 			b.SetBytes(int64(size))
@@ -149,7 +197,8 @@ func BenchmarkInbound(b *testing.B) {
 					*s.in.recv.Window(), i = esp.NewWindow(4096), 0
 				}
 				n := copy(work, pkts[i])
-				p.espIn(work[:n], from, now)
+				p.espIn(work[:n], from, m, now)
+				m.flush()
 				i++
 			}
 		})
@@ -230,7 +279,7 @@ func TestThousandTunnelsIdle(t *testing.T) {
 }
 
 func resident(t *testing.T) int {
-	runtime.GC()
+	debug.FreeOSMemory()
 	b, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		t.Fatal(err)

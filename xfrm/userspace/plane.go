@@ -39,6 +39,7 @@ type Plane struct {
 	ticks   ticker
 	evs     events
 	inject  injector
+	warm    warm
 
 	// Guards what follows; packets do not take it.
 	mu      sync.Mutex
@@ -86,7 +87,7 @@ func New(o Options) (*Plane, error) {
 	p.ticks.wake = make(chan struct{}, 1)
 	p.ticks.stop = make(chan struct{})
 	var err error
-	if p.socks, err = openSockets(o.PortIKE, o.PortNATT); err != nil {
+	if p.socks, err = openSockets(o.PortIKE, o.PortNATT, o.Logger); err != nil {
 		return nil, err
 	}
 	p.socks.streams = newStreams(p)
@@ -168,6 +169,7 @@ func (p *Plane) Close() error {
 	}
 	p.closed = true
 	p.inject.close()
+	p.warm.end()
 	for _, tn := range p.tunnels {
 		p.removeTunnel(tn)
 	}

@@ -6,59 +6,79 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gaissmai/bart"
+
 	"tandem/internal/ipsec"
 )
 
 // routes finds the SA for an outbound packet: the longest prefix of the remote
-// selectors, then the whole selectors, then the SA that was put to use last.
-// There are few prefix lengths, so a lookup is a few probes of a map, however many
-// dialup instances share the interface.
+// selectors, then the whole selectors, then the SA that was put to use last. However
+// many dialup instances share the interface, a lookup takes a few dozen nanoseconds.
 type routes struct {
-	mu      sync.RWMutex
-	lengths [2][]int // in use, descending; by family
-	count   [2][129]int
-	table   map[netip.Prefix][]*sa // newest first
+	mu    sync.RWMutex
+	table bart.Table[*claim]
 }
 
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return 0
-	}
-	return 1
+// claim is a list of the SAs with one prefix among their selectors, newest first. What a
+// list consists of never changes.
+type claim struct {
+	sa   *sa
+	next *claim
 }
 
 func (r *routes) lookup(in *inner) *sa {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	for _, n := range r.lengths[family(in.dst)] {
-		p, err := in.dst.Prefix(n)
-		if err != nil {
-			continue
+	c, ok := r.table.Lookup(in.dst)
+	if s := c.take(in); s != nil || !ok {
+		return s
+	}
+	// The longest prefix has no SA that takes the packet's protocol and ports.
+	for n := in.dst.BitLen(); ; {
+		p, c, ok := r.table.LookupPrefixLPM(netip.PrefixFrom(in.dst, n))
+		if !ok {
+			return nil
 		}
-		for _, s := range r.table[p] {
-			if in.matchAny(s.TSRemote, in.dst, in.dport) && in.matchAny(s.TSLocal, in.src, in.sport) {
-				return s
-			}
+		if s := c.take(in); s != nil {
+			return s
+		}
+		if n = p.Bits() - 1; n < 0 {
+			return nil
+		}
+	}
+}
+
+func (c *claim) take(in *inner) *sa {
+	for ; c != nil; c = c.next {
+		if s := c.sa; in.matchAny(s.TSRemote, in.dst, in.dport) && in.matchAny(s.TSLocal, in.src, in.sport) {
+			return s
 		}
 	}
 	return nil
 }
 
+func (c *claim) with(s *sa) *claim {
+	if c == nil || c.sa.order <= s.order {
+		return &claim{s, c}
+	}
+	return &claim{c.sa, c.next.with(s)}
+}
+
+func (c *claim) without(s *sa) *claim {
+	switch {
+	case c == nil:
+		return nil
+	case c.sa == s:
+		return c.next
+	}
+	return &claim{c.sa, c.next.without(s)}
+}
+
 func (r *routes) add(s *sa) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.table == nil {
-		r.table = map[netip.Prefix][]*sa{}
-	}
 	for _, p := range prefixesOf(s.TSRemote) {
-		l := append([]*sa{s}, r.table[p]...)
-		slices.SortStableFunc(l, func(a, b *sa) int { return int(int64(b.order - a.order)) })
-		r.table[p] = l
-		f := family(p.Addr())
-		if r.count[f][p.Bits()]++; r.count[f][p.Bits()] == 1 {
-			r.lengths[f] = append(slices.Clone(r.lengths[f]), p.Bits())
-			slices.SortFunc(r.lengths[f], func(a, b int) int { return b - a })
-		}
+		r.table.Modify(p, func(c *claim, _ bool) (*claim, bool) { return c.with(s), false })
 	}
 }
 
@@ -66,20 +86,10 @@ func (r *routes) remove(s *sa) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, p := range prefixesOf(s.TSRemote) {
-		l := r.table[p]
-		i := slices.Index(l, s)
-		if i < 0 {
-			continue
-		}
-		if l = slices.Delete(slices.Clone(l), i, i+1); len(l) == 0 {
-			delete(r.table, p)
-		} else {
-			r.table[p] = l
-		}
-		f := family(p.Addr())
-		if r.count[f][p.Bits()]--; r.count[f][p.Bits()] == 0 {
-			r.lengths[f] = slices.DeleteFunc(slices.Clone(r.lengths[f]), func(n int) bool { return n == p.Bits() })
-		}
+		r.table.Modify(p, func(c *claim, _ bool) (*claim, bool) {
+			c = c.without(s)
+			return c, c == nil
+		})
 	}
 }
 

@@ -23,10 +23,13 @@ type sa struct {
 	soft, hard uint64
 	peer       atomic.Pointer[peer]
 	sendErrors atomic.Uint64
+	// Inner packets that were counted as received, and that the interface did not take.
+	lost, lostBytes atomic.Uint64
 
 	order    uint64      // of SetOutbound; 0: not in use. Guarded by the plane's mutex.
 	detached atomic.Bool // both lanes are gone, to another member
 	late     atomic.Bool // see Linger
+	warm     atomic.Bool // it has ciphers, and the plane's list knows
 
 	out outLane
 	in  inLane
@@ -39,6 +42,7 @@ type peer struct {
 	tcp           bool         // with udp: in a TCP connection instead
 	mtu           atomic.Int32 // of the path, bytes; 0: unknown
 	mtuAt         atomic.Int64 // when it was asked for, Unix nanoseconds
+	gso           atomic.Int32 // whether buffers are cut on the way to it: gsoWorks, …
 }
 
 func (p *peer) v6() bool { return p.remote.Addr().Is6() }
@@ -187,7 +191,7 @@ func (p *Plane) end(s *sa) {
 	undelivered, unsent := p.remove(s)
 	s.in.mu.Lock()
 	for i := range undelivered {
-		s.in.deliver(undelivered[i].packet(), now)
+		s.in.deliver(undelivered[i].packet())
 	}
 	s.in.mu.Unlock()
 	freeWaiting(undelivered)
@@ -200,14 +204,12 @@ func (p *Plane) sendAgain(s *sa, unsent []waitingPacket, now time.Time) {
 		w := &unsent[i]
 		in, pkt, ok := parseInner(w.packet())
 		if next := s.tun.routes.lookup(&in); ok && next != nil {
-			if p.out.full() {
-				p.socks.flush(&p.out.outbox)
-			}
-			// The buffer must outlive the flush: it is not given back to the pool.
 			p.out.hop = w.hop
-			p.sealFor(next, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
+			p.out.packets.whole(w.buf, slotRoom, len(pkt))
+			p.sealFor(next, &p.out.packets, &in, &p.out.outbox, now)
 		}
 	}
+	freeWaiting(unsent)
 	p.out.hop = hop{}
 	p.socks.flush(&p.out.outbox)
 }
@@ -303,7 +305,8 @@ func (s *sa) counters() (c xfrm.Counters) {
 	s.out.mu.Unlock()
 	s.in.mu.Lock()
 	i := &s.in
-	c.InPackets, c.InBytes, c.InErrors = i.packets, i.bytes, i.errors
+	lost := s.lost.Load()
+	c.InPackets, c.InBytes, c.InErrors = i.packets-lost, i.bytes-s.lostBytes.Load(), i.errors+lost
 	c.InReplayed, c.InFenced, c.InAuthFailed, c.InSelector = i.replayed, i.fenced, i.authFailed, i.selector
 	c.LastIn, c.InSeq, c.Fence = i.last, i.recv.Window().Top(), i.recv.Bound()
 	c.FenceWidened = i.recv.Widened()
@@ -368,7 +371,7 @@ func (p *Plane) setFence(s *sa, n uint64, now time.Time) {
 			p.evs.add(xfrm.BoundWanted{Bound: xfrm.Bound{SPIIn: s.SPIIn, Dir: xfrm.Inbound, N: question}})
 		}
 		if pass {
-			l.deliver(q.packet(), now)
+			l.deliver(q.packet())
 			freeWaiting(l.queue[i : i+1])
 		} else {
 			kept = append(kept, q)

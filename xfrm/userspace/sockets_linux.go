@@ -3,8 +3,10 @@ package userspace
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,17 +34,19 @@ type sock struct {
 	// The DF bit of IPv4 is a property of the socket, not of a message.
 	sendMu sync.Mutex
 	df     bool
+	told   atomic.Bool // that a device does not cut buffers
 }
 
 type sockets struct {
 	s     [3][2]*sock // by kind and family; IPv6 may be missing
 	probe [2]*mmsg.Prober
+	log   *slog.Logger
 
 	streams *streams
 }
 
-func openSockets(ike, natt uint16) (*sockets, error) {
-	ss := &sockets{}
+func openSockets(ike, natt uint16, log *slog.Logger) (*sockets, error) {
+	ss := &sockets{log: log}
 	ports := [3]uint16{ike, natt, 0}
 	for fam := range 2 {
 		for kind := range ss.s {
@@ -143,6 +147,9 @@ func openSock(kind sockKind, v6 bool, port uint16) (*sock, error) {
 			unix.Close(fd)
 			return nil, fmt.Errorf("userspace: UDP port %d: %w", port, err)
 		}
+	}
+	if kind == sockNATT {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // without it they come one by one
 	}
 	s := &sock{kind: kind, v6: v6, fd: fd, file: os.NewFile(uintptr(fd), "ipsec")}
 	if s.rc, err = s.file.SyscallConn(); err != nil {

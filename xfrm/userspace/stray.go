@@ -123,6 +123,7 @@ type injector struct {
 	mu     sync.Mutex
 	epoch  *epoch
 	batch  *batch // nil until an inner packet comes
+	merger merger
 	closed bool
 }
 
@@ -148,11 +149,22 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 	j.epoch.enter()
 	defer j.epoch.leave()
 	now := p.clock()
-	var to *tunnel // of what is in the batch
+	var to *tunnel // of what is in the batch; its sealing is locked
+	send := func() {
+		if to != nil {
+			p.socks.flush(&j.batch.outbox)
+			to.sealing.Unlock()
+		}
+		to = nil
+	}
+	defer func() {
+		send()
+		j.merger.flush()
+	}()
 	for i := range xs {
 		x := &xs[i]
 		if x.Outer {
-			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, tcp: x.TCP, hop: hop{x.From, x.Last}}, now)
+			p.espIn(x.Packet, &arrival{local: x.Local, remote: x.Remote, tos: x.TOS, udp: x.UDPEncap, tcp: x.TCP, hop: hop{x.From, x.Last}}, &j.merger, now)
 			continue
 		}
 		t := p.tunnelByName(x.Tunnel)
@@ -170,17 +182,13 @@ func (p *Plane) injectAll(xs []xfrm.Stray) {
 		}
 		b := j.batch
 		h := hop{x.From, x.Last}
-		if to != nil && (to != t || b.n == batchLen || b.hop != h) {
-			p.outbound(to, b, now)
-			b.n = 0
+		if to != t {
+			send()
+			t.sealing.Lock()
+			to = t
 		}
-		to, b.hop = t, h
-		b.lens[b.n] = copy(b.slots[b.n][slotRoom:], x.Packet)
-		b.n++
-	}
-	if to != nil {
-		p.outbound(to, j.batch, now)
-		j.batch.n = 0
+		b.hop = h
+		p.outboundPacket(t, b, copy(b.in[slotRoom:], x.Packet), now)
 	}
 }
 

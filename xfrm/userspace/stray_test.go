@@ -31,9 +31,8 @@ func TestNoAllocationStray(t *testing.T) {
 
 	p.Deactivate(1)
 	if n := testing.AllocsPerRun(100, func() {
-		p.espIn(pkts[0], from, now)
-		fill(b, batchLen, pkt)
-		p.outbound(tn, b, now)
+		p.espIn(pkts[0], from, &p.inject.merger, now)
+		transmitted(p, tn, b, batchLen, pkt, now)
 	}); n != 0 || outer != 101 || inner != 101*batchLen {
 		t.Errorf("%v allocations for %d packets; %d and %d handed up", n, batchLen+1, outer, inner)
 	}
@@ -172,10 +171,9 @@ func TestStrayNew(t *testing.T) {
 	p.Remove(s.SPIIn)
 	send := func(h hop) {
 		b := newBatch()
-		fill(b, 1, template(64))
 		b.hop = h
 		p.clock = func() time.Time { return time.Unix(int64(1000*(asked+1)), 0) }
-		p.outbound(tn, b, p.clock())
+		transmitted(p, tn, b, 1, template(64), p.clock())
 		p.evs.flush()
 	}
 	send(hop{})

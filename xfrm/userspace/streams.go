@@ -465,6 +465,11 @@ func isDeadline(err error) bool {
 // messages handles all that have come whole; false: the stream is of no use.
 func (s *stream) messages(f *frames) bool {
 	p, now := s.ss.p, s.ss.p.clock()
+	m := mergers.Get().(*merger)
+	defer func() {
+		m.flush()
+		mergers.Put(m)
+	}()
 	for {
 		b, err := f.next()
 		if err != nil {
@@ -476,7 +481,7 @@ func (s *stream) messages(f *frames) bool {
 		}
 		switch class, body := classify(b); class {
 		case isESP:
-			p.espIn(body, &arrival{local: s.path.local, remote: s.path.remote, udp: true, tcp: true}, now)
+			p.espIn(body, &arrival{local: s.path.local, remote: s.path.remote, udp: true, tcp: true}, m, now)
 		case isIKE:
 			p.ike(xfrm.IKEDatagram{Local: s.path.local, Remote: s.path.remote, NonESP: true, TCP: true}, body)
 		case isMalformed:

@@ -6,10 +6,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"tandem/internal/mmsg"
 	"tandem/xfrm"
 	"tandem/xfrm/esp"
 )
@@ -18,9 +19,10 @@ const (
 	minMTU = 576
 	maxMTU = 9216
 
-	batchLen = mmsg.Batch
-	slotRoom = esp.HeaderRoom + 8
+	slotRoom = esp.HeaderRoom + 8 // before a packet in a buffer of its own
 	slotLen  = slotRoom + maxMTU + esp.TrailerRoom
+
+	superLen = 1 << 16 // of a superpacket, at most
 )
 
 // tunnel is one TUN interface and what belongs to it.
@@ -33,6 +35,8 @@ type tunnel struct {
 	file    *os.File
 	rc      syscall.RawConn
 	fd      int
+	uso     bool        // the interface takes UDP superpackets
+	noMerge atomic.Bool // it takes no superpackets at all
 	closing atomic.Bool
 	sealing sync.Mutex // from the first sequence number of a batch to its sending
 
@@ -55,12 +59,16 @@ func openTUN(name string, mtu int) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("userspace: /dev/net/tun: %w", err)
 	}
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("userspace: interface %s: %w", name, err)
 	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("userspace: interface %s: %w", name, err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetLen); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("userspace: interface %s: %w", name, err)
 	}
@@ -102,29 +110,50 @@ func (t *tunnel) attach(f *os.File) (err error) {
 	if t.rc, err = f.SyscallConn(); err != nil {
 		return err
 	}
-	return t.rc.Control(func(fd uintptr) { t.fd = int(fd) })
+	return t.rc.Control(func(fd uintptr) {
+		t.fd = int(fd)
+		t.uso = offload(t.fd)
+	})
 }
+
+// offload has the kernel hand over superpackets; udp says whether of UDP, too (Linux 6.2).
+func offload(fd int) (udp bool) {
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6) == nil {
+		return true
+	}
+	_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp) // without it there are none
+	return false
+}
+
+var noOffload [vnetLen]byte
 
 // write hands an inner packet to the interface. The caller is inside an epoch, or
 // is the control goroutine, so that the descriptor is not closed under it.
 func (t *tunnel) write(pkt []byte) bool {
+	var v [2]unix.Iovec
+	v[0].Base, v[1].Base = &noOffload[0], &pkt[0]
+	v[0].SetLen(vnetLen)
+	v[1].SetLen(len(pkt))
+	return writev(t.fd, v[:])
+}
+
+func writev(fd int, v []unix.Iovec) bool {
 	for {
-		_, err := unix.Write(t.fd, pkt)
-		if err != unix.EINTR {
-			return err == nil
+		_, _, e := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)))
+		if e != unix.EINTR {
+			return e == 0
 		}
 	}
 }
 
-// batch is what one goroutine reads from a tunnel and sends at a time. Batches
-// are pooled: an idle tunnel holds none.
+// batch is what one goroutine reads and seals with. Batches are pooled: an idle tunnel
+// holds none.
 type batch struct {
-	slots [batchLen][slotLen]byte
-	lens  [batchLen]int
-	n     int
-
+	in      [slotRoom + superLen + esp.TrailerRoom]byte
+	packets cutter
 	outbox
-	extra [slotLen]byte // for packets that have no slot of their own
+	extra [slotLen]byte // for fragments and errors
 }
 
 func newBatch() *batch { return &batch{} }
@@ -133,49 +162,92 @@ var batches = sync.Pool{New: func() any { return newBatch() }}
 
 // transmit reads from the interface until it is closed.
 func (p *Plane) transmit(t *tunnel) {
-	var b *batch
 	var failed error
 	read := func(fd uintptr) bool {
-		b = batches.Get().(*batch)
-		b.n = 0
-		for b.n < batchLen {
-			n, err := unix.Read(int(fd), b.slots[b.n][slotRoom:slotRoom+maxMTU])
-			if err == unix.EINTR {
-				continue
+		for {
+			more, err := p.drain(t, int(fd))
+			p.evs.flush()
+			if failed = err; err != nil || t.closing.Load() {
+				return true
 			}
-			if err != nil {
-				if err != unix.EAGAIN {
-					failed = err
-				}
-				break
+			if !more {
+				return false // the poller is edge-triggered: only after EAGAIN may we wait
 			}
-			b.lens[b.n] = n
-			b.n++
 		}
-		if b.n == 0 && failed == nil {
-			batches.Put(b)
-			b = nil
-			return false // the poller is edge-triggered: only after EAGAIN may we wait
-		}
-		return true
 	}
 	for {
-		if err := t.rc.Read(read); err != nil {
+		if err := t.rc.Read(read); err != nil || t.closing.Load() {
 			return // closed
 		}
-		t.epoch.enter()
-		if t.closing.Load() {
-			t.epoch.leave()
-			return
-		}
-		p.outbound(t, b, p.clock())
-		t.epoch.leave()
-		batches.Put(b)
-		p.evs.flush()
 		if failed != nil {
 			// EBADFD: somebody deleted the interface.
 			p.log.Error("tunnel interface failed", "tunnel", t.Name, "err", failed)
 			return
 		}
 	}
+}
+
+// drainReads bounds a batch: Deactivate waits for its end.
+const drainReads = 128
+
+// drain reads what the interface has, but no more than one flush should send, and sends
+// it. more: there may be more to read.
+func (p *Plane) drain(t *tunnel, fd int) (more bool, err error) {
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	n, err := b.read(fd)
+	if err != nil {
+		return false, waits(err)
+	}
+	t.epoch.enter()
+	defer t.epoch.leave()
+	if t.closing.Load() {
+		return false, nil
+	}
+	now := p.clock()
+	t.sealing.Lock()
+	defer t.sealing.Unlock()
+	for i := 0; err == nil && i < drainReads && b.used < len(b.arena)/2; i++ {
+		p.outboundRead(t, b, n, now)
+		n, err = b.read(fd)
+	}
+	if err == nil {
+		p.outboundRead(t, b, n, now)
+	}
+	p.socks.flush(&b.outbox)
+	return err == nil, waits(err)
+}
+
+// waits forgives an interface that has nothing to read.
+func waits(err error) error {
+	if err == unix.EAGAIN {
+		return nil
+	}
+	return err
+}
+
+// read returns the length of a packet, which lies at b.in[slotRoom:] behind its vnetHdr.
+func (b *batch) read(fd int) (int, error) {
+	for {
+		n, err := unix.Read(fd, b.in[slotRoom-vnetLen:slotRoom+superLen])
+		if err != unix.EINTR {
+			return n - vnetLen, err
+		}
+	}
+}
+
+// outboundRead processes what read returned.
+func (p *Plane) outboundRead(t *tunnel, b *batch, n int, now time.Time) {
+	var in inner
+	if n < 0 || !b.packets.begin(b.in[:], slotRoom, n, &in) {
+		p.malformed.Add(1)
+		return
+	}
+	p.outbound(t, b, &b.packets, &in, now)
+}
+
+// outboundPacket does the same with a whole packet that was put at b.in[slotRoom:].
+func (p *Plane) outboundPacket(t *tunnel, b *batch, n int, now time.Time) {
+	clear(b.in[slotRoom-vnetLen : slotRoom])
+	p.outboundRead(t, b, n, now)
 }

@@ -132,14 +132,11 @@ func (p *Plane) releaseAcquires(t *tunnel, now time.Time) {
 			continue
 		}
 		if ok {
-			if p.out.full() {
-				p.socks.flush(&p.out.outbox)
-			}
-			// The buffer must outlive the flush: it is not given back to the pool.
 			p.out.hop = w.hop
-			p.sealFor(s, w.buf, slotRoom, len(pkt), &in, &p.out.outbox, now)
-			w.buf = nil
+			p.out.packets.whole(w.buf, slotRoom, len(pkt))
+			p.sealFor(s, &p.out.packets, &in, &p.out.outbox, now)
 		}
+		freeWaiting(a.waiting[i : i+1])
 	}
 	clear(a.waiting[len(kept):])
 	a.waiting = kept

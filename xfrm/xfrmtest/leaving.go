@@ -9,7 +9,7 @@ import (
 
 // A scope that is retired takes nothing more, but what waits for a bound goes its way.
 func testRetire(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.a.activate()
 	p.b.activate()
@@ -49,7 +49,7 @@ func testRetire(t *testing.T, make Factory) {
 
 // A pair that is detached is gone, and its exact window lets it go on elsewhere.
 func testDetach(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.b.flip(always, true)
 	p.a.activate()
@@ -92,7 +92,7 @@ func testDetach(t *testing.T, make Factory) {
 
 // A pair of which a packet waits for a bound is not taken out: the packet goes its way first.
 func testDetachWaits(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.a.activate()
 	p.b.activate()

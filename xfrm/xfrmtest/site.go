@@ -111,10 +111,10 @@ type pair struct {
 	a, b *site
 }
 
-func newPair(t testing.TB, make Factory) *pair { return newPairOf(t, make, false) }
+func newPair(t testing.TB, make Factory) *pair { return newPairOf(t, make, single, false) }
 
-// newPairOf says whether the data planes hand up strays.
-func newPairOf(t testing.TB, make Factory, strays bool) *pair {
+// newPairOf says what the wire is like, and whether the data planes hand up strays.
+func newPairOf(t testing.TB, make Factory, w Wire, strays bool) *pair {
 	p := &pair{t: t, a: newSite(t, "A", 1), b: newSite(t, "B", 2)}
 	p.a.must("wire", func() error {
 		la := netlink.NewLinkAttrs()
@@ -133,6 +133,7 @@ func newPairOf(t testing.TB, make Factory, strays bool) *pair {
 			return up("wan", netip.PrefixFrom(s.wan4, 24), netip.PrefixFrom(s.wan6, 64))
 		})
 		s.settled(s.wan4, s.wan6)
+		s.must("wire", w.setUp)
 		h := xfrm.Handler{IKE: s.onIKE, Events: s.onEvents}
 		if strays {
 			h.Stray = s.onStray

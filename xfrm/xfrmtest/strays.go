@@ -134,7 +134,7 @@ func testStrayESP(t *testing.T, make Factory) {
 		{"UDP over IPv6", []option{overUDP, overIPv6}, true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := newPairOf(t, make, true)
+			p := newPairOf(t, make, single, true)
 			p.tunnel(xfrm.Tunnel{Scope: always})
 			p.a.activate()
 			p.install(p.a, c.opts...)
@@ -189,7 +189,7 @@ func testStrayESP(t *testing.T, make Factory) {
 
 // An inner packet at the wrong member leaves sealed by the owner.
 func testStrayInner(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.a.activate()
 	p.install(p.a)
@@ -239,7 +239,7 @@ func testStrayInner(t *testing.T, make Factory) {
 // A packet that waited for an SA becomes a stray when the SA turns out to be another
 // member's; but not when it goes no further.
 func testStrayWaits(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.b.flip(always, true)
 	ha, hb := p.a.host(false, 7000), p.b.host(false, 7000)
@@ -277,7 +277,7 @@ func testStrayWaits(t *testing.T, make Factory) {
 
 // What names no SA, and IKE, is no stray.
 func testNoStray(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.a.activate()
 	p.install(p.a)
@@ -302,7 +302,7 @@ func testNoStray(t *testing.T, make Factory) {
 // The owner learns through whom a tunnel's traffic comes, from authentic packets
 // only, and where the peer really is.
 func testForwardedTraffic(t *testing.T, make Factory) {
-	p := newPairOf(t, make, true)
+	p := newPairOf(t, make, single, true)
 	p.tunnel(xfrm.Tunnel{Scope: always})
 	p.a.activate()
 	p.install(p.a, overUDP)
