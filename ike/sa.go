@@ -94,17 +94,6 @@ type ikeSA struct {
 	peerAuth                  *peerAuth // nil: it has no certificate, or is not authenticated yet
 	eap                       *eapState // nil: IKE_AUTH does without, or is done
 	local, remote             netip.AddrPort
-	nonESP, tcp               bool // tcp: see tcp.go
-	natHere, natThere         bool
-	udpEncap                  bool
-	initiator                 bool
-	state                     state
-	tokenDue                  bool
-	closing                   bool
-	awaitsDelete              bool
-	adopted                   bool
-	initialContact            bool // see initial_contact.go
-	rekeyNow                  bool // regardless of the soft lifetime
 	vendorIDs                 [][]byte
 	peerAddr                  netip.Addr // of its tunnel interface, as it told; see overlay.go
 
@@ -118,21 +107,43 @@ type ikeSA struct {
 	soft, hard           time.Duration // since established; 0: none
 	lowestNonce          []byte
 
-	children        []*childSA
-	owed            []ipsec.ESPSPI // inbound SPIs whose DELETE is still to be sent or answered
-	successor       ipsec.IKESPIs
-	replaces        ipsec.IKESPIs // see reauth.go
-	deletedChildren []ipsec.ESPSPI
-	childrenSeq     uint32
-	moves, movedTo  uint32 // see moved.go
-	caps            uint32 // of the peer; see midsync.go
-	sync            midSync
-	mob             *mobility     // see mobike.go
-	inter           *intermediate // nil: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
-	half            []*halfMade   // of the peer, in the order of their beginning; see halfmade.go
-	followed        []byte        // link of the latest IKE_FOLLOWUP_KE that was answered
+	children          []*childSA
+	owed              []ipsec.ESPSPI // inbound SPIs whose DELETE is still to be sent or answered
+	successor         ipsec.IKESPIs
+	replaces          ipsec.IKESPIs // see reauth.go
+	deletedChildren   []ipsec.ESPSPI
+	childrenSeq       uint32
+	moves, movedTo    uint32 // see moved.go
+	caps              uint32 // of the peer; see midsync.go
+	sync              midSync
+	mob               *mobility     // see mobike.go
+	inter             *intermediate // nil: IKE_INTERMEDIATE is not negotiated, or IKE_AUTH is done
+	half              []*halfMade   // of the peer, in the order of their beginning; see halfmade.go
+	followed          []byte        // link of the latest IKE_FOLLOWUP_KE that was answered
+	nonESP, tcp       bool          // tcp: see tcp.go
+	natHere, natThere bool
+	udpEncap          bool
+	initiator         bool
+	state             state
+	tokenDue          bool
+	closing           bool
+	awaitsDelete      bool
+	adopted           bool
+	initialContact    bool // see initial_contact.go
+	rekeyNow          bool // regardless of the soft lifetime
 
 	// What follows is this process's own.
+	dirty             bool
+	answered          bool // lastResponse is not in a record yet
+	peerDeleted       bool
+	reach             bool // see tcp.go
+	quiet             bool // after a takeover, until the peer's authenticated traffic arrives
+	rival             bool // adopted at healing, not heard yet
+	routed            bool // its route to peerAddr is counted
+	placed            bool // assigned addresses that are ours are counted
+	copied            bool // it came from a record: another process may have gone on with it
+	ofPeer            bool
+	reauthNow         bool // at an operator's word
 	seq               uint64
 	ticket            Ticket // latest record
 	answerTicket      Ticket // of the record that has it
@@ -159,17 +170,6 @@ type ikeSA struct {
 	dpdSent, dpdRecv  uint32
 	t                 timer
 	nextOfPeer        *ikeSA // see peers.go
-	dirty             bool
-	answered          bool // lastResponse is not in a record yet
-	peerDeleted       bool
-	reach             bool // see tcp.go
-	quiet             bool // after a takeover, until the peer's authenticated traffic arrives
-	rival             bool // adopted at healing, not heard yet
-	routed            bool // its route to peerAddr is counted
-	placed            bool // assigned addresses that are ours are counted
-	copied            bool // it came from a record: another process may have gone on with it
-	ofPeer            bool
-	reauthNow         bool // at an operator's word
 }
 
 // ownSPI is the SPI that we chose.
