@@ -1,42 +1,61 @@
 package integration
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"tandem/ike/message"
 )
 
-// TestCookies: a flood of IKE_SA_INIT from one address of the lab reaches the
+// TestCookies: a flood of IKE_SA_INIT from many addresses of the lab, 64 from each, reaches the
 // half-open threshold (1,000). From then on a request costs a cookie and no state,
 // and a real client still gets in.
 func TestCookies(t *testing.T) {
 	t.Parallel()
 	plan := wirePlan()
-	plan.Cables[0].AAddrs = append(plan.Cables[0].AAddrs, "192.0.2.66/24", "192.0.2.67/24")
+	const crowd = 18 // addresses of those who never come back
+	plan.Cables[0].AAddrs = append(plan.Cables[0].AAddrs, "192.0.2.67/24")
+	for i := range crowd {
+		plan.Cables[0].AAddrs = append(plan.Cables[0].AAddrs, fmt.Sprintf("192.0.2.%d/24", 100+i))
+	}
 	s := build(t, plan)
 	g := s.gateway("gw", gwConf{phase1: []entry{dialup("road", "client.test", psk, "negotiate-timeout 300")},
 		phase2: []entry{dialupPhase2("net", "road")}})
-	bot := s.dial("peer", "192.0.2.66", "bot.test", psk)
-	var demanded *message.Notify
-	sent := 0
-	for ; sent < 1300 && demanded == nil; sent++ {
-		b := bot.initMessage(nil, nil).Encode()
-		answer := bot.parse(bot.ask(b))
-		if n, ok := answer.Notify(message.Cookie); ok {
-			demanded = n
+	// half opens IKE SAs from one address until a cookie is demanded.
+	half := func(bot *scripted) (n int) {
+		for ; n < 1300; n++ {
+			b := bot.initMessage(nil, nil).Encode()
+			answer := bot.parse(bot.ask(b))
+			if _, ok := answer.Notify(message.Cookie); !ok {
+				continue
+			}
 			if len(answer.Payloads) != 1 || answer.SPIs.R != 0 {
 				t.Errorf("the cookie comes with more: %+v", answer)
 			}
 			if reply := len(answer.Encode()); reply >= len(b) {
 				t.Errorf("the cookie reply (%d bytes) is not smaller than the request (%d)", reply, len(b))
 			}
+			return n
 		}
+		t.Fatal("no cookie was ever demanded")
+		return 0
 	}
-	if demanded == nil || sent < 900 {
-		t.Fatalf("a cookie was demanded after %d requests: %v", sent, demanded)
+	// Each address may have 64 without one; so many of them, a thousand together.
+	bot, sent := s.dial("peer", "192.0.2.100", "bot.test", psk), 0
+	for i := 0; ; i++ {
+		n := half(bot)
+		if sent += n; n == 0 {
+			break
+		}
+		if full := sent > 990; n != 64 && !full || i == crowd-1 {
+			t.Fatalf("address %d was asked for a cookie after %d requests, %d of all", i, n, sent)
+		}
+		bot = s.dial("peer", fmt.Sprintf("192.0.2.%d", 101+i), "bot.test", psk)
 	}
-	t.Logf("a cookie was demanded from request %d on", sent)
+	if sent < 990 || sent > 1010 {
+		t.Fatalf("everybody was asked for a cookie after %d requests", sent)
+	}
 
 	// The same address comes back without the cookie: again only a cookie.
 	for range 50 {
