@@ -211,22 +211,36 @@ func TestOneLinkLivesOn(t *testing.T) {
 	b.wantNone(n, "TellLoss")
 }
 
+// TestNoFalseAlarmUnderLoad: what is stolen from the whole machine meanwhile, by its own
+// host, is no load that a guardian could outdo; then it is tried again.
 func TestNoFalseAlarmUnderLoad(t *testing.T) {
-	p := newPair(t)
-	p.synchronise()
-	m, n := p.gw[1].mark(), p.gw[2].mark()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	for i := 1; ; i++ {
+		p := newPair(t)
+		p.synchronise()
+		m, n := p.gw[1].mark(), p.gw[2].mark()
+		before := stolen(t)
+		load(8, 2*time.Second)
+		took := stolen(t) - before
+		alarms := p.gw[1].said(m, "TellLoss") + p.gw[2].said(n, "TellLoss")
+		if alarms == "" {
+			return
+		}
+		if took < 20*time.Millisecond || i == 3 {
+			t.Fatalf("attempt %d, %v stolen from the machine: %s", i, took, alarms)
+		}
+		t.Logf("attempt %d: the machine stood still (%v)", i, took)
+	}
+}
+
+// load keeps so many processes busy for a while.
+func load(processes int, d time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			c := exec.CommandContext(ctx, "sh", "-c", "while :; do :; done")
-			_ = c.Run()
-		})
+	for range processes {
+		wg.Go(func() { _ = exec.CommandContext(ctx, "sh", "-c", "while :; do :; done").Run() })
 	}
 	wg.Wait()
-	p.gw[1].wantNone(m, "TellLoss")
-	p.gw[2].wantNone(n, "TellLoss")
 }
 
 func TestBadConfigurationIsNotRetried(t *testing.T) {

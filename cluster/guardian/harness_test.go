@@ -321,13 +321,37 @@ func (g *gateway) want(mark int, texts ...string) (line string) {
 
 func (g *gateway) wantNone(mark int, text string) {
 	g.t.Helper()
+	if l := g.said(mark, text); l != "" {
+		g.t.Fatalf("gw%d: unexpected: %s", g.node, l)
+	}
+}
+
+// said is the first line since mark with the text; "": there is none.
+func (g *gateway) said(mark int, text string) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, l := range g.lines[mark:] {
 		if strings.Contains(l, text) {
-			g.t.Fatalf("gw%d: unexpected: %s", g.node, l)
+			return l
 		}
 	}
+	return ""
+}
+
+// stolen is the time that the machine's own host took from its processors since it
+// started (proc_stat(5), in ticks of 10 ms).
+func stolen(t *testing.T) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(strings.SplitN(string(b), "\n", 2)[0])
+	ticks, err := strconv.Atoi(f[8])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // tell gives the daemon a command.
