@@ -1,6 +1,10 @@
 package interop
 
-const scripted = "scripted"
+const (
+	scripted = "scripted"
+	// another is an implementation of the tests' own on the standard library alone.
+	another = "the tests' own, on the standard library"
+)
 
 // Sections are the features of docs/interop.md, as the record shows them.
 var Sections = []Section{
@@ -17,11 +21,11 @@ var Sections = []Section{
 		{Feature: "OCSP", Tests: "integration TestOCSP"},
 		{Feature: "HASH-and-URL"},
 		{Feature: "Certificates made by `tandem pki`", Peer: "OpenSSL", Tests: "internal/pki TestOpenSSL; cmd/tandem TestPKI"},
-		{Feature: "EAP Identity"},
-		{Feature: "EAP-MSCHAPv2"},
-		{Feature: "EAP-TLS"},
-		{Feature: "EAP only (RFC 5998)"},
-		{Feature: "EAP by RADIUS"},
+		{Feature: "EAP Identity", Tests: "integration TestEAPCharonClient/MSCHAPv2 for another EAP identity"},
+		{Feature: "EAP-MSCHAPv2", Tests: "integration TestEAPCharonClient/MSCHAPv2; integration TestEAPTandemClient/MSCHAPv2"},
+		{Feature: "EAP-TLS", Tests: "integration TestEAPCharonClient/TLS; integration TestEAPTandemClient/TLS"},
+		{Feature: "EAP only (RFC 5998)", Tests: "integration TestEAPTandemClient/EAP-only"},
+		{Feature: "EAP by RADIUS", Tests: "integration TestEAPCharonClient/MSCHAPv2 by RADIUS; integration TestEAPCharonClient/TLS by RADIUS; integration TestEAPCharonRefused/rejected by RADIUS"},
 		{Feature: "Post-quantum pre-shared keys (RFC 8784), required, not required, unknown", Tests: "integration TestPPK"},
 		{Feature: "Pre-shared keys for each identity, 1 to 256 bytes", Tests: "integration TestPSKLengths"},
 		{Feature: "Peer groups: users of a dialup profile, each with a key", Peer: scripted, Tests: "integration TestDialupUsers"},
@@ -32,7 +36,7 @@ var Sections = []Section{
 		{Feature: "IKE_AUTH, IPv4", Tests: "integration TestFragmentation"},
 		{Feature: "IKE_AUTH, IPv6", Tests: "integration TestFragmentation"},
 		{Feature: "CREATE_CHILD_SA, IPv4 and IPv6", Tests: "integration TestFragmentation"},
-		{Feature: "IKE_INTERMEDIATE"},
+		{Feature: "IKE_INTERMEDIATE", Peer: another, Tests: "ike TestAnotherInitiator; ike TestAnotherResponder"},
 		{Feature: "Not used unless both can", Tests: "integration TestFragmentationRefused"},
 	}},
 	{"Configuration payload", []Row{
@@ -47,21 +51,21 @@ var Sections = []Section{
 		{Feature: "NAT rebinding found by MOBIKE's probes", Tests: "ike TestMobikeMappingFoundByDPD", Own: "the moment of the new mapping is scripted"},
 		{Feature: "INITIAL_CONTACT", Peer: scripted, Tests: "integration TestInitialContact; integration TestPairInitialContact"},
 		{Feature: "Quick crash detection (RFC 6290)"},
-		{Feature: "Redirect (RFC 5685)"},
+		{Feature: "Redirect (RFC 5685)", Tests: "integration TestRedirect; integration TestRedirectFollowed"},
 		{Feature: "Session resumption (RFC 5723)"},
 		{Feature: "Childless IKE SAs (RFC 6023)", Tests: "integration TestChildless; integration TestChildlessRefused"},
-		{Feature: "Make before break"},
+		{Feature: "Make before break", Tests: "integration TestReauthentication"},
 		{Feature: "Message ID synchronisation (RFC 6311) asked for by the peer", Tests: "integration TestPairMessageIDSync"},
 	}},
 	{"Several key exchanges", []Row{
-		{Feature: "IKE_INTERMEDIATE (RFC 9242)"},
-		{Feature: "Several key exchanges (RFC 9370)"},
-		{Feature: "ML-KEM-768 and ML-KEM-1024"},
-		{Feature: "IKE_FOLLOWUP_KE"},
+		{Feature: "IKE_INTERMEDIATE (RFC 9242)", Peer: another, Tests: "ike TestAnotherInitiator; ike TestAnotherResponder"},
+		{Feature: "Several key exchanges (RFC 9370)", Peer: another, Tests: "ike TestAnotherInitiator; ike TestAnotherResponder; integration TestAdditionalKeyExchanges"},
+		{Feature: "ML-KEM-768 and ML-KEM-1024", Peer: another, Tests: "ike TestAnotherInitiator; ike TestAnotherResponder"},
+		{Feature: "IKE_FOLLOWUP_KE", Peer: another, Tests: "ike TestAnotherInitiator; ike TestAnotherResponder"},
 	}},
 	{"Denial of service, transports", []Row{
 		{Feature: "Cookies", Peer: scripted, Tests: "integration TestCookies; integration TestPairCookie"},
-		{Feature: "Limits for each source"},
+		{Feature: "Limits for each source", Peer: scripted, Tests: "integration TestCookies"},
 		{Feature: "Unprotected errors not as often as they are asked for", Peer: scripted, Tests: "integration TestMajorVersionRefused"},
 		{Feature: "Half-open state: one for a repeated IKE_SA_INIT, the same response", Peer: scripted, Tests: "integration TestRepeatedInit"},
 		{Feature: "TCP encapsulation (RFC 9329)"},
@@ -108,7 +112,7 @@ var Sections = []Section{
 		{Feature: "AES-CBC in ESP", Peer: "vectors", Tests: "xfrm/esp TestCBCVectors; xfrm/esp TestPadding"},
 		{Feature: "Key agreement", Peer: "vectors", Tests: "ike/keymat TestECVectors; ike/keymat TestMODPPrimes; ike/keymat TestRefusedPublicValues"},
 		{Feature: "ML-KEM in KE payloads", Peer: "vectors", Tests: "ike/keymat TestMLKEM"},
-		{Feature: "MSCHAPv2's vectors"},
+		{Feature: "MSCHAPv2's vectors", Peer: "vectors", Tests: "ike/eap TestMSCHAPv2Vectors"},
 		{Feature: "Two networks with a pre-shared key, either side initiates", Tests: "integration TestNetToNetPSK"},
 		{Feature: "The suites of the examples, IKE and ESP with PFS", Tests: "integration TestSuites"},
 		{Feature: "A wrong pre-shared key", Tests: "integration TestWrongPSK"},
@@ -116,8 +120,8 @@ var Sections = []Section{
 		{Feature: "Certificates with RSASSA-PSS", Tests: "integration TestCertificates/RSASSA-PSS"},
 		{Feature: "Certificates with ECDSA and Ed25519", Tests: "integration TestCertificates/ECDSA P-256; integration TestCertificates/ECDSA P-384; integration TestCertificates/ECDSA P-521; integration TestCertificates/Ed25519"},
 		{Feature: "Dialup profiles by FQDN, with and without IDr", Peer: scripted, Tests: "integration TestDialupByPeerID"},
-		{Feature: "EAP-MSCHAPv2 with EAP Identity, a wrong password"},
-		{Feature: "EAP-TLS alone, its fragments, an untrusted client"},
+		{Feature: "EAP-MSCHAPv2 with EAP Identity, a wrong password", Tests: "integration TestEAPCharonClient/MSCHAPv2 for another EAP identity; integration TestEAPCharonRefused/wrong password"},
+		{Feature: "EAP-TLS alone, its fragments, an untrusted client", Tests: "integration TestEAPCharonClient/TLS; ike TestEAPTLSRefused"},
 		{Feature: "Configuration payload, IPv4 and IPv6 pools", Tests: "integration TestAddressesFromTwoPools"},
 		{Feature: "Two clients behind one NAT", Tests: "integration TestClientsBehindOneNAT"},
 		{Feature: "UDP encapsulation forced", Tests: "integration TestForcedEncapsulation"},
@@ -130,7 +134,7 @@ var Sections = []Section{
 		{Feature: "A childless IKE SA", Tests: "integration TestChildless"},
 		{Feature: "Post-quantum pre-shared keys, with PSK and certificates", Tests: "integration TestPPK"},
 		{Feature: "Narrowing, disjoint selectors, protocols and ports", Peer: scripted, Tests: "integration TestSelectors; integration TestKernelPeer/selectors with protocol and port"},
-		{Feature: "ML-KEM and several key exchanges"},
+		{Feature: "ML-KEM and several key exchanges", Peer: another, Tests: "ike TestAnotherInitiator; ike TestAnotherResponder"},
 		{Feature: "MOBIKE, with and without a virtual address", Tests: "integration TestMobikeClientRoams; integration TestMobikeGatewayRoams"},
 		{Feature: "Minor and major versions", Peer: scripted, Tests: "integration TestMinorVersionIgnored; integration TestMajorVersionRefused"},
 		{Feature: "Unknown payloads, critical or not", Peer: scripted, Tests: "integration TestUnknownPayloads"},
