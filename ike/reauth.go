@@ -201,10 +201,10 @@ func (e *Engine) leaveToPeer(sa *ikeSA) {
 	e.arm(sa)
 }
 
-// leaveOlder does so, after a takeover, where the peer has begun a newer one.
+// leaveOlder does so, after a takeover, where a newer one was authenticated.
 func (e *Engine) leaveOlder(sa *ikeSA) {
 	if t := sa.tunnel; t != nil && sa.lives() && slices.ContainsFunc(t.sas, func(n *ikeSA) bool {
-		return n != sa && n.lives() && !n.initiator && n.peerID == sa.peerID && sa.olderThan(n) && len(n.children) > 0
+		return n != sa && n.lives() && n.peerID == sa.peerID && sa.auth.since.Before(n.auth.since) && len(n.children) > 0
 	}) {
 		e.leaveToPeer(sa)
 	}

@@ -156,6 +156,9 @@ func (e *Engine) inherit(old, n *ikeSA) {
 	e.touch(old)
 	e.touch(n)
 	n.awaitsDelete, n.deleteBy = false, time.Time{}
+	if !old.awaitsDelete {
+		n.deleteBy = old.deleteBy // left to the peer, see leaveToPeer
+	}
 	e.inheritMobility(old, n)
 	e.adopt(old, n)
 	old.state, old.successor = stateRekeyed, n.spis
