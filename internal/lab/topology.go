@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 
@@ -331,11 +332,26 @@ func (t *Topology) lay(c cable) error {
 		if err := t.nl[end[0]].LinkSetGSOMaxSegs(link, 1); err != nil {
 			return fmt.Errorf("%s/%s: segmentation: %w", end[0], end[1], err)
 		}
+		if err := t.cuts(end[0], end[1]); err != nil {
+			return err
+		}
 		if err := t.linkUp(end[0], end[1]); err != nil {
 			return err
 		}
 	}
 	return t.address(c.a, c.aIf, c.addrs...)
+}
+
+// cuts has the kernel cut what a gateway's TUN hands over in one piece: for that it does
+// not count segments.
+func (t *Topology) cuts(node, dev string) error {
+	return t.In(node, func() error {
+		out, err := exec.Command("ethtool", "-K", dev, "tso", "off", "tx-udp-segmentation", "off").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s/%s: ethtool: %w: %s", node, dev, err, out)
+		}
+		return nil
+	})
 }
 
 func (t *Topology) bridge(node, name string, ports []string) error {
